@@ -1,0 +1,117 @@
+"""A classical checker for the small world: does a picture show the shapes, colours, count and relation asked for?
+
+It reads the prompt back into a `Scene`, finds coloured blobs by connected components, and tells circle, square and
+triangle by how much of its bounding box a blob fills. Also a reward: `examples/tiny_glm_image/checker.py:SceneReward`.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from glm_training.rewards import RewardCalculator, quoted_text
+
+sys.path.insert(0, str(Path(__file__).parent))
+from world import BACKGROUND, COLORS, COUNTS, RELATIONS, SHAPES, Scene  # noqa: E402
+
+MIN_AREA = 150
+"""Pixels; smaller blobs are specks."""
+TOLERANCE = 75.0
+"""Largest RGB distance of a pixel from the colour it is counted as."""
+FILL = {"square": (0.87, 1.0), "circle": (0.70, 0.86), "triangle": (0.40, 0.63)}
+"""Share of its bounding box that a shape fills, with room for imperfect edges."""
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A found object: its colour, shape ("" when it is none of them) and centre in pixels."""
+
+    color: str
+    shape: str
+    x: float
+    y: float
+
+
+def parse(prompt: str) -> Scene:
+    """The scene that a prompt of the world asks for. Raises ValueError for other prompts."""
+    words = quoted_text(prompt)
+    color, shape = "|".join(COLORS), "|".join(SHAPES)
+    if words and (match := re.match(rf"an? ({color}) sign", prompt)):
+        return Scene(match[1], word=words[0])
+    relation = rf"an? ({color}) ({shape}) ({'|'.join(RELATIONS)}) an? ({color}) ({shape})"
+    if match := re.fullmatch(relation, prompt):
+        return Scene(match[1], match[2], 1, match[3], match[4], match[5])
+    numbers = {name: number for number, name in COUNTS.items()} | {"an": 1}
+    if match := re.fullmatch(rf"({'|'.join(numbers)}) ({color}) ({shape})s?", prompt):
+        return Scene(match[2], match[3], numbers[match[1]])
+    raise ValueError(f"{prompt!r} is no prompt of the small world")
+
+
+def find_blobs(image: Image.Image) -> list[Blob]:
+    """Coloured objects of a picture, specks left out."""
+    pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
+    palette = np.array([*COLORS.values(), BACKGROUND], dtype=np.float32)
+    distance = np.linalg.norm(pixels[:, :, None] - palette, axis=-1)
+    label = distance.argmin(-1)
+    label[distance.min(-1) > TOLERANCE] = len(COLORS)
+    blobs = []
+    for index, color in enumerate(COLORS):
+        found, _ = ndimage.label(ndimage.binary_opening(label == index, iterations=1))
+        for number, box in enumerate(ndimage.find_objects(found), start=1):
+            mask = found[box] == number
+            if mask.sum() < MIN_AREA:
+                continue
+            fill = mask.mean()
+            shape = next((name for name, (low, high) in FILL.items() if low <= fill <= high), "")
+            y, x = (s.start + (s.stop - s.start) / 2 for s in box)
+            blobs.append(Blob(color, shape, x, y))
+    return blobs
+
+
+def scene_score(image: Image.Image, scene: Scene) -> float:
+    """Share in [0, 1] of what was asked for that the picture shows; 1 only when all of it is right.
+
+    For a sign, the colour of the board alone: OCR reads the word.
+    """
+    blobs = find_blobs(image)
+    if scene.word:
+        boards = [blob for blob in blobs if blob.color == scene.color]
+        return float(bool(boards))
+    if scene.relation:
+        return _relation_score(blobs, scene)
+    right = [blob for blob in blobs if (blob.color, blob.shape) == (scene.color, scene.shape)]
+    colored = [blob for blob in blobs if blob.color == scene.color]
+    missing = abs(len(colored) - scene.count) / scene.count
+    score = 0.4 * max(0.0, 1 - missing) + 0.3 * min(len(right), scene.count) / scene.count
+    return score + 0.3 * (len(blobs) == scene.count == len(colored))
+
+
+def _relation_score(blobs: list[Blob], scene: Scene) -> float:
+    first = [b for b in blobs if b.color == scene.color]
+    second = [b for b in blobs if b.color == scene.other_color]
+    score = 0.2 * (len(first) == 1) + 0.2 * (len(second) == 1)
+    if len(first) != 1 or len(second) != 1:
+        return score
+    a, b = first[0], second[0]
+    dx, dy = b.x - a.x, b.y - a.y
+    holds = {"left of": dx > abs(dy), "right of": -dx > abs(dy), "above": dy > abs(dx), "below": -dy > abs(dx)}
+    score += 0.2 * holds[scene.relation] + 0.1 * (len(blobs) == 2)
+    return score + 0.15 * (a.shape == scene.shape) + 0.15 * (b.shape == scene.other_shape)
+
+
+def is_right(image: Image.Image, scene: Scene) -> bool:
+    """Whether everything asked for is there (of a sign: the board's colour)."""
+    return scene_score(image, scene) > 1 - 1e-6
+
+
+class SceneReward(RewardCalculator):
+    """The checker's score as a reward, for prompts of the small world."""
+
+    def compute_reward(self, generated_image: Image.Image, target_image: Image.Image | None, prompt: str) -> float:
+        return scene_score(generated_image, parse(prompt))

@@ -1,0 +1,72 @@
+"""Stage 2: the AR model learns to write the tokens of pictures it is told (t2i: preview and large grid; i2i: large)."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+import torch.nn.functional as F
+from diffusers import GlmImagePipeline
+from torch import Tensor
+from train_vq import LARGE, PREVIEW, encode
+from world import SIZE
+
+from data import edits, pictures
+from glm_training.models.glm_image.ar import ARComponent
+from glm_training.models.glm_image.ar_types import ARPrompt
+
+LARGE_WEIGHT = 6.0
+"""Loss weight of a large-grid token against a preview token: there are 16 and 256 of them."""
+
+
+def train_ar(pipeline: GlmImagePipeline, *, steps: int, seed: int, log, batch_size: int = 32) -> None:
+    """Trains the language model in place on teacher-forced tokens, the end token included."""
+    model = pipeline.vision_language_encoder
+    component = ARComponent(model, pipeline.processor)
+    shown, edited = pictures(12000, seed + 2), edits(4000, seed + 3)
+    with torch.no_grad():
+        tokens = torch.cat([encode(model, shown.images, PREVIEW), encode(model, shown.images, LARGE)], dim=1)
+        edit_targets = encode(model, edited.targets, LARGE)
+        sources = edited.sources.float() / 255
+        text, edit_text = [s.prompt() for s in shown.scenes], [e.instruction for e in edited.edits]
+        prompts = component.encode_prompts(text, SIZE, SIZE)
+        edit_prompts = component.encode_prompts(edit_text, SIZE, SIZE, sources)
+    log(f"ar tokens ready, {tokens.unique().numel()} codes in use")
+    model.requires_grad_(False)
+    parameters = [*model.model.language_model.parameters(), *model.lm_head.parameters()]
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.02, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.05)
+    generator = torch.Generator().manual_seed(seed)
+    started = time.time()
+    for step in range(steps):
+        rows = torch.randint(len(tokens), (batch_size,), generator=generator)
+        edit_rows = torch.randint(len(edit_targets), (batch_size,), generator=generator)
+        with torch.autocast("cpu", torch.bfloat16):
+            t2i = token_losses(model, prompts.select(rows), tokens[rows])
+            i2i = token_losses(model, edit_prompts.select(edit_rows), edit_targets[edit_rows])
+        preview, large, edit = t2i[:, : PREVIEW**2].mean(), t2i[:, PREVIEW**2 :].mean(), i2i.mean()
+        share = LARGE_WEIGHT * (LARGE / PREVIEW) ** 2
+        loss = preview + share * large + share * edit
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 50 == 0 or step == steps - 1:
+            log(f"ar step {step} preview {preview:.3f} large {large:.3f} edit {edit:.3f} {time.time() - started:.0f}s")
+    model.eval()
+
+
+def token_losses(model, prompt: ARPrompt, tokens: Tensor) -> Tensor:
+    """Cross-entropies [B, T+1] over the whole vision vocabulary, so that the stock `generate` stops where it should."""
+    end = torch.full((len(tokens), 1), model.config.image_end_token_id)
+    hidden = model.model.language_model(
+        input_ids=torch.cat([prompt.input_ids, tokens], dim=1),
+        attention_mask=torch.cat([prompt.attention_mask, torch.ones_like(tokens)], dim=1),
+        position_ids=torch.cat([prompt.position_ids, prompt.decode_position_ids], dim=2),
+        use_cache=False,
+    ).last_hidden_state[:, prompt.input_ids.shape[1] - 1 :]
+    labels = torch.cat([tokens, end], dim=1)
+    return F.cross_entropy(model.lm_head(hidden).float().transpose(1, 2), labels, reduction="none")

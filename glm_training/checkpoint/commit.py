@@ -1,0 +1,301 @@
+"""Writing checkpoints so that no crash, kill or full disk can take the previous one.
+
+``step-000100`` is written as ``.partial-step-000100``: states, exports, then ``manifest.json`` with the size and
+SHA-256 of every file. All of it is fsynced, renamed, read back and compared; only then does the pointer file ``latest``
+move. Last, checkpoints past the limit are deleted, if ``ledger.json`` says that this run made them and nobody added to
+them.
+"""
+
+import errno
+import hashlib
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from glm_training.checkpoint import disk
+from glm_training.checkpoint.ledger import LEDGER, Ledger, LedgerEntry
+from glm_training.checkpoint.manifest import MANIFEST, FileRecord, Manifest, digest_file, verify_checkpoint
+from glm_training.checkpoint.state_tree import (
+    CheckpointError,
+    EncodedTree,
+    StateTree,
+    encode,
+    structure_bytes,
+    tensor_file_chunks,
+)
+
+logger = logging.getLogger(__name__)
+
+POINTER = "latest"
+STATES = "states"
+CHECKPOINT_NAME = re.compile(r"step-\d{6,}")
+PARTIAL, REMOVED, REPLACED = ".partial-", ".removed-", ".replaced-"
+PART_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+SLACK_BYTES = 1 << 20  # folders, manifest, pointer and ledger
+
+
+class DiskFullError(CheckpointError):
+    """The disk has no room for the checkpoint; the message says how many bytes it takes."""
+
+
+@dataclass(frozen=True)
+class _State:
+    """A named state on its way to disk."""
+
+    name: str
+    tree: EncodedTree
+    structure: bytes
+
+    @property
+    def size(self) -> int:
+        return len(self.structure) + self.tree.tensor_bytes
+
+
+def checkpoint_name(step: int) -> str:
+    """``step-000100`` for step 100."""
+    return f"step-{step:06d}"
+
+
+def save_checkpoint(
+    checkpoints_dir: Path,
+    step: int,
+    state: Mapping[str, StateTree],
+    *,
+    total_limit: int | None,
+    metadata: Mapping[str, Any] | None = None,
+    extra_dirs: Mapping[str, Callable[[Path], None]] | None = None,
+    extra_bytes: int = 0,
+) -> Path:
+    """Commit a checkpoint, point ``latest`` at it, and delete this run's checkpoints past the limit.
+
+    Called on the main process alone, with whole tensors (``state_tree.gather_shards``); the others wait at a barrier.
+
+    Args:
+        checkpoints_dir: the folder of checkpoints, made if absent.
+        step: the number of finished optimizer steps. A checkpoint of that step is replaced if this run made it, and
+            moved aside under a ``kept-`` name otherwise.
+        state: named state trees; a name becomes ``states/<name>.json`` and ``states/<name>.safetensors``.
+        total_limit: how many of this run's checkpoints to keep, at least 1; None keeps all.
+        metadata: JSON values kept in the manifest, readable without the tensors.
+        extra_dirs: folder name -> function that fills the given empty folder, for adapter or pipeline exports.
+        extra_bytes: about how much ``extra_dirs`` will write, for the check of free space.
+
+    Returns:
+        The committed folder.
+
+    Raises:
+        DiskFullError: before or while writing; what was written is removed and the previous checkpoint is as it was.
+        CheckpointError: for a value that cannot be stored, naming its place.
+    """
+    extras = dict(extra_dirs or {})
+    _check_arguments(step, total_limit, state, extras)
+    states = [_encode_state(name, tree) for name, tree in state.items()]
+    needed = sum(item.size for item in states) + extra_bytes + SLACK_BYTES
+    unknown = bool(extras) and not extra_bytes
+    with _naming_full_disk(step, needed, unknown, checkpoints_dir):
+        if not checkpoints_dir.is_dir():
+            checkpoints_dir.mkdir(parents=True)
+            disk.sync_folder(checkpoints_dir.parent)
+        _tidy(checkpoints_dir)
+        if disk.free_bytes(checkpoints_dir) < needed:
+            raise OSError(errno.ENOSPC, "not enough free space")
+        partial = checkpoints_dir / f"{PARTIAL}{checkpoint_name(step)}"
+        with ExitStack() as undo:
+            undo.callback(_discard, partial)
+            _write_partial(partial, step, states, dict(metadata or {}), extras)
+            final = _publish(partial, checkpoints_dir / checkpoint_name(step))
+            undo.pop_all()
+    if total_limit is not None:
+        _prune(checkpoints_dir, total_limit)
+    return final
+
+
+def begin_run(checkpoints_dir: Path) -> None:
+    """A run that does not resume begins here: checkpoints already in the folder are not its own, and stay.
+
+    Called once by the main process before training; a resumed run does not call it and goes on owning what it made.
+    """
+    if (checkpoints_dir / LEDGER).exists():
+        _write_atomically(checkpoints_dir / LEDGER, Ledger().encoded())
+
+
+def _check_arguments(
+    step: int, total_limit: int | None, state: Mapping[str, StateTree], extras: Mapping[str, Callable[[Path], None]]
+) -> None:
+    if step < 0:
+        raise CheckpointError(f"step is {step}; it counts finished steps and cannot be negative")
+    if total_limit is not None and total_limit < 1:
+        raise CheckpointError(f"checkpoint.save_total_limit is {total_limit}; keep at least 1, or null for all")
+    for name in (*state, *extras):
+        if not PART_NAME.fullmatch(name):
+            raise CheckpointError(f"{name!r} cannot name a part of a checkpoint; use letters, digits, '_', '-' and '.'")
+    if STATES in extras or MANIFEST in extras:
+        raise CheckpointError(f"an extra folder cannot be called {STATES!r} or {MANIFEST!r}: the checkpoint uses them")
+
+
+def _encode_state(name: str, tree: StateTree) -> _State:
+    try:
+        encoded = encode(tree)
+    except CheckpointError as error:
+        raise CheckpointError(f"state {name!r}: {error}") from None
+    return _State(name, encoded, structure_bytes(encoded))
+
+
+@contextmanager
+def _naming_full_disk(step: int, needed: int, exports_unknown: bool, folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        code = error.errno if isinstance(error, OSError) else None
+        # The exporters' safetensors library reports the operating system's error as text.
+        if code not in (errno.ENOSPC, errno.EDQUOT) and "No space left" not in str(error):
+            raise
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        more = " plus what its exports take" if exports_unknown else ""
+        raise DiskFullError(
+            f"the checkpoint of step {step} needs {needed} bytes ({needed / 2**30:.2f} GiB){more}, and {folder} has "
+            f"{disk.free_bytes(existing)} free; the previous checkpoint is untouched. Free some space, lower "
+            "checkpoint.save_total_limit, or move checkpoint.save_dir to a larger disk"
+        ) from error
+
+
+def _discard(partial: Path) -> None:
+    """Give the space of a failed save back; what cannot be removed now is removed by the next save."""
+    try:
+        if partial.exists():
+            disk.remove_tree(partial)
+    except OSError as error:
+        logger.warning("could not remove %s: %s", partial, error)
+
+
+def _write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> FileRecord:
+    sha256, size = hashlib.sha256(), 0
+    with disk.create_file(path) as handle:
+        for chunk in chunks:
+            disk.write(handle, chunk)
+            sha256.update(chunk)
+            size += len(chunk)
+        disk.sync_file(handle)
+    return FileRecord(size, sha256.hexdigest())
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
+    """Replace a small file in one step: readers see the old content or the new, never a part."""
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.unlink(missing_ok=True)
+    _write_file(fresh, [data])
+    disk.rename(fresh, path)
+    disk.sync_folder(path.parent)
+
+
+def _write_partial(
+    partial: Path,
+    step: int,
+    states: Sequence[_State],
+    metadata: Mapping[str, Any],
+    extras: Mapping[str, Callable[[Path], None]],
+) -> None:
+    """Everything of a checkpoint but its name, on the disk when this returns."""
+    files: dict[str, FileRecord] = {}
+    disk.make_folder(partial)
+    disk.make_folder(partial / STATES)
+    for state in states:
+        name = f"{STATES}/{state.name}.json"
+        files[name] = _write_file(partial / name, [state.structure])
+        if state.tree.tensors:
+            name = f"{STATES}/{state.name}.safetensors"
+            files[name] = _write_file(partial / name, tensor_file_chunks(state.tree.tensors))
+    disk.sync_folder(partial / STATES)
+    for name, fill in extras.items():
+        disk.make_folder(partial / name)
+        fill(partial / name)
+        files |= _settle_extra(partial, partial / name)
+    manifest = Manifest(step, tuple(state.name for state in states), metadata, files)
+    _write_file(partial / MANIFEST, [manifest.encoded()])
+    disk.sync_folder(partial)
+
+
+def _settle_extra(partial: Path, folder: Path) -> dict[str, FileRecord]:
+    """Fsync and digest what an exporter wrote."""
+    files: dict[str, FileRecord] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or not (path.is_dir() or path.is_file()):
+            raise CheckpointError(f"the export {folder.name!r} made {path.name!r}, neither a file nor a folder")
+        if path.is_file():
+            with path.open("rb") as handle:
+                disk.sync_file(handle)
+            files[path.relative_to(partial).as_posix()] = digest_file(path)
+    for path in (*(path for path in folder.rglob("*") if path.is_dir()), folder):
+        disk.sync_folder(path)
+    return files
+
+
+def _publish(partial: Path, final: Path) -> Path:
+    """Give a fully written checkpoint its name, verify it there, and move the pointer."""
+    parent = final.parent
+    ledger = Ledger.read(parent)
+    replaced = parent / f"{REPLACED}{final.name}"
+    if final.exists() and ledger.made(final, final.name):
+        disk.rename(final, replaced)
+    elif final.exists():
+        _set_aside(final)
+    # Listed before it exists: a death between the two leaves an entry without a folder, not a folder never deleted.
+    entry = LedgerEntry(final.name, digest_file(partial / MANIFEST).sha256)
+    _write_atomically(parent / LEDGER, ledger.adding(entry).encoded())
+    disk.rename(partial, final)
+    disk.sync_folder(parent)
+    verify_checkpoint(final)
+    _write_atomically(parent / POINTER, f"{final.name}\n".encode("ascii"))
+    if replaced.exists():
+        disk.remove_tree(replaced)
+    return final
+
+
+def _set_aside(folder: Path) -> None:
+    """Keep what stands where a checkpoint belongs and is not this run's, or no longer what this run wrote."""
+    kept = next(path for number in count(1) if not (path := folder.with_name(f"kept-{number}-{folder.name}")).exists())
+    disk.rename(folder, kept)
+    logger.warning("%s was not what this run wrote there; it is kept as %s", folder, kept.name)
+
+
+def _tidy(checkpoints_dir: Path) -> None:
+    """Finish or undo what a killed save left."""
+    for path in sorted(checkpoints_dir.iterdir()):
+        for prefix in (PARTIAL, REMOVED):
+            if path.name.startswith(prefix) and CHECKPOINT_NAME.fullmatch(path.name.removeprefix(prefix)):
+                disk.remove_tree(path)
+        if path.name.startswith(REPLACED) and CHECKPOINT_NAME.fullmatch(path.name.removeprefix(REPLACED)):
+            _settle_replaced(path, checkpoints_dir / path.name.removeprefix(REPLACED))
+
+
+def _settle_replaced(replaced: Path, final: Path) -> None:
+    try:
+        verify_checkpoint(final)
+    except CheckpointError:
+        if final.exists():
+            _set_aside(final)
+        disk.rename(replaced, final)
+    else:
+        disk.remove_tree(replaced)
+
+
+def _prune(checkpoints_dir: Path, total_limit: int) -> None:
+    """Delete this run's oldest checkpoints past the limit; the newest has just been verified."""
+    ledger = Ledger.read(checkpoints_dir)
+    ours = [name for name in ledger.names() if ledger.made(checkpoints_dir / name, name)]
+    for name in ours[:-total_limit]:
+        # Renamed first: a death half-way leaves a folder that is clearly rubbish, not a damaged checkpoint.
+        removed = checkpoints_dir / f"{REMOVED}{name}"
+        disk.rename(checkpoints_dir / name, removed)
+        disk.remove_tree(removed)
+        logger.info("removed checkpoint %s: past the limit of %d", name, total_limit)
+    kept = tuple(entry for entry in ledger.entries if (checkpoints_dir / entry.name).exists())
+    if kept != ledger.entries:
+        _write_atomically(checkpoints_dir / LEDGER, Ledger(kept).encoded())

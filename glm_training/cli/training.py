@@ -1,0 +1,100 @@
+"""`train`: the arguments that every way of starting a run shares, and the run itself."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from glm_training.config import Config
+
+EXIT_CONFIG = 2
+EXIT_FAILED = 1
+EXIT_NON_FINITE = 3
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, component: str | None = None) -> None:
+    """The arguments of a training run. `component` is fixed for train_ar.py and train_dit.py."""
+    parser.add_argument("--config", required=True, metavar="FILE", help="YAML file of the run")
+    parser.add_argument("--mode", choices=("t2i", "i2i"), help="instead of training.mode")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="latest",
+        metavar="latest|FOLDER",
+        help="continue from the newest whole checkpoint of the run, or from the one named",
+    )
+    if component is None:
+        parser.add_argument(
+            "--train_both", action="store_true", help="train both halves, whatever model.component says"
+        )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key.path=value", help="any key of the file, e.g. training.max_steps=100"
+    )
+
+
+def run(arguments: argparse.Namespace, *, component: str | None = None) -> int:
+    """Loads the configuration and trains; returns the exit code.
+
+    0 done; 1 the run failed; 2 configuration or data are at fault, nothing was started; 3 a gradient was not finite;
+    130 or 143 stopped by a signal after saving.
+    """
+    from glm_training.cli.messages import report_error
+    from glm_training.config import ConfigError, load_config
+
+    overrides = list(arguments.overrides)
+    resume = arguments.resume
+    if resume is not None and "=" in resume:  # `--resume key=value`: the word after it is an override
+        overrides.insert(0, resume)
+        resume = "latest"
+    if resume is not None:
+        overrides.append(f"checkpoint.resume_from={resume}")
+    if component is None and arguments.train_both:
+        component = "both"
+    try:
+        config = load_config(arguments.config, overrides, mode=arguments.mode, component=component)
+    except ConfigError as error:
+        report_error(str(error))
+        return EXIT_CONFIG
+    return _train(config)
+
+
+def _train(config: Config) -> int:
+    from glm_training.cli.messages import report_error
+    from glm_training.utils.requirements import check_requirements
+
+    try:
+        check_requirements()
+    except ImportError as error:
+        report_error(str(error))
+        return EXIT_FAILED
+    from glm_training.checkpoint.state_tree import CheckpointError
+    from glm_training.data import DataError
+    from glm_training.models.glm_image.family import ModelLoadError
+    from glm_training.rewards import RewardBackendError, RewardConfigError, RewardError
+    from glm_training.trainers.errors import NonFiniteError, TrainingError
+    from glm_training.trainers.run import run_training
+    from glm_training.utils.distributed import DistributedError
+    from glm_training.utils.trackers import TrackerError
+
+    try:
+        result = run_training(config)
+    except (DataError, RewardConfigError, RewardBackendError, ModelLoadError, TrackerError) as error:
+        report_error(str(error))
+        return EXIT_CONFIG
+    except NonFiniteError as error:
+        report_error(str(error), everywhere=True)
+        return EXIT_NON_FINITE
+    except (TrainingError, RewardError, CheckpointError, DistributedError) as error:
+        report_error(str(error), everywhere=True)
+        return EXIT_FAILED
+    return 0 if result.stopped_by is None else 128 + result.stopped_by
+
+
+def main(component: str | None = None) -> None:
+    """Entry point of train.py, train_ar.py and train_dit.py."""
+    what = {None: "GLM-Image", "ar": "GLM-Image's AR half", "dit": "GLM-Image's DiT half"}[component]
+    parser = argparse.ArgumentParser(description=f"Post-train {what} as a YAML file says.")
+    add_arguments(parser, component=component)
+    sys.exit(run(parser.parse_intermixed_args(), component=component))

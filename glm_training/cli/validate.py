@@ -1,0 +1,33 @@
+"""`glm-train validate`: everything that can be wrong before a model is loaded."""
+
+from __future__ import annotations
+
+from glm_training.cli.messages import report_error
+from glm_training.cli.training import EXIT_CONFIG
+from glm_training.config import ConfigError, load_config
+
+
+def validate(path: str, overrides: list[str], mode: str | None) -> int:
+    """0 when the file, its data and its rewards are fine, else 2 with every problem of the first kind that fails."""
+    try:
+        config = load_config(path, overrides, mode=mode)
+    except ConfigError as error:
+        report_error(str(error))
+        return EXIT_CONFIG
+    from glm_training.data import DataError
+    from glm_training.rewards import RewardError
+    from glm_training.trainers import setup
+    from glm_training.trainers.errors import TrainingError
+    from glm_training.utils.console import Console
+    from glm_training.utils.distributed import init_world
+
+    try:
+        dataset = setup.build_dataset(config)
+        held_out = setup.build_evaluation_dataset(config, dataset)
+        if setup.scores(config):
+            setup.build_rewards(config, init_world(True, config.distributed.backend), [dataset, held_out])
+    except (DataError, RewardError, TrainingError) as error:
+        report_error(str(error))
+        return EXIT_CONFIG
+    Console().line(f"{path} is fine: {len(dataset)} training prompts, {len(held_out)} held-out prompts")
+    return 0

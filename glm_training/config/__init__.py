@@ -1,0 +1,47 @@
+"""The configuration: one schema for YAML files, overrides, the documentation and editors.
+
+`load_config` turns a file and `key.path=value` overrides into a `Config`, or raises `ConfigError` with every problem.
+"""
+
+from glm_training.config.base import Part
+from glm_training.config.describe import Key
+from glm_training.config.errors import ConfigError, Problem
+from glm_training.config.loading import load_config
+from glm_training.config.reference import (
+    config_diff,
+    docs_table,
+    iter_keys,
+    json_schema,
+    keys,
+    resolved_yaml,
+    update_docs,
+)
+from glm_training.config.resolved import (
+    ResolvedLora,
+    ResolvedOptimizer,
+    ResolvedPolicy,
+    ResolvedSampling,
+    RolloutGroup,
+)
+from glm_training.config.schema import Config
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "Key",
+    "Part",
+    "Problem",
+    "ResolvedLora",
+    "ResolvedOptimizer",
+    "ResolvedPolicy",
+    "ResolvedSampling",
+    "RolloutGroup",
+    "config_diff",
+    "docs_table",
+    "iter_keys",
+    "json_schema",
+    "keys",
+    "load_config",
+    "resolved_yaml",
+    "update_docs",
+]

@@ -1,0 +1,32 @@
+"""What every section shares: strict types, no unknown keys, no change after loading."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+Part = Literal["ar", "dit"]
+"""A trainable half of the model: the autoregressive generator or the diffusion decoder."""
+
+
+class Section(BaseModel):
+    """A mapping of the YAML file. Values are taken as written: `"4"` is no integer and `true` is no number."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=(), defer_build=True
+    )
+
+
+def _path(value: Any) -> Any:
+    return Path(value).expanduser() if isinstance(value, str) and value.strip() else value
+
+
+FilePath = Annotated[Path, BeforeValidator(_path)]
+"""A file or folder; relative ones start at the current directory."""
+
+
+def no_as_text(value: Any) -> Any:
+    """`no`, which YAML reads as false, back as the word."""
+    return "no" if value is False else value

@@ -1,0 +1,246 @@
+"""Keys that are valid one by one and do not go together. Every check looks at a whole, typed configuration."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from glm_training.config.describe import walk
+from glm_training.config.errors import Issue
+from glm_training.config.resolved import split_group
+from glm_training.config.reward_sections import CLASS_PATTERN, METRICS
+
+if TYPE_CHECKING:
+    from glm_training.config.schema import Config
+
+
+def cross_field_issues(config: Config) -> list[Issue]:
+    """Everything in `config` that cannot be meant."""
+    issues = [*_metrics(config), *_images(config), *_evaluation(config), *_lora(config), *_accept(config)]
+    if config.uses_reward():
+        issues += [*_group(config), *_exploration(config), *_sde(config), *_dropout(config)]
+    return issues
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """`Did you mean ...?` with the most similar name, or None when none is similar."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"Did you mean `{matches[0]}`?" if matches else None
+
+
+def _metrics(config: Config) -> Iterator[Issue]:
+    metrics, weights = config.reward.metrics, config.reward.weights
+    if isinstance(metrics, list):
+        yield from _pairing(metrics, weights or {})
+    elif metrics is not None and weights not in (None, metrics):
+        yield Issue(
+            ("reward.weights", "reward.metrics"),
+            "`reward.metrics` gives the metrics other weights.",
+            "Give the weights in one of the two places.",
+        )
+    key, given = ("reward.metrics", metrics) if isinstance(metrics, dict) else ("reward.weights", weights or {})
+    if not given and not metrics:
+        yield Issue((key,), "no metric at all.", "To train without rewards set `training.use_reward: false`.")
+    for name, weight in given.items():
+        if weight <= 0:
+            yield Issue((f"{key}.{name}",), f"{weight:g} is no weight; it must be > 0.", "Or remove the metric.")
+        if not _is_metric(name):
+            known = f"Known are {', '.join(METRICS)}; one of your own is written `module:Class`."
+            yield Issue((f"{key}.{name}",), f"`{name}` is no metric.", nearest(name, METRICS) or known)
+
+
+def _is_metric(name: str) -> bool:
+    return name in METRICS or re.match(CLASS_PATTERN, name) is not None
+
+
+def _pairing(metrics: list[str], weights: dict[str, float]) -> Iterator[Issue]:
+    """A list of metrics has one weight for each, and no weight stands alone."""
+    for name in dict.fromkeys(metrics):
+        if metrics.count(name) > 1:
+            yield Issue(("reward.metrics",), f"the metric `{name}` is listed twice.")
+        if not _is_metric(name):
+            if name not in weights:
+                yield Issue(("reward.metrics",), f"`{name}` is no metric.", nearest(name, METRICS))
+        elif name not in weights:
+            yield Issue(
+                ("reward.metrics", f"reward.weights.{name}"),
+                f"the metric `{name}` has no weight.",
+                f"Add it as `reward.weights.{name}`.",
+            )
+    for name in weights:
+        if name not in metrics:
+            hint = nearest(name, metrics) or "Add it to `reward.metrics`, or remove the weight."
+            yield Issue((f"reward.weights.{name}", "reward.metrics"), "a weight without its metric.", hint)
+
+
+def _needs_target(config: Config) -> str | None:
+    """Why the configuration needs target images; None if nothing in it does."""
+    metrics = config.reward.metrics if config.reward.metrics is not None else config.reward.weights
+    names = set(metrics or ()) if config.reward.enabled else set()
+    if "lpips" in names:
+        return "the metric `lpips` compares with target images"
+    if "structure" in names and config.structure_reference() == "target":
+        return "the metric `structure` compares with target images here"
+    return None
+
+
+def _names_images(dataset: Path) -> bool:
+    """Whether the dataset is JSON lines, which name their images themselves."""
+    return dataset.suffix == ".jsonl" or dataset.is_dir()
+
+
+def _images(config: Config) -> Iterator[Issue]:
+    data, targets = config.data, (config.data.target_images_dir, config.reward.target_images_dir)
+    if None not in targets and targets[0] != targets[1]:
+        yield Issue(
+            ("data.target_images_dir", "reward.target_images_dir"),
+            f"differs from `reward.target_images_dir` ({targets[1]}).",
+            "Give one of the two, or the same folder in both.",
+        )
+    if data.metadata_file is not None and data.prompts_file is not None:
+        yield Issue(
+            ("data.metadata_file", "data.prompts_file"), "`data.prompts_file` is given as well.", "Give one of the two."
+        )
+    if config.training.mode == "t2i" and data.source_images_dir is not None:
+        yield Issue(
+            ("data.source_images_dir", "training.mode"),
+            "text to image starts from no image.",
+            "Remove it, or set `training.mode: i2i`.",
+        )
+    reason = _needs_target(config) if config.uses_reward() else None
+    if reason is None and config.uses_supervision():
+        reason = "supervised steps learn from target images"
+    if reason is not None and config.target_images_dir() is None and not _names_images(config.dataset_file()):
+        yield Issue(
+            ("data.target_images_dir", "reward.target_images_dir"),
+            f"needed: {reason}.",
+            f"Set it, as in `data/{config.training.mode}/target_images`.",
+        )
+
+
+def _evaluation(config: Config) -> Iterator[Issue]:
+    evaluation = config.evaluation
+    if not evaluation.enabled:
+        return
+    if evaluation.eval_prompts_file is None:
+        targets, sources = evaluation.eval_target_images_dir, evaluation.eval_source_images_dir
+        for name, folder in {"eval_target_images_dir": targets, "eval_source_images_dir": sources}.items():
+            if folder is not None:
+                yield Issue(
+                    (f"evaluation.{name}", "evaluation.eval_prompts_file"),
+                    "images without their prompts.",
+                    "Set `evaluation.eval_prompts_file`.",
+                )
+        return
+    if _names_images(evaluation.eval_prompts_file):
+        return
+    reason = _needs_target(config)
+    if reason is not None and evaluation.eval_target_images_dir is None:
+        yield Issue(
+            ("evaluation.eval_target_images_dir", "evaluation.eval_prompts_file"),
+            f"needed with `evaluation.eval_prompts_file`: {reason}.",
+        )
+    if config.training.mode == "i2i" and evaluation.eval_source_images_dir is None:
+        yield Issue(
+            ("evaluation.eval_source_images_dir", "evaluation.eval_prompts_file"),
+            "needed with `evaluation.eval_prompts_file` in i2i.",
+        )
+
+
+def _group(config: Config) -> Iterator[Issue]:
+    rollout, samples, component = config.rollout, config.reward.grpo.num_samples, config.model.component
+    keys = ("reward.grpo.num_samples", "rollout.plans_per_prompt", "rollout.renders_per_plan", "model.component")
+    plans, renders = rollout.plans_per_prompt, rollout.renders_per_plan
+    group = split_group(component, samples, plans, renders)
+    if group is None:
+        if plans is None and renders is None:
+            message = f"{samples} samples do not split into plans x 2 renders, as `model.component: both` needs."
+        else:
+            given = f"plans_per_prompt {plans or 'null'}, renders_per_plan {renders or 'null'}"
+            message = f"{samples} samples do not split as `rollout` says ({given})."
+        yield Issue(keys, message, "num_samples = plans_per_prompt x renders_per_plan must hold.")
+        return
+    what = f"{samples} samples are {group.plans} plans x {group.renders} renders:"
+    if "ar" in config.parts() and group.plans < 2:
+        yield Issue(
+            (keys[0], keys[1], keys[3]),
+            f"{what} one plan per prompt has no other to be compared with, so the AR half cannot learn.",
+            f"Use at least {2 * group.renders} samples, or `rollout.plans_per_prompt` of 2 or more.",
+        )
+    if "dit" in config.parts() and group.renders < 2:
+        yield Issue(
+            (keys[0], keys[2], keys[3]),
+            f"{what} one render per plan has no other to be compared with, so the DiT half cannot learn.",
+            f"Use at least {2 * group.plans} samples, or `rollout.renders_per_plan` of 2 or more.",
+        )
+
+
+def _exploration(config: Config) -> Iterator[Issue]:
+    if "ar" in config.parts() and not config.model.ar.do_sample:
+        yield Issue(
+            ("model.ar.do_sample", "model.component"),
+            "without sampling all plans of a prompt are the same, and the AR half cannot learn from rewards.",
+            "Set it to true, or `model.component: dit`.",
+        )
+
+
+def _sde(config: Config) -> Iterator[Issue]:
+    rollout = config.rollout
+    if "dit" in config.parts() and config.reward.grpo.dit.method == "flow_grpo" and rollout.sde_kernel == "ode":
+        yield Issue(
+            ("rollout.sde_kernel", "reward.grpo.dit.method"),
+            "`flow_grpo` needs noisy denoising steps, and `ode` has none.",
+            "Use `flow`, `dance` or `cps`, or `reward.grpo.dit.method: nft`.",
+        )
+    if rollout.sde_kernel == "cps" and rollout.eta > 1:
+        yield Issue(("rollout.eta", "rollout.sde_kernel"), "the kernel `cps` takes an eta of at most 1.")
+    steps, size = config.rollout_sampling().num_inference_steps, rollout.sde_window_size
+    steps -= rollout.sde_kernel == "cps"  # its last step has no noise
+    if size is not None and size > steps:
+        yield Issue(
+            ("rollout.sde_window_size", "rollout.num_inference_steps", "model.dit.num_inference_steps"),
+            f"{size} noisy steps out of {steps} possible ones.",
+            "Use fewer, or null for all.",
+        )
+    if (size is None) != (rollout.sde_window_strategy == "all"):
+        yield Issue(
+            ("rollout.sde_window_strategy", "rollout.sde_window_size"),
+            f"`{rollout.sde_window_strategy}` does not go with `rollout.sde_window_size: {size or 'null'}`.",
+            "Use `all` without a window size, `random` or `progressive` with one.",
+        )
+
+
+def _dropout(config: Config) -> Iterator[Issue]:
+    """A replay would draw another dropout mask than the rollout: ratios would be noise."""
+    for part in config.parts():
+        lora = config.lora_for(part)
+        if lora.enabled and lora.dropout > 0:
+            yield Issue(
+                ("lora.dropout", f"lora.{part}.dropout"),
+                f"{lora.dropout:g} makes the replayed log-probs of the {part} half differ from the rollout's.",
+                "Set it to 0 for reward training.",
+            )
+
+
+def _lora(config: Config) -> Iterator[Issue]:
+    if any(config.lora_for(part).enabled for part in config.parts()):
+        return
+    checkpoint = config.checkpoint
+    for name, asked in (("save_lora", checkpoint.save_lora), ("save_lora_only", checkpoint.save_lora_only)):
+        if asked:
+            yield Issue(
+                (f"checkpoint.{name}", "lora.enabled", "model.component"),
+                "there are no adapters to save.",
+                "Set `lora.enabled: true`.",
+            )
+
+
+def _accept(config: Config) -> Iterator[Issue]:
+    leaves = [key.path for key in walk(type(config))]
+    sections = {leaf.rsplit(".", depth)[0] for leaf in leaves for depth in range(1, leaf.count(".") + 1)}
+    for key in config.resume.accept:
+        if key not in sections and key not in leaves:
+            yield Issue(("resume.accept",), f"`{key}` is no key.", nearest(key, [*leaves, *sections]))

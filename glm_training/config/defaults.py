@@ -1,0 +1,82 @@
+"""Defaults that depend on other keys, filled in before validation so that the resolved file shows them.
+
+The input may be anything a YAML file can hold: what has the wrong type is left for validation to report.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+from pydantic import BaseModel
+
+Tree = dict[str, Any]
+
+I2I_EPOCHS, I2I_WARMUP = 10, 500
+T2I_WEIGHTS = {"lpips": 0.4, "aesthetic": 0.3, "text_accuracy": 0.3}
+I2I_WEIGHTS = {"lpips": 0.35, "aesthetic": 0.25, "text_accuracy": 0.25, "structure": 0.15}
+GROUP_DEFAULT = {"ar": (4, 1), "dit": (1, 4), "both": (2, 2)}
+
+
+def with_dependent_defaults(raw: Any, schema: type[BaseModel]) -> Any:
+    """A copy of `raw` with the absent keys whose default depends on the mode, the component or a neighbour."""
+    if not isinstance(raw, dict):
+        return raw
+    tree: Tree = deepcopy(raw)
+    _open_sections(tree, schema)
+    i2i = tree["training"].get("mode") == "i2i" if isinstance(tree["training"], dict) else False
+    if i2i:
+        _fill(tree["training"], "num_epochs", I2I_EPOCHS)
+        _fill(tree["training"], "warmup_steps", I2I_WARMUP)
+    reward = tree["reward"]
+    if isinstance(reward, dict) and reward.get("metrics") is None and reward.get("weights") is None:
+        reward["weights"] = dict(I2I_WEIGHTS if i2i else T2I_WEIGHTS)
+    _fill_data(tree["data"], "i2i" if i2i else "t2i")
+    _fill_rollout(tree)
+    return tree
+
+
+def _open_sections(tree: Tree, schema: type[BaseModel]) -> None:
+    """An absent section, or one whose lines are all commented out, is an empty one."""
+    for name, field in schema.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            if tree.get(name) is None:
+                tree[name] = {}
+            if isinstance(tree[name], dict):
+                _open_sections(tree[name], section)
+
+
+def _fill(section: Any, key: str, value: Any) -> None:
+    if isinstance(section, dict) and key not in section:
+        section[key] = value
+
+
+def _fill_data(data: Any, mode: str) -> None:
+    if not isinstance(data, dict) or data.get("metadata_file") is not None:
+        return
+    for key, default in (("prompts_file", "prompts.txt"), ("source_images_dir", "source_images")):
+        if data.get(key) is None and (key == "prompts_file" or mode == "i2i"):
+            data[key] = f"data/{mode}/{default}"
+
+
+def _fill_rollout(tree: Tree) -> None:
+    rollout, grpo, model = tree["rollout"], _get(tree["reward"], "grpo"), tree["model"]
+    if not isinstance(rollout, dict):
+        return
+    component = _get(model, "component") or "both"
+    if component == "ar" or _get(_get(grpo, "dit"), "method") == "nft":
+        _fill(rollout, "sde_kernel", "ode")
+    if rollout.get("sde_window_size") is not None:
+        _fill(rollout, "sde_window_strategy", "random")
+    plans, renders = rollout.get("plans_per_prompt"), rollout.get("renders_per_plan")
+    if component not in tuple(GROUP_DEFAULT) or plans is renders is None:
+        return
+    default_plans, default_renders = GROUP_DEFAULT[component]
+    plans, renders = default_plans if plans is None else plans, default_renders if renders is None else renders
+    if isinstance(plans, int) and isinstance(renders, int):
+        _fill(grpo, "num_samples", plans * renders)
+
+
+def _get(section: Any, key: str) -> Any:
+    return section.get(key) if isinstance(section, dict) else None

@@ -1,0 +1,54 @@
+"""What is wrong with a configuration, all of it at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Issue:
+    """Keys that do not go together. The first of `paths` is the one an error points at."""
+
+    paths: tuple[str, ...]
+    message: str
+    suggestion: str | None = None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing to fix: where it stands, what is wrong with it, what to write instead."""
+
+    file: str
+    """The YAML file, or what else set the key, such as ``override `seed=x` ``."""
+    line: int | None
+    """Counted from 1; None where there is no line, as in an override or for a key that is absent."""
+    path: str
+    """The key, as in `training.batch_size`; empty where the whole file is meant."""
+    message: str
+    suggestion: str | None = None
+
+    def __str__(self) -> str:
+        where = self.file if self.line is None else f"{self.file}:{self.line}"
+        what = f"{self.path}: {self.message}" if self.path else self.message
+        return f"{where}: {what}" + (f" {self.suggestion}" if self.suggestion else "")
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be used; `problems` lists every reason."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = problems
+        super().__init__(problems)
+
+    def __str__(self) -> str:
+        count = len(self.problems)
+        head = "1 problem in the configuration" if count == 1 else f"{count} problems in the configuration"
+        return "\n".join([f"{head}:", *(f"  {problem}" for problem in self.problems)])
+
+
+class CrossFieldError(ValueError):
+    """Raised inside validation with every `Issue` between keys that are valid one by one."""
+
+    def __init__(self, issues: list[Issue]) -> None:
+        self.issues = issues
+        super().__init__("; ".join(issue.message for issue in issues))

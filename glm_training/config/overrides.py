@@ -1,0 +1,54 @@
+"""`key.path=value` from the command line, laid over the data of the file."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from glm_training.config.describe import KeyPath, split_path
+from glm_training.config.errors import Problem
+from glm_training.config.yaml_source import Source, parse_yaml
+
+
+def apply_override(source: Source, text: str, schema: type[BaseModel]) -> None:
+    """Set one key from `key.path=value`; the value is YAML (`3`, `1e-5`, `null`, `[lpips, structure]`)."""
+    origin = f"override `{text}`"
+    key, equals, value_text = text.partition("=")
+    path = split_path(key.strip(), schema)
+    if not equals or not all(path):
+        source.problems.append(
+            Problem(origin, None, "", "not of the form key.path=value.", "For example: training.max_steps=100")
+        )
+        return
+    try:
+        value = parse_yaml(value_text)
+    except (yaml.YAMLError, ValueError):
+        source.problems.append(Problem(origin, None, key.strip(), "the value is not valid YAML.", "Quote it."))
+        return
+    set_key(source, path, value, origin)
+
+
+def set_key(source: Source, path: KeyPath, value: Any, origin: str) -> None:
+    """Put `value` at `path`, opening the sections on the way, and note `origin` as what set it."""
+    source.tree = tree = deepcopy(source.tree)
+    for depth, name in enumerate(path[:-1], start=1):
+        if tree.get(name) is None:
+            tree[name] = {}
+            if path[:depth] not in source.lines:
+                source.origins.setdefault(path[:depth], origin)
+        tree = tree[name]
+        if not isinstance(tree, dict):
+            above = ".".join(path[:depth])
+            source.problems.append(
+                Problem(origin, None, ".".join(path), f"`{above}` is {tree!r}, which has no keys of its own.")
+            )
+            return
+    tree[path[-1]] = value
+    for known in [*source.lines, *source.origins]:
+        if known[: len(path)] == path:
+            source.lines.pop(known, None)
+            source.origins.pop(known, None)
+    source.origins[path] = origin

@@ -1,0 +1,191 @@
+"""The configuration of a run: one class per section, and what its keys come to together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import Field, model_validator
+
+from glm_training.config.base import FilePath, Part, Section
+from glm_training.config.checks import cross_field_issues
+from glm_training.config.defaults import with_dependent_defaults
+from glm_training.config.errors import CrossFieldError
+from glm_training.config.resolved import (
+    ResolvedLora,
+    ResolvedOptimizer,
+    ResolvedPolicy,
+    ResolvedSampling,
+    RolloutGroup,
+    split_group,
+)
+from glm_training.config.reward_sections import RewardConfig
+from glm_training.config.run_sections import (
+    CheckpointConfig,
+    DistributedConfig,
+    EvaluationConfig,
+    LoggingConfig,
+    ResumeConfig,
+)
+from glm_training.config.sections import (
+    DataConfig,
+    LoraConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RolloutConfig,
+    TrainingConfig,
+)
+
+T = TypeVar("T")
+DOCUMENTED_LEARNING_RATE: dict[Part, float] = {"ar": 5e-6, "dit": 1e-5}
+
+
+def first(*values: T | None) -> T:
+    """The first value that is not None: an override before what it inherits."""
+    for value in values:
+        if value is not None:
+            return value
+    raise ValueError("every value is None")
+
+
+class Config(Section):
+    """A run. Keys are read as `config.training.batch_size`; what several keys decide together has a method here."""
+
+    seed: int = Field(default=42, ge=0, description="From which every random draw of the run derives.")
+    output_dir: FilePath = Field(
+        default=Path("runs/default"),
+        description="The run directory.",
+        json_schema_extra={"default_text": "`runs/<name of the config file>`"},
+    )
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    training: TrainingConfig = TrainingConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    reward: RewardConfig = RewardConfig()
+    lora: LoraConfig = LoraConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    distributed: DistributedConfig = DistributedConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    logging: LoggingConfig = LoggingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    resume: ResumeConfig = ResumeConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_dependent_defaults(cls, raw: Any) -> Any:
+        return with_dependent_defaults(raw, cls)
+
+    @model_validator(mode="after")
+    def _check_across_fields(self) -> Config:
+        issues = cross_field_issues(self)
+        if issues:
+            raise CrossFieldError(issues)
+        return self
+
+    def parts(self) -> tuple[Part, ...]:
+        """The halves that are trained, in the order AR, DiT."""
+        component = self.model.component
+        return ("ar", "dit") if component == "both" else (component,)
+
+    def uses_reward(self) -> bool:
+        """Whether the run has reward steps. `reward.enabled: false` turns them off, whatever `use_reward` says."""
+        return self.training.use_reward and self.reward.enabled
+
+    def uses_supervision(self) -> bool:
+        """Whether the run has supervised steps: all of them, or those between the reward steps."""
+        return not self.uses_reward() or self.training.reward_frequency > 1
+
+    def group(self) -> RolloutGroup:
+        """Plans per prompt and renders per plan; their product is `reward.grpo.num_samples`."""
+        rollout = self.rollout
+        group = split_group(
+            self.model.component, self.reward.grpo.num_samples, rollout.plans_per_prompt, rollout.renders_per_plan
+        )
+        if group is None:
+            raise ValueError("reward.grpo.num_samples does not split into plans x renders")
+        return group
+
+    def optimizer_for(self, part: Part) -> ResolvedOptimizer:
+        """Optimizer of one half: `optimizer.<part>`, then `training`, then the documented default."""
+        shared, own = self.training, self.optimizer.ar if part == "ar" else self.optimizer.dit
+        part_rate = shared.ar_learning_rate if part == "ar" else shared.dit_learning_rate
+        return ResolvedOptimizer(
+            name=first(own.name, shared.optimizer),
+            learning_rate=first(own.learning_rate, part_rate, shared.learning_rate, DOCUMENTED_LEARNING_RATE[part]),
+            beta1=first(own.beta1, shared.adam_beta1),
+            beta2=first(own.beta2, shared.adam_beta2),
+            epsilon=first(own.epsilon, shared.adam_epsilon),
+            weight_decay=first(own.weight_decay, shared.weight_decay),
+            max_grad_norm=first(own.max_grad_norm, shared.max_grad_norm),
+            scheduler=first(own.scheduler, shared.lr_scheduler),
+            warmup_steps=first(own.warmup_steps, shared.warmup_steps),
+            min_lr_ratio=first(own.min_lr_ratio, 0.0),
+        )
+
+    def policy_for(self, part: Part) -> ResolvedPolicy:
+        """Policy update of one half. Its own `clip_range` is symmetric; without one it takes both shared ranges."""
+        grpo, own = self.reward.grpo, self.reward.grpo.ar if part == "ar" else self.reward.grpo.dit
+        return ResolvedPolicy(
+            reward_weight=self.reward.ar_reward_weight if part == "ar" else self.reward.dit_reward_weight,
+            kl_coef=first(own.kl_coef, grpo.kl_coef),
+            clip_low=first(own.clip_range, grpo.clip_range),
+            clip_high=first(own.clip_range, grpo.clip_range_high, grpo.clip_range),
+            updates_per_rollout=first(own.updates_per_rollout, grpo.updates_per_rollout),
+        )
+
+    def lora_for(self, part: Part) -> ResolvedLora:
+        """Adapters of one half: `lora.<part>`, then `lora`."""
+        shared, own = self.lora, self.lora.ar if part == "ar" else self.lora.dit
+        return ResolvedLora(
+            enabled=first(own.enabled, shared.enabled),
+            rank=first(own.rank, shared.rank),
+            alpha=first(own.alpha, shared.alpha),
+            dropout=first(own.dropout, shared.dropout),
+            targets=tuple(shared.ar_targets if part == "ar" else shared.dit_targets),
+        )
+
+    def rollout_sampling(self) -> ResolvedSampling:
+        """How training rollouts are drawn: `rollout`, then `model`."""
+        rollout, model = self.rollout, self.model
+        return ResolvedSampling(
+            temperature=first(rollout.temperature, model.ar.temperature),
+            top_p=first(rollout.top_p, model.ar.top_p),
+            do_sample=model.ar.do_sample,
+            num_inference_steps=first(rollout.num_inference_steps, model.dit.num_inference_steps),
+            guidance_scale=first(rollout.guidance_scale, model.dit.guidance_scale),
+        )
+
+    def evaluation_sampling(self) -> ResolvedSampling:
+        """How evaluation and sample images are drawn: `evaluation`, then `model`."""
+        evaluation, model = self.evaluation, self.model
+        return ResolvedSampling(
+            temperature=model.ar.temperature,
+            top_p=model.ar.top_p,
+            do_sample=model.ar.do_sample,
+            num_inference_steps=first(evaluation.num_inference_steps, model.dit.num_inference_steps),
+            guidance_scale=first(evaluation.guidance_scale, model.dit.guidance_scale),
+        )
+
+    def dataset_file(self) -> Path:
+        """What lists the prompts: `data.metadata_file`, or else `data.prompts_file`."""
+        return first(self.data.metadata_file, self.data.prompts_file)
+
+    def target_images_dir(self) -> Path | None:
+        """Folder of the target images, named under `data` or under `reward`."""
+        return self.data.target_images_dir or self.reward.target_images_dir
+
+    def structure_reference(self) -> str:
+        """`source` or `target`: the image that the structure metric compares with."""
+        return self.reward.options.structure.reference or ("source" if self.training.mode == "i2i" else "target")
+
+    def checkpoint_dir(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.checkpoint.save_dir or self.output_dir / "checkpoints"
+
+    def lora_dir(self) -> Path:
+        """Folder of the exported adapters."""
+        return self.checkpoint.lora_dir or self.output_dir / "lora"
+
+    def tensorboard_dir(self) -> Path:
+        """Folder of the TensorBoard files."""
+        return self.logging.log_dir or self.output_dir / "tensorboard"

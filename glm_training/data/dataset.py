@@ -1,0 +1,191 @@
+"""Batches of prompts and images, decoded once when memory allows, ahead of time when threads are given."""
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from glm_training.data.augmentation import is_flipped, may_flip
+from glm_training.data.examples import Batch, Example
+from glm_training.data.fingerprint import combined_digest, example_digests
+from glm_training.data.images import load_image_bytes, to_unit_range
+
+CACHE_BYTES = 512 * 2**20
+
+
+class ImageDataset:
+    """Scanned examples as batches; :class:`T2IDataset` and :class:`I2IDataset` are the two kinds.
+
+    Args:
+        examples: from :func:`load_examples`; either all have a target or none has.
+        height, width: pixels of every image in a batch.
+        augmentation: mirror about half of the examples, target and source alike, as a pure function of (``seed``,
+            epoch, ``Example.index``); never those that :func:`may_flip` rules out.
+        seed: the run seed.
+        num_workers: decoding threads; 0 decodes in the caller's thread and makes :meth:`prefetch` do nothing.
+        pin_memory: page-lock the images for faster copies to a GPU; without CUDA it has no effect.
+        cache_bytes: decoded images are kept in memory, as uint8, when all of them together fit in this; else none is.
+
+    Raises ``ValueError`` when the examples do not suit. Use from one thread; :meth:`close` ends the threads.
+    """
+
+    has_sources: ClassVar[bool]
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        *,
+        height: int,
+        width: int,
+        augmentation: bool = False,
+        seed: int = 0,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        if not examples:
+            raise ValueError("a dataset needs at least one example")
+        _check_all_or_none("target", [example.target for example in examples], None)
+        _check_all_or_none("source", [example.source for example in examples], self.has_sources)
+        self.examples = tuple(examples)
+        self.height = height
+        self.width = width
+        self._augmentation = augmentation
+        self._seed = seed
+        self._num_workers = num_workers
+        self._pin_memory = pin_memory and torch.cuda.is_available()
+        self._keeps_images = len(_unique_paths(self.examples)) * 3 * height * width <= cache_bytes
+        self._images: dict[Path, Tensor] = {}
+        self._pending: dict[Path, Future[Tensor]] = {}
+        self._pool: ThreadPoolExecutor | None = None
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether batches carry target images."""
+        return self.examples[0].target is not None
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def batch(self, indices: Sequence[int], *, epoch: int | Sequence[int] = 0) -> Batch:
+        """The examples at positions ``indices``, each in [0, len(self)); repeats are allowed.
+
+        Args:
+            indices: at least one position, as :class:`StatefulSampler` draws them. Where a quarantine left gaps,
+                position and ``Example.index`` differ.
+            epoch: decides the flips; one for all, or one per position where a batch spans the end of an epoch.
+
+        Raises:
+            DataError: when a file that was scanned has gone or changed.
+            IndexError, ValueError: for positions or epochs out of place.
+        """
+        examples = self._select(indices)
+        epochs = [epoch] * len(examples) if isinstance(epoch, int) else list(epoch)
+        if len(epochs) != len(examples):
+            raise ValueError(f"{len(epochs)} epochs were given for {len(examples)} positions")
+        flips = [self._is_flipped(example, count) for example, count in zip(examples, epochs, strict=True)]
+        images = self._load(_unique_paths(examples))
+        return Batch(
+            indices=list(indices),
+            prompts=[example.prompt for example in examples],
+            targets=self._stack([example.target for example in examples], flips, images),
+            sources=self._stack([example.source for example in examples], flips, images),
+        )
+
+    def prefetch(self, indices: Sequence[int]) -> None:
+        """Start decoding the images of a coming :meth:`batch` in the background; earlier unused ones are let go."""
+        if self._num_workers < 1:
+            return
+        wanted = _unique_paths(self._select(indices))
+        for path in [path for path in self._pending if path not in wanted]:
+            self._pending.pop(path).cancel()
+        for path in wanted:
+            if path not in self._images:
+                self._start(path)
+
+    def example_digests(self) -> dict[str, str]:
+        """Index -> SHA-256 per example, for :func:`describe_drift`; reads every file."""
+        return example_digests(self.examples)
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over all prompts and image files; moving or renaming the files does not change it."""
+        return combined_digest(self.example_digests())
+
+    def close(self) -> None:
+        """Stop the decoding threads; a later batch starts new ones."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+        self._pool = None
+        self._pending.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _select(self, indices: Sequence[int]) -> list[Example]:
+        if not indices:
+            raise ValueError("a batch needs at least one position")
+        for position in indices:
+            if not 0 <= position < len(self.examples):
+                raise IndexError(f"position {position} is outside a dataset of {len(self.examples)} examples")
+        return [self.examples[position] for position in indices]
+
+    def _is_flipped(self, example: Example, epoch: int) -> bool:
+        return self._augmentation and may_flip(example.prompt) and is_flipped(self._seed, epoch, example.index)
+
+    def _start(self, path: Path) -> None:
+        if path in self._pending:
+            return
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._num_workers, thread_name_prefix="decode")
+        self._pending[path] = self._pool.submit(load_image_bytes, path, self.height, self.width)
+
+    def _load(self, paths: list[Path]) -> dict[Path, Tensor]:
+        """uint8 ``[3, H, W]`` per path, from memory, from a prefetch, or decoded now."""
+        images = {path: self._images[path] for path in paths if path in self._images}
+        missing = [path for path in paths if path not in images]
+        if self._num_workers > 0:
+            for path in missing:
+                self._start(path)
+            futures = {path: self._pending.pop(path) for path in missing}
+            decoded = {path: future.result() for path, future in futures.items()}
+        else:
+            decoded = {path: load_image_bytes(path, self.height, self.width) for path in missing}
+        if self._keeps_images:
+            self._images.update(decoded)
+        return images | decoded
+
+    def _stack(self, paths: list[Path | None], flips: list[bool], images: dict[Path, Tensor]) -> Tensor | None:
+        """float32 ``[B, 3, H, W]``, or None where the dataset has no such images."""
+        rows = [
+            images[path].flip(-1) if flipped else images[path]
+            for path, flipped in zip(paths, flips, strict=True)
+            if path is not None
+        ]
+        if not rows:
+            return None
+        batch = to_unit_range(torch.stack(rows))
+        return batch.pin_memory() if self._pin_memory else batch
+
+
+def _unique_paths(examples: Sequence[Example]) -> list[Path]:
+    paths = (path for example in examples for path in (example.target, example.source) if path is not None)
+    return list(dict.fromkeys(paths))
+
+
+def _check_all_or_none(role: str, paths: list[Path | None], expected: bool | None) -> None:
+    """``expected`` True: every example has one, False: none has, None: either of the two."""
+    given = sum(path is not None for path in paths)
+    if expected is None:
+        expected = given > 0
+    if given != (len(paths) if expected else 0):
+        wanted = "every example needs a" if expected else "no example may have a"
+        raise ValueError(f"{wanted} {role} image, but {given} of {len(paths)} have one")

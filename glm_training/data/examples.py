@@ -1,0 +1,49 @@
+"""The two records every other part of the package meets: one example on disk, one batch in memory."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt with its images.
+
+    Attributes:
+        index: zero-based line of the prompts file, also the number in the image's name; a quarantine leaves gaps.
+        prompt: the text, without surrounding white space.
+        target: the image rewards compare with, links resolved; None in a dataset without targets.
+        source: the image to edit, links resolved; None for text-to-image.
+    """
+
+    index: int
+    prompt: str
+    target: Path | None
+    source: Path | None
+
+
+@dataclass
+class Batch:
+    """B examples.
+
+    Attributes:
+        indices: the dataset positions that were asked for, in order.
+        prompts: B texts.
+        targets: float32 ``[B, 3, H, W]`` in [0, 1], or None.
+        sources: float32 ``[B, 3, H, W]`` in [0, 1], or None.
+    """
+
+    indices: list[int]
+    prompts: list[str]
+    targets: Tensor | None
+    sources: Tensor | None
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch with its images on ``device``; pinned images are copied asynchronously."""
+        targets, sources = (
+            None if images is None else images.to(device, non_blocking=images.is_pinned())
+            for images in (self.targets, self.sources)
+        )
+        return Batch(self.indices, self.prompts, targets, sources)

@@ -1,0 +1,54 @@
+"""Digests of a dataset, so that a resumed run can tell that its data changed, and where."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from glm_training.data.examples import Example
+from glm_training.data.problems import DataError, Problem
+
+
+def example_digests(examples: Sequence[Example]) -> dict[str, str]:
+    """Index (as text, for JSON) -> SHA-256 of the prompt and of the image files' bytes, whatever their paths."""
+    files: dict[Path, str] = {}
+    digests: dict[str, str] = {}
+    for example in examples:
+        digest = hashlib.sha256()
+        parts = [example.prompt]
+        for path in (example.target, example.source):
+            if path is not None and path not in files:
+                files[path] = _file_digest(path)
+            parts.append("" if path is None else files[path])
+        for part in parts:
+            data = part.encode("utf-8")
+            digest.update(b"%d:%b" % (len(data), data))
+        digests[str(example.index)] = digest.hexdigest()
+    return digests
+
+
+def combined_digest(digests: Mapping[str, str]) -> str:
+    """One SHA-256 of all examples, in order."""
+    text = "\n".join(f"{index} {digest}" for index, digest in digests.items())
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def describe_drift(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    """What changed between two results of :func:`example_digests`, one line per example; empty when nothing did."""
+    changes = []
+    for index in sorted(before.keys() | after.keys(), key=int):
+        if index not in after:
+            changes.append(f"index {index}: removed")
+        elif index not in before:
+            changes.append(f"index {index}: added")
+        elif before[index] != after[index]:
+            changes.append(f"index {index}: prompt or image changed")
+    return changes
+
+
+def _file_digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        problem = Problem(path, f"cannot be read: {error.strerror}", "Restore the file or scan the data again")
+        raise DataError([problem]) from error

@@ -1,0 +1,121 @@
+"""Image files to RGB tensors: what a file says in any of its many encodings, or an error that names the file.
+
+The rules, the same for scanning and for training:
+
+* the content decides the format, not the suffix: PNG, JPEG, WebP, GIF, BMP or TIFF; of an animation the first frame;
+* EXIF orientation is applied; ICC profiles are not, values are taken as sRGB;
+* transparency (alpha channel, palette or colour key) is composited on white;
+* 16-bit values are scaled to 8 bits, never clipped; 32-bit integer and float images have no defined white: refused;
+* the image is resized to *cover* height x width with a Lanczos filter, then the centre is cropped.
+"""
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngImageFile
+from torch import Tensor
+
+from glm_training.data.problems import DataError, Problem
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+MAX_PIXELS = 89_478_485
+"""Width times height above which a file is taken for a decompression bomb: Pillow's own warning level."""
+
+_DECODE_ERRORS = (
+    OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, OverflowError,
+    struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning,
+)  # fmt: skip
+"""What Pillow's readers raise on damaged files; anything else is a fault of ours and is let through."""
+
+
+def load_image(path: Path, height: int, width: int) -> Tensor:
+    """The image at ``path`` as float32 ``[3, height, width]`` in [0, 1]; raises ``DataError`` when it has none."""
+    return to_unit_range(load_image_bytes(path, height, width))
+
+
+def load_image_bytes(path: Path, height: int, width: int) -> Tensor:
+    """As :func:`load_image`, still uint8 ``[3, height, width]``: a quarter of the memory, and no less precise."""
+    if height < 1 or width < 1:
+        raise ValueError(f"an image cannot be resized to height {height} x width {width}: both must be at least 1")
+    image = decode_image(path)
+    fitted = ImageOps.fit(image, (width, height), method=Image.Resampling.LANCZOS, centering=(0.5, 0.5))
+    return torch.from_numpy(np.array(fitted, dtype=np.uint8)).permute(2, 0, 1).contiguous()
+
+
+def to_unit_range(images: Tensor) -> Tensor:
+    """uint8 0..255 of any shape to float32 in [0, 1]."""
+    return images.to(torch.float32) / 255
+
+
+def decode_image(path: Path) -> Image.Image:
+    """The upright RGB image at ``path``, in its own size; raises ``DataError`` when it cannot be decoded whole."""
+    try:
+        if not path.is_file():  # opening a pipe would wait for ever
+            raise _refusal(path, "not a regular file" if path.exists() else "no such file", "Put the image there")
+        with Image.open(path, formats=FORMATS) as image:
+            _check_pixel_count(path, image)
+            _scale_colour_key(image)
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+            return _to_rgb(path, upright)
+    except UnidentifiedImageError as error:
+        formats = ", ".join(FORMATS)
+        raise _refusal(path, f"not an image ({formats})", "Convert or replace the file") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _refusal(path, f"taken for a decompression bomb: {error}", "Save it smaller") from error
+    except _DECODE_ERRORS as error:
+        detail = str(error) or type(error).__name__
+        raise _refusal(path, f"cannot be decoded, truncated or damaged: {detail}", "Save the image again") from error
+
+
+def _refusal(path: Path, reason: str, remedy: str) -> DataError:
+    return DataError([Problem(path, reason, remedy)])
+
+
+def _check_pixel_count(path: Path, image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        reason = f"taken for a decompression bomb: {image.width} x {image.height} is over {MAX_PIXELS} pixels"
+        raise _refusal(path, reason, "Save it smaller")
+
+
+def _scale_colour_key(image: Image.Image) -> None:
+    """Bring a PNG's transparent colour to the 8-bit scale that the samples will have once loaded.
+
+    Pillow expands 2- and 4-bit grey and shortens 16-bit RGB while loading, but leaves the colour key as it was written.
+    """
+    if not isinstance(image, PngImageFile) or not image.tile:
+        return
+    key = image.info.get("transparency")
+    raw_mode = image.tile[0].args
+    if raw_mode in ("L;2", "L;4") and isinstance(key, int):
+        image.info["transparency"] = key * (85 if raw_mode == "L;2" else 17)
+    elif raw_mode == "RGB;16B" and isinstance(key, tuple):
+        image.info["transparency"] = tuple(value >> 8 for value in key)
+
+
+def _to_rgb(path: Path, image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        image = _grey16_to_8(image)
+    elif image.mode in ("I", "F"):
+        kind = "32-bit integer" if image.mode == "I" else "floating-point"
+        raise _refusal(path, f"{kind} samples have no defined white", "Save it with 8 or 16 bits per channel")
+    if image.has_transparency_data:
+        layers = image.convert("RGBA")
+        white = Image.new("RGBA", layers.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, layers)
+    return image.convert("RGB")
+
+
+def _grey16_to_8(image: Image.Image) -> Image.Image:
+    """Grey 0..65535 to 0..255, rounded; Pillow's own conversion clips at 255. A colour key becomes an alpha channel."""
+    values = np.asarray(image).astype(np.uint32)
+    grey = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    key = image.info.get("transparency")
+    if key is None:
+        return grey
+    alpha = Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8))
+    return Image.merge("LA", (grey, alpha))

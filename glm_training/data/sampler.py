@@ -1,0 +1,112 @@
+"""Which examples come next: an endless shuffled order with one integer of state, independent of the process count."""
+
+from collections.abc import Mapping, Sequence
+from math import ceil
+
+import torch
+
+from glm_training.utils.randomness import make_generator
+
+
+class StatefulSampler:
+    """Draws dataset positions; W processes with batch b draw together what one process with batch W*b draws.
+
+    All samples of a run form one endless sequence: the permutation of epoch 0, then that of epoch 1, and so on, each a
+    pure function of (seed, epoch). ``position`` counts the samples that *all* processes have drawn, so a run may resume
+    on another number of processes or with another batch size. Batches are always full: one may span two epochs, and an
+    epoch need not start with a new batch.
+
+    Args:
+        num_items: size of the dataset.
+        batch_size: samples per process and draw.
+        seed: the run seed.
+        shuffle: False draws 0, 1, 2, ... in every epoch.
+        rank, world_size: this process; rank r takes the r-th run of ``batch_size`` samples of each global batch.
+
+    Raises ``ValueError`` for counts below 1 or a rank outside the world.
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        batch_size: int,
+        *,
+        seed: int,
+        shuffle: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        for name, count in (("num_items", num_items), ("batch_size", batch_size), ("world_size", world_size)):
+            if count < 1:
+                raise ValueError(f"{name} must be at least 1, not {count}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} is outside a world of {world_size} processes")
+        self.num_items = num_items
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.rank = rank
+        self.world_size = world_size
+        self.position = 0
+        self._orders: dict[int, list[int]] = {}
+
+    @property
+    def global_batch_size(self) -> int:
+        """Samples that one draw takes over all processes."""
+        return self.batch_size * self.world_size
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next sample of the global sequence, from 0."""
+        return self.position // self.num_items
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Draws that see every example at least once, counted from the start."""
+        return self.steps_for(1)
+
+    def steps_for(self, epochs: int) -> int:
+        """Draws that see every example at least ``epochs`` times, counted from the start; only the last overshoots."""
+        return ceil(epochs * self.num_items / self.global_batch_size)
+
+    def next(self) -> list[int]:
+        """This process's next ``batch_size`` positions; every process must call it equally often."""
+        drawn = self.peek()
+        self.position += self.global_batch_size
+        kept = {self.epoch, self.epoch + 1}
+        self._orders = {epoch: order for epoch, order in self._orders.items() if epoch in kept}
+        return drawn
+
+    def peek(self) -> list[int]:
+        """What :meth:`next` will return, without drawing it: for ``ImageDataset.prefetch``."""
+        return [self._order(place // self.num_items)[place % self.num_items] for place in self._places()]
+
+    def peek_epochs(self) -> list[int]:
+        """The epoch of each position that :meth:`next` will return: for the flips of ``ImageDataset.batch``."""
+        return [place // self.num_items for place in self._places()]
+
+    def state_dict(self) -> dict[str, int]:
+        """``{"position": samples drawn by all processes}``."""
+        return {"position": self.position}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Continue from ``state``; raises ``ValueError`` when it is not a sampler's."""
+        if set(state) != {"position"}:
+            raise ValueError(f"a sampler's state has the one key 'position', not {sorted(state)}")
+        position = state["position"]
+        if not isinstance(position, int) or isinstance(position, bool) or position < 0:
+            raise ValueError(f"a sampler's position is an integer of at least 0, not {position!r}")
+        self.position = position
+
+    def _places(self) -> range:
+        start = self.position + self.rank * self.batch_size
+        return range(start, start + self.batch_size)
+
+    def _order(self, epoch: int) -> Sequence[int]:
+        """The permutation of [0, num_items) for one epoch."""
+        if not self.shuffle:
+            return range(self.num_items)
+        if epoch not in self._orders:
+            generator = make_generator(self.seed, "sampler", epoch)
+            self._orders[epoch] = torch.randperm(self.num_items, generator=generator).tolist()
+        return self._orders[epoch]

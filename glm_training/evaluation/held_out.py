@@ -1,0 +1,113 @@
+"""Scores on prompts that are never trained on, drawn with the same noise at every evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from glm_training.data import Batch
+from glm_training.models.glm_image.family import GLMImage
+from glm_training.rewards import RewardBatch, RewardCalculator
+from glm_training.utils.distributed import World, gather_tensor
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How held-out images are drawn: `samples` per prompt, all from `seed`."""
+
+    height: int
+    width: int
+    samples: int
+    seed: int
+    temperature: float
+    top_p: float
+    do_sample: bool
+    num_inference_steps: int
+    guidance_scale: float
+    micro_batch_size: int | None
+
+
+@dataclass
+class Evaluation:
+    """`scores`: metric name ("total" and each component) -> [P] means over the samples of a prompt, NaN where the
+    metric does not apply. `images` [p, 3, H, W] are the first sample of the first prompts."""
+
+    scores: dict[str, Tensor]
+    images: Tensor
+
+    def means(self) -> dict[str, float]:
+        """Mean over prompts, of each metric that applies anywhere."""
+        return {name: values.nanmean().item() for name, values in self.scores.items() if not values.isnan().all()}
+
+
+@torch.no_grad()
+def evaluate(
+    family: GLMImage,
+    calculator: RewardCalculator,
+    batch: Batch,
+    settings: EvaluationSettings,
+    world: World,
+    *,
+    prompts_at_once: int = 16,
+) -> Evaluation:
+    """Draws and scores every prompt of `batch`, shared out over the processes; each gets the whole result."""
+    count = len(batch.prompts)
+    mine = list(range(world.rank, count, world.world_size)) or [0]  # with more processes than prompts
+    totals, images = [], []
+    names: list[str] = []
+    for start in range(0, len(mine), prompts_at_once):
+        rows = mine[start : start + prompts_at_once]
+        drawn = _draw(family, batch, rows, settings)
+        result = calculator.compute_rewards(_reward_batch(batch, rows, drawn, settings.samples))
+        columns = {"total": result.total, **result.components}
+        names = list(columns)
+        totals.append(torch.stack([values.view(len(rows), -1) for values in columns.values()], dim=-1).nanmean(dim=1))
+        images.append(drawn[:: settings.samples].cpu())
+    padded = -(-count // world.world_size)  # the same number of rows on every process
+    scores = _pad(torch.cat(totals), padded)
+    pictures = _pad(torch.cat(images), padded)
+    order = _interleaved(count, padded, world.world_size)
+    scores, pictures = gather_tensor(world, scores)[order], gather_tensor(world, pictures)[order]
+    return Evaluation({name: scores[:, column] for column, name in enumerate(names)}, pictures)
+
+
+def _draw(family: GLMImage, batch: Batch, rows: Sequence[int], settings: EvaluationSettings) -> Tensor:
+    sources = None if batch.sources is None else batch.sources[list(rows)].to(family.dit.device)
+    return family.generate(
+        [batch.prompts[row] for row in rows],
+        height=settings.height,
+        width=settings.width,
+        sources=sources,
+        seed=settings.seed,
+        plans=settings.samples,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        do_sample=settings.do_sample,
+        num_inference_steps=settings.num_inference_steps,
+        guidance_scale=settings.guidance_scale,
+        prompt_ids=[batch.indices[row] for row in rows],
+        micro_batch_size=settings.micro_batch_size,
+    )
+
+
+def _reward_batch(batch: Batch, rows: Sequence[int], images: Tensor, samples: int) -> RewardBatch:
+    repeated = [row for row in rows for _ in range(samples)]
+    return RewardBatch(
+        images,
+        [batch.prompts[row] for row in repeated],
+        None if batch.targets is None else batch.targets[repeated],
+        None if batch.sources is None else batch.sources[repeated],
+    )
+
+
+def _pad(values: Tensor, rows: int) -> Tensor:
+    missing = rows - len(values)
+    return values if missing <= 0 else torch.cat([values, values.new_zeros(missing, *values.shape[1:])])
+
+
+def _interleaved(count: int, padded: int, world_size: int) -> list[int]:
+    """Where prompt i lies after a gather of rank-strided, padded rows."""
+    return [(i % world_size) * padded + i // world_size for i in range(count)]

@@ -1,0 +1,240 @@
+"""GLM-Image's AR half as a trainable component: writes plans of image tokens, and scores given ones.
+
+`ARComponent.forward` is the atomic unit: the log-probs of given tokens. `rollout` draws tokens with a loop of its own
+over the same modules, positions and distribution: replaying a rollout before an update gives its log-probs again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import GlmImageForConditionalGeneration, GlmImageProcessor
+
+from glm_training.models.glm_image import vq
+from glm_training.models.glm_image.ar_types import ARPrompt, ARRollout, Grid
+from glm_training.models.glm_image.decode import write_tokens
+from glm_training.models.glm_image.gathering import gathered
+from glm_training.models.glm_image.positions import (
+    Mode,
+    decode_positions,
+    generation_grids,
+    image_grid,
+    prompt_positions,
+)
+from glm_training.models.glm_image.token_sampling import TokenSampler, chosen_log_probs
+
+LOGITS_PER_CHUNK = 2**24
+"""Logits held at once while scoring (64 MiB in fp32); longer inputs go in chunks that the backward pass recomputes."""
+
+
+class ARComponent(nn.Module):
+    """The AR half with its processor. Never touches the positions that the stock module caches on itself.
+
+    Under FSDP2 this module is the root: `fully_shard` the `sharding_units` inside it, then the component.
+    """
+
+    lora_targets: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj")
+    sharding_units: ClassVar[tuple[str, ...]] = ("GlmImageTextDecoderLayer", "GlmImageVisionBlock")
+
+    def __init__(self, model: GlmImageForConditionalGeneration, processor: GlmImageProcessor) -> None:
+        super().__init__()
+        self.model = model
+        self.processor = processor
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.model.language_model.embed_tokens.weight.device
+
+    @property
+    def num_codes(self) -> int:
+        """K: codes of the VQ codebook, ids [0, K) of the vocabulary."""
+        return self.model.model.vqmodel.config.num_embeddings
+
+    @staticmethod
+    def grids(height: int, width: int, mode: Mode) -> tuple[Grid, ...]:
+        """Token grids in writing order for images of `height` x `width` px: (preview, large) in t2i, (large,) in i2i.
+
+        Raises `ValueError` unless both sides are positive multiples of 32.
+        """
+        return generation_grids(height, width, mode)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recomputes each layer in the backward pass. Acts in training mode (`train()`) only."""
+        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    def encode_prompts(
+        self, prompts: Sequence[str], height: int, width: int, sources: Tensor | None = None
+    ) -> ARPrompt:
+        """Prompts for images of `height` x `width` px, with the stock pipeline's own template and token ids.
+
+        `sources` float [P, 3, h, w] in [0, 1], sides multiples of 32 px, makes it i2i with one source image each. The
+        AR half sees a source at h/32 x w/32 tokens, the size at which the DiT sees it. The stock processor first
+        enlarges sides below 512 px and shrinks those above 2048 px (and the stock DiT then fails on the mismatch);
+        between these limits the two agree.
+
+        Raises `ValueError` for sides that are not multiples of 32 px, a count of sources other than the count of
+        prompts, no prompts, and prompts that spell the model's own image tokens.
+        """
+        grids = self.grids(height, width, "t2i" if sources is None else "i2i")
+        if isinstance(prompts, str) or not prompts:
+            raise ValueError(f"prompts must be a non-empty list of strings, got {prompts!r}")
+        self._check_text(prompts)
+        source_grid = None
+        if sources is not None:
+            if sources.ndim != 4 or len(sources) != len(prompts):
+                raise ValueError(
+                    f"sources must be [{len(prompts)}, 3, h, w], one per prompt; got {list(sources.shape)}"
+                )
+            source_grid = image_grid(*sources.shape[-2:])
+        inputs = self._template(prompts, height, width, sources, source_grid)
+        input_ids, mask = inputs["input_ids"].to(self.device), inputs["attention_mask"].to(self.device)
+        source_tokens = None
+        if sources is not None and source_grid is not None:
+            source_tokens = self.tokenize_images(sources, source_grid)
+            placeholders = input_ids == self.model.config.image_token_id
+            input_ids = input_ids.masked_scatter(placeholders, source_tokens)
+        positions, start = prompt_positions(input_ids, mask, self.model.config.image_start_token_id, source_grid)
+        return ARPrompt(
+            input_ids=input_ids,
+            attention_mask=mask,
+            position_ids=positions,
+            decode_position_ids=decode_positions(start, grids),
+            grids=grids,
+            preview_length=sum(rows * columns for rows, columns in grids[:-1]),
+            source_tokens=source_tokens,
+            source_grid=source_grid,
+        )
+
+    def rollout(
+        self,
+        prompt: ARPrompt,
+        group_size: int,
+        uniforms: Tensor,
+        *,
+        temperature: float,
+        top_p: float,
+        do_sample: bool = True,
+        on_step: Callable[[int], None] | None = None,
+    ) -> ARRollout:
+        """Writes `group_size` plans per prompt, without gradient and with dropout off.
+
+        `uniforms` [B, T] in [0, 1), B = P * group_size prompt-major: row b, column t decides token t of sample b by
+        inverting its cumulative distribution, so a sample does not depend on the batch it is drawn in. With `do_sample`
+        False the most probable code is taken. `on_step(t)` is called before each token after the first, and may raise
+        to abandon the rollout. Cost in memory: the key/value cache of B * (Lp + T) places; a caller short of it passes
+        the prompts, or the samples of one prompt, in several calls.
+
+        Raises `ValueError` for a wrong shape or a setting out of range, `FloatingPointError` for non-finite logits.
+        """
+        if group_size < 1:
+            raise ValueError(f"group_size must be at least 1, got {group_size}")
+        if not temperature > 0:
+            raise ValueError(
+                f"temperature must be positive, got {temperature}; for greedy decoding use do_sample=False"
+            )
+        if not 0 < top_p <= 1:
+            raise ValueError(f"top_p must be in (0, 1], got {top_p}")
+        rows = len(prompt) * group_size
+        if uniforms.shape != (rows, prompt.T):
+            raise ValueError(
+                f"uniforms must be [{rows}, {prompt.T}] ({len(prompt)} prompts x {group_size} samples x tokens); "
+                f"got {list(uniforms.shape)}"
+            )
+        if not bool(((uniforms >= 0) & (uniforms < 1)).all()):
+            raise ValueError("uniforms must lie in [0, 1)")
+        sampler = TokenSampler(
+            uniforms.to(self.device), self.num_codes, temperature=temperature, top_p=top_p, do_sample=do_sample
+        )
+        with gathered(self):
+            write_tokens(self.model, prompt, group_size, sampler, on_step)
+        tokens, log_probs, support = sampler.result()
+        return ARRollout(prompt.repeat_interleave(group_size), tokens, log_probs, support, temperature)
+
+    def forward(
+        self, prompt: ARPrompt, tokens: Tensor, *, temperature: float = 1.0, support: Tensor | None = None
+    ) -> Tensor:
+        """The atomic unit: fp32 log-probs [B, T] of `tokens` [B, T] after `prompt` (B rows), with gradient.
+
+        The distribution is the rollout's: over the codebook, divided by `temperature`, renormalised over `support`
+        (uint8 [B, T, ceil(K/8)] from `ARRollout.support`, None for all codes). Pass both as the rollout holds them.
+        LoRA dropout, if any, acts in training mode.
+        """
+        self._check_replay(prompt, tokens, temperature, support)
+        read = tokens[:, :-1]  # the last token is predicted, never read
+        mask = torch.cat([prompt.attention_mask, torch.ones_like(read)], dim=1) if prompt.padded else None
+        hidden = self.model.model.language_model(
+            input_ids=torch.cat([prompt.input_ids, read], dim=1),
+            attention_mask=mask,
+            position_ids=torch.cat([prompt.position_ids, prompt.decode_position_ids[:, :, :-1]], dim=2),
+            use_cache=False,
+        ).last_hidden_state[:, prompt.input_ids.shape[1] - 1 :]
+        size = max(1, LOGITS_PER_CHUNK // (len(tokens) * self.model.model.language_model.config.vision_vocab_size))
+        if size >= prompt.T or not torch.is_grad_enabled():
+            score = self._score
+        else:
+            score = self._recomputed_score
+        supports = [None] * len(tokens[0].split(size)) if support is None else support.split(size, dim=1)
+        chunks = zip(hidden.split(size, dim=1), tokens.split(size, dim=1), supports, strict=True)
+        return torch.cat([score(*chunk, temperature) for chunk in chunks], dim=1)
+
+    def tokenize_images(self, images: Tensor, grid: Grid) -> Tensor:
+        """VQ ids [B, rows*columns] long, in raster order, of float images [B, 3, H, W] in [0, 1] resized to `grid`."""
+        with gathered(self, without=self.model.model.language_model.layers):
+            return vq.tokenize_images(self.model, self.processor.image_processor, images, grid)
+
+    def targets(self, images: Tensor, prompt: ARPrompt) -> Tensor:
+        """Tokens [B, T] long that real images [B, 3, H, W] in [0, 1] stand for: what supervised training predicts.
+
+        Each grid of the prompt is the image itself at that grid's size, encoded; the preview is not made from the ids
+        of the large grid.
+        """
+        if len(images) != len(prompt):
+            raise ValueError(f"got {len(images)} images for {len(prompt)} prompts")
+        return torch.cat([self.tokenize_images(images, grid) for grid in prompt.grids], dim=1)
+
+    def _template(
+        self, prompts: Sequence[str], height: int, width: int, sources: Tensor | None, source_grid: Grid | None
+    ) -> Any:
+        """The processor's output for a left-padded batch; sources are handed over at their final size."""
+        images: list[list[dict[str, Any]]] = [[] for _ in prompts]
+        if sources is not None and source_grid is not None:
+            pixels = vq.vision_pixels(sources, source_grid, self.processor.image_processor).cpu()
+            images = [[{"type": "image", "image": image}] for image in pixels]
+        conversations: list[Any] = [
+            [{"role": "user", "content": [*image, {"type": "text", "text": text}]}]
+            for image, text in zip(images, prompts, strict=True)
+        ]
+        options: dict[str, Any] = {"padding": True, "padding_side": "left", "target_h": height, "target_w": width}
+        if sources is not None:
+            options["do_resize"] = False
+        return self.processor.apply_chat_template(
+            conversations, tokenize=True, return_dict=True, return_tensors="pt", processor_kwargs=options
+        )
+
+    def _check_text(self, prompts: Sequence[str]) -> None:
+        """The template alone may write the tokens that mark where images are."""
+        config = self.model.config
+        reserved = {config.image_start_token_id, config.image_end_token_id, config.image_token_id}
+        for row, ids in enumerate(self.processor.tokenizer(list(prompts), add_special_tokens=False).input_ids):
+            for name in self.processor.tokenizer.convert_ids_to_tokens(sorted(reserved.intersection(ids))):
+                raise ValueError(f"prompt {row} ({prompts[row]!r}) contains the reserved token {name}: take it out")
+
+    def _check_replay(self, prompt: ARPrompt, tokens: Tensor, temperature: float, support: Tensor | None) -> None:
+        if tokens.shape != (len(prompt), prompt.T):
+            raise ValueError(f"tokens must be [{len(prompt)}, {prompt.T}] for this prompt, got {list(tokens.shape)}")
+        if not temperature > 0:
+            raise ValueError(f"temperature must be positive, got {temperature}")
+        packed = (*tokens.shape, -(-self.num_codes // 8))
+        if support is not None and (support.shape != packed or support.dtype != torch.uint8):
+            raise ValueError(f"support must be uint8 {list(packed)}, got {support.dtype} {list(support.shape)}")
+
+    def _score(self, hidden: Tensor, tokens: Tensor, support: Tensor | None, temperature: float) -> Tensor:
+        logits = self.model.lm_head(hidden)[..., : self.num_codes]
+        return chosen_log_probs(logits, tokens, temperature=temperature, support=support)
+
+    def _recomputed_score(self, hidden: Tensor, tokens: Tensor, support: Tensor | None, temperature: float) -> Tensor:
+        return checkpoint(self._score, hidden, tokens, support, temperature, use_reentrant=False)

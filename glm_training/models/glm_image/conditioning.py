@@ -1,0 +1,79 @@
+"""Putting a `DiTCondition` together from checked parts, and taking rows of it back to "no condition"."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from glm_training.models.glm_image.dit_types import DiTCondition, SourceCondition
+
+TOKEN_PIXELS = 32
+"""Side of the square of pixels one prior token stands for."""
+
+
+def check_tokens(name: str, tokens: Tensor, grid: tuple[int, int], codebook: int) -> None:
+    """Raise ValueError unless `tokens` is ``[B, rows * columns]`` of image codes in [0, codebook)."""
+    if tokens.ndim != 2 or tokens.shape[1] != grid[0] * grid[1]:
+        raise ValueError(f"{name} must be [B, {grid[0] * grid[1]}] for grid {grid}, got {list(tokens.shape)}")
+    low, high = (int(bound) for bound in tokens.aminmax())
+    if low < 0 or high >= codebook:
+        raise ValueError(
+            f"{name} must be image codes in [0, {codebook}), got ids in [{low}, {high}]: end-of-image and reserved "
+            "ids are not codes; slice the logits to the codebook when sampling"
+        )
+
+
+def check_sources(prompts: int, sources: Tensor, tokens: Tensor, grid: tuple[int, int], codebook: int) -> None:
+    """Raise ValueError unless sources ``[P, 3, H, W]`` and tokens ``[P, h * w]`` of grid (h, w) fit together."""
+    if len(sources) != prompts or len(tokens) != prompts:
+        raise ValueError(
+            f"need one source and one row of source_tokens for each of {prompts} prompts, "
+            f"got {len(sources)} and {len(tokens)}"
+        )
+    if tuple(sources.shape[2:]) != (grid[0] * TOKEN_PIXELS, grid[1] * TOKEN_PIXELS):
+        raise ValueError(
+            f"sources of {list(sources.shape[2:])} px do not match source_grid {grid}: a token covers "
+            f"{TOKEN_PIXELS}x{TOKEN_PIXELS} px; resize the sources to multiples of {TOKEN_PIXELS} before tokenizing"
+        )
+    check_tokens("source_tokens", tokens, grid, codebook)
+
+
+def build_condition(
+    prior_tokens: Tensor, grid: tuple[int, int], glyph: Tensor, glyph_mask: Tensor, source: SourceCondition | None
+) -> DiTCondition:
+    """P prompts' glyphs ``[P, G, D]`` and sources, spread over the B = P * N prompt-major rows of `prior_tokens`."""
+    prompts, device = len(glyph), prior_tokens.device
+    plans, rest = divmod(len(prior_tokens), prompts)
+    if rest or not plans:
+        raise ValueError(f"prior_tokens must have the same number of rows for each of {prompts} prompts")
+    rows = torch.arange(prompts, device=device).repeat_interleave(plans)
+    return DiTCondition(
+        prior_tokens=prior_tokens,
+        grid=grid,
+        glyph=glyph.to(device)[rows],
+        glyph_mask=glyph_mask.to(device)[rows],
+        height=grid[0] * TOKEN_PIXELS,
+        width=grid[1] * TOKEN_PIXELS,
+        source=None if source is None else source.select(rows),
+    )
+
+
+def drop_rows(condition: DiTCondition, drop: Tensor, empty: Tensor) -> DiTCondition:
+    """`condition`, unconditional in the rows where `drop` ``[B]`` bool is True; `empty` ``[1, E, D]`` encodes ""."""
+    drop = drop.to(condition.prior_tokens.device)
+    if drop.shape != (condition.batch_size,) or drop.dtype != torch.bool:
+        raise ValueError(f"drop must be bool [{condition.batch_size}], got {drop.dtype} {list(drop.shape)}")
+    length = max(condition.glyph.shape[1], empty.shape[1])
+    glyph = pad(condition.glyph, (0, 0, 0, length - condition.glyph.shape[1]))
+    mask = pad(condition.glyph_mask, (0, length - condition.glyph_mask.shape[1]))
+    nothing = pad(empty.to(glyph), (0, 0, 0, length - empty.shape[1]))
+    changed = replace(
+        condition,
+        glyph=torch.where(drop[:, None, None], nothing, glyph),
+        glyph_mask=torch.where(drop[:, None], torch.arange(length, device=mask.device) < empty.shape[1], mask),
+        dropped=drop if condition.dropped is None else drop | condition.dropped,
+    )
+    return changed.select(torch.arange(condition.batch_size, device=mask.device))  # cuts the glyphs to the longest

@@ -1,0 +1,213 @@
+"""The AR half's own decode loop: prompts read once, one static key/value cache for the whole group, no sync per step.
+
+The stock `generate` reads every repeated prompt again, rebuilds positions and masks at each token, and keeps state on
+the module. Here each projection, norm and MLP is still the checkpoint's own module (so LoRA layers and replaced modules
+act as in training), and only the thread between them is ours: the stock layer's forward with the cache, the rotary
+tables and the mask laid out beforehand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import GlmImageForConditionalGeneration
+from transformers.models.glm_image.modeling_glm_image import (
+    GlmImageRMSNorm,
+    GlmImageTextDecoderLayer,
+    GlmImageTextModel,
+)
+
+from glm_training.models.glm_image.ar_types import ARPrompt
+from glm_training.models.glm_image.token_sampling import TokenSampler
+
+
+@dataclass(frozen=True, slots=True)
+class Rotary:
+    """Rotary tables that broadcast over heads. The sine's first half is negated, so that a roll stands for the
+    stock `rotate_half`, with the same products and the same rounding."""
+
+    cos: Tensor
+    signed_sin: Tensor
+
+    @staticmethod
+    def of(text_model: GlmImageTextModel, like: Tensor, position_ids: Tensor) -> Rotary:
+        """[R, L, 1, rotary_dim] tables for positions [3, R, L], in the dtype of `like`."""
+        cos, sin = text_model.rotary_emb(like, position_ids)
+        first, second = sin.chunk(2, dim=-1)
+        return Rotary(cos[:, :, None], torch.cat([-first, second], dim=-1)[:, :, None])
+
+    def rotate(self, heads: Tensor) -> Tensor:
+        """Rotates the leading rotary_dim of `heads` [..., head_dim]."""
+        size, head_dim = self.cos.shape[-1], heads.shape[-1]
+        part = heads if size == head_dim else heads[..., :size]
+        rotated = part * self.cos + part.roll(size // 2, -1) * self.signed_sin
+        return rotated if size == head_dim else torch.cat([rotated, heads[..., size:].to(rotated.dtype)], dim=-1)
+
+
+class DecoderLayer:
+    """One layer of the language model with its modules looked up once, and its static cache.
+
+    keys, values [B, kv_heads, Lp + T - 1, head_dim]; the first Lp places hold the prompt.
+    """
+
+    def __init__(self, layer: GlmImageTextDecoderLayer) -> None:
+        attention = layer.self_attn
+        self.q_proj, self.k_proj, self.v_proj = attention.q_proj, attention.k_proj, attention.v_proj
+        self.o_proj, self.mlp = attention.o_proj, layer.mlp
+        self.head_dim, self.scaling = attention.head_dim, attention.scaling
+        self.before_attention = _norm(layer.input_layernorm)
+        self.after_attention = _norm(layer.post_self_attn_layernorm)
+        self.before_mlp = _norm(layer.post_attention_layernorm)
+        self.after_mlp = _norm(layer.post_mlp_layernorm)
+        self.keys = self.values = torch.empty(0)
+
+    def read_prompts(
+        self, hidden: Tensor, rotary: Rotary, mask: Tensor | None, group_size: int, cache_length: int
+    ) -> Tensor:
+        """The layer over whole prompts, `hidden` [P, Lp, D]; fills the caches of the P * group_size samples."""
+        heads, value = self._project(hidden, rotary)
+        heads, value = heads.transpose(1, 2), value.transpose(1, 2)
+        query, key = heads[:, : -value.shape[1]], heads[:, -value.shape[1] :]
+        sharing = query.shape[1] // key.shape[1]
+        mixed = F.scaled_dot_product_attention(
+            query,
+            key.repeat_interleave(sharing, dim=1),
+            value.repeat_interleave(sharing, dim=1),
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=self.scaling,
+        )
+        self.keys, self.values = _to_group(key, group_size, cache_length), _to_group(value, group_size, cache_length)
+        return self._finish(hidden, mixed.transpose(1, 2).flatten(2))
+
+    def step(self, hidden: Tensor, rotary: Rotary, position: int, mask: Tensor | None) -> Tensor:
+        """The layer for one new token per sample, `hidden` [B, D]; its key and value go to `position` of the cache."""
+        heads, value = self._project(hidden, rotary)
+        rows, kv_heads, size = value.shape
+        query_heads = heads.shape[1] - kv_heads
+        self.keys.select(2, position).copy_(heads.narrow(1, query_heads, kv_heads))
+        self.values.select(2, position).copy_(value)
+        # query heads that share a key head stand in for a sequence: no copy of the cache per head
+        mixed = F.scaled_dot_product_attention(
+            heads.narrow(1, 0, query_heads).unflatten(1, (kv_heads, -1)),
+            self.keys.narrow(2, 0, position + 1),
+            self.values.narrow(2, 0, position + 1),
+            attn_mask=mask,
+            scale=self.scaling,
+        )
+        return self._finish(hidden, mixed.reshape(rows, query_heads * size))
+
+    def _project(self, hidden: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
+        """Of `hidden` [..., D]: rotated query heads followed by key heads [..., heads + kv_heads, head_dim], and the
+        value heads [..., kv_heads, head_dim]."""
+        hidden = self.before_attention(hidden)
+        per_head = (*hidden.shape[:-1], -1, self.head_dim)
+        value = self.v_proj(hidden).view(per_head)
+        heads = rotary.rotate(torch.cat((self.q_proj(hidden), self.k_proj(hidden)), dim=-1).view(per_head))
+        # under autocast the fp32 tables promote; attention runs in the projections' dtype
+        return heads if heads.dtype == value.dtype else heads.to(value.dtype), value
+
+    def _finish(self, residual: Tensor, mixed: Tensor) -> Tensor:
+        """The rest of the layer after attention has mixed the values."""
+        hidden = residual + self.after_attention(self.o_proj(mixed))
+        return hidden + self.after_mlp(self.mlp(self.before_mlp(hidden)))
+
+
+def write_tokens(
+    model: GlmImageForConditionalGeneration,
+    prompt: ARPrompt,
+    group_size: int,
+    sampler: TokenSampler,
+    on_step: Callable[[int], None] | None = None,
+) -> None:
+    """Lets `sampler` draw all T tokens of `group_size` samples for each of the P prompts, prompt-major.
+
+    `on_step` is called with the index of each token before it is computed; it may raise to abandon the rollout.
+    """
+    text_model = model.model.language_model
+    length = prompt.input_ids.shape[1]
+    layers = [DecoderLayer(cast("GlmImageTextDecoderLayer", layer)) for layer in text_model.layers]
+    norm = _norm(text_model.norm)
+    with torch.inference_mode(), _evaluating(model):
+        hidden = text_model.embed_tokens(prompt.input_ids)
+        steps = _rotary_steps(text_model, hidden, prompt, group_size)
+        rotary, mask = Rotary.of(text_model, hidden, prompt.position_ids), _prompt_mask(prompt)
+        for layer in layers:
+            hidden = layer.read_prompts(hidden, rotary, mask, group_size, length + prompt.T - 1)
+        hidden = hidden[:, -1].repeat_interleave(group_size, dim=0)
+        token = sampler.draw(model.lm_head(norm(hidden)))
+        mask = _decode_mask(prompt, group_size, layers[0].values)
+        for step, rotary in enumerate(steps, start=1):
+            if on_step is not None:
+                on_step(step)
+            position = length + step - 1
+            visible = None if mask is None else mask.narrow(-1, 0, position + 1)
+            hidden = text_model.embed_tokens(token).squeeze(1)
+            for layer in layers:
+                hidden = layer.step(hidden, rotary, position, visible)
+            token = sampler.draw(model.lm_head(norm(hidden)))
+
+
+def _to_group(prompt_part: Tensor, group_size: int, length: int) -> Tensor:
+    """[P*N, heads, length, head_dim] whose first places repeat [P, heads, Lp, head_dim] for each of the N samples."""
+    count, heads, filled, size = prompt_part.shape
+    cache = prompt_part.new_empty(count, group_size, heads, length, size)
+    cache[:, :, :, :filled] = prompt_part[:, None]
+    return cache.flatten(0, 1)
+
+
+def _prompt_mask(prompt: ARPrompt) -> Tensor | None:
+    """bool [P, 1, Lp, Lp], True where a query may look; None when nothing is padded (plain causal)."""
+    if not prompt.padded:
+        return None
+    length = prompt.input_ids.shape[1]
+    square = torch.ones(length, length, dtype=torch.bool, device=prompt.input_ids.device)
+    causal = square.tril() & prompt.attention_mask.bool()[:, None, None, :]
+    return causal | square.tril().triu()  # padding looks at itself: a softmax over nothing is not a number
+
+
+def _decode_mask(prompt: ARPrompt, group_size: int, like: Tensor) -> Tensor | None:
+    """Additive [B, 1, 1, Lp + T - 1] in the dtype of `like`, -inf on the padding; None when nothing is padded."""
+    if not prompt.padded:
+        return None
+    visible = F.pad(prompt.attention_mask.bool(), (0, prompt.T - 1), value=True)
+    mask = torch.zeros_like(visible, dtype=like.dtype).masked_fill(~visible, -torch.inf)
+    return mask.repeat_interleave(group_size, dim=0)[:, None, None]
+
+
+def _rotary_steps(text_model: GlmImageTextModel, like: Tensor, prompt: ARPrompt, group_size: int) -> list[Rotary]:
+    """Tables of every decode step, each [B, 1, rotary_dim] ([1, 1, rotary_dim] for one prompt).
+
+    The last token is never read, so there are T - 1 of them.
+    """
+    table = Rotary.of(text_model, like, prompt.decode_position_ids[:, :, :-1])
+    rows = 1 if len(prompt) == 1 else group_size
+    cos, sin = (part.repeat_interleave(rows, dim=0) for part in (table.cos, table.signed_sin))
+    return [Rotary(*pair) for pair in zip(cos.unbind(1), sin.unbind(1), strict=True)]
+
+
+def _norm(norm: nn.Module) -> Callable[[Tensor], Tensor]:
+    """`norm` itself, or for the stock class the same in two kernels instead of seven, rounded before the weight too."""
+    if type(norm) is not GlmImageRMSNorm:
+        return norm
+    weight, eps = norm.weight, norm.variance_epsilon
+    size = list(weight.shape)
+    return lambda hidden: weight * torch.rms_norm(hidden, size, None, eps).to(hidden.dtype)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Dropout off inside (LoRA has one), each module's own mode back afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

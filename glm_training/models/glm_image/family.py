@@ -1,0 +1,207 @@
+"""GLM-Image as one object: the AR half that plans, the DiT half that renders, and the way in and out of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers.pipelines.glm_image.pipeline_glm_image import GlmImagePipeline
+from torch import Tensor, nn
+
+from glm_training.models.glm_image.ar import ARComponent
+from glm_training.models.glm_image.dit import DiTComponent
+from glm_training.models.glm_image.loading import ModelLoadError, load_pipeline
+from glm_training.models.lora import adapter_parameters, has_lora, merged, trainable_parameters
+from glm_training.utils.randomness import normal, uniform
+
+__all__ = ["Component", "GLMImage", "ModelLoadError"]
+
+Component = Literal["ar", "dit"]
+
+
+class GLMImage:
+    """A whole GLM-Image. `ar` and `dit` hold the stock modules; nothing is trainable until `set_trainable`."""
+
+    def __init__(self, ar: ARComponent, dit: DiTComponent) -> None:
+        self.ar = ar
+        self.dit = dit
+        self.set_trainable(ar=False, dit=False)
+        self.eval()
+
+    # -- in and out ----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pipeline(cls, pipeline: GlmImagePipeline) -> GLMImage:
+        """Around the modules of a stock pipeline, which they go on sharing."""
+        return cls(
+            ARComponent(pipeline.vision_language_encoder, pipeline.processor),
+            DiTComponent(
+                pipeline.transformer, pipeline.vae, pipeline.text_encoder, pipeline.tokenizer, pipeline.scheduler
+            ),
+        )
+
+    @staticmethod
+    def load(
+        name_or_path: str | Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        device_map: str | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        seed: int = 0,
+    ) -> GLMImage:
+        """From "tiny", "tiny-random" (random weights from `seed`), a pipeline folder, or a hub id at `revision`.
+
+        Weights in `dtype` on `device`, or spread by accelerate when `device_map` ("balanced", "cuda") is given. Raises
+        ModelLoadError, which says what to do.
+        """
+        pipeline = load_pipeline(
+            name_or_path,
+            dtype=dtype,
+            device_map=device_map,
+            revision=revision,
+            local_files_only=local_files_only,
+            seed=seed,
+        )
+        family = GLMImage.from_pipeline(pipeline)
+        return family if device_map is not None else family.to(device)
+
+    def to_pipeline(self) -> GlmImagePipeline:
+        """A stock pipeline over these very modules, adapters included."""
+        parts: dict[str, Any] = {
+            "tokenizer": self.dit.tokenizer,
+            "processor": self.ar.processor,
+            "text_encoder": self.dit.text_encoder,
+            "vision_language_encoder": self.ar.model,
+            "vae": self.dit.vae,
+            "transformer": self.dit.transformer,
+            "scheduler": self.dit.scheduler,
+        }
+        return GlmImagePipeline(**parts)
+
+    def save_pretrained(self, path: str | Path, *, merge_lora: bool = False) -> None:
+        """Write a pipeline folder that the stock `GlmImagePipeline.from_pretrained` loads (safetensors).
+
+        With adapters, ``merge_lora=True`` writes weights with them added and leaves the model in memory as it is;
+        without it ValueError is raised, since a stock pipeline would lose them (`lora.save_lora` writes them alone).
+        """
+        adapted = [module for module in (self.ar.model, self.dit.transformer) if has_lora(module)]
+        if adapted and not merge_lora:
+            raise ValueError(
+                "the model carries LoRA adapters, which a pipeline folder cannot hold: pass merge_lora=True, or write "
+                "them alone with glm_training.models.lora.save_lora"
+            )
+        with ExitStack() as stack:
+            for module in adapted:
+                stack.enter_context(merged(module))
+            self.to_pipeline().save_pretrained(str(path), safe_serialization=True)
+
+    def pipeline_bytes(self) -> int:
+        """About what `save_pretrained` writes: the weights of every part, in bytes."""
+        modules: list[nn.Module] = [self.ar.model, self.dit]
+        return sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
+
+    # -- what is trained -----------------------------------------------------------------------------------------------
+
+    def module(self, component: Component) -> nn.Module:
+        """The Hugging Face model of a half: what takes LoRA adapters and what is exported."""
+        if component not in ("ar", "dit"):
+            raise ValueError(f'component must be "ar" or "dit", got {component!r}')
+        return self.ar.model if component == "ar" else self.dit.transformer
+
+    def set_trainable(self, ar: bool, dit: bool) -> None:
+        """Switch gradients for each half: its adapters if it carries any, else all but its frozen parts.
+
+        VAE, text encoder, vision tower and VQ model are frozen always.
+        """
+        frozen = [self.dit.vae, self.dit.text_encoder, self.ar.model.model.visual, self.ar.model.model.vqmodel]
+        for module, wanted in ((self.ar.model, ar), (self.dit.transformer, dit)):
+            module.requires_grad_(wanted and not has_lora(module))
+            for param in adapter_parameters(module).values():
+                param.requires_grad_(wanted)
+        for part in frozen:
+            part.requires_grad_(False)
+
+    def trainable(self, component: Component) -> dict[str, nn.Parameter]:
+        """The parameters of a half that receive a gradient, named as in `module(component)`."""
+        return trainable_parameters(self.module(component))
+
+    def lora_targets(self, component: Component) -> tuple[str, ...]:
+        """Layer names that `lora.add_lora` takes for this half by default."""
+        return self.ar.lora_targets if component == "ar" else self.dit.lora_targets
+
+    def sharding_units(self, component: Component) -> list[nn.Module]:
+        """The repeated blocks of a half, in order: what FSDP shards one by one."""
+        names = self.ar.sharding_units if component == "ar" else self.dit.sharding_units
+        return [child for child in self.module(component).modules() if type(child).__name__ in names]
+
+    def to(self, device: torch.device | str) -> GLMImage:
+        self.ar.to(device)
+        self.dit.to(device)
+        return self
+
+    def train(self, mode: bool = True) -> GLMImage:
+        self.ar.train(mode)
+        self.dit.train(mode)
+        return self
+
+    def eval(self) -> GLMImage:
+        return self.train(False)
+
+    # -- images --------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        height: int,
+        width: int,
+        sources: Tensor | None = None,
+        seed: int,
+        plans: int = 1,
+        renders: int = 1,
+        temperature: float = 0.9,
+        top_p: float = 0.75,
+        do_sample: bool = True,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 1.5,
+        share_render_noise: bool = False,
+        prompt_ids: Sequence[int] | None = None,
+        micro_batch_size: int | None = None,
+    ) -> Tensor:
+        """N plans per prompt and M renders per plan: images ``[P * N * M, 3, height, width]`` fp32 in [0, 1].
+
+        Image (p, n, m) lies at ``(p * N + n) * M + m`` (prompt-major) and depends on its prompt and on (seed,
+        prompt_ids[p], n, m) alone, not on its neighbours; `prompt_ids` are 0..P-1 unless given. With
+        `share_render_noise` render m of every plan of a prompt starts from the same noise, so that plans differ by
+        their tokens only. `sources` ``[P, 3, h, w]`` in [0, 1] makes it image-to-image. The defaults are the stock
+        pipeline's. Raises ValueError for sizes that are not multiples of 32 px and counts below 1.
+        """
+        ids = list(range(len(prompts))) if prompt_ids is None else list(prompt_ids)
+        if len(ids) != len(prompts) or min(plans, renders) < 1:
+            raise ValueError(
+                f"need one prompt_id per prompt and at least 1 plan and render, got {len(ids)} ids for {len(prompts)} "
+                f"prompts, {plans} plans and {renders} renders"
+            )
+        prompt = self.ar.encode_prompts(list(prompts), height, width, sources)
+        plan_names = [(p, n) for p in ids for n in range(plans)]
+        draws = uniform(seed, "generate/tokens", plan_names, (prompt.T,), device=self.ar.device)
+        rollout = self.ar.rollout(prompt, plans, draws, temperature=temperature, top_p=top_p, do_sample=do_sample)
+        condition = self.dit.condition(
+            prompts, rollout.large_tokens, prompt.large_grid, sources, prompt.source_tokens, prompt.source_grid
+        ).repeat_interleave(renders)
+        names = [(p, 0 if share_render_noise else n, m) for p, n in plan_names for m in range(renders)]
+        noise = normal(seed, "generate/latents", names, self.dit.latent_shape(height, width), device=self.dit.device)
+        trajectory = self.dit.sample(
+            noise,
+            condition,
+            self.dit.schedule(num_inference_steps, height, width),
+            guidance_scale=guidance_scale,
+            micro_batch_size=micro_batch_size,
+        )
+        return self.dit.decode_latents(trajectory.final, micro_batch_size=micro_batch_size or 8)

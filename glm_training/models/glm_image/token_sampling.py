@@ -1,0 +1,108 @@
+"""How a code is drawn from logits, and how its log-probability is defined: the same for sampling and for replay.
+
+Logits are cut to the codebook, divided by the temperature, restricted to the kept support (top-p), and renormalised.
+Draws invert the cumulative distribution at given uniforms, so a row's token depends on its own logits and uniform only.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PACK_EVERY = 64
+"""Steps whose supports are held as one byte per code before they are packed to one bit."""
+
+
+def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
+    """bool [..., K]: the fewest most probable codes whose probabilities [..., K] sum to `top_p` (Holtzman et al. 2020).
+
+    Codes as probable as the last one kept are kept too, so the set does not depend on how a sort breaks ties.
+    """
+    descending = probabilities.sort(-1, descending=True).values
+    more_probable = descending.cumsum(-1) - descending
+    least = descending.masked_fill_(more_probable >= top_p, torch.inf).amin(-1, keepdim=True)
+    return probabilities >= least
+
+
+def pack_support(support: Tensor) -> Tensor:
+    """uint8 [..., ceil(K/8)] of bool [..., K]: code k is bit k % 8 of byte k // 8."""
+    bits = F.pad(support.to(torch.uint8), (0, -support.shape[-1] % 8)).unflatten(-1, (-1, 8))
+    return (bits << torch.arange(8, dtype=torch.uint8, device=bits.device)).sum(-1, dtype=torch.uint8)
+
+
+def unpack_support(packed: Tensor, num_codes: int) -> Tensor:
+    """bool [..., num_codes] of what `pack_support` made."""
+    bits = packed[..., None] >> torch.arange(8, dtype=torch.uint8, device=packed.device) & 1
+    return bits.flatten(-2)[..., :num_codes].bool()
+
+
+def chosen_log_probs(logits: Tensor, tokens: Tensor, *, temperature: float, support: Tensor | None) -> Tensor:
+    """fp32 [...] log-probs of `tokens` [...] under `logits` [..., K]; `support` is packed, uint8 [..., ceil(K/8)]."""
+    scaled = logits.float() / temperature
+    if support is not None:
+        scaled = scaled.masked_fill(~unpack_support(support, scaled.shape[-1]), -torch.inf)
+    losses = F.cross_entropy(scaled.flatten(0, -2), tokens.flatten(), reduction="none")
+    return -losses.view(tokens.shape)
+
+
+class TokenSampler:
+    """Draws one code per row and step, and keeps the tokens, their log-probs and supports until `result`."""
+
+    def __init__(self, uniforms: Tensor, num_codes: int, *, temperature: float, top_p: float, do_sample: bool) -> None:
+        """`uniforms` [B, T] in [0, 1); not read when `do_sample` is False, the most probable code is taken then."""
+        self.uniforms = uniforms.t().unsqueeze(-1).contiguous().unbind(0)
+        self.num_codes = num_codes
+        self.temperature = temperature
+        self.top_p = top_p
+        self.do_sample = do_sample
+        self._tokens: list[Tensor] = []
+        self._log_probs: list[Tensor] = []
+        self._supports: list[Tensor] = []
+        self._packed: list[Tensor] = []
+
+    def draw(self, logits: Tensor) -> Tensor:
+        """Tokens [B, 1] of the next step from its logits [B, >= K]."""
+        log_probs = (logits[:, : self.num_codes].float() / self.temperature).log_softmax(-1)
+        probabilities = log_probs.exp()
+        if self.top_p < 1:
+            kept = nucleus(probabilities, self.top_p)
+            probabilities *= kept
+            self._keep(kept)
+        # fp64: a GPU's parallel scan rounds every prefix its own way, and in fp32 a rounding step at a code of
+        # probability 0 is wide enough to be drawn
+        cumulative = probabilities.cumsum(-1, dtype=torch.float64)
+        total = cumulative[:, -1:]
+        if self.do_sample:
+            target = self.uniforms[len(self._tokens)] * total
+            token = torch.searchsorted(cumulative, target, right=True).clamp_(max=self.num_codes - 1)
+        else:
+            token = log_probs.argmax(-1, keepdim=True)
+        self._tokens.append(token)
+        self._log_probs.append(log_probs.gather(-1, token) - total.log().float())
+        return token
+
+    def result(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """tokens [B, T], log-probs [B, T] fp32, packed supports [B, T, ceil(K/8)] or None.
+
+        Raises `FloatingPointError` when the model gave a logit that is not finite.
+        """
+        log_probs = torch.cat(self._log_probs, dim=1)
+        if not bool(log_probs.isfinite().all()):
+            raise FloatingPointError(
+                "the AR model gives logits that are not finite: check the checkpoint, the dtype (fp16 overflows; use "
+                "bf16 or fp32) and whether the last update diverged"
+            )
+        self._pack()
+        support = torch.cat(self._packed, dim=1) if self._packed else None
+        return torch.cat(self._tokens, dim=1), log_probs, support
+
+    def _keep(self, kept: Tensor) -> None:
+        self._supports.append(kept)
+        if len(self._supports) == PACK_EVERY:
+            self._pack()
+
+    def _pack(self) -> None:
+        if self._supports:
+            self._packed.append(pack_support(torch.stack(self._supports, dim=1)))
+            self._supports.clear()

@@ -1,0 +1,199 @@
+"""LoRA adapters on either half: injected in place, drawn from a named seed, saved as standard PEFT folders.
+
+The module stays what it was (same class, same forward, same hooks), with the targeted linear layers wrapped by PEFT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from glm_training.utils.randomness import uniform
+
+ADAPTER = "default"
+"""Name of the one adapter a module carries."""
+
+_PREFIX = "base_model.model."  # what PEFT puts before every key of a saved adapter
+_WEIGHTS = "adapter_model.safetensors"
+_FROZEN_PARTS = {"visual", "vqmodel"}  # of the AR half
+
+
+def add_lora(
+    module: nn.Module, targets: Sequence[str], rank: int, alpha: float, dropout: float = 0.0, seed: int = 0
+) -> list[str]:
+    """Freeze `module` and put an adapter on every linear layer whose name ends in one of `targets`.
+
+    `module` is the Hugging Face model itself (``ar.model``, ``dit.transformer``), so that saved names fit it.
+    W' = W + (alpha / rank) B A with A ``[rank, in]`` uniform in ±1/sqrt(in) and B zero: nothing changes at first.
+    Adapter weights are fp32 on the layer's device, and A depends on (`seed`, layer name) alone. RL wants dropout 0: a
+    replay would draw another mask than the rollout.
+
+    Returns the names of the wrapped layers. Raises ValueError for bad numbers, for a target that names no linear layer
+    or one in the frozen vision tower or VQ model, and for a module that carries adapters already.
+    """
+    if rank < 1 or not alpha > 0 or not 0 <= dropout < 1:
+        raise ValueError(f"LoRA needs rank >= 1, alpha > 0 and dropout in [0, 1), got {rank}, {alpha} and {dropout}")
+    if has_lora(module):
+        raise ValueError("the module carries LoRA adapters already")
+    _check_targets(module, targets)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # a float works
+        lora_dropout=dropout,
+        target_modules=list(targets),
+        bias="none",
+    )
+    module.requires_grad_(False)
+    _inject(config, module)
+    for name, layer in _layers(module):
+        _initialise(layer, name, seed)
+    return [name for name, _ in _layers(module)]
+
+
+def has_lora(module: nn.Module) -> bool:
+    """Whether `add_lora` or `load_lora` was called on the module."""
+    return any(isinstance(child, LoraLayer) for child in module.modules())
+
+
+def adapter_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The adapter weights of the module by name, trainable or not; empty without adapters."""
+    return {name: param for name, param in module.named_parameters() if ".lora_A." in name or ".lora_B." in name}
+
+
+def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of the module that receive a gradient, by name."""
+    return {name: param for name, param in module.named_parameters() if param.requires_grad}
+
+
+@contextmanager
+def adapters_disabled(module: nn.Module) -> Iterator[None]:
+    """Inside, the module computes what it did without adapters, bit for bit: the KL reference of a LoRA run."""
+    layers = [layer for _, layer in _layers(module)]
+    if any(layer.disable_adapters for layer in layers):
+        raise RuntimeError("the adapters are disabled already")
+    trained = {param: param.requires_grad for param in adapter_parameters(module).values()}
+    try:
+        for layer in layers:
+            layer.enable_adapters(False)
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+        for param, requires_grad in trained.items():  # PEFT switches all of them off and on
+            param.requires_grad_(requires_grad)
+
+
+@contextmanager
+def merged(module: nn.Module) -> Iterator[None]:
+    """Inside, the module is a plain one with B A added to its weights and no adapters in its state dict.
+
+    After, weights and adapters are what they were, bit for bit: the targeted weights are kept on the CPU meanwhile.
+    Computed in fp32, then rounded to the weight's dtype.
+    """
+    wrapped = _layers(module)
+    originals: list[Tensor] = []
+    try:
+        for name, layer in wrapped:
+            base = layer.get_base_layer()
+            originals.append(base.weight.detach().to("cpu", copy=True))
+            delta = layer.scaling[ADAPTER] * (
+                layer.lora_B[ADAPTER].weight.float() @ layer.lora_A[ADAPTER].weight.float()
+            )
+            base.weight.data.copy_(base.weight.float() + delta)
+            module.set_submodule(name, base)
+        yield
+    finally:
+        for (name, layer), original in zip(wrapped, originals, strict=False):
+            layer.get_base_layer().weight.data.copy_(original)
+            module.set_submodule(name, layer)
+
+
+def save_lora(module: nn.Module, folder: str | Path) -> None:
+    """Write the adapter as a PEFT folder (adapter_config.json, adapter_model.safetensors); `PeftModel` loads it too."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = _config(module)
+    config.save_pretrained(str(folder))
+    weights = {
+        _PREFIX + name.replace(f".{ADAPTER}.", "."): param.detach().to("cpu", copy=True).contiguous()
+        for name, param in adapter_parameters(module).items()
+    }
+    save_file(weights, folder / _WEIGHTS, metadata={"format": "pt"})
+
+
+def load_lora(module: nn.Module, folder: str | Path) -> None:
+    """Read a PEFT LoRA folder into the module, adding the adapter when it carries none.
+
+    Raises FileNotFoundError when the folder holds no adapter, ValueError when it does not fit the module.
+    """
+    folder = Path(folder)
+    if not (folder / "adapter_config.json").is_file() or not (folder / _WEIGHTS).is_file():
+        raise FileNotFoundError(f"{folder} is no PEFT adapter folder: needs adapter_config.json and {_WEIGHTS}")
+    if not has_lora(module):
+        config = LoraConfig.from_pretrained(str(folder))
+        config.inference_mode = False
+        module.requires_grad_(False)
+        _inject(config, module)
+    params = adapter_parameters(module)
+    saved = load_file(folder / _WEIGHTS)
+    named = {key.removeprefix(_PREFIX): value for key, value in saved.items()}
+    wanted = {name.replace(f".{ADAPTER}.", "."): param for name, param in params.items()}
+    unfit = sorted(named.keys() ^ wanted.keys())
+    unfit += [name for name in named.keys() & wanted.keys() if named[name].shape != wanted[name].shape]
+    if unfit:
+        raise ValueError(
+            f"the adapter in {folder} does not fit the model: {len(unfit)} weights differ, first {unfit[0]}"
+        )
+    with torch.no_grad():
+        for name, param in wanted.items():
+            param.copy_(named[name])
+
+
+def _layers(module: nn.Module) -> list[tuple[str, Any]]:
+    return [(name, child) for name, child in module.named_modules() if isinstance(child, LoraLayer)]
+
+
+def _config(module: nn.Module) -> LoraConfig:
+    if not has_lora(module):
+        raise ValueError("the module carries no LoRA adapters")
+    return module.peft_config[ADAPTER]  # type: ignore[index,return-value]
+
+
+def _inject(config: LoraConfig, module: nn.Module) -> None:
+    with torch.random.fork_rng(devices=[]):  # PEFT's layers draw their first weights from the global generator
+        inject_adapter_in_model(config, module, ADAPTER)
+    for param in adapter_parameters(module).values():
+        param.data = param.data.float()
+
+
+def _initialise(layer: Any, name: str, seed: int) -> None:
+    down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+    bound = down.shape[1] ** -0.5
+    draws = uniform(seed, f"lora/{name}", [()], tuple(down.shape))[0]
+    with torch.no_grad():
+        down.copy_((2 * draws - 1) * bound)
+        up.zero_()
+
+
+def _check_targets(module: nn.Module, targets: Sequence[str]) -> None:
+    if isinstance(targets, str) or not targets:
+        raise ValueError(f"LoRA targets must be a list of layer names, got {targets!r}")
+    linear = [name for name, child in module.named_modules() if isinstance(child, nn.Linear)]
+    for target in targets:
+        matches = [name for name in linear if name == target or name.endswith(f".{target}")]
+        frozen = [name for name in matches if _FROZEN_PARTS & set(name.split("."))]
+        if frozen:
+            raise ValueError(
+                f"LoRA target {target!r} reaches {frozen[0]}, a part that stays frozen; name it more closely"
+            )
+        if not matches:
+            known = sorted({name.rsplit(".", 1)[-1] for name in linear if not name.rsplit(".", 1)[-1].isdigit()})
+            raise ValueError(f"LoRA target {target!r} names no linear layer; layers end in {', '.join(known)}")

@@ -1,0 +1,43 @@
+"""Rewards: scoring generated images against prompts, targets and sources."""
+
+from glm_training.rewards.ocr import read_texts
+from glm_training.rewards.options import (
+    AestheticOptions,
+    LpipsOptions,
+    RewardOptions,
+    StructureOptions,
+    TextAccuracyOptions,
+)
+from glm_training.rewards.quoted_text import quoted_text
+from glm_training.rewards.reward_calculator import PromptReport, RewardCalculator, build_calculator
+from glm_training.rewards.text_accuracy import word_accuracy
+from glm_training.rewards.types import (
+    RewardBackendError,
+    RewardBatch,
+    RewardConfigError,
+    RewardError,
+    RewardResult,
+    RewardSampleError,
+    weighted_total,
+)
+
+__all__ = [
+    "AestheticOptions",
+    "LpipsOptions",
+    "PromptReport",
+    "RewardBackendError",
+    "RewardBatch",
+    "RewardCalculator",
+    "RewardConfigError",
+    "RewardError",
+    "RewardOptions",
+    "RewardResult",
+    "RewardSampleError",
+    "StructureOptions",
+    "TextAccuracyOptions",
+    "build_calculator",
+    "quoted_text",
+    "read_texts",
+    "weighted_total",
+    "word_accuracy",
+]

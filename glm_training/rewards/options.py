@@ -1,0 +1,74 @@
+"""Options of the metrics, one frozen dataclass each, named as in the YAML section ``reward.options``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from glm_training.rewards.types import RewardConfigError
+
+
+def _one_of(key: str, value: str | None, allowed: tuple[str | None, ...]) -> None:
+    if value not in allowed:
+        raise RewardConfigError(f"{key} is {value!r}; allowed: {', '.join(map(repr, allowed))}")
+
+
+@dataclass(frozen=True)
+class TextAccuracyOptions:
+    """engine: "rapidocr" (ONNX models inside the wheel, CPU) or "pytesseract" (needs the tesseract program).
+
+    language: a language code of the engine; None is the engine's multilingual default ("ch" for rapidocr, which reads
+    Chinese, Japanese, English and the Latin scripts with one model; "eng" for tesseract).
+    extra_text_penalty: subtracted per wanted character's worth of unasked text (>= 0).
+    """
+
+    engine: str = "rapidocr"
+    language: str | None = None
+    extra_text_penalty: float = 0.2
+
+    def __post_init__(self) -> None:
+        _one_of("reward.options.text_accuracy.engine", self.engine, ("rapidocr", "pytesseract"))
+        if not (math.isfinite(self.extra_text_penalty) and self.extra_text_penalty >= 0):
+            raise RewardConfigError("reward.options.text_accuracy.extra_text_penalty must be a number >= 0")
+
+
+@dataclass(frozen=True)
+class LpipsOptions:
+    """backbone_weights: torchvision's AlexNet state dict; None looks in the torch hub cache."""
+
+    backbone_weights: Path | str | None = None
+
+
+@dataclass(frozen=True)
+class StructureOptions:
+    """reference: "source" or "target"; None is the source where there is one, else the target."""
+
+    reference: str | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("reward.options.structure.reference", self.reference, ("source", "target", None))
+
+
+@dataclass(frozen=True)
+class AestheticOptions:
+    """clip_name: hub id (already in the local cache) or folder of a CLIP model. mlp_weights: the LAION predictor's
+    state dict; None looks in the torch hub cache."""
+
+    clip_name: str = "openai/clip-vit-large-patch14"
+    mlp_weights: Path | str | None = None
+
+
+@dataclass(frozen=True)
+class RewardOptions:
+    """Options of all metrics. on_error: "error" ends the run at a sample that cannot be scored; "skip" gives that
+    sample a NaN total and counts it in ``RewardResult.skipped``."""
+
+    text_accuracy: TextAccuracyOptions = field(default_factory=TextAccuracyOptions)
+    lpips: LpipsOptions = field(default_factory=LpipsOptions)
+    structure: StructureOptions = field(default_factory=StructureOptions)
+    aesthetic: AestheticOptions = field(default_factory=AestheticOptions)
+    on_error: str = "error"
+
+    def __post_init__(self) -> None:
+        _one_of("reward.on_error", self.on_error, ("error", "skip"))

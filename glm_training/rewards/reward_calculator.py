@@ -1,0 +1,316 @@
+"""The reward: weighted metrics over a batch of generated images, or a user's own one-sample function."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from PIL import Image
+
+from glm_training.rewards.aesthetic import Aesthetic
+from glm_training.rewards.custom import is_class_spec, load_class, score_samples
+from glm_training.rewards.lpips_similarity import LpipsSimilarity
+from glm_training.rewards.options import RewardOptions
+from glm_training.rewards.structure import Structure
+from glm_training.rewards.text_accuracy import TextAccuracy
+from glm_training.rewards.types import (
+    Metric,
+    MetricScores,
+    RewardBackendError,
+    RewardBatch,
+    RewardConfigError,
+    RewardError,
+    RewardResult,
+    RewardSampleError,
+    check_weights,
+    from_pil,
+    weighted_total,
+)
+
+METRICS = ("lpips", "aesthetic", "text_accuracy", "structure")
+CUSTOM = "custom"
+_SHOWN = 10
+
+
+@dataclass
+class PromptReport:
+    """What ``RewardCalculator.check_prompts`` found.
+
+    problems: training would fail or a metric could never count. notes: worth a line in the log. applies: metric -> how
+    many samples it scores.
+    """
+
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    applies: dict[str, int] = field(default_factory=dict)
+
+
+class RewardCalculator:
+    """Scores generated images.
+
+    weights: metric -> relative weight (>= 0). A metric is one of ``METRICS``, or "module:Class" or
+    "path/to/file.py:Class" naming a RewardCalculator subclass whose ``compute_reward`` gives that component. Weight 0
+    scores and logs a metric without counting it. A sample's total is ``sum_i w_i r_i / sum_i w_i`` over the metrics i
+    that apply to it.
+
+    To write a reward of your own, subclass and override ``compute_reward``; a trainer that is given the subclass calls
+    it for every sample and reports the one component "custom". A subclass needs no ``__init__``, and one that has its
+    own need not call this one. Raises RewardConfigError for unknown metrics or impossible weights; loads nothing yet.
+    """
+
+    weights: Mapping[str, float] = {}
+    options: RewardOptions = RewardOptions()
+    device: torch.device = torch.device("cpu")
+    _metrics: Mapping[str, Metric] = {}
+
+    def __init__(
+        self,
+        weights: Mapping[str, float] | None = None,
+        *,
+        options: RewardOptions | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.weights = dict(weights or {})
+        self.options = options or RewardOptions()
+        self.device = torch.device(device)
+        self._metrics = {name: _build_metric(name, self.options, self.device) for name in self.weights}
+        if self.weights or not self._is_custom:
+            check_weights(self.weights, self._metrics)
+
+    @property
+    def _is_custom(self) -> bool:
+        return type(self).compute_reward is not RewardCalculator.compute_reward
+
+    def compute_reward(self, generated_image: Image.Image, target_image: Image.Image | None, prompt: str) -> float:
+        """The reward of one sample; override this. Here: the weighted total of the metrics (no source image).
+
+        generated_image, target_image: RGB; target_image is None when the data set has none. Higher is better. Raise
+        RewardSampleError for a sample that cannot be scored.
+        """
+        target = None if target_image is None else from_pil(target_image)
+        return self._score_metrics(RewardBatch(from_pil(generated_image), [prompt], target)).total.item()
+
+    def compute_rewards(self, batch: RewardBatch) -> RewardResult:
+        """Score a batch; what trainers call.
+
+        Raises RewardSampleError when a sample cannot be scored (with ``on_error="skip"`` it gets a NaN total instead),
+        RewardBackendError when a metric's backend is missing, RewardError when no metric applies to some sample.
+        """
+        unusable = _unusable_images(batch)
+        if not self._is_custom:
+            return self._score_metrics(batch, unusable)
+        rows = [row for row in range(len(batch)) if row not in unusable]
+        scores = score_samples(self.compute_reward, batch.select(rows), type(self).__name__)
+        values, failures = _spread(scores, rows, len(batch))
+        failures |= unusable
+        self._stop_at(failures, batch)
+        values[sorted(failures)] = math.nan
+        return RewardResult(values.clone(), {CUSTOM: values}, failures)
+
+    def check(self) -> None:
+        """Load every metric's backend. Raises one RewardBackendError that lists all that are missing, with remedies.
+
+        A subclass with its own ``compute_reward`` may use none of the metrics, so theirs load on first use.
+        """
+        if self._is_custom:
+            return
+        problems = []
+        for metric in self._metrics.values():
+            try:
+                metric.check()
+            except RewardBackendError as error:
+                problems.append(str(error))
+        if problems:
+            raise RewardBackendError("\n".join(problems))
+
+    def check_prompts(
+        self,
+        prompts: Sequence[str],
+        has_targets: bool | Sequence[bool],
+        has_sources: bool | Sequence[bool],
+        weights: Mapping[str, float] | None = None,
+    ) -> PromptReport:
+        """Which metrics will apply to a data set, before anything is generated.
+
+        has_targets, has_sources: for all samples at once or one per prompt. weights: other weights than the
+        calculator's (for ``RewardResult.total_for``). Problems name samples by index.
+        """
+        report = PromptReport()
+        if self._is_custom:
+            return report
+        targets = [has_targets] * len(prompts) if isinstance(has_targets, bool) else list(has_targets)
+        sources = [has_sources] * len(prompts) if isinstance(has_sources, bool) else list(has_sources)
+        samples = list(zip(prompts, targets, sources, strict=True))
+        weights = self.weights if weights is None else weights
+        check_weights(weights, self._metrics)
+        counted = {name for name, weight in weights.items() if weight > 0}
+        bare = set(range(len(prompts)))
+        for name, metric in self._metrics.items():
+            rows = [row for row, sample in enumerate(samples) if metric.applies(*sample)]
+            report.applies[name] = len(rows)
+            if name in counted:
+                bare.difference_update(rows)
+            if not rows and not any(metric.applies(prompt, True, True) for prompt in prompts):
+                report.notes.append(f"{name} applies to none of the {len(prompts)} samples: it needs {metric.needs}")
+            elif not rows:
+                report.problems.append(
+                    f"{name} needs {metric.needs}, and no sample has one: provide the images or remove {name} from the "
+                    "reward weights"
+                )
+            elif len(rows) < len(prompts):
+                report.notes.append(
+                    f"{name} applies to {len(rows)} of {len(prompts)} samples (it needs {metric.needs}); "
+                    "the other weights are renormalised on the rest"
+                )
+        if bare:
+            shown = ", ".join(f"{row} ({prompts[row][:40]!r})" for row in sorted(bare)[:_SHOWN])
+            more = f" and {len(bare) - _SHOWN} more" if len(bare) > _SHOWN else ""
+            report.problems.append(
+                f"no metric of {sorted(counted)} applies to {len(bare)} sample(s): {shown}{more}; add a metric that "
+                "does (aesthetic applies to every image), or remove these prompts"
+            )
+        return report
+
+    def _score_metrics(self, batch: RewardBatch, unusable: Mapping[int, str] | None = None) -> RewardResult:
+        """Totals and components of the metrics; ``unusable`` samples are failures from the start."""
+        if not self._metrics:
+            raise RewardConfigError("this calculator has no reward weights, so it has no metrics to compute")
+        failures = dict(unusable or {})
+        has_target, has_source = batch.targets is not None, batch.sources is not None
+        components = {}
+        for name, metric in self._metrics.items():
+            rows = [
+                row
+                for row, prompt in enumerate(batch.prompts)
+                if row not in failures and metric.applies(prompt, has_target, has_source)
+            ]
+            scores = metric.score(batch.select(rows)) if rows else MetricScores(torch.zeros(0))
+            components[name], failed = _spread(scores, rows, len(batch))
+            failures |= {row: f"{name}: {reason}" for row, reason in failed.items()}
+        self._stop_at(failures, batch)
+        for values in components.values():
+            values[sorted(failures)] = math.nan
+        return RewardResult(weighted_total(components, self.weights, failures), components, failures)
+
+    def _stop_at(self, failures: Mapping[int, str], batch: RewardBatch) -> None:
+        """Raise for the failed samples unless they are to be skipped."""
+        if failures and self.options.on_error == "error":
+            lines = [f"sample {row} ({batch.prompts[row]!r}): {failures[row]}" for row in sorted(failures)[:_SHOWN]]
+            raise RewardSampleError(
+                f"{len(failures)} of {len(batch)} samples could not be scored (reward.on_error: skip leaves such "
+                "samples out)\n" + "\n".join(lines)
+            )
+
+
+class _CustomMetric:
+    """A RewardCalculator subclass used as one component."""
+
+    needs = "nothing"
+
+    def __init__(self, spec: str) -> None:
+        kind = _calculator_class(spec)
+        if kind.compute_reward is RewardCalculator.compute_reward:
+            raise RewardConfigError(f"reward {spec!r} must override compute_reward to be used as a metric")
+        try:
+            inspect.signature(kind).bind()
+        except TypeError as error:
+            raise RewardConfigError(f"reward {spec!r} must be constructible without arguments: {error}") from error
+        self._calculator: RewardCalculator = kind()
+
+    def check(self) -> None:
+        """The user's own check."""
+        self._calculator.check()
+
+    def applies(self, prompt: str, has_target: bool, has_source: bool) -> bool:
+        """Always true."""
+        return True
+
+    def score(self, batch: RewardBatch) -> MetricScores:
+        """The hook, sample by sample."""
+        return score_samples(self._calculator.compute_reward, batch, type(self._calculator).__name__)
+
+
+def build_calculator(
+    spec: str | None,
+    weights: Mapping[str, float],
+    options: RewardOptions | None = None,
+    device: torch.device | str = "cpu",
+) -> RewardCalculator:
+    """The calculator a trainer uses: ours, or the user's subclass named by ``spec`` ("module:Class" or
+    "path/to/file.py:Class"), built with the weights, options and device, or with nothing if it takes nothing.
+
+    Raises RewardConfigError for a class that cannot be found or built.
+    """
+    if spec is None:
+        return RewardCalculator(weights, options=options, device=device)
+    kind = _calculator_class(spec)
+    signature = inspect.signature(kind)
+    try:
+        signature.bind(weights=weights, options=options, device=device)
+    except TypeError:
+        try:
+            signature.bind()
+        except TypeError as error:
+            raise RewardConfigError(
+                f"reward {spec!r}: its __init__ must take (weights, options, device) or nothing, not {signature}"
+            ) from error
+        calculator = kind()
+        if options is not None:
+            calculator.options = options
+        return calculator
+    return kind(weights=weights, options=options, device=device)
+
+
+def _calculator_class(spec: str) -> type[RewardCalculator]:
+    found = load_class(spec)
+    if not issubclass(found, RewardCalculator):
+        raise RewardConfigError(f"reward {spec!r}: {found.__name__} must be a subclass of RewardCalculator")
+    return found
+
+
+def _build_metric(name: str, options: RewardOptions, device: torch.device) -> Metric:
+    if name == "lpips":
+        return LpipsSimilarity(options.lpips, device)
+    if name == "aesthetic":
+        return Aesthetic(options.aesthetic, device)
+    if name == "text_accuracy":
+        return TextAccuracy(options.text_accuracy)
+    if name == "structure":
+        return Structure(options.structure, device)
+    if is_class_spec(name):
+        return _CustomMetric(name)
+    nearest = difflib.get_close_matches(name, METRICS, n=1)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    raise RewardConfigError(f"unknown reward metric {name!r}: allowed are {', '.join(METRICS)} and module:Class{hint}")
+
+
+def _unusable_images(batch: RewardBatch) -> dict[int, str]:
+    """Samples whose images hold NaN or infinity. Raises RewardError when values lie outside [0, 1]."""
+    unusable: dict[int, str] = {}
+    for name, images in (("generated", batch.images), ("target", batch.targets), ("source", batch.sources)):
+        if images is None or not len(images):
+            continue
+        finite = images.isfinite().flatten(1).all(dim=1)
+        unusable |= {row: f"its {name} image has non-finite pixels" for row in (~finite).nonzero().flatten().tolist()}
+        low, high = (edge.item() for edge in images[finite].aminmax()) if finite.any() else (0.0, 1.0)
+        if low < -1e-3 or high > 1 + 1e-3:
+            raise RewardError(f"{name} images must lie in [0, 1], found [{low:.3g}, {high:.3g}]")
+    return unusable
+
+
+def _spread(scores: MetricScores, rows: Sequence[int], count: int) -> tuple[torch.Tensor, dict[int, str]]:
+    """Scores of ``rows`` -> [count] fp32 with NaN elsewhere, and failures by position; a non-finite score is one."""
+    values = torch.full((count,), math.nan)
+    failures = {rows[position]: reason for position, reason in scores.failures.items()}
+    for position, value in enumerate(scores.values.tolist()):
+        if rows[position] in failures:
+            continue
+        if math.isfinite(value):
+            values[rows[position]] = value
+        else:
+            failures[rows[position]] = f"the score is {value}"
+    return values, failures

@@ -1,0 +1,156 @@
+"""Text accuracy: does the image show the text that the prompt quotes?"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from glm_training.rewards.ocr import load_reader, read_lines, read_texts
+from glm_training.rewards.options import TextAccuracyOptions
+from glm_training.rewards.quoted_text import quoted_text
+from glm_training.rewards.types import MetricScores, RewardBatch, RewardSampleError
+
+_PLAIN_MARKS = str.maketrans("\u2018\u2019\u201c\u201d\u2013\u2014", "''\"\"--")
+
+
+def normalise(text: str) -> list[str]:
+    """Words of ``text`` in one case and one width (NFKC, casefold), curly marks and long dashes made plain."""
+    return unicodedata.normalize("NFKC", text).translate(_PLAIN_MARKS).casefold().split()
+
+
+def prefix_distances(wanted: str, read: str) -> list[int]:
+    """Levenshtein distance from ``wanted`` to every prefix of ``read``: len(read) + 1 numbers, the first len(wanted).
+
+    Bit-parallel (Myers 1999, Hyyro 2003): one column of the table per character of ``read``, in a few integer steps.
+    """
+    size = len(wanted)
+    if size == 0:
+        return list(range(len(read) + 1))
+    mask, last = (1 << size) - 1, 1 << (size - 1)
+    positions: dict[str, int] = {}
+    for index, char in enumerate(wanted):
+        positions[char] = positions.get(char, 0) | 1 << index
+    up, down = mask, 0
+    distances = [size]
+    for char in read:
+        match = positions.get(char, 0)
+        diagonal = (((match & up) + up) ^ up) | match | down
+        rise = down | ~(diagonal | up) & mask
+        fall = up & diagonal
+        distances.append(distances[-1] + bool(rise & last) - bool(fall & last))
+        rise = (rise << 1 | 1) & mask
+        fall = fall << 1 & mask
+        up = fall | ~(diagonal | rise) & mask
+        down = rise & diagonal
+    return distances
+
+
+@dataclass(frozen=True)
+class _Match:
+    similarity: float
+    start: int
+    stop: int
+
+
+def _best_run(span: str, words: Sequence[str | None]) -> _Match:
+    """The run of consecutive words (None = already used) nearest to ``span``, spaces ignored; empty when none is."""
+    best = _Match(0.0, 0, 0)
+    for start in range(len(words)):
+        run: list[str] = []
+        for word in words[start:]:
+            if word is None or sum(map(len, run)) >= 2 * len(span):
+                break
+            run.append(word)
+        distances = prefix_distances(span, "".join(run))
+        length = 0
+        for count, word in enumerate(run, start=1):
+            length += len(word)
+            similarity = 1 - min(distances[length], len(span)) / len(span)
+            if similarity > best.similarity:
+                best = _Match(similarity, start, start + count)
+    return best
+
+
+def score_lines(spans: Sequence[str], lines: Sequence[str], extra_text_penalty: float) -> float:
+    """How well the ``lines`` read from an image show the quoted ``spans``, in [0, 1].
+
+    Per span t: 1 - min(Levenshtein, |t|) / |t| against its best run of consecutive words, within a line or over
+    adjacent ones; longer spans choose first and no word serves twice. The score is the mean over spans, minus
+    ``extra_text_penalty`` x (characters no span used) / (characters wanted), clamped. Case, spaces and width do not
+    matter.
+    """
+    wanted = sorted(filter(None, ("".join(normalise(span)) for span in spans)), key=len, reverse=True)
+    words: list[str | None] = [word for line in lines for word in normalise(line)]
+    similarity = 0.0
+    for span in wanted:
+        match = _best_run(span, words)
+        similarity += match.similarity / len(wanted)
+        words[match.start : match.stop] = [None] * (match.stop - match.start)
+    extra = sum(len(word) for word in words if word is not None)
+    return min(1.0, max(0.0, similarity - extra_text_penalty * extra / sum(map(len, wanted))))
+
+
+def word_score(spans: Sequence[str], lines: Sequence[str]) -> float:
+    """Share of the quoted words that stand in ``lines`` exactly, as often as quoted, in [0, 1]. A span whose spaces
+    alone were read differently counts in full. Case and width are ignored."""
+    words: list[str | None] = [word for line in lines for word in normalise(line)]
+    partly: list[list[str]] = []
+    right = 0
+    for quoted in sorted((normalise(span) for span in spans), key=len, reverse=True):
+        match = _best_run("".join(quoted), words)
+        if match.similarity == 1:
+            right += len(quoted)
+            words[match.start : match.stop] = [None] * (match.stop - match.start)
+        else:
+            partly.append(quoted)
+    wanted = Counter(word for quoted in partly for word in quoted)
+    right += (wanted & Counter(word for word in words if word is not None)).total()
+    return right / sum(len(normalise(span)) for span in spans)
+
+
+def word_accuracy(
+    images: torch.Tensor, prompts: Sequence[str], options: TextAccuracyOptions | None = None
+) -> torch.Tensor:
+    """[B] fp32 share of each prompt's quoted words that its image shows exactly; NaN where the prompt quotes nothing.
+
+    images: [B, 3, H, W] float in [0, 1]. Raises RewardBackendError and RewardSampleError as ``read_texts`` does.
+    """
+    spans = [quoted_text(prompt) for prompt in prompts]
+    rows = [row for row, quoted in enumerate(spans) if quoted]
+    scores = torch.full((len(spans),), math.nan)
+    for row, lines in zip(rows, read_texts(images[rows], options), strict=True):
+        scores[row] = word_score(spans[row], lines)
+    return scores
+
+
+class TextAccuracy:
+    """OCR accuracy of the quoted text, in [0, 1] (see ``score_lines``). Applies to prompts that quote text."""
+
+    needs = "text in quotation marks in the prompt"
+
+    def __init__(self, options: TextAccuracyOptions) -> None:
+        self._options = options
+
+    def check(self) -> None:
+        """Raises RewardBackendError when the OCR engine is missing."""
+        load_reader(self._options)
+
+    def applies(self, prompt: str, has_target: bool, has_source: bool) -> bool:
+        """True when the prompt quotes text."""
+        return bool(quoted_text(prompt))
+
+    def score(self, batch: RewardBatch) -> MetricScores:
+        """One score per sample; a failed reading is a failure, never a score."""
+        scores = MetricScores(torch.zeros(len(batch)))
+        for row, lines in enumerate(read_lines(batch.images, load_reader(self._options))):
+            if isinstance(lines, RewardSampleError):
+                scores.failures[row] = str(lines)
+            else:
+                spans = quoted_text(batch.prompts[row])
+                scores.values[row] = score_lines(spans, lines, self._options.extra_text_penalty)
+        return scores

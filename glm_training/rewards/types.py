@@ -1,0 +1,171 @@
+"""What rewards exchange: the batch that is scored, the result, what a metric is, and the errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+
+
+class RewardError(Exception):
+    """Any problem with a reward; the message says what is wrong and what to do."""
+
+
+class RewardConfigError(RewardError, ValueError):
+    """The asked-for metrics, weights or options make no sense."""
+
+
+class RewardBackendError(RewardError):
+    """A metric's program, package or weights are missing; the message names the remedy."""
+
+
+class RewardSampleError(RewardError):
+    """One sample cannot be scored. With ``on_error="skip"`` the sample is left out instead of ending the run."""
+
+
+@dataclass
+class RewardBatch:
+    """Generated images and what they are scored against.
+
+    images: [B, 3, H, W] float in [0, 1], any device. prompts: B strings. targets, sources: [B, 3, H', W'] float in
+    [0, 1], or None when the data set has none (t2i has no sources). Raises ValueError when the sizes disagree.
+    """
+
+    images: torch.Tensor
+    prompts: list[str]
+    targets: torch.Tensor | None = None
+    sources: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        count = len(self.prompts)
+        for name, images in (("images", self.images), ("targets", self.targets), ("sources", self.sources)):
+            if images is not None and (images.ndim != 4 or images.shape[:2] != (count, 3)):
+                raise ValueError(
+                    f"RewardBatch.{name} must be [{count}, 3, H, W] for {count} prompts, got {list(images.shape)}"
+                )
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def select(self, rows: Sequence[int]) -> RewardBatch:
+        """The samples ``rows``, in that order."""
+        index = torch.tensor(list(rows), dtype=torch.long)
+
+        def pick(images: torch.Tensor | None) -> torch.Tensor | None:
+            return None if images is None else images[index.to(images.device)]
+
+        return RewardBatch(
+            self.images[index.to(self.images.device)],
+            [self.prompts[row] for row in rows],
+            pick(self.targets),
+            pick(self.sources),
+        )
+
+
+@dataclass
+class MetricScores:
+    """values: [B] fp32 on the CPU; failures: position in the batch -> why that sample could not be scored."""
+
+    values: torch.Tensor
+    failures: dict[int, str] = field(default_factory=dict)
+
+
+class Metric(Protocol):
+    """One component of the reward. A calculator calls ``score`` with samples to which the metric applies, only."""
+
+    @property
+    def needs(self) -> str:
+        """What a sample must have for the metric to apply, in words, for messages."""
+
+    def check(self) -> None:
+        """Load the backend, or raise RewardBackendError with the remedy."""
+
+    def applies(self, prompt: str, has_target: bool, has_source: bool) -> bool:
+        """Whether a sample can be scored at all."""
+
+    def score(self, batch: RewardBatch) -> MetricScores:
+        """Raw scores, higher is better. Samples named in ``failures`` may hold any value."""
+
+
+@dataclass
+class RewardResult:
+    """total: [B] fp32 on the CPU, NaN for a sample left out under ``on_error="skip"``. components: metric name -> raw
+    scores [B] fp32, NaN where the metric does not apply to the sample. failures: position -> why it was left out."""
+
+    total: torch.Tensor
+    components: dict[str, torch.Tensor]
+    failures: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def skipped(self) -> int:
+        """How many samples were left out."""
+        return len(self.failures)
+
+    def total_for(self, weights: Mapping[str, float]) -> torch.Tensor:
+        """[B] totals of the same scores under other ``weights`` (how one scoring serves the AR and the DiT part)."""
+        return weighted_total(self.components, weights, self.failures)
+
+    def means(self) -> dict[str, float]:
+        """Plain mean of ``total`` and of each component over the samples that have one; a component that applies to
+        no sample of the batch is left out. These are the raw rewards to log."""
+        columns = {"total": self.total, **self.components}
+        return {name: values.nanmean().item() for name, values in columns.items() if not values.isnan().all()}
+
+
+def check_weights(weights: Mapping[str, float], known: Collection[str]) -> None:
+    """Raise RewardConfigError unless every weight is finite, >= 0 and of a ``known`` metric, and one is positive."""
+    unknown = [name for name in weights if name not in known]
+    if unknown:
+        raise RewardConfigError(f"reward weights name {unknown}, but the metrics are {list(known)}")
+    wrong = {name: weight for name, weight in weights.items() if not (math.isfinite(weight) and weight >= 0)}
+    if wrong:
+        raise RewardConfigError(f"reward weights must be finite and >= 0, got {wrong}")
+    if not any(weight > 0 for weight in weights.values()):
+        raise RewardConfigError(f"reward weights need at least one metric with a weight > 0, got {dict(weights)}")
+
+
+def weighted_total(
+    components: Mapping[str, torch.Tensor], weights: Mapping[str, float], left_out: Mapping[int, str] | None = None
+) -> torch.Tensor:
+    """Weighted mean per sample over the metrics that apply to it: ``sum_i w_i r_i / sum_i w_i``, i over non-NaN r_i.
+
+    components: name -> [B], NaN = does not apply. Returns [B] fp32; NaN for the positions in ``left_out``.
+    Raises RewardError when no metric of positive weight applies to another sample, RewardConfigError for bad weights.
+    """
+    check_weights(weights, components)
+    names = [name for name, weight in weights.items() if weight > 0]
+    scores = torch.stack([components[name].double() for name in names])
+    scale = torch.tensor([weights[name] for name in names], dtype=torch.float64)[:, None] * ~scores.isnan()
+    mass = scale.sum(dim=0)
+    total = (scale * scores.nan_to_num()).sum(dim=0) / mass
+    dropped = sorted(left_out or {})
+    bare = [row for row in (mass == 0).nonzero().flatten().tolist() if row not in dropped]
+    if bare:
+        raise RewardError(
+            f"none of the metrics {names} applies to sample(s) {bare} of the batch; "
+            "add a metric that does, or remove these prompts"
+        )
+    total[dropped] = math.nan
+    return total.float()
+
+
+def to_uint8(images: torch.Tensor) -> np.ndarray:
+    """[B, 3, H, W] float in [0, 1] -> [B, H, W, 3] uint8 RGB, rounded to nearest."""
+    pixels = (images.detach().float() * 255).round().clamp(0, 255).to(torch.uint8)
+    return np.ascontiguousarray(pixels.permute(0, 2, 3, 1).cpu().numpy())
+
+
+def to_pil(images: torch.Tensor) -> list[Image.Image]:
+    """[B, 3, H, W] float in [0, 1] -> B RGB images."""
+    return [Image.fromarray(pixels) for pixels in to_uint8(images)]
+
+
+def from_pil(image: Image.Image) -> torch.Tensor:
+    """An image -> [1, 3, H, W] fp32 in [0, 1]."""
+    pixels = np.asarray(image.convert("RGB"), dtype=np.float32) / 255
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None]

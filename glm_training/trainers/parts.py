@@ -1,0 +1,161 @@
+"""A trained half of the model: its parameters, the policy that is called, optimizer, schedule and snapshots."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from glm_training.checkpoint.state_tree import StateTree, load_optimizer_state_tree, optimizer_state_tree
+from glm_training.config.resolved import ResolvedOptimizer
+from glm_training.models.snapshot import ParameterSnapshot
+from glm_training.trainers.errors import NonFiniteError, TrainingError
+from glm_training.utils.distributed import World
+
+
+class Part:
+    """One half under training. `policy` is `component`, inside DDP when there are several processes."""
+
+    def __init__(
+        self,
+        name: str,
+        component: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        settings: ResolvedOptimizer,
+        world: World,
+        *,
+        total_steps: int,
+        find_unused_parameters: bool = False,
+        loss_scaling: bool = False,
+    ) -> None:
+        self.name = name
+        self.component = component
+        self.parameters = dict(parameters)
+        self.settings = settings
+        self.total_steps = total_steps
+        self.world = world
+        self.policy: nn.Module = component
+        if world.world_size > 1:
+            self.policy = DistributedDataParallel(
+                component, find_unused_parameters=find_unused_parameters, forward_sync_buffers=False
+            )
+        self.optimizer = _build_optimizer(settings, list(self.parameters.values()))
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=loss_scaling)
+        self.reference: ParameterSnapshot | None = None
+        self.old: ParameterSnapshot | None = None
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradient of `loss`."""
+        self.scaler.scale(loss).backward()
+
+    def accumulating(self, last: bool) -> AbstractContextManager[Any]:
+        """Around forward and backward of one term: gradients are exchanged at the last one only."""
+        if isinstance(self.policy, DistributedDataParallel) and not last:
+            return self.policy.no_sync()
+        return nullcontext()
+
+    def step(self, training_step: int) -> dict[str, float]:
+        """One optimizer step with the rate of `training_step` (from 0); clears the gradients.
+
+        Returns gradient norm (before clipping) and learning rate. Raises NonFiniteError before anything is changed.
+        """
+        rate = self.learning_rate(training_step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.scaler.unscale_(self.optimizer)
+        limit = self.settings.max_grad_norm or math.inf
+        norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), limit).item()
+        if not math.isfinite(norm) and not self.scaler.is_enabled():
+            raise NonFiniteError(self.name, training_step, norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return {"grad_norm": norm, "learning_rate": rate}
+
+    def learning_rate(self, training_step: int) -> float:
+        """Linear warmup from 0, then constant, linear or cosine down to `min_lr_ratio` at the last step."""
+        settings = self.settings
+        if training_step < settings.warmup_steps:
+            return settings.learning_rate * (training_step + 1) / (settings.warmup_steps + 1)
+        if settings.scheduler == "constant":
+            return settings.learning_rate
+        span = max(1, self.total_steps - settings.warmup_steps)
+        progress = min(1.0, (training_step - settings.warmup_steps) / span)
+        factor = 1 - progress if settings.scheduler == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+        return settings.learning_rate * (settings.min_lr_ratio + (1 - settings.min_lr_ratio) * factor)
+
+    @contextmanager
+    def as_reference(self) -> Iterator[None]:
+        """Inside, the component is the starting model: what the KL is measured against."""
+        if self.reference is None:
+            raise TrainingError(f"{self.name}: no reference was kept because kl_coef is 0")
+        with self.reference.applied():
+            yield
+
+    @contextmanager
+    def as_old(self) -> Iterator[None]:
+        """Inside, the component is the slow policy that draws (DiffusionNFT); itself where none is kept."""
+        if self.old is None:
+            yield
+            return
+        with self.old.applied():
+            yield
+
+    def state(self, *, with_optimizer: bool) -> dict[str, StateTree]:
+        """Named states for a checkpoint. The reference is not among them: it is the model the run starts from."""
+        weights: dict[str, Any] = {name: parameter.detach() for name, parameter in self.parameters.items()}
+        state: dict[str, StateTree] = {f"{self.name}_weights": weights}
+        if with_optimizer:
+            state[f"{self.name}_optimizer"] = optimizer_state_tree(self.optimizer)
+            if self.scaler.is_enabled():
+                state[f"{self.name}_scaler"] = self.scaler.state_dict()
+        if self.old is not None:
+            state[f"{self.name}_old"] = cast(StateTree, self.old.state_dict())
+        return state
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, StateTree]) -> None:
+        """Takes what `state` gave. Raises TrainingError when the checkpoint does not fit the run."""
+        weights = cast(Mapping[str, Tensor], state[f"{self.name}_weights"])
+        if weights.keys() != self.parameters.keys():
+            raise TrainingError(
+                f"the checkpoint's {self.name} weights do not fit: {len(weights.keys() ^ self.parameters.keys())} "
+                "names differ; resume with the model and lora settings of the run that saved it"
+            )
+        for name, parameter in self.parameters.items():
+            parameter.copy_(weights[name])
+        if f"{self.name}_optimizer" not in state:
+            raise TrainingError(
+                "the checkpoint was saved with checkpoint.save_optimizer: false and cannot be resumed; start a new run "
+                "with model.name set to its pipeline folder"
+            )
+        load_optimizer_state_tree(self.optimizer, state[f"{self.name}_optimizer"])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(cast(dict[str, Any], state[f"{self.name}_scaler"]))
+        if self.old is not None:
+            self.old.load_state_dict(cast(Mapping[str, Tensor], state[f"{self.name}_old"]))
+
+
+def _build_optimizer(settings: ResolvedOptimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    rate, decay = settings.learning_rate, settings.weight_decay
+    if settings.name == "sgd":
+        return torch.optim.SGD(parameters, lr=rate, momentum=settings.beta1, weight_decay=decay)
+    options: dict[str, Any] = {
+        "lr": rate,
+        "betas": (settings.beta1, settings.beta2),
+        "eps": settings.epsilon,
+        "weight_decay": decay,
+    }
+    if settings.name == "adamw":
+        return torch.optim.AdamW(parameters, **options)
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise TrainingError('optimizer adamw_8bit needs bitsandbytes: pip install "glm_training[bitsandbytes]"')
+    import bitsandbytes
+
+    return bitsandbytes.optim.AdamW8bit(parameters, **options)

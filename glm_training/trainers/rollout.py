@@ -1,0 +1,144 @@
+"""Drawing the samples of a reward step: N plans per prompt by the AR half, M renders per plan by the DiT half."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from glm_training.algorithms.flow_sde import Kernel
+from glm_training.config import Config
+from glm_training.data import Batch
+from glm_training.models.glm_image.ar_types import ARRollout
+from glm_training.models.glm_image.dit_types import Trajectory
+from glm_training.models.glm_image.family import GLMImage
+from glm_training.utils.randomness import normal, uniform
+
+
+@dataclass
+class Rollout:
+    """The samples of P prompts. Row (p, n) of `plans` is p*N + n, row (p, n, m) of `renders` and `images` (p*N+n)*M+m.
+
+    positions: of each prompt in the run's sequence of samples; they name every random draw.
+    """
+
+    prompts: list[str]
+    positions: list[int]
+    plans: ARRollout
+    renders: Trajectory
+    images: Tensor
+    targets: Tensor | None
+    sources: Tensor | None
+
+
+@dataclass(frozen=True)
+class RolloutSettings:
+    """How samples are drawn. `share_render_noise`: render m of every plan of a prompt starts from the same noise."""
+
+    height: int
+    width: int
+    plans: int
+    renders: int
+    temperature: float
+    top_p: float
+    do_sample: bool
+    num_inference_steps: int
+    guidance_scale: float
+    kernel: Kernel
+    eta: float
+    share_render_noise: bool
+    micro_batch_size: int | None
+    vae_batch_size: int | None
+
+
+def rollout_settings(config: Config) -> RolloutSettings:
+    """How training samples are drawn. When only the AR half learns, its plans share the render noise."""
+    sampling, group = config.rollout_sampling(), config.group()
+    return RolloutSettings(
+        height=config.data.image_size.height,
+        width=config.data.image_size.width,
+        plans=group.plans,
+        renders=group.renders,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        do_sample=sampling.do_sample,
+        num_inference_steps=sampling.num_inference_steps,
+        guidance_scale=sampling.guidance_scale,
+        kernel=config.rollout.sde_kernel,
+        eta=config.rollout.eta,
+        share_render_noise=config.model.component == "ar",
+        micro_batch_size=config.rollout.micro_batch_size,
+        vae_batch_size=config.rollout.vae_batch_size,
+    )
+
+
+@torch.no_grad()
+def draw_rollout(
+    family: GLMImage,
+    batch: Batch,
+    positions: Sequence[int],
+    settings: RolloutSettings,
+    *,
+    seed: int,
+    sde_indices: tuple[int, ...] = (),
+) -> Rollout:
+    """Samples for the prompts of `batch`. Every draw depends on (seed, position, plan, render) alone."""
+    device = family.dit.device
+    sources = None if batch.sources is None else batch.sources.to(device)
+    plans = draw_plans(family, batch.prompts, sources, positions, settings, seed=seed)
+    prompt = plans.prompt
+    source_tokens = None if prompt.source_tokens is None else prompt.source_tokens[:: settings.plans]
+    condition = family.dit.condition(
+        batch.prompts, plans.large_tokens, prompt.large_grid, sources, source_tokens, prompt.source_grid
+    ).repeat_interleave(settings.renders)
+    names = [
+        (p, 0 if settings.share_render_noise else n, m)
+        for p in positions
+        for n in range(settings.plans)
+        for m in range(settings.renders)
+    ]
+    shape = family.dit.latent_shape(settings.height, settings.width)
+    noise = normal(seed, "rollout/latents", names, shape, device=device)
+    step_noise = None
+    if sde_indices:
+        drawn = [normal(seed, f"rollout/step-{k}", names, shape, device=device) for k in sde_indices]
+        step_noise = torch.stack(drawn)
+    renders = family.dit.sample(
+        noise,
+        condition,
+        family.dit.schedule(settings.num_inference_steps, settings.height, settings.width),
+        guidance_scale=settings.guidance_scale,
+        kernel=settings.kernel if sde_indices else "ode",
+        eta=settings.eta,
+        sde_indices=sde_indices,
+        step_noise=step_noise,
+        store=bool(sde_indices),
+        micro_batch_size=settings.micro_batch_size,
+    )
+    images = family.dit.decode_latents(renders.final, micro_batch_size=settings.vae_batch_size or len(renders.final))
+    return Rollout(list(batch.prompts), list(positions), plans, renders, images.float(), batch.targets, batch.sources)
+
+
+def draw_plans(
+    family: GLMImage,
+    prompts: Sequence[str],
+    sources: Tensor | None,
+    positions: Sequence[int],
+    settings: RolloutSettings,
+    *,
+    seed: int,
+) -> ARRollout:
+    """The token plans alone, [P*N] rows."""
+    prompt = family.ar.encode_prompts(list(prompts), settings.height, settings.width, sources)
+    names = [(p, n) for p in positions for n in range(settings.plans)]
+    uniforms = uniform(seed, "rollout/tokens", names, (prompt.T,), device=family.ar.device)
+    return family.ar.rollout(
+        prompt,
+        settings.plans,
+        uniforms,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        do_sample=settings.do_sample,
+    )

@@ -1,0 +1,29 @@
+"""Which trainer a configuration asks for."""
+
+from __future__ import annotations
+
+from glm_training.config import Config
+from glm_training.trainers.ar_trainer import ARTrainer
+from glm_training.trainers.base_trainer import BaseTrainer, TrainResult
+from glm_training.trainers.dit_trainer import DiTTrainer
+from glm_training.trainers.reward_trainer import RewardTrainer
+from glm_training.trainers.supervised_trainer import SupervisedTrainer
+from glm_training.utils.distributed import World, init_world, shutdown
+
+
+def build_trainer(config: Config, world: World) -> BaseTrainer:
+    """Reward training when the configuration uses rewards, else supervised training of the chosen halves."""
+    if config.uses_reward():
+        return RewardTrainer(config, world)
+    trainers: dict[str, type[BaseTrainer]] = {"ar": ARTrainer, "dit": DiTTrainer, "both": SupervisedTrainer}
+    return trainers[config.model.component](config, world)
+
+
+def run_training(config: Config) -> TrainResult:
+    """Joins the processes, trains, and leaves them again."""
+    enabled = config.distributed.enabled is not False
+    world = init_world(enabled, config.distributed.backend)
+    try:
+        return build_trainer(config, world).train()
+    finally:
+        shutdown(world)

@@ -1,0 +1,184 @@
+"""From a configuration to the things a trainer composes: model, data, rewards. Each fails before training starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from glm_training.config import Config
+from glm_training.data import Example, I2IDataset, ImageDataset, T2IDataset, load_examples
+from glm_training.evaluation.held_out import EvaluationSettings
+from glm_training.models.glm_image.family import GLMImage
+from glm_training.models.lora import add_lora
+from glm_training.models.snapshot import ParameterSnapshot
+from glm_training.rewards import (
+    AestheticOptions,
+    LpipsOptions,
+    RewardCalculator,
+    RewardOptions,
+    StructureOptions,
+    TextAccuracyOptions,
+    build_calculator,
+)
+from glm_training.trainers.errors import TrainingError
+from glm_training.trainers.parts import Part
+from glm_training.utils.distributed import World
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def build_family(config: Config, world: World) -> GLMImage:
+    """Loads the model, adds adapters where asked, and leaves exactly the trained parameters with gradients, in fp32.
+
+    Optimizers need fp32: a step of 1e-5 is lost in bf16 weights. The other weights stay in `model.torch_dtype`.
+    """
+    settings = config.model
+    family = GLMImage.load(
+        settings.name,
+        dtype=DTYPES[settings.torch_dtype],
+        device=world.device,
+        device_map=settings.device_map,
+        revision=settings.revision,
+        local_files_only=settings.local_files_only,
+        seed=config.seed,
+    )
+    for part in config.parts():
+        lora = config.lora_for(part)
+        if lora.enabled:
+            add_lora(family.module(part), lora.targets, lora.rank, lora.alpha, lora.dropout, seed=config.seed)
+    family.set_trainable(ar="ar" in config.parts(), dit="dit" in config.parts())
+    for part in config.parts():
+        for parameter in family.trainable(part).values():
+            parameter.data = parameter.data.float()
+        if config.training.gradient_checkpointing:
+            (family.ar if part == "ar" else family.dit).enable_gradient_checkpointing()
+    return family
+
+
+def build_parts(config: Config, family: GLMImage, world: World, total_steps: int) -> dict[str, Part]:
+    """The trained halves, each with its own optimizer and, where a method needs it, its snapshots."""
+    parts: dict[str, Part] = {}
+    for name in config.parts():
+        part = Part(
+            name,
+            family.ar if name == "ar" else family.dit,
+            family.trainable(name),
+            config.optimizer_for(name),
+            world,
+            total_steps=total_steps,
+            find_unused_parameters=config.distributed.find_unused_parameters,
+            loss_scaling=config.training.mixed_precision == "fp16",
+        )
+        if config.uses_reward() and config.policy_for(name).kl_coef > 0:
+            part.reference = ParameterSnapshot(part.parameters)
+        if config.uses_reward() and name == "dit" and config.reward.grpo.dit.method == "nft":
+            part.old = ParameterSnapshot(part.parameters)
+        parts[name] = part
+    return parts
+
+
+def autocast(config: Config, world: World) -> AbstractContextManager[Any]:
+    """The context of every forward pass, in rollout and replay alike."""
+    dtype = AUTOCAST.get(config.training.mixed_precision)
+    return nullcontext() if dtype is None else torch.autocast(world.device.type, dtype)
+
+
+def build_dataset(config: Config) -> ImageDataset:
+    """The training data, scanned whole; DataError lists every problem."""
+    data = config.data
+    targets_needed = config.uses_supervision() or "lpips" in config.reward.metric_weights()
+    examples = load_examples(
+        config.training.mode,
+        config.dataset_file(),
+        config.target_images_dir(),
+        data.source_images_dir if config.training.mode == "i2i" else None,
+        height=data.image_size.height,
+        width=data.image_size.width,
+        require_targets=targets_needed,
+        num_workers=data.num_workers,
+        max_bad_fraction=data.max_bad_fraction,
+    )
+    return _dataset(config, examples, augmentation=data.augmentation)
+
+
+def build_evaluation_dataset(config: Config, training: ImageDataset) -> ImageDataset:
+    """The held-out prompts, or the first training prompts when there are none."""
+    evaluation, data = config.evaluation, config.data
+    if evaluation.eval_prompts_file is None:
+        return _dataset(config, training.examples[: evaluation.num_eval_samples], augmentation=False)
+    examples = load_examples(
+        config.training.mode,
+        evaluation.eval_prompts_file,
+        evaluation.eval_target_images_dir,
+        evaluation.eval_source_images_dir if config.training.mode == "i2i" else None,
+        height=data.image_size.height,
+        width=data.image_size.width,
+        require_targets=training.has_targets,
+        num_workers=data.num_workers,
+    )
+    return _dataset(config, examples[: evaluation.num_eval_samples], augmentation=False)
+
+
+def _dataset(config: Config, examples: Sequence[Example], *, augmentation: bool) -> ImageDataset:
+    kind = I2IDataset if config.training.mode == "i2i" else T2IDataset
+    return kind(
+        examples,
+        height=config.data.image_size.height,
+        width=config.data.image_size.width,
+        augmentation=augmentation,
+        seed=config.seed,
+        num_workers=config.data.num_workers,
+        pin_memory=config.data.pin_memory,
+    )
+
+
+def scores(config: Config) -> bool:
+    """Whether the run scores pictures: in its reward steps, or in its evaluations alone."""
+    return config.uses_reward() or (config.reward.enabled and config.evaluation.enabled)
+
+
+def build_rewards(config: Config, world: World, datasets: Sequence[ImageDataset]) -> RewardCalculator:
+    """The calculator, its backends loaded, and every prompt of `datasets` known to be scorable."""
+    reward, options = config.reward, config.reward.options
+    calculator = build_calculator(
+        reward.calculator,
+        reward.metric_weights(),
+        RewardOptions(
+            text_accuracy=TextAccuracyOptions(
+                options.text_accuracy.engine, options.text_accuracy.language, options.text_accuracy.extra_text_penalty
+            ),
+            lpips=LpipsOptions(options.lpips.backbone_weights),
+            aesthetic=AestheticOptions(options.aesthetic.clip_name, options.aesthetic.mlp_weights),
+            structure=StructureOptions(config.structure_reference()),
+            on_error=reward.on_error,
+        ),
+        world.device,
+    )
+    calculator.check()
+    for dataset in datasets:
+        prompts = [example.prompt for example in dataset.examples]
+        problems = calculator.check_prompts(prompts, dataset.has_targets, dataset.has_sources).problems
+        if problems:
+            raise TrainingError("the rewards do not fit the data:\n" + "\n".join(f"  {line}" for line in problems))
+    return calculator
+
+
+def evaluation_settings(config: Config) -> EvaluationSettings:
+    """How held-out images and samples are drawn."""
+    sampling = config.evaluation_sampling()
+    return EvaluationSettings(
+        height=config.data.image_size.height,
+        width=config.data.image_size.width,
+        samples=config.evaluation.samples_per_prompt,
+        seed=config.evaluation.seed,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        do_sample=sampling.do_sample,
+        num_inference_steps=sampling.num_inference_steps,
+        guidance_scale=sampling.guidance_scale,
+        micro_batch_size=config.rollout.micro_batch_size,
+    )

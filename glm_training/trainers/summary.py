@@ -1,0 +1,77 @@
+"""What evaluations leave behind: scores per prompt, and at the end the before/after table and picture."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from glm_training.config import Config
+from glm_training.data import ImageDataset
+from glm_training.evaluation.held_out import Evaluation
+from glm_training.utils.console import Console
+from glm_training.utils.pictures import save_grid
+
+
+def write_summary(
+    console: Console, config: Config, held_out: ImageDataset, before: Evaluation, after: Evaluation
+) -> None:
+    """Prints held-out scores before and after, and saves the first prompts' pictures side by side."""
+    rows = [summary_row(name, before, after) for name in after.means()]
+    count = len(held_out)
+    title = f"Held-out scores, {count} prompts x {config.evaluation.samples_per_prompt} samples"
+    console.table(title, ["score", "before", "after", "change", "standard error"], rows)
+    shown = min(config.logging.num_log_images, count)
+    prompts = [example.prompt for example in held_out.examples[:shown]]
+    columns = [list(before.images[:shown]), list(after.images[:shown])]
+    labels = ["before", "after"]
+    batch = held_out.batch(range(shown))
+    if batch.targets is not None:
+        columns.append(list(batch.targets))
+        labels.append("target")
+    if batch.sources is not None:
+        columns.insert(0, list(batch.sources))
+        labels.insert(0, "source")
+    path = config.output_dir / "samples" / "before_after.png"
+    save_grid(path, [list(row) for row in zip(*columns, strict=True)], prompts, labels)
+    console.line(f"pictures before and after: {path}")
+
+
+def append_scores(path: Path, step: int, held_out: ImageDataset, evaluation: Evaluation) -> None:
+    """One JSON line per evaluation: prompts and each metric's score per prompt, null where it does not apply."""
+    scores = {
+        name: [None if math.isnan(value) else round(value, 6) for value in values.tolist()]
+        for name, values in evaluation.scores.items()
+    }
+    prompts = [example.prompt for example in held_out.examples]
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": step, "prompts": prompts, "scores": scores}, ensure_ascii=False) + "\n")
+
+
+def trim_scores(path: Path, step: int) -> None:
+    """Keeps the evaluations up to `step`, from which a run goes on; later ones, and those of an earlier run in the
+    same folder (step -1), are moved to `evaluations.discarded.jsonl`."""
+    if not path.is_file():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line)["step"] <= step]
+    dropped = [line for line in lines if json.loads(line)["step"] > step]
+    if dropped:
+        with path.with_name("evaluations.discarded.jsonl").open("a", encoding="utf-8") as file:
+            file.writelines(dropped)
+        path.write_text("".join(kept), encoding="utf-8")
+
+
+def summary_row(name: str, before: Evaluation, after: Evaluation) -> list[str]:
+    """Means and their paired change; the standard error is that of the change over prompts."""
+    change = after.scores[name] - before.scores[name]
+    change = change[~change.isnan()]
+    error = change.std().item() / len(change) ** 0.5 if len(change) > 1 else float("nan")
+    label = "reward" if name == "total" else name
+    return [
+        label,
+        f"{before.means()[name]:.3f}",
+        f"{after.means()[name]:.3f}",
+        f"{change.mean().item():+.3f}",
+        f"{error:.3f}",
+    ]

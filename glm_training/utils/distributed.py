@@ -1,0 +1,244 @@
+"""Processes of one run: who this process is, and the few collectives training needs.
+
+Launch with ``torchrun``, or with ``srun`` and ``MASTER_ADDR`` set. Every helper takes the :class:`World`; with one
+process it does what its name means for one, and ``torch.distributed`` is never initialised.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from math import prod
+from typing import Any, TypeVar, overload
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+REDUCE_BUCKET_ELEMENTS = 1 << 25
+COLLECTIVE_TIMEOUT = timedelta(minutes=60)
+
+
+class DistributedError(RuntimeError):
+    """The launch environment and the configuration do not fit together; the message names the remedy."""
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those of the run. ``rank`` counts over all nodes, ``local_rank`` within this node."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one process that writes files and draws progress."""
+        return self.rank == 0
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the launcher put in the environment. ``address`` is None when torchrun's own variables are complete."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    address: str | None = None
+
+
+def _integer(name: str, default: int | None = None) -> int:
+    text = os.environ.get(name)
+    if text is None and default is not None:
+        return default
+    try:
+        return int(text or "")
+    except ValueError:
+        raise DistributedError(
+            f"the environment variable {name} is {text!r}, not a number; start several processes with "
+            "`torchrun --nproc-per-node N ...`, which sets it"
+        ) from None
+
+
+def read_launch() -> Launch:
+    """Rank and sizes from torchrun's variables, else from Slurm's, else one process."""
+    if "WORLD_SIZE" in os.environ:
+        world_size = _integer("WORLD_SIZE")
+        default = 0 if world_size == 1 else None
+        return Launch(_integer("RANK", default), world_size, _integer("LOCAL_RANK", default))
+    if _integer("SLURM_NTASKS", 1) > 1:
+        if "MASTER_ADDR" in os.environ:
+            address = f"tcp://{os.environ['MASTER_ADDR']}:{_integer('MASTER_PORT', 29500)}"
+            ranks = _integer("SLURM_PROCID"), _integer("SLURM_NTASKS"), _integer("SLURM_LOCALID")
+            return Launch(*ranks, address=address)
+        if _integer("SLURM_PROCID", 0) > 0:
+            raise DistributedError(
+                f"Slurm started {os.environ['SLURM_NTASKS']} tasks, but MASTER_ADDR is not set, so each would train "
+                'alone; export MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)" before srun'
+            )
+    return Launch(0, 1, 0)
+
+
+def _pick_device(device: str | None, local_rank: int, processes: int) -> torch.device:
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = torch.device(device)
+    if chosen.type != "cuda":
+        return chosen
+    if not torch.cuda.is_available():
+        raise DistributedError(f"the device {device!r} was asked for, but torch sees no CUDA device; use 'cpu'")
+    index = local_rank if chosen.index is None or processes > 1 else chosen.index
+    if index >= torch.cuda.device_count():
+        raise DistributedError(
+            f"local rank {local_rank} needs CUDA device {index}, but {torch.cuda.device_count()} are visible; "
+            f"start at most that many processes per node (`torchrun --nproc-per-node {torch.cuda.device_count()} ...`)"
+        )
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def init_world(enabled: bool, backend: str | None, device: str | None = None) -> World:
+    """Join the run's other processes, if the launcher started any.
+
+    Args:
+        enabled: ``distributed.enabled``; false while the launcher started several processes is an error.
+        backend: ``nccl``, ``gloo`` or None for the one that fits the device. Not looked at for one process.
+        device: ``cuda``, ``cpu`` or None for CUDA where there is one. One GPU per process, chosen by local rank.
+
+    Raises:
+        DistributedError: naming the variable or the key to change.
+    """
+    launch = read_launch()
+    if launch.world_size > 1 and not enabled:
+        raise DistributedError(
+            f"the launcher started {launch.world_size} processes, but distributed.enabled is false; "
+            "set distributed.enabled: true, or start one process with plain `python`"
+        )
+    if launch.world_size > 1 and backend == "nccl" and not torch.cuda.is_available():
+        raise DistributedError(
+            "distributed.backend is nccl, but torch sees no CUDA device on this machine; set distributed.backend: gloo"
+        )
+    if backend not in (None, "nccl", "gloo"):
+        raise DistributedError(f"distributed.backend is {backend!r}; allowed: nccl (CUDA), gloo (CPU)")
+    chosen = _pick_device(device, launch.local_rank, launch.world_size)
+    if launch.world_size > 1:
+        _join(launch, backend, chosen)
+    return World(launch.rank, launch.world_size, launch.local_rank, chosen)
+
+
+def _join(launch: Launch, backend: str | None, device: torch.device) -> None:
+    # nccl moves CUDA tensors only; CPU tensors and pickled objects of the same run go through gloo.
+    use_nccl = device.type == "cuda" and backend != "gloo"
+    if launch.address is None and not ("MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ):
+        raise DistributedError("WORLD_SIZE is set, but MASTER_ADDR or MASTER_PORT is not; start with `torchrun`")
+    dist.init_process_group(
+        backend="cpu:gloo,cuda:nccl" if use_nccl else "gloo",
+        init_method=launch.address or "env://",
+        rank=launch.rank,
+        world_size=launch.world_size,
+        timeout=COLLECTIVE_TIMEOUT,
+    )
+
+
+@overload
+def all_reduce_sum(world: World, value: Tensor) -> Tensor: ...
+@overload
+def all_reduce_sum(world: World, value: list[Tensor]) -> list[Tensor]: ...
+def all_reduce_sum(world: World, value: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+    """Sum over processes, in place; the argument is returned.
+
+    A list (gradients, say) is summed in buckets of one dtype and device: every process must pass the same shapes.
+    """
+    if world.world_size > 1:
+        for bucket in _buckets([value] if isinstance(value, Tensor) else value):
+            if len(bucket) == 1 and bucket[0].is_contiguous():
+                dist.all_reduce(bucket[0].detach())
+                continue
+            flat = torch.cat([tensor.detach().reshape(-1) for tensor in bucket])
+            dist.all_reduce(flat)
+            parts = flat.split([tensor.numel() for tensor in bucket])
+            with torch.no_grad():
+                for tensor, part in zip(bucket, parts, strict=True):
+                    tensor.copy_(part.view(tensor.shape))
+    return value
+
+
+def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Neighbours of one dtype and device together, up to ``REDUCE_BUCKET_ELEMENTS``; the cuts depend on shapes only."""
+    buckets: list[list[Tensor]] = []
+    size = 0
+    for tensor in tensors:
+        last = buckets[-1][-1] if buckets else None
+        fits = last is not None and (last.dtype, last.device) == (tensor.dtype, tensor.device)
+        if not fits or size + tensor.numel() > REDUCE_BUCKET_ELEMENTS:
+            buckets.append([])
+            size = 0
+        buckets[-1].append(tensor)
+        size += tensor.numel()
+    return buckets
+
+
+def gather_tensor(world: World, tensor: Tensor) -> Tensor:
+    """Rows of every process, in rank order: ``[b_rank, ...] -> [sum of b_rank, ...]`` on the caller's device, detached.
+
+    Processes may hold different numbers of rows (none included); the other dimensions and the dtype must agree.
+    """
+    if world.world_size == 1:
+        return tensor.detach()
+    # As bytes over the CPU group: any dtype goes through, and gloo gathers CPU tensors only.
+    data = tensor.detach().to("cpu").contiguous()
+    row_bytes = prod(data.shape[1:]) * data.element_size()
+    counts = gather_objects(world, data.shape[0])
+    padded = torch.zeros(max(counts) * row_bytes, dtype=torch.uint8)
+    padded[: data.shape[0] * row_bytes] = data.reshape(-1).view(torch.uint8)
+    received = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(received, padded)
+    rows = [part[: count * row_bytes] for part, count in zip(received, counts, strict=True)]
+    return torch.cat(rows).view(data.dtype).reshape(sum(counts), *data.shape[1:]).to(tensor.device)
+
+
+def gather_objects(world: World, obj: T) -> list[T]:
+    """``obj`` of every process, in rank order, on every process. Pickled on the wire between them, never to a file."""
+    if world.world_size == 1:
+        return [obj]
+    received: list[Any] = [None] * world.world_size
+    dist.all_gather_object(received, obj)
+    return received
+
+
+def broadcast_object(world: World, obj: T) -> T:
+    """The main process's ``obj``, on every process."""
+    if world.world_size == 1:
+        return obj
+    box: list[Any] = [obj if world.is_main else None]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def any_flag(world: World, flag: bool) -> bool:
+    """True on every process when any process passed true: a stop signal or a failure that all must act on together."""
+    if world.world_size == 1:
+        return bool(flag)
+    raised = torch.tensor([int(flag)])
+    dist.all_reduce(raised, op=dist.ReduceOp.MAX)
+    return bool(raised.item())
+
+
+def broadcast_flag(world: World, flag: bool) -> bool:
+    """The interface's name for :func:`any_flag`."""
+    return any_flag(world, flag)
+
+
+def barrier(world: World) -> None:
+    """Wait until every process is here."""
+    if world.world_size > 1:
+        # A gathered number, not dist.barrier: nccl's barrier guesses a device, and this one waits on the CPU.
+        gather_objects(world, world.rank)
+
+
+def shutdown(world: World) -> None:
+    """Leave the process group; safe to call twice, and for one process."""
+    if world.world_size > 1 and dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,158 @@
+"""What a run writes about itself: ``metrics.jsonl`` and ``train.log`` always, TensorBoard and W&B when asked."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from glm_training.utils.distributed import World
+from glm_training.utils.metrics_file import MetricsFile
+from glm_training.utils.redaction import redact
+from glm_training.utils.trackers import TensorBoardTracker, Tracker, TrackerError, WandbTracker, check_wandb
+
+__all__ = ["RunLogger", "TrackerError", "redact"]
+
+PACKAGE = "glm_training"
+logger = logging.getLogger(__name__)
+
+
+class _RedactingFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
+class RunLogger:
+    """The run directory's log. Only the main process writes; on the others every method does nothing.
+
+    A tracker that fails is switched off with one warning; training and the local files go on.
+
+    Args:
+        run_dir: the run directory, made if absent.
+        world: this process.
+        use_tensorboard: write event files to ``log_dir``, by default ``run_dir/tensorboard``.
+        use_wandb: report to Weights & Biases, in ``wandb_project`` of ``wandb_entity``; ``wandb_mode`` is ``online``
+            (needs ``WANDB_API_KEY``), ``offline`` or ``disabled``.
+        resume_step: the step a resumed run continues from; later figures are set aside. None when it starts.
+        config: settings to show in W&B; secrets are masked.
+
+    Raises:
+        TrackerError: W&B is asked for and its package or key is missing.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        world: World,
+        *,
+        use_tensorboard: bool = True,
+        use_wandb: bool = False,
+        wandb_project: str = "glm-image-training",
+        wandb_entity: str | None = None,
+        wandb_mode: str = "online",
+        log_dir: Path | None = None,
+        resume_step: int | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        if use_wandb and wandb_mode != "disabled":
+            check_wandb(wandb_mode)  # on every process, so that none is left waiting for the main one
+        self._trackers: list[Tracker] = []
+        self._metrics: MetricsFile | None = None
+        self._handlers: list[logging.Handler] = []
+        if not world.is_main:
+            return
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self._metrics = MetricsFile(run_dir, resume_step)
+        self._open_text_log(run_dir / "train.log")
+        if use_tensorboard:
+            folder = log_dir or run_dir / "tensorboard"
+            self._start(TensorBoardTracker.name, lambda: TensorBoardTracker(folder, resume_step))
+        if use_wandb and wandb_mode != "disabled":
+            self._start(
+                WandbTracker.name,
+                lambda: WandbTracker(
+                    run_dir,
+                    project=wandb_project,
+                    entity=wandb_entity,
+                    mode=wandb_mode,
+                    resume=resume_step is not None,
+                    config=config,
+                ),
+            )
+
+    def _open_text_log(self, path: Path) -> None:
+        """The package's log records go to ``train.log``; warnings still reach standard error."""
+        to_file = logging.FileHandler(path, encoding="utf-8")
+        to_file.setFormatter(_RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        self._handlers = [to_file, *([logging.lastResort] if logging.lastResort is not None else [])]
+        package = logging.getLogger(PACKAGE)
+        package.setLevel(logging.INFO)
+        for handler in self._handlers:
+            package.addHandler(handler)
+
+    def _start(self, name: str, make: Callable[[], Tracker]) -> None:
+        started: list[Tracker] = []
+        if self._survives(name, lambda: started.append(make())):
+            self._trackers += started
+
+    def _survives(self, name: str, action: Callable[[], None]) -> bool:
+        """Run one call of a tracker's library; False, after one warning, when it fails.
+
+        The one broad except of the package. A tracker is a client of somebody's service: what it may raise (its own
+        errors, those of its transport and of the process it talks to) is not documented and changes between versions,
+        and none of it may end a training run. Nothing of ours but the hand-over is inside.
+        """
+        try:
+            action()
+        except Exception as error:
+            logger.warning(
+                "%s failed and is off for the rest of this run (metrics.jsonl goes on): %s: %s",
+                name, type(error).__name__, error,
+            )  # fmt: skip
+            return False
+        return True
+
+    def _tell(self, action: Callable[[Tracker], None]) -> None:
+        self._trackers = [each for each in self._trackers if self._survives(each.name, partial(action, each))]
+
+    def log(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Figures of a step: a line of ``metrics.jsonl``, and a point per tag in the trackers."""
+        if self._metrics is not None:
+            self._metrics.write(step, scalars)
+            self._tell(lambda tracker: tracker.log(step, scalars))
+
+    def images(self, step: int, tag: str, images: Tensor, captions: Sequence[str]) -> None:
+        """Images ``[B, 3, H, W]`` in [0, 1] with a caption each, for the trackers.
+
+        Raises:
+            ValueError: when shapes or counts do not fit.
+        """
+        if images.ndim != 4 or images.shape[1] != 3 or len(captions) != len(images):
+            raise ValueError(f"images are [B, 3, H, W] with B captions, not {list(images.shape)} with {len(captions)}")
+        self._tell(lambda tracker: tracker.images(step, tag, images, captions))
+
+    def text(self, message: str) -> None:
+        """A line of ``train.log``."""
+        if self._metrics is not None:
+            logger.info("%s", message)
+
+    def close(self) -> None:
+        """Send what is left, and close the files; safe to call twice."""
+        self._tell(lambda tracker: tracker.close())
+        self._trackers = []
+        if self._metrics is not None:
+            self._metrics.close()
+        package = logging.getLogger(PACKAGE)
+        for handler in self._handlers:
+            package.removeHandler(handler)
+            if isinstance(handler, logging.FileHandler):
+                handler.close()
+        self._handlers = []
+
+    def __enter__(self) -> "RunLogger":
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.close()

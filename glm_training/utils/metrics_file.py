@@ -1,0 +1,68 @@
+"""``metrics.jsonl``: one JSON object per line, ``{"step": 10, "reward/total": 0.52, ...}``, always there."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+METRICS = "metrics.jsonl"
+DISCARDED = "metrics.discarded.jsonl"
+RESERVED = ("step", "nonfinite")
+
+
+class MetricsFile:
+    """Appends lines to ``metrics.jsonl`` of a run directory.
+
+    Args:
+        run_dir: the run directory, which exists.
+        resume_step: the step the run continues from; None for one that starts. Lines of later steps, which will be
+            trained again (all lines, for a run that starts), go to ``metrics.discarded.jsonl``.
+    """
+
+    def __init__(self, run_dir: Path, resume_step: int | None) -> None:
+        self.path = run_dir / METRICS
+        if self.path.exists():
+            self._set_aside(run_dir / DISCARDED, -1 if resume_step is None else resume_step)
+        self._handle = self.path.open("a", encoding="utf-8")
+
+    def _set_aside(self, discarded: Path, last_step: int) -> None:
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        kept: list[bytes] = []
+        later: list[bytes] = []
+        for line in lines:
+            (kept if _belongs(line, last_step) else later).append(line)
+        if not later:
+            return
+        with discarded.open("ab") as handle:
+            handle.writelines(line if line.endswith(b"\n") else line + b"\n" for line in later)
+            handle.flush()
+            os.fsync(handle.fileno())
+        fresh = self.path.with_name(f".{self.path.name}.new")
+        fresh.write_bytes(b"".join(kept))
+        os.replace(fresh, self.path)
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """One line. NaN and infinities, which JSON lacks, become null and are listed under ``nonfinite``."""
+        for name in RESERVED:
+            if name in scalars:
+                raise ValueError(f"{name!r} is a field of every line of {METRICS} and cannot name a metric")
+        values = {name: float(value) for name, value in scalars.items()}
+        nonfinite = [name for name, value in values.items() if not math.isfinite(value)]
+        line: dict[str, object] = {"step": step, **values, **dict.fromkeys(nonfinite)}
+        if nonfinite:
+            line["nonfinite"] = nonfinite
+        self._handle.write(json.dumps(line, allow_nan=False) + "\n")
+        self._handle.flush()
+
+    def close(self) -> None:
+        """Close the file; safe to call twice."""
+        self._handle.close()
+
+
+def _belongs(line: bytes, last_step: int) -> bool:
+    """A whole line of a step up to ``last_step``; a kill can leave the last line torn."""
+    try:
+        return line.endswith(b"\n") and json.loads(line)["step"] <= last_step
+    except (ValueError, KeyError, TypeError):
+        return False

@@ -1,0 +1,114 @@
+"""Picture files: one image, or a labelled grid of images."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+MIN_CELL, MAX_CELL = 160, 384
+MARGIN = 8
+LABEL_WIDTH = 220
+FONT_SIZE = 15
+INK, PAPER = (20, 20, 20), (255, 255, 255)
+
+
+def to_pil(image: Tensor | Image.Image) -> Image.Image:
+    """An 8-bit RGB picture of a float tensor ``[3, H, W]`` in [0, 1] (clamped, NaN as 0) on any device."""
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    if image.ndim != 3 or image.shape[0] != 3:
+        raise ValueError(f"an image is [3, H, W], not {list(image.shape)}")
+    levels = image.detach().to("cpu", torch.float32).nan_to_num(0.0).clamp(0, 1).mul(255).round().to(torch.uint8)
+    return Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy())
+
+
+def save_image(path: Path, image: Tensor | Image.Image) -> None:
+    """Write one image, in the format of the path's suffix; folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    to_pil(image).save(path)
+
+
+def save_grid(
+    path: Path,
+    rows: Sequence[Sequence[Tensor | Image.Image]],
+    row_labels: Sequence[str],
+    column_labels: Sequence[str],
+) -> None:
+    """Write a grid of pictures, with a label beside each row (a prompt, wrapped) and one above each column.
+
+    Args:
+        path: the picture to write; folders are made.
+        rows: R rows of C images each, ``[3, H, W]`` in [0, 1] or PIL; small ones are enlarged to be seen.
+        row_labels: R texts. column_labels: C texts.
+
+    Raises:
+        ValueError: when the counts do not agree.
+    """
+    if len(rows) != len(row_labels) or any(len(row) != len(column_labels) for row in rows):
+        shape = [len(row) for row in rows]
+        raise ValueError(f"{len(row_labels)} row and {len(column_labels)} column labels for rows of {shape} images")
+    font = ImageFont.load_default(size=FONT_SIZE)
+    cells = [[_fit(to_pil(image)) for image in row] for row in rows]
+    width = max((cell.width for row in cells for cell in row), default=MIN_CELL)
+    labels = [_wrap(label, font, LABEL_WIDTH) for label in row_labels]
+    header = max((_text_height(_wrap(label, font, width)) for label in column_labels), default=0)
+    heights = [
+        max([_text_height(label), *(cell.height for cell in row)]) for row, label in zip(cells, labels, strict=True)
+    ]
+    left = LABEL_WIDTH + 2 * MARGIN
+    top = header + 2 * MARGIN
+    size = (left + len(column_labels) * (width + MARGIN), top + sum(height + MARGIN for height in heights))
+    canvas = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for column, label in enumerate(column_labels):
+        draw.multiline_text((left + column * (width + MARGIN), MARGIN), _wrap(label, font, width), INK, font)
+    for row, label, height in zip(cells, labels, heights, strict=True):
+        draw.multiline_text((MARGIN, top), label, INK, font)
+        for column, cell in enumerate(row):
+            canvas.paste(cell, (left + column * (width + MARGIN), top))
+        top += height + MARGIN
+    save_image(path, canvas)
+
+
+def _fit(image: Image.Image) -> Image.Image:
+    """Small pictures by a whole factor, so that pixels stay square; large ones down to ``MAX_CELL``."""
+    longest = max(image.size)
+    if longest > MAX_CELL:
+        scale = MAX_CELL / longest
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        return image.resize(size, Image.Resampling.LANCZOS)
+    factor = -(-MIN_CELL // longest)
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+
+
+def _text_height(text: str) -> int:
+    return (text.count("\n") + 1) * (FONT_SIZE + 4)
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """Break a text into lines of at most ``width`` pixels, between words where there are any."""
+    lines: list[str] = []
+    for paragraph in text.splitlines():
+        line = ""
+        for word in paragraph.split():
+            if line and font.getlength(f"{line} {word}") <= width:
+                line = f"{line} {word}"
+                continue
+            if line:
+                lines.append(line)
+            *full, line = _pieces(word, font, width)
+            lines += full
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _pieces(word: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    """A word too long for a line (or a script without spaces) cut where it overflows."""
+    pieces = [""]
+    for character in word:
+        if pieces[-1] and font.getlength(pieces[-1] + character) > width:
+            pieces.append("")
+        pieces[-1] += character
+    return pieces

@@ -1,0 +1,66 @@
+"""Stopping on request: the first SIGINT or SIGTERM is remembered and polled, the second one aborts."""
+
+import os
+import signal
+import threading
+import time
+from types import FrameType, TracebackType
+
+from glm_training.utils.distributed import World, any_flag, gather_objects
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Ctrl-C or `scancel` reaches a worker directly and once more through torchrun, which forwards it as SIGTERM.
+FORWARDING_SECONDS = 3.0
+
+
+class StopSignals:
+    """A context in which the first stop signal only sets a flag, so that a step can finish and be saved.
+
+    Poll it inside rollouts, evaluation and caching too. The second signal raises ``SystemExit`` with the signal's exit
+    code; under torchrun or with several processes, only if it comes more than ``FORWARDING_SECONDS`` after the first.
+    The handlers that were there before come back at the end. Outside the main thread it does nothing.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.received: int | None = None
+        forwarded = world.world_size > 1 or "TORCHELASTIC_RUN_ID" in os.environ
+        self._patience = FORWARDING_SECONDS if forwarded else 0.0
+        self._first_at = 0.0
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._previous = {}
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.received is None:
+            self.received, self._first_at = number, time.monotonic()
+        elif time.monotonic() - self._first_at >= self._patience:
+            raise SystemExit(128 + number)
+
+    def requested(self) -> bool:
+        """Whether this process was asked to stop. Sends nothing, so processes may call it at different times."""
+        return self.received is not None
+
+    def poll(self) -> bool:
+        """Whether any process was asked to stop; afterwards ``received`` is set on all. Every process must call it."""
+        if not any_flag(self.world, self.requested()):
+            return False
+        if self.world.world_size > 1:
+            numbers = gather_objects(self.world, self.received)
+            self.received = next(number for number in numbers if number is not None)
+        return True
+
+    @property
+    def exit_code(self) -> int:
+        """What the program should exit with: 130 after SIGINT, 143 after SIGTERM, 0 without either."""
+        return 0 if self.received is None else 128 + self.received

@@ -1,0 +1,343 @@
+"""What keys come to together: inheritance, groups, and combinations that cannot be meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from glm_training.config import Config, ResolvedOptimizer, RolloutGroup, iter_keys
+from glm_training.config.errors import CrossFieldError, Issue
+
+TEXT_REWARD: dict[str, Any] = {"metrics": {"text_accuracy": 1.0}}
+
+
+def build(**sections: Any) -> Config:
+    return Config.model_validate({"reward": TEXT_REWARD, **sections})
+
+
+def issues(**sections: Any) -> list[Issue]:
+    with pytest.raises(ValidationError) as caught:
+        build(**sections)
+    causes = [detail["ctx"]["error"] for detail in caught.value.errors()]
+    assert len(causes) == 1 and isinstance(causes[0], CrossFieldError)
+    return causes[0].issues
+
+
+def first_paths(**sections: Any) -> list[str]:
+    return [issue.paths[0] for issue in issues(**sections)]
+
+
+def reward(**grpo: Any) -> dict[str, Any]:
+    return {**TEXT_REWARD, "grpo": grpo}
+
+
+@pytest.mark.parametrize(
+    ("component", "samples", "plans", "renders", "group"),
+    [
+        ("ar", None, None, None, (4, 1)),
+        ("dit", None, None, None, (1, 4)),
+        ("both", None, None, None, (2, 2)),
+        ("ar", 6, None, None, (6, 1)),
+        ("dit", 6, None, None, (1, 6)),
+        ("both", 6, None, None, (3, 2)),
+        ("both", None, 3, 4, (3, 4)),
+        ("both", 12, 3, 4, (3, 4)),
+        ("both", 12, 3, None, (3, 4)),
+        ("both", 12, None, 3, (4, 3)),
+        ("both", None, 5, None, (5, 2)),
+        ("ar", None, 8, None, (8, 1)),
+        ("ar", None, None, 2, (4, 2)),
+        ("dit", None, 2, None, (2, 4)),
+    ],
+)
+def test_groups(
+    component: str, samples: int | None, plans: int | None, renders: int | None, group: tuple[int, int]
+) -> None:
+    grpo = {} if samples is None else {"num_samples": samples}
+    rollout = {"plans_per_prompt": plans, "renders_per_plan": renders}
+    config = build(model={"component": component}, rollout=rollout, reward=reward(**grpo))
+    assert config.group() == RolloutGroup(*group)
+    assert config.reward.grpo.num_samples == group[0] * group[1]
+
+
+@pytest.mark.parametrize(
+    ("component", "samples", "plans", "renders"),
+    [
+        ("both", 5, None, None),
+        ("both", 2, None, None),
+        ("both", 4, 2, 3),
+        ("both", 4, 3, None),
+        ("both", 4, 1, 4),
+        ("ar", 4, 1, 4),
+        ("ar", 1, None, None),
+        ("ar", 2, 4, None),
+        ("dit", 4, 4, 1),
+        ("dit", 4, None, 8),
+    ],
+)
+def test_impossible_groups(component: str, samples: int, plans: int | None, renders: int | None) -> None:
+    rollout = {"plans_per_prompt": plans, "renders_per_plan": renders}
+    found = issues(model={"component": component}, rollout=rollout, reward=reward(num_samples=samples))
+    assert [issue.paths[0] for issue in found] == ["reward.grpo.num_samples"] * len(found)
+    assert len(found) == 1
+
+
+def test_group_of_one_matters_to_reward_training_only() -> None:
+    data = {"target_images_dir": "t"}
+    config = build(model={"component": "ar"}, reward=reward(num_samples=1), training={"use_reward": False}, data=data)
+    assert not config.uses_reward()
+
+
+def test_learning_rates() -> None:
+    def rates(**training: Any) -> tuple[float, float]:
+        config = build(training=training)
+        return config.optimizer_for("ar").learning_rate, config.optimizer_for("dit").learning_rate
+
+    assert rates() == (5e-6, 1e-5)
+    assert rates(learning_rate=3e-4) == (3e-4, 3e-4)
+    assert rates(learning_rate=3e-4, dit_learning_rate=2e-4) == (3e-4, 2e-4)
+    assert rates(ar_learning_rate=1e-4) == (1e-4, 1e-5)
+
+
+def test_optimizer_inheritance() -> None:
+    shared = {
+        "learning_rate": 1e-3,
+        "optimizer": "sgd",
+        "adam_beta1": 0.8,
+        "adam_beta2": 0.9,
+        "adam_epsilon": 1e-6,
+        "weight_decay": 0.0,
+        "max_grad_norm": 2.0,
+        "lr_scheduler": "linear",
+        "warmup_steps": 7,
+    }
+    own: dict[str, Any] = {
+        "learning_rate": 2e-3,
+        "name": "adamw",
+        "beta1": 0.7,
+        "beta2": 0.95,
+        "epsilon": 1e-7,
+        "weight_decay": 0.3,
+        "max_grad_norm": 0.0,
+        "scheduler": "constant",
+        "warmup_steps": 0,
+        "min_lr_ratio": 0.1,
+    }
+    config = build(training=shared, optimizer={"dit": own})
+    assert config.optimizer_for("ar") == ResolvedOptimizer("sgd", 1e-3, 0.8, 0.9, 1e-6, 0.0, 2.0, "linear", 7, 0.0)
+    assert config.optimizer_for("dit") == ResolvedOptimizer(**own)
+
+
+def test_policy_inheritance() -> None:
+    config = build(
+        reward={
+            **TEXT_REWARD,
+            "ar_reward_weight": 0.5,
+            "grpo": {
+                "kl_coef": 0.1,
+                "clip_range": 0.2,
+                "clip_range_high": 0.3,
+                "dit": {"clip_range": 1e-4, "kl_coef": 0},
+            },
+        }
+    )
+    ar, dit = config.policy_for("ar"), config.policy_for("dit")
+    assert (ar.reward_weight, ar.kl_coef, ar.clip_low, ar.clip_high, ar.updates_per_rollout) == (0.5, 0.1, 0.2, 0.3, 1)
+    assert (dit.reward_weight, dit.kl_coef, dit.clip_low, dit.clip_high) == (1.0, 0.0, 1e-4, 1e-4)
+
+
+def test_lora_inheritance() -> None:
+    lora = {"enabled": True, "rank": 8, "ar": {"enabled": False}, "dit": {"rank": 4, "dropout": 0.1}}
+    assert first_paths(lora=lora) == ["lora.dropout"]  # a replay would draw another mask
+    config = build(lora=lora, training={"use_reward": False}, data={"target_images_dir": "targets"})
+    assert not config.lora_for("ar").enabled
+    dit = config.lora_for("dit")
+    assert (dit.enabled, dit.rank, dit.alpha, dit.dropout) == (True, 4, 64.0, 0.1)
+    assert dit.targets == ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
+
+
+def test_sampling_inheritance() -> None:
+    config = build(
+        model={"ar": {"temperature": 0.8}, "dit": {"num_inference_steps": 20, "guidance_scale": 2}},
+        rollout={"num_inference_steps": 8, "top_p": 1.0},
+        evaluation={"guidance_scale": 3.0},
+    )
+    rollout, evaluation = config.rollout_sampling(), config.evaluation_sampling()
+    assert (rollout.temperature, rollout.top_p, rollout.num_inference_steps, rollout.guidance_scale) == (
+        0.8,
+        1.0,
+        8,
+        2.0,
+    )
+    assert (evaluation.temperature, evaluation.top_p) == (0.8, 0.75)
+    assert (evaluation.num_inference_steps, evaluation.guidance_scale) == (20, 3.0)
+
+
+def test_defaults_of_the_modes() -> None:
+    t2i = Config.model_validate({"data": {"target_images_dir": "t"}})
+    assert (t2i.training.num_epochs, t2i.training.warmup_steps) == (2, 50)
+    assert t2i.reward.metric_weights() == {"lpips": 0.4, "aesthetic": 0.3, "text_accuracy": 0.3}
+    assert (t2i.dataset_file(), t2i.data.source_images_dir) == (Path("data/t2i/prompts.txt"), None)
+    i2i = Config.model_validate({"training": {"mode": "i2i"}, "data": {"target_images_dir": "t"}})
+    assert (i2i.training.num_epochs, i2i.training.warmup_steps) == (10, 500)
+    weights = {"lpips": 0.35, "aesthetic": 0.25, "text_accuracy": 0.25, "structure": 0.15}
+    assert i2i.reward.metric_weights() == weights
+    assert i2i.dataset_file() == Path("data/i2i/prompts.txt")
+    assert i2i.data.source_images_dir == Path("data/i2i/source_images")
+    assert (t2i.structure_reference(), i2i.structure_reference()) == ("target", "source")
+    own = Config.model_validate({"training": {"mode": "i2i", "num_epochs": 3}, "data": {"metadata_file": "m.jsonl"}})
+    assert (own.training.num_epochs, own.dataset_file(), own.data.source_images_dir) == (3, Path("m.jsonl"), None)
+
+
+def test_kernel_follows_the_method() -> None:
+    assert build(model={"component": "dit"}).rollout.sde_kernel == "flow"
+    assert build(model={"component": "ar"}).rollout.sde_kernel == "ode"
+    assert build(reward=reward(dit={"method": "nft"})).rollout.sde_kernel == "ode"
+    assert build(reward=reward(dit={"method": "nft"}), rollout={"sde_kernel": "cps"}).rollout.sde_kernel == "cps"
+    assert build(rollout={"sde_window_size": 3}).rollout.sde_window_strategy == "random"
+
+
+def test_run_directory() -> None:
+    config = build(output_dir="runs/a")
+    assert config.checkpoint_dir() == Path("runs/a/checkpoints")
+    assert config.tensorboard_dir() == Path("runs/a/tensorboard")
+    assert config.lora_dir() == Path("runs/a/lora")
+    config = build(checkpoint={"save_dir": "c", "lora_dir": "l"}, logging={"log_dir": "t"})
+    assert (config.checkpoint_dir(), config.tensorboard_dir(), config.lora_dir()) == (Path("c"), Path("t"), Path("l"))
+
+
+def test_sample_interval() -> None:
+    assert build(logging={"eval_interval": 7}).logging.sample_every() == 7
+    assert build(logging={"sample_interval": 3}).logging.sample_every() == 3
+    assert build(logging={"sample_interval": 3, "log_images": False}).logging.sample_every() is None
+
+
+def test_rewards_off() -> None:
+    data = {"target_images_dir": "t"}
+    assert build(data=data).uses_reward() and not build(data=data).uses_supervision()
+    assert build(data=data, training={"reward_frequency": 2}).uses_supervision()
+    assert not build(data=data, reward={"enabled": False}).uses_reward()
+    assert build(data=data, training={"use_reward": False}).uses_supervision()
+    assert build(data=data, model={"component": "dit"}).parts() == ("dit",)
+
+
+def test_metrics_in_both_forms() -> None:
+    data = {"target_images_dir": "t"}
+    weights = {"structure": 0.25, "lpips": 0.75}
+    for section in (
+        {"metrics": weights},
+        {"weights": weights},
+        {"metrics": weights, "weights": weights},
+        {"metrics": ["structure", "lpips"], "weights": weights},
+    ):
+        assert build(data=data, reward=section).reward.metric_weights() == weights
+
+
+@pytest.mark.parametrize(
+    ("section", "paths"),
+    [
+        ({"metrics": ["lpips", "aesthetic"], "weights": {"lpips": 1.0}}, ["reward.metrics"]),
+        ({"metrics": ["lpips"]}, ["reward.metrics"]),
+        ({"metrics": ["lpips"], "weights": {"lpips": 1, "aesthetic": 1}}, ["reward.weights.aesthetic"]),
+        ({"metrics": ["lpips", "lpips"], "weights": {"lpips": 1.0}}, ["reward.metrics"]),
+        ({"metrics": {"lpips": 1.0}, "weights": {"lpips": 0.5}}, ["reward.weights"]),
+        ({"metrics": {"lpips": 0.0}}, ["reward.metrics.lpips"]),
+        ({"weights": {"lpips": -1.0}}, ["reward.weights.lpips"]),
+        ({"metrics": {"structure_preservation": 1.0}}, ["reward.metrics.structure_preservation"]),
+        ({"metrics": {"my.module": 1.0}}, ["reward.metrics.my.module"]),
+        ({"metrics": []}, ["reward.weights"]),
+        ({"metrics": {}}, ["reward.metrics"]),
+    ],
+)
+def test_metrics_that_do_not_fit(section: dict[str, Any], paths: list[str]) -> None:
+    assert first_paths(data={"target_images_dir": "t"}, reward=section) == paths
+
+
+@pytest.mark.parametrize(
+    ("path", "sections"),
+    [
+        (
+            "data.target_images_dir",
+            {"data": {"target_images_dir": "a"}, "reward": {**TEXT_REWARD, "target_images_dir": "b"}},
+        ),
+        ("data.target_images_dir", {"reward": {"metrics": {"lpips": 1.0}}}),
+        ("data.target_images_dir", {"reward": {"metrics": {"structure": 1.0}}}),
+        ("data.target_images_dir", {"training": {"use_reward": False}}),
+        ("data.target_images_dir", {"training": {"reward_frequency": 2}}),
+        ("data.metadata_file", {"data": {"metadata_file": "m.jsonl", "prompts_file": "p.txt"}}),
+        ("data.source_images_dir", {"data": {"source_images_dir": "s"}}),
+        ("model.ar.do_sample", {"model": {"component": "ar", "ar": {"do_sample": False}}}),
+        ("rollout.sde_kernel", {"model": {"component": "dit"}, "rollout": {"sde_kernel": "ode"}}),
+        ("rollout.eta", {"rollout": {"sde_kernel": "cps", "eta": 1.5}}),
+        ("rollout.sde_window_size", {"rollout": {"sde_window_size": 9, "num_inference_steps": 8}}),
+        ("rollout.sde_window_size", {"rollout": {"sde_window_size": 8, "num_inference_steps": 8, "sde_kernel": "cps"}}),
+        ("rollout.sde_window_strategy", {"rollout": {"sde_window_strategy": "random"}}),
+        ("rollout.sde_window_strategy", {"rollout": {"sde_window_strategy": "all", "sde_window_size": 2}}),
+        ("checkpoint.save_lora", {"checkpoint": {"save_lora": True}}),
+        ("checkpoint.save_lora_only", {"checkpoint": {"save_lora_only": True}}),
+        ("evaluation.eval_target_images_dir", {"evaluation": {"eval_target_images_dir": "t"}}),
+        ("evaluation.eval_source_images_dir", {"evaluation": {"eval_prompts_file": "p"}, "training": {"mode": "i2i"}}),
+        ("resume.accept", {"resume": {"accept": ["training.max_stps"]}}),
+    ],
+)
+def test_combinations_that_cannot_be_meant(path: str, sections: dict[str, Any]) -> None:
+    assert first_paths(**sections) == [path]
+
+
+def test_held_out_targets_are_asked_for() -> None:
+    lpips = {"metrics": {"lpips": 1.0}, "target_images_dir": "t"}
+    paths = first_paths(reward=lpips, evaluation={"eval_prompts_file": "p.txt"})
+    assert paths == ["evaluation.eval_target_images_dir"]
+    build(reward=lpips, evaluation={"eval_prompts_file": "p.jsonl"})
+    build(reward=lpips, evaluation={"eval_prompts_file": "p.txt", "enabled": False})
+
+
+def test_one_target_folder_serves_both() -> None:
+    assert build(reward={**TEXT_REWARD, "target_images_dir": "t"}).target_images_dir() == Path("t")
+    assert build(data={"target_images_dir": "t"}).target_images_dir() == Path("t")
+
+
+def test_accept_takes_keys_and_sections() -> None:
+    build(resume={"accept": ["training", "reward.grpo", "seed", "reward.grpo.dit.method"]})
+
+
+def test_documented_keys_are_all_there() -> None:
+    documented = {
+        "": "seed output_dir",
+        "model": "name component torch_dtype device_map ar.temperature ar.top_p ar.do_sample dit.num_inference_steps "
+        "dit.guidance_scale",
+        "training": "mode batch_size gradient_accumulation_steps num_epochs max_steps learning_rate ar_learning_rate "
+        "dit_learning_rate optimizer adam_beta1 adam_beta2 adam_epsilon weight_decay max_grad_norm lr_scheduler "
+        "warmup_steps gradient_checkpointing mixed_precision use_reward reward_frequency",
+        "reward": "enabled target_images_dir metrics weights grpo.num_samples grpo.kl_coef grpo.clip_range "
+        "ar_reward_weight dit_reward_weight",
+        "data": "prompts_file source_images_dir target_images_dir num_workers shuffle pin_memory augmentation "
+        "image_size.height image_size.width",
+        "distributed": "enabled backend find_unused_parameters",
+        "logging": "log_dir log_interval save_interval eval_interval use_tensorboard use_wandb wandb_project "
+        "wandb_entity log_images num_log_images",
+        "checkpoint": "save_dir resume_from save_total_limit save_optimizer save_lora lora_dir save_lora_only",
+        "evaluation": "enabled eval_prompts_file eval_target_images_dir num_eval_samples",
+    }
+    expected = {f"{section}.{key}".lstrip(".") for section, names in documented.items() for key in names.split()}
+    assert expected <= set(iter_keys())
+
+
+def test_documented_defaults() -> None:
+    config = Config.model_validate({"data": {"target_images_dir": "t"}})
+    model, training, grpo = config.model, config.training, config.reward.grpo
+    assert (model.name, model.torch_dtype) == ("zai-org/GLM-Image", "bfloat16")
+    assert (model.ar.temperature, model.ar.top_p) == (0.9, 0.75)
+    assert (model.dit.num_inference_steps, model.dit.guidance_scale) == (50, 1.5)
+    assert (training.batch_size, training.gradient_accumulation_steps) == (1, 8)
+    assert (training.optimizer, training.adam_beta1, training.adam_beta2) == ("adamw", 0.9, 0.999)
+    assert (training.adam_epsilon, training.weight_decay, training.max_grad_norm) == (1e-8, 0.01, 1.0)
+    assert (training.lr_scheduler, training.gradient_checkpointing) == ("cosine", True)
+    assert (grpo.num_samples, grpo.kl_coef, grpo.clip_range) == (4, 0.05, 0.2)
+    assert (config.reward.ar_reward_weight, config.reward.dit_reward_weight) == (1.0, 1.0)
+    assert (config.data.image_size.height, config.data.image_size.width, config.data.num_workers) == (1024, 1024, 4)
+    intervals = config.logging.log_interval, config.logging.save_interval, config.logging.eval_interval
+    assert (intervals, config.checkpoint.save_total_limit) == ((10, 500, 100), 3)

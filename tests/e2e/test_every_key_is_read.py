@@ -1,0 +1,59 @@
+"""No key of the configuration is accepted and ignored: a few short runs read all of them."""
+
+from __future__ import annotations
+
+from glm_training.trainers.run import build_trainer
+from glm_training.utils.distributed import init_world
+from tests.config_reads import ReadTracker
+from tests.runs import config_of
+
+RUNS = {
+    "both halves, flow GRPO, adapters": [
+        "lora.enabled=true",
+        "lora.rank=2",
+        "checkpoint.save_lora=true",
+        "checkpoint.save_lora_only=true",
+        "logging.log_images=true",
+        "evaluation.enabled=true",
+        "rollout.sde_window_size=1",
+        "training.max_grad_norm=1",
+    ],
+    "DiT, NFT, AdamW": [
+        "model.component=dit",
+        "reward.grpo.dit.method=nft",
+        "training.optimizer=adamw",
+        "training.lr_scheduler=cosine",
+    ],
+    "supervised": ["training.use_reward=false"],
+}
+HELD_OUT = {
+    "evaluation.eval_prompts_file": "prompts.txt",
+    "evaluation.eval_target_images_dir": "target_images",
+    "evaluation.eval_source_images_dir": "source_images",
+}
+
+
+def test_every_key_is_read(tmp_path):
+    tracker = ReadTracker()
+    for name, overrides in RUNS.items():
+        config = config_of(tmp_path, f"output_dir={tmp_path}/{name.split()[0]}", *overrides)
+        with tracker:
+            build_trainer(config, init_world(config.distributed.enabled is not False, None)).train()
+    files = [f"{key}={tmp_path}/data/{name}" for key, name in HELD_OUT.items()]
+    config = config_of(tmp_path, f"output_dir={tmp_path}/edits", "evaluation.enabled=true", *files, mode="i2i")
+    with tracker:
+        build_trainer(config, init_world(True, None))
+    documented = [
+        "reward.metrics=[structure]",
+        "reward.weights={structure: 1.0}",
+        "data.target_images_dir=null",
+        f"reward.target_images_dir={tmp_path}/data/target_images",
+        "training.max_steps=null",
+        "training.num_epochs=1",
+    ]
+    config = config_of(tmp_path, f"output_dir={tmp_path}/documented", *documented)
+    with tracker:
+        build_trainer(config, init_world(True, None))
+    with tracker:  # what run_training looks at before there is a trainer
+        assert config.distributed.backend is None and config.resume.accept == []
+    assert tracker.unread() == []

@@ -1,0 +1,147 @@
+"""Runs that must come to the same weights: accumulation, checkpointing, resume, two processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from glm_training.checkpoint.resume import load_checkpoint
+from glm_training.trainers.run import build_trainer
+from glm_training.utils.distributed import init_world
+from tests.runs import config_of, trainer_of, weights_of, write_config
+
+HALVES = ["ar", "dit", "both"]
+MODES = ["t2i", "i2i"]
+
+
+def stepped(tmp_path: Path, *overrides: str, mode: str = "t2i", steps: int = 1):
+    trainer = trainer_of(tmp_path, *overrides, mode=mode)
+    before = weights_of(trainer)
+    for _ in range(steps):
+        trainer.training_step()
+        trainer.step += 1
+    return before, weights_of(trainer)
+
+
+def largest_difference(left, right) -> float:
+    assert left.keys() == right.keys()
+    return max((left[half][name] - right[half][name]).abs().max().item() for half in left for name in left[half])
+
+
+def assert_same(tmp_path: Path, first: list[str], second: list[str], *, mode: str = "t2i") -> None:
+    before, left = stepped(tmp_path, *first, mode=mode)
+    _, right = stepped(tmp_path, *second, mode=mode)
+    for half in left:
+        assert largest_difference({half: before[half]}, {half: left[half]}) > 1e-4, f"{half} did not learn"
+    assert largest_difference(left, right) <= 1e-5
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("method", ["flow_grpo", "nft"])
+def test_four_chunks_of_one_prompt_equal_one_chunk_of_four_in_reward_training(tmp_path, method, mode):
+    shared = [f"reward.grpo.dit.method={method}", "reward.grpo.num_samples=4"]
+    chunked = ["training.batch_size=1", "training.gradient_accumulation_steps=4"]
+    assert_same(tmp_path, [*shared, *chunked], [*shared, "training.batch_size=4"], mode=mode)
+
+
+@pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean"])
+def test_accumulation_holds_for_each_aggregation_with_several_updates_per_rollout(tmp_path, aggregation):
+    shared = [
+        "model.component=ar",
+        f"reward.grpo.loss_aggregation={aggregation}",
+        "reward.grpo.num_samples=4",
+        "reward.grpo.updates_per_rollout=2",
+    ]
+    chunked = ["training.batch_size=1", "training.gradient_accumulation_steps=4"]
+    assert_same(tmp_path, [*shared, *chunked], [*shared, "training.batch_size=4"])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_four_chunks_of_one_prompt_equal_one_chunk_of_four_in_supervised_training(tmp_path, mode):
+    shared = ["training.use_reward=false"]
+    chunked = ["training.batch_size=1", "training.gradient_accumulation_steps=4"]
+    assert_same(tmp_path, [*shared, *chunked], [*shared, "training.batch_size=4"], mode=mode)
+
+
+def test_micro_batches_change_nothing(tmp_path):
+    assert_same(tmp_path, ["rollout.micro_batch_size=null"], ["rollout.micro_batch_size=3"])
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("use_reward", ["true", "false"])
+def test_gradient_checkpointing_changes_nothing(tmp_path, use_reward, mode):
+    shared = [f"training.use_reward={use_reward}"]
+    assert_same(
+        tmp_path,
+        [*shared, "training.gradient_checkpointing=true"],
+        [*shared, "training.gradient_checkpointing=false"],
+        mode=mode,
+    )
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_four_steps_equal_two_steps_and_a_resume_bit_for_bit(tmp_path, half):
+    shared = [
+        f"model.component={half}",
+        "training.optimizer=adamw",
+        "training.adam_beta1=0.9",
+        "training.learning_rate=1e-3",
+        "training.lr_scheduler=cosine",
+        "training.max_steps=4",
+        "logging.save_interval=2",
+        "reward.grpo.dit.method=nft" if half == "dit" else "reward.grpo.dit.method=flow_grpo",
+    ]
+    build_trainer(config_of(tmp_path, *shared, f"output_dir={tmp_path}/whole"), init_world(True, None)).train()
+    resume = f"checkpoint.resume_from={tmp_path}/whole/checkpoints/step-000002"
+    build_trainer(config_of(tmp_path, *shared, f"output_dir={tmp_path}/half", resume), init_world(True, None)).train()
+    left = load_checkpoint(tmp_path / "whole" / "checkpoints" / "step-000004")
+    right = load_checkpoint(tmp_path / "half" / "checkpoints" / "step-000004")
+    assert_identical(left, right)
+
+
+def assert_identical(left, right, path: str = "") -> None:
+    if isinstance(left, torch.Tensor):
+        assert torch.equal(left, right), path
+    elif isinstance(left, dict):
+        assert left.keys() == right.keys(), path
+        for key in left:
+            assert_identical(left[key], right[key], f"{path}/{key}")
+    elif isinstance(left, list):
+        assert len(left) == len(right), path
+        for i, (a, b) in enumerate(zip(left, right, strict=True)):
+            assert_identical(a, b, f"{path}/{i}")
+    else:
+        assert left == right, path
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory) -> Path:
+    """Each half trained for a step by two gloo processes, on the prompts that one process draws as one batch."""
+    folder = tmp_path_factory.mktemp("ddp")
+    write_config(folder)
+    worker = Path(__file__).with_name("two_process_worker.py")
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(worker)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    done = subprocess.run([*command, str(folder)], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("use_reward", ["true", "false"])
+@pytest.mark.parametrize("half", HALVES)
+def test_two_processes_equal_one_with_the_double_batch(two_processes, half, use_reward):
+    ranks = [torch.load(two_processes / f"{half}-{use_reward}-{rank}.pt", weights_only=True) for rank in (0, 1)]
+    before, alone = stepped(
+        two_processes, f"model.component={half}", f"training.use_reward={use_reward}", "training.batch_size=4"
+    )
+    assert largest_difference(ranks[0]["weights"], ranks[1]["weights"]) == 0.0, "ranks differ"
+    assert largest_difference(ranks[0]["weights"], alone) <= 1e-5
+    for name in alone:
+        assert largest_difference({name: before[name]}, {name: alone[name]}) > 1e-4
+    assert not set(ranks[0]["indices"]) & set(ranks[1]["indices"]), "ranks drew the same prompts"

@@ -1,0 +1,101 @@
+"""Imports point down only, and the parts that must start fast do not load torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "glm_training"
+ALLOWED = {
+    "algorithms": set(),
+    "utils": set(),
+    "config": set(),
+    "checkpoint": {"utils"},
+    "data": {"utils"},
+    "rewards": set(),
+    "models": {"algorithms", "utils"},
+    "methods": {"algorithms", "models"},
+    "evaluation": {"data", "models", "rewards", "utils"},
+    "trainers": {"algorithms", "methods", "models", "rewards", "data", "evaluation", "checkpoint", "config", "utils"},
+    "cli": {"trainers", "models", "rewards", "data", "checkpoint", "config", "utils"},
+}
+
+
+def imported_layers(path: Path) -> set[str]:
+    """Second name of every `glm_training.<layer>` that a file imports, at the top or inside functions."""
+    layers = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            head, _, rest = name.partition(".")
+            if head == "glm_training" and rest:
+                layers.add(rest.split(".")[0])
+    return layers
+
+
+@pytest.mark.parametrize("layer", sorted(ALLOWED))
+def test_imports_point_down_only(layer):
+    for path in (PACKAGE / layer).rglob("*.py"):
+        wrong = imported_layers(path) - ALLOWED[layer] - {layer, "__version__"}
+        assert not wrong, f"{path.relative_to(ROOT)} imports {sorted(wrong)}"
+
+
+def test_every_folder_of_the_package_has_a_layer():
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders == set(ALLOWED)
+
+
+def test_algorithms_import_torch_alone():
+    for path in (PACKAGE / "algorithms").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            for name in names:
+                head = name.split(".")[0]
+                assert head in {"torch", "glm_training", "__future__"} or head in sys.stdlib_module_names, (path, name)
+
+
+def test_scripts_are_thin():
+    for name in ("train.py", "train_ar.py", "train_dit.py", "test_installation.py"):
+        assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) < 30
+
+
+def test_files_and_functions_stay_short():
+    for path in [*PACKAGE.rglob("*.py"), *(ROOT / "examples").rglob("*.py")]:
+        text = path.read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 400, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno is not None and node.end_lineno - node.lineno < 60, (path, node.name)
+
+
+@pytest.mark.parametrize("script", ["train.py", "train_ar.py", "train_dit.py"])
+def test_help_needs_no_torch_and_half_a_second(script):
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = [{script!r}, '--help']\n"
+        "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as stop:\n    assert stop.code == 0\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+        seconds.append(time.perf_counter() - start)
+        assert done.returncode == 0, done.stderr
+        assert "--config" in done.stdout
+    assert min(seconds) < 0.5, seconds

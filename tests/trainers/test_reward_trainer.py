@@ -1,0 +1,207 @@
+"""What a reward step does: which weights move, at which rates, what is logged, and the gate in front of it."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from glm_training.models.glm_image import ar as ar_module
+from glm_training.trainers.errors import GateError, NonFiniteError, TrainingError
+from tests.runs import trainer_of, weights_of
+
+
+def moved(before, after) -> bool:
+    return any(not torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("use_reward", ["true", "false"])
+@pytest.mark.parametrize("half", ["ar", "dit", "both"])
+def test_only_the_selected_half_moves(tmp_path, half, use_reward):
+    trainer = trainer_of(tmp_path, f"model.component={half}", f"training.use_reward={use_reward}")
+    modules = {"ar": trainer.family.ar.model, "dit": trainer.family.dit.transformer}
+    frozen = [trainer.family.dit.vae, trainer.family.dit.text_encoder]
+    before = {name: {k: v.detach().clone() for k, v in m.state_dict().items()} for name, m in modules.items()}
+    kept = [{k: v.clone() for k, v in module.state_dict().items()} for module in frozen]
+    trainer.training_step()
+    for name, module in modules.items():
+        assert moved(before[name], module.state_dict()) == (half in (name, "both")), name
+    assert not any(moved(old, module.state_dict()) for old, module in zip(kept, frozen, strict=True))
+    vision = {k: v for k, v in before["ar"].items() if "visual" in k or "vqmodel" in k}
+    assert vision and not moved(vision, modules["ar"].state_dict())
+
+
+def test_each_half_has_its_own_learning_rate(tmp_path):
+    rates = ["training.ar_learning_rate=0.02", "training.dit_learning_rate=0.005"]
+    figures = trainer_of(tmp_path, *rates).training_step()
+    assert figures["ar/learning_rate"] == 0.02
+    assert figures["dit/learning_rate"] == 0.005
+
+
+def test_before_the_first_update_ratios_are_one_and_kl_zero(tmp_path):
+    figures = trainer_of(tmp_path, "model.ar.top_p=0.75").training_step()
+    assert figures["gate/ar_log_prob_max"] <= 1e-5
+    assert figures["gate/dit_ratio_max"] <= 1e-5
+    for half in ("ar", "dit"):
+        assert abs(figures[f"{half}/kl"]) <= 1e-9
+        assert figures[f"{half}/ratio_deviation_max"] <= 1e-4
+
+
+def test_kl_to_the_start_grows_once_the_weights_moved(tmp_path):
+    trainer = trainer_of(tmp_path)
+    trainer.training_step()
+    trainer.step += 1
+    figures = trainer.training_step()
+    assert figures["ar/kl"] > 0 and figures["dit/kl"] > 0
+
+
+def test_the_gate_names_the_first_token_of_a_broken_position_schedule(tmp_path, monkeypatch):
+    trainer = trainer_of(tmp_path, "model.component=ar")
+    real = ar_module.ARComponent.forward
+
+    def with_text_positions(self, prompt, tokens, **options):
+        """What the stock forward does in teacher forcing: the generated part gets a text ramp."""
+        ramp = prompt.decode_position_ids[:, :, :1] + torch.arange(prompt.T)
+        broken = type(prompt)(**{**prompt.__dict__, "decode_position_ids": ramp})
+        return real(self, broken, tokens, **options)
+
+    monkeypatch.setattr(ar_module.ARComponent, "forward", with_text_positions)
+    with pytest.raises(GateError, match=r"token \d+ \(preview grid, row 0, column \d+\).*positions"):
+        trainer.training_step()
+
+
+def test_the_gate_catches_a_replay_without_guidance(tmp_path, monkeypatch):
+    trainer = trainer_of(tmp_path, "model.component=dit", "rollout.guidance_scale=3.0")
+    real = type(trainer.family.dit).forward
+    state = {"sampling": True}
+
+    def forgetful(self, *arguments, guidance_scale=1.0, **options):
+        return real(self, *arguments, guidance_scale=guidance_scale if state["sampling"] else 1.0, **options)
+
+    monkeypatch.setattr(type(trainer.family.dit), "forward", forgetful)
+    check = trainer._gate  # type: ignore[attr-defined]
+
+    def gate_after_sampling(rollout):
+        state["sampling"] = False
+        return check(rollout)
+
+    monkeypatch.setattr(trainer, "_gate", gate_after_sampling)
+    with pytest.raises(GateError, match=r"denoising step 0 .*guidance"):
+        trainer.training_step()
+
+
+def test_logged_rewards_are_raw_means(tmp_path):
+    trainer = trainer_of(tmp_path)
+    seen = []
+    real = trainer.calculator.compute_rewards
+
+    def spy(batch):
+        result = real(batch)
+        seen.append(result)
+        return result
+
+    trainer.calculator.compute_rewards = spy
+    figures = trainer.training_step()
+    hand = sum(result.components["structure"].sum().item() for result in seen) / sum(len(r.total) for r in seen)
+    assert figures["reward/structure"] == pytest.approx(hand, abs=1e-7)
+    assert figures["reward/total"] == pytest.approx(hand, abs=1e-7)
+    assert 0 <= figures["reward/plan_variance_share"] <= 1
+
+
+def test_changing_the_source_changes_loss_and_samples(tmp_path):
+    def run(shift: float):
+        trainer = trainer_of(tmp_path, mode="i2i")
+        real = trainer.dataset.batch
+
+        def shifted(indices, **options):
+            batch = real(indices, **options)
+            batch.sources = (batch.sources * (1 - shift)).contiguous()
+            return batch
+
+        trainer.dataset.batch = shifted  # type: ignore[method-assign]
+        images = []
+        score = trainer.calculator.compute_rewards
+        trainer.calculator.compute_rewards = lambda batch: images.append(batch.images) or score(batch)
+        return trainer.training_step(), images[0]
+
+    (figures, images), (other_figures, other_images) = run(0.0), run(0.7)
+    assert not torch.allclose(images, other_images)
+    assert figures["reward/total"] != other_figures["reward/total"]
+    assert figures["dit/grad_norm"] != other_figures["dit/grad_norm"]
+
+
+def test_when_only_the_ar_half_learns_its_plans_share_the_render_noise(tmp_path):
+    trainer = trainer_of(tmp_path, "model.component=ar")
+    assert trainer.settings.share_render_noise  # type: ignore[attr-defined]
+
+
+def test_shuffled_advantages_are_the_same_numbers_elsewhere(tmp_path):
+    from glm_training.trainers.credit import _shuffled
+
+    values = torch.arange(12.0).view(3, 4)
+    shuffled = _shuffled(values, 1, "plan", 5)
+    assert not torch.equal(values, shuffled)
+    assert torch.equal(values.flatten(), shuffled.flatten().sort().values)
+    assert torch.equal(shuffled, _shuffled(values, 1, "plan", 5))
+
+
+def test_a_gradient_that_is_not_finite_stops_before_any_weight_changes(tmp_path):
+    trainer = trainer_of(tmp_path, "model.component=ar", "training.max_grad_norm=1")
+    part = trainer.parts["ar"]
+    before = weights_of(trainer)
+    next(iter(part.parameters.values())).grad = None
+    for parameter in part.parameters.values():
+        parameter.grad = torch.full_like(parameter, math.inf)
+    with pytest.raises(NonFiniteError, match="ar half is .* at step 0"):
+        part.step(0)
+    assert not moved(before["ar"], dict(part.parameters))
+
+
+def test_updates_that_do_not_divide_the_samples_are_refused(tmp_path):
+    with pytest.raises(TrainingError, match="does not divide"):
+        trainer_of(tmp_path, "reward.grpo.updates_per_rollout=3")
+
+
+def test_supervised_steps_stand_between_reward_steps(tmp_path):
+    trainer = trainer_of(tmp_path, "training.reward_frequency=2")
+    first = trainer.training_step()
+    trainer.step += 1
+    second = trainer.training_step()
+    assert "ar/large_loss" in first and "reward/total" not in first
+    assert "reward/total" in second and "ar/large_loss" not in second
+
+
+def test_lora_moves_adapters_alone(tmp_path):
+    trainer = trainer_of(tmp_path, "lora.enabled=true", "lora.rank=2", "lora.alpha=4")
+    base = {
+        name: value.detach().clone()
+        for module in (trainer.family.ar.model, trainer.family.dit.transformer)
+        for name, value in module.named_parameters()
+        if "lora_" not in name
+    }
+    before = weights_of(trainer)
+    figures = trainer.training_step()
+    assert abs(figures["ar/kl"]) <= 1e-9
+    for half in before:
+        assert all("lora_" in name for name in before[half])
+        assert moved(before[half], dict(trainer.parts[half].parameters))
+    for module in (trainer.family.ar.model, trainer.family.dit.transformer):
+        for name, value in module.named_parameters():
+            if "lora_" not in name:
+                assert torch.equal(base[name], value), name
+
+
+def test_the_run_directory_holds_what_it_promises(tmp_path):
+    trainer = trainer_of(tmp_path, "logging.log_images=true", "logging.use_tensorboard=true", "evaluation.enabled=true")
+    result = trainer.train()
+    run = tmp_path / "run"
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "reward/total" in line] == [1, 2]
+    assert [line["step"] for line in lines if "eval/total" in line] == [0, 2]
+    assert (run / "config.yaml").is_file()
+    assert (run / "checkpoints" / "latest").read_text().strip() == "step-000002"
+    assert sorted(p.name for p in (run / "samples").iterdir()) == ["before_after.png", "step-000000", "step-000002"]
+    assert any((run / "tensorboard").iterdir())
+    assert result.before.keys() == result.after.keys() == {"total", "structure"}

@@ -1,0 +1,165 @@
+import multiprocessing
+import os
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from glm_training.utils import distributed
+from glm_training.utils.distributed import (
+    DistributedError,
+    World,
+    all_reduce_sum,
+    any_flag,
+    barrier,
+    broadcast_flag,
+    broadcast_object,
+    gather_objects,
+    gather_tensor,
+    init_world,
+    shutdown,
+)
+
+LAUNCH_VARIABLES = [
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT",
+    "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID",
+]  # fmt: skip
+
+
+def use_every_helper(variables, backend):
+    for name in LAUNCH_VARIABLES:
+        os.environ.pop(name, None)
+    os.environ |= variables
+    world = init_world(True, backend, "cpu")
+    assert world.world_size == 2 and world.is_main == (world.rank == 0)
+    r = world.rank
+    single = torch.full((3,), float(r + 1))
+    assert all_reduce_sum(world, single) is single and single.tolist() == [3, 3, 3]
+    many = [
+        torch.full((2, 2), r + 1.0),
+        torch.tensor(r + 10.0),
+        torch.tensor([r, 5]),
+        torch.full((2, 3), r + 1.0).t(),
+        torch.ones(0),
+        torch.full((1,), 1.5, dtype=torch.bfloat16),
+    ]
+    many[0].requires_grad_(True)
+    all_reduce_sum(world, many)
+    assert many[0].tolist() == [[3, 3], [3, 3]] and many[1].item() == 21 and many[2].tolist() == [1, 10]
+    assert many[3].shape == (3, 2) and (many[3] == 3).all() and many[5].item() == 3.0
+    rows = torch.arange(4 * (1 + r)).reshape(1 + r, 2, 2) + 100 * r
+    assert gather_tensor(world, rows)[:, 0, 0].tolist() == [0, 100, 104]
+    assert gather_tensor(world, torch.zeros(r, 3, dtype=torch.bfloat16)).shape == (1, 3)
+    assert gather_tensor(world, torch.tensor([r == 0])).tolist() == [True, False]
+    assert gather_tensor(world, torch.zeros(r, 0)).shape == (1, 0)
+    assert gather_objects(world, {"rank": r}) == [{"rank": 0}, {"rank": 1}]
+    assert broadcast_object(world, f"from {r}") == "from 0"
+    assert any_flag(world, r == 1) and broadcast_flag(world, r == 0) and not any_flag(world, False)
+    barrier(world)
+    shutdown(world)
+    shutdown(world)
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+@pytest.fixture
+def clean_environment(monkeypatch):
+    for name in LAUNCH_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def run_two(variables, backend: str | None) -> None:
+    fork = multiprocessing.get_context("fork")
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    workers = [fork.Process(target=use_every_helper, args=(meeting | variables(rank), backend)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+
+
+def test_two_processes_from_torchrun_variables():
+    run_two(lambda r: {"RANK": str(r), "WORLD_SIZE": "2", "LOCAL_RANK": str(r)}, "gloo")
+
+
+def test_two_processes_from_slurm_variables():
+    run_two(lambda r: {"SLURM_PROCID": str(r), "SLURM_NTASKS": "2", "SLURM_LOCALID": str(r)}, None)
+
+
+@pytest.mark.parametrize("backend", [None, "gloo", "nccl"])
+def test_one_process_initialises_nothing(clean_environment, backend):
+    world = init_world(True, backend, "cpu")
+    assert world == World() and world.is_main
+    tensor, rows = torch.ones(2), torch.arange(3)
+    assert all_reduce_sum(world, tensor) is tensor and tensor.tolist() == [1, 1]
+    assert gather_tensor(world, rows).tolist() == [0, 1, 2]
+    assert gather_objects(world, "x") == ["x"] and broadcast_object(world, "x") == "x"
+    assert any_flag(world, True) and not any_flag(world, False)
+    barrier(world)
+    shutdown(world)
+    assert not dist.is_initialized()
+
+
+def test_several_processes_need_the_key(clean_environment):
+    clean_environment.setenv("WORLD_SIZE", "2")
+    clean_environment.setenv("RANK", "1")
+    clean_environment.setenv("LOCAL_RANK", "1")
+    with pytest.raises(DistributedError, match="distributed.enabled: true"):
+        init_world(False, "gloo")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_nccl_without_cuda_names_gloo(clean_environment):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        clean_environment.setenv(name, {"WORLD_SIZE": "2"}.get(name, "0"))
+    with pytest.raises(DistributedError, match="set distributed.backend: gloo"):
+        init_world(True, "nccl")
+
+
+def test_incomplete_environment_is_named(clean_environment):
+    clean_environment.setenv("WORLD_SIZE", "2")
+    with pytest.raises(DistributedError, match="RANK.*torchrun"):
+        init_world(True, "gloo", "cpu")
+    clean_environment.setenv("RANK", "0")
+    clean_environment.setenv("LOCAL_RANK", "0")
+    with pytest.raises(DistributedError, match="MASTER_ADDR"):
+        init_world(True, "gloo", "cpu")
+    clean_environment.setenv("WORLD_SIZE", "two")
+    with pytest.raises(DistributedError, match="'two'"):
+        init_world(True, "gloo", "cpu")
+
+
+def test_unknown_backend_is_refused(clean_environment):
+    with pytest.raises(DistributedError, match="'mpi'.*gloo"):
+        init_world(True, "mpi", "cpu")
+
+
+def test_slurm_tasks_without_an_address_do_not_train_apart(clean_environment):
+    clean_environment.setenv("SLURM_NTASKS", "4")
+    clean_environment.setenv("SLURM_PROCID", "0")  # also what a batch script sees that calls plain python or torchrun
+    assert init_world(True, None, "cpu").world_size == 1
+    clean_environment.setenv("SLURM_PROCID", "2")
+    with pytest.raises(DistributedError, match="MASTER_ADDR"):
+        init_world(True, None, "cpu")
+
+
+def test_torchrun_wins_over_slurm(clean_environment):
+    for name, value in {"SLURM_NTASKS": "8", "SLURM_PROCID": "3", "SLURM_LOCALID": "3", "MASTER_ADDR": "h"}.items():
+        clean_environment.setenv(name, value)
+    assert distributed.read_launch() == distributed.Launch(3, 8, 3, "tcp://h:29500")
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "0"}.items():
+        clean_environment.setenv(name, value)
+    assert distributed.read_launch() == distributed.Launch(1, 2, 0, None)
+
+
+def test_buckets_follow_dtype_and_size(monkeypatch):
+    monkeypatch.setattr(distributed, "REDUCE_BUCKET_ELEMENTS", 5)
+    tensors = [torch.ones(3), torch.ones(2), torch.ones(1), torch.ones(9), torch.ones(1, dtype=torch.bfloat16)]
+    assert [[t.numel() for t in bucket] for bucket in distributed._buckets(tensors)] == [[3, 2], [1], [9], [1]]

@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from glm_training.utils import pictures
+from glm_training.utils.pictures import save_grid, save_image, to_pil
+
+
+def test_values_are_clamped_and_rounded():
+    image = torch.tensor([0.0, 0.5, 1.0, -3.0, 7.0, float("nan")]).repeat(3, 1)[:, None]
+    assert np.asarray(to_pil(image))[0, :, 0].tolist() == [0, 128, 255, 0, 255, 0]
+    with pytest.raises(ValueError, match=r"\[3, H, W\], not \[1, 2, 2\]"):
+        to_pil(torch.zeros(1, 2, 2))
+
+
+def test_save_image_makes_folders_and_keeps_pixels(tmp_path):
+    image = torch.rand(3, 5, 7, generator=torch.Generator())
+    save_image(tmp_path / "a" / "b.png", image)
+    loaded = np.asarray(Image.open(tmp_path / "a" / "b.png"))
+    assert loaded.shape == (5, 7, 3)
+    np.testing.assert_allclose(loaded / 255, image.permute(1, 2, 0).numpy(), atol=0.5 / 255 + 1e-6)
+
+
+def test_the_grid_shows_every_picture_beside_its_label(tmp_path):
+    red, green = torch.zeros(3, 64, 64), torch.zeros(3, 64, 64)
+    red[0], green[1] = 1, 1
+    path = tmp_path / "samples" / "grid.png"
+    save_grid(path, [[red, green], [green, to_pil(red)]], ["a red square", "a long " * 40], ["before", "after"])
+    grid = np.asarray(Image.open(path)).astype(int)
+    left = pictures.LABEL_WIDTH + 2 * pictures.MARGIN
+    middle = left + 192 + pictures.MARGIN // 2
+
+    def side(part, channel):
+        rows = np.argwhere((part[..., channel] == 255) & (part.sum(-1) == 255))
+        return rows[:, 0].min()
+
+    assert side(grid[:, left:middle], 0) < side(grid[:, left:middle], 1)
+    assert side(grid[:, middle:], 1) < side(grid[:, middle:], 0)
+    labels = grid[:, :left] < 100
+    assert labels.any() and not labels[:, pictures.LABEL_WIDTH + pictures.MARGIN + 2 :].any()
+
+
+def test_text_wraps_between_words_and_cuts_what_has_none():
+    font = pictures.ImageFont.load_default(size=15)
+    for text in ["one two three four five six seven", "x" * 200, "a " + "y" * 90, ""]:
+        wrapped = pictures._wrap(text, font, 100)
+        assert all(font.getlength(line) <= 100 for line in wrapped.split("\n"))
+        assert wrapped.replace("\n", "").replace(" ", "") == text.replace(" ", "")
+    assert "one two" in pictures._wrap("one two three four", font, 100)
+
+
+def test_large_pictures_shrink_and_small_ones_stay_square(tmp_path):
+    assert pictures._fit(Image.new("RGB", (1024, 512))).size == (384, 192)
+    assert pictures._fit(Image.new("RGB", (32, 16))).size == (160, 80)
+
+
+def test_labels_must_fit_the_rows(tmp_path):
+    with pytest.raises(ValueError, match=r"1 row and 2 column labels for rows of \[1\] images"):
+        save_grid(tmp_path / "g.png", [[torch.zeros(3, 4, 4)]], ["a"], ["b", "c"])

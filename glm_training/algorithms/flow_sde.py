@@ -155,6 +155,49 @@ def gaussian_kl(mean: Tensor, other_mean: Tensor, std: float | Tensor, *, check_
     return mean_per_sample(((mean - other_mean) / spread).square()) / 2
 
 
+def guard_log_ratio(
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    mean: Tensor,
+    old_mean: Tensor,
+    std: float | Tensor,
+    *,
+    check_finite: bool = True,
+) -> Tensor:
+    """GRPO-Guard's normalised log-ratio of a step (arXiv:2510.22319), [B]: (log p - log p_old + KL) * std.
+
+    KL is `gaussian_kl(mean, old_mean, std)`. For the step that was taken, x' = old_mean + std * eps, this is
+    mean(eps * (mean - old_mean)): centred on 0 and of the same size at every noise level, where the plain log-ratio
+    leans below 0 and grows as 1 / std, so that a clip range means the same at every step. The step's loss is then to be
+    divided by |dt|. `log_probs`, `old_log_probs` [B]; `mean`, `old_mean` [B, *dims]; `std` > 0 as in `gaussian_kl`.
+    Gradient flows into `log_probs` and `mean`. Raises ValueError as `gaussian_kl` does, and for shapes.
+    """
+    require_same_shape("old_log_probs", old_log_probs, "log_probs", log_probs)
+    if log_probs.shape != mean.shape[:1]:
+        raise ValueError(f"log_probs must have shape [{mean.shape[0]}], got {list(log_probs.shape)}")
+    if check_finite:
+        demand(finite("log_probs", log_probs), finite("old_log_probs", old_log_probs))
+    kl = gaussian_kl(mean, old_mean.detach(), std, check_finite=check_finite)
+    if isinstance(std, Tensor) and std.ndim > 1:
+        std = std.flatten()
+    return (log_probs.float() - old_log_probs.detach().float() + kl) * std
+
+
+def divergence_mask(ratio: Tensor, advantages: Tensor, divergence: Tensor, threshold: float) -> Tensor:
+    """Flow-DPPO's trust region: False where a sample has left it and its advantage would push it further out, [B] bool.
+
+    Left it: `divergence` (KL to the policy that sampled, `gaussian_kl`) > `threshold`; further out: A > 0 and
+    ratio > 1, or A < 0 and ratio < 1. Samples on their way back keep their gradient, unlike under a ratio clip. All
+    [B], of the same step; no gradient. Raises ValueError for shapes or a threshold that is not > 0.
+    """
+    require_same_shape("advantages", advantages, "ratio", ratio)
+    require_same_shape("divergence", divergence, "ratio", ratio)
+    require_positive("threshold", threshold)
+    ratio, advantages, divergence = ratio.detach(), advantages.detach(), divergence.detach()
+    outwards = ((advantages > 0) & (ratio > 1)) | ((advantages < 0) & (ratio < 1))
+    return ~(outwards & (divergence > threshold))
+
+
 def sde_window(
     step: int,
     total_steps: int,

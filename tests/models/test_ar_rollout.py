@@ -8,7 +8,9 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from transformers import GlmImageForConditionalGeneration, LogitsProcessor, LogitsProcessorList
 
+from glm_training.models.glm_image import ar as ar_module
 from glm_training.models.glm_image.ar import ARComponent
+from glm_training.models.glm_image.decode import write_tokens
 from glm_training.models.glm_image.tiny import build_tiny
 
 SHORT, LONG = "a red circle", 'a sign that says "hello" next to a blue square'
@@ -194,6 +196,25 @@ def test_the_step_hook_sees_every_token_after_the_first_and_can_stop(ar):
     ar.eval()
 
 
+@pytest.mark.parametrize("limit", [1, 2, 3, 5, 8])
+def test_a_rollout_in_parts_writes_the_same_and_never_more_at_once(ar, monkeypatch, limit):
+    prompt = ar.encode_prompts([SHORT, LONG, "x"], 64, 64)
+    draws = uniforms(9, prompt)
+    together = ar.rollout(prompt, 3, draws, **SAMPLING)
+    rows = []
+
+    def counting(model, part, group_size, sampler, on_step):
+        rows.append(len(part) * group_size)
+        return write_tokens(model, part, group_size, sampler, on_step)
+
+    monkeypatch.setattr(ar_module, "write_tokens", counting)
+    parts = ar.rollout(prompt, 3, draws, **SAMPLING, micro_batch_size=limit)
+    assert sum(rows) == 9 and max(rows) <= limit
+    assert torch.equal(parts.tokens, together.tokens) and torch.equal(parts.support, together.support)
+    assert torch.equal(parts.prompt.input_ids, together.prompt.input_ids)
+    torch.testing.assert_close(parts.log_probs, together.log_probs, atol=1e-5, rtol=0)
+
+
 def test_bad_input_is_refused(ar):
     prompt = ar.encode_prompts([SHORT, LONG], 64, 64, torch.rand(2, 3, 64, 64))
     draws = uniforms(4, prompt)
@@ -210,6 +231,8 @@ def test_bad_input_is_refused(ar):
             ar.rollout(prompt, 2, draws, temperature=1.0, top_p=top_p)
     with pytest.raises(ValueError, match="group_size"):
         ar.rollout(prompt, 0, draws, **SAMPLING)
+    with pytest.raises(ValueError, match="micro_batch_size"):
+        ar.rollout(prompt, 2, draws, **SAMPLING, micro_batch_size=0)
 
 
 def test_a_model_that_gives_nan_is_named(ar):

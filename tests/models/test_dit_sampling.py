@@ -158,8 +158,25 @@ def test_wrong_settings_are_named(dit):
 
 def test_non_finite_result_is_an_error(dit):
     condition = dit.condition(PROMPTS, torch.zeros(3, 4, dtype=torch.long), GRID)
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(FloatingPointError, match="not finite"):
         dit.sample(rand(3, 4, 8, 8) * float("nan"), condition, dit.schedule(2, 64, 64), guidance_scale=1.0)
+
+
+def test_the_step_hook_sees_every_step_of_every_micro_batch_and_can_stop(dit):
+    condition = dit.condition(PROMPTS, torch.zeros(3, 4, dtype=torch.long), GRID)
+    steps = []
+    options = {"guidance_scale": 1.0, "micro_batch_size": 2}
+    dit.sample(rand(3, 4, 8, 8), condition, dit.schedule(3, 64, 64), **options, on_step=steps.append)
+    assert steps == [0, 1, 2, 0, 1, 2]
+
+    def stop(step):
+        raise KeyboardInterrupt
+
+    dit.transformer.train()
+    with pytest.raises(KeyboardInterrupt):
+        dit.sample(rand(3, 4, 8, 8), condition, dit.schedule(3, 64, 64), **options, on_step=stop)
+    assert dit.transformer.training
+    dit.eval()
 
 
 def test_trajectory_slices_and_moves(dit):

@@ -6,7 +6,7 @@ over the same modules, positions and distribution: replaying a rollout before an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -64,7 +64,7 @@ class ARComponent(nn.Module):
 
     def enable_gradient_checkpointing(self) -> None:
         """Recomputes each layer in the backward pass. Acts in training mode (`train()`) only."""
-        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.model.activation_checkpointing_enable({"use_reentrant": False})
 
     def encode_prompts(
         self, prompts: Sequence[str], height: int, width: int, sources: Tensor | None = None
@@ -118,15 +118,16 @@ class ARComponent(nn.Module):
         temperature: float,
         top_p: float,
         do_sample: bool = True,
+        micro_batch_size: int | None = None,
         on_step: Callable[[int], None] | None = None,
     ) -> ARRollout:
         """Writes `group_size` plans per prompt, without gradient and with dropout off.
 
         `uniforms` [B, T] in [0, 1), B = P * group_size prompt-major: row b, column t decides token t of sample b by
         inverting its cumulative distribution, so a sample does not depend on the batch it is drawn in. With `do_sample`
-        False the most probable code is taken. `on_step(t)` is called before each token after the first, and may raise
-        to abandon the rollout. Cost in memory: the key/value cache of B * (Lp + T) places; a caller short of it passes
-        the prompts, or the samples of one prompt, in several calls.
+        False the most probable code is taken. At most `micro_batch_size` samples are written at once (None: all), which
+        bounds the memory: a key/value cache of Lp + T places for each. `on_step(t)` is called before each token after
+        the first of every such batch, and may raise to abandon the rollout.
 
         Raises `ValueError` for a wrong shape or a setting out of range, `FloatingPointError` for non-finite logits.
         """
@@ -146,13 +147,19 @@ class ARComponent(nn.Module):
             )
         if not bool(((uniforms >= 0) & (uniforms < 1)).all()):
             raise ValueError("uniforms must lie in [0, 1)")
-        sampler = TokenSampler(
-            uniforms.to(self.device), self.num_codes, temperature=temperature, top_p=top_p, do_sample=do_sample
-        )
+        if micro_batch_size is not None and micro_batch_size < 1:
+            raise ValueError(f"micro_batch_size must be at least 1, got {micro_batch_size}")
+        options: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "do_sample": do_sample}
+        written = []
         with gathered(self):
-            write_tokens(self.model, prompt, group_size, sampler, on_step)
-        tokens, log_probs, support = sampler.result()
-        return ARRollout(prompt.repeat_interleave(group_size), tokens, log_probs, support, temperature)
+            for part, samples, draws in _batches(prompt, group_size, uniforms, micro_batch_size or rows):
+                sampler = TokenSampler(draws.to(self.device), self.num_codes, **options)
+                write_tokens(self.model, part, samples, sampler, on_step)
+                written.append(sampler.result())
+        tokens, log_probs, supports = zip(*written, strict=True)
+        support = None if supports[0] is None else torch.cat(supports)
+        drawn_for = prompt.repeat_interleave(group_size)
+        return ARRollout(drawn_for, torch.cat(tokens), torch.cat(log_probs), support, temperature)
 
     def forward(
         self, prompt: ARPrompt, tokens: Tensor, *, temperature: float = 1.0, support: Tensor | None = None
@@ -238,3 +245,17 @@ class ARComponent(nn.Module):
 
     def _recomputed_score(self, hidden: Tensor, tokens: Tensor, support: Tensor | None, temperature: float) -> Tensor:
         return checkpoint(self._score, hidden, tokens, support, temperature, use_reentrant=False)
+
+
+def _batches(prompt: ARPrompt, group_size: int, uniforms: Tensor, limit: int) -> Iterator[tuple[ARPrompt, int, Tensor]]:
+    """Whole groups while `limit` samples hold one, else parts of a group: (prompts, samples of each, their draws).
+
+    The samples of a batch share the reading of their prompt, and the batches follow one another in row order.
+    """
+    places = torch.arange(len(prompt), device=prompt.input_ids.device)
+    at_once = min(limit, group_size)
+    for some in places.split(max(1, limit // group_size)):
+        first = int(some[0]) * group_size
+        part = prompt if len(some) == len(prompt) else prompt.select(some)
+        for draws in uniforms[first : first + len(some) * group_size].split(len(some) * at_once):
+            yield part, len(draws) // len(some), draws

@@ -7,7 +7,7 @@ so what sampled is what is trained. Source images condition through keys and val
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
@@ -306,15 +306,17 @@ class DiTComponent(torch.nn.Module):
         step_noise: Tensor | None = None,
         store: bool = False,
         micro_batch_size: int | None = None,
+        on_step: Callable[[int], None] | None = None,
     ) -> Trajectory:
         """Denoise `noise` ``[B, C, h, w]`` along `schedule`, without gradient, latents in fp32.
 
         Steps in `sde_indices` draw from `kernel` with strength `eta` and `step_noise`
         ``[len(sde_indices), B, C, h, w]``; the others follow the ODE. ``store=True`` keeps the latents on both sides of
         each SDE step, for `replay`. At most `micro_batch_size` rows go through the transformer at once; a row does not
-        depend on the rows next to it.
+        depend on the rows next to it. `on_step` is called before each step of each micro-batch; it may raise to abandon
+        the sampling.
 
-        Raises ValueError for indices, shapes or kernels that do not fit, and when the result is not finite.
+        Raises ValueError for indices, shapes or kernels that do not fit, FloatingPointError for a non-finite result.
         """
         settings = SamplerSettings(schedule, guidance_scale, kernel, eta, tuple(sde_indices), store)
         settings.check(noise, step_noise)
@@ -328,7 +330,8 @@ class DiTComponent(torch.nn.Module):
                 part = condition if len(rows) == len(noise) else condition.select(rows)
                 drawn = None if step_noise is None else step_noise[:, rows.to(step_noise.device)]
                 start = noise[rows.to(noise.device)].to(self.device)
-                parts.append(sample_rows(self._velocity_of(part, guidance_scale), start, part, settings, drawn))
+                velocity = self._velocity_of(part, guidance_scale)
+                parts.append(sample_rows(velocity, start, part, settings, drawn, on_step))
         finally:
             self.transformer.train(training)
         return join_rows(parts, condition)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from glm_training.models.glm_image.ar import ARComponent
 from glm_training.models.glm_image.dit import DiTComponent
 from glm_training.models.glm_image.loading import ModelLoadError, load_pipeline
+from glm_training.models.glm_image.sampling import step_hooks
 from glm_training.models.lora import adapter_parameters, has_lora, merged, trainable_parameters
 from glm_training.utils.randomness import normal, uniform
 
@@ -173,6 +174,7 @@ class GLMImage:
         share_render_noise: bool = False,
         prompt_ids: Sequence[int] | None = None,
         micro_batch_size: int | None = None,
+        on_step: Callable[[], None] | None = None,
     ) -> Tensor:
         """N plans per prompt and M renders per plan: images ``[P * N * M, 3, height, width]`` fp32 in [0, 1].
 
@@ -180,7 +182,10 @@ class GLMImage:
         prompt_ids[p], n, m) alone, not on its neighbours; `prompt_ids` are 0..P-1 unless given. With
         `share_render_noise` render m of every plan of a prompt starts from the same noise, so that plans differ by
         their tokens only. `sources` ``[P, 3, h, w]`` in [0, 1] makes it image-to-image. The defaults are the stock
-        pipeline's. Raises ValueError for sizes that are not multiples of 32 px and counts below 1.
+        pipeline's. At most `micro_batch_size` samples are written and rendered at once (None: all). `on_step` is
+        called every few tokens and at each denoising step, and may raise to abandon the drawing.
+
+        Raises ValueError for sizes that are not multiples of 32 px and counts below 1.
         """
         ids = list(range(len(prompts))) if prompt_ids is None else list(prompt_ids)
         if len(ids) != len(prompts) or min(plans, renders) < 1:
@@ -191,7 +196,17 @@ class GLMImage:
         prompt = self.ar.encode_prompts(list(prompts), height, width, sources)
         plan_names = [(p, n) for p in ids for n in range(plans)]
         draws = uniform(seed, "generate/tokens", plan_names, (prompt.T,), device=self.ar.device)
-        rollout = self.ar.rollout(prompt, plans, draws, temperature=temperature, top_p=top_p, do_sample=do_sample)
+        token_hook, step_hook = step_hooks(on_step)
+        rollout = self.ar.rollout(
+            prompt,
+            plans,
+            draws,
+            temperature=temperature,
+            top_p=top_p,
+            do_sample=do_sample,
+            micro_batch_size=micro_batch_size,
+            on_step=token_hook,
+        )
         condition = self.dit.condition(
             prompts, rollout.large_tokens, prompt.large_grid, sources, prompt.source_tokens, prompt.source_grid
         ).repeat_interleave(renders)
@@ -203,5 +218,6 @@ class GLMImage:
             self.dit.schedule(num_inference_steps, height, width),
             guidance_scale=guidance_scale,
             micro_batch_size=micro_batch_size,
+            on_step=step_hook,
         )
         return self.dit.decode_latents(trajectory.final, micro_batch_size=micro_batch_size or 8)

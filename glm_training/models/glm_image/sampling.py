@@ -15,6 +15,24 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 """(latents [B, C, h, w] fp32, timestep of the schedule, 0-dim CPU) -> velocity [B, C, h, w] fp32."""
 
 
+TOKENS_PER_HOOK = 16
+"""A hook that all processes must agree in costs about as much as a token of a small model: not at every one."""
+
+
+def step_hooks(
+    on_step: Callable[[], None] | None,
+) -> tuple[Callable[[int], None] | None, Callable[[int], None] | None]:
+    """`on_step` as the hook of a rollout (every `TOKENS_PER_HOOK` tokens) and of a sampling run (every step)."""
+    if on_step is None:
+        return None, None
+
+    def at_token(token: int) -> None:
+        if token % TOKENS_PER_HOOK == 1:
+            on_step()
+
+    return at_token, lambda step: on_step()
+
+
 @dataclass(frozen=True)
 class SamplerSettings:
     """How a trajectory is drawn. `sde_indices` are the steps that draw noise under `kernel` with strength `eta`."""
@@ -49,10 +67,12 @@ def sample_rows(
     condition: DiTCondition,
     settings: SamplerSettings,
     step_noise: Tensor | None,
+    on_step: Callable[[int], None] | None = None,
 ) -> Trajectory:
     """Run the whole schedule for the rows of `noise` ``[B, C, h, w]``; the caller holds `torch.no_grad`.
 
-    Raises ValueError when the result is not finite.
+    `on_step` is called with the index of each step before it is computed; it may raise to abandon the sampling.
+    Raises FloatingPointError when the result is not finite.
     """
     schedule = settings.schedule
     wanted = {k + offset for k in settings.sde_indices for offset in (0, 1)} if settings.store else set()
@@ -60,6 +80,8 @@ def sample_rows(
     log_probs: list[Tensor] = []
     latents = noise.float()
     for step in range(schedule.steps):
+        if on_step is not None:
+            on_step(step)
         if step in wanted:
             kept[step] = latents
         stochastic = step in settings.sde_indices
@@ -81,7 +103,9 @@ def sample_rows(
     if schedule.steps in wanted:
         kept[schedule.steps] = latents
     if not bool(torch.isfinite(latents).all()):
-        raise ValueError("sampling ended in NaN or infinite latents: the DiT's weights or its inputs are not finite")
+        raise FloatingPointError(
+            "sampling ended in NaN or infinite latents: the DiT's weights or its inputs are not finite"
+        )
     return Trajectory(
         final=latents,
         sde_indices=settings.sde_indices,

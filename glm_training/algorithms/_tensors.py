@@ -14,23 +14,29 @@ import torch
 from torch import Tensor
 
 
+class NotFiniteError(ValueError, FloatingPointError):
+    """An input holds NaN or infinite values: not the caller's mistake, as a rule, but what training came to."""
+
+
 class ValueCheck(NamedTuple):
     """`ok` is a 0-dim bool tensor that stays on its device until `demand` reads it; `complaint` says what is wrong."""
 
     ok: Tensor
     complaint: str
+    error: type[ValueError] = ValueError
 
 
 def finite(name: str, tensor: Tensor) -> ValueCheck:
     """Every element of `tensor` is a number: no NaN, no infinity."""
-    return ValueCheck(torch.isfinite(tensor.detach()).all(), f"{name} holds NaN or infinite values")
+    return ValueCheck(torch.isfinite(tensor.detach()).all(), f"{name} holds NaN or infinite values", NotFiniteError)
 
 
 def demand(*checks: ValueCheck) -> None:
-    """Raise ValueError with the complaint of every failed check. One device synchronisation, whatever their number."""
+    """Raise the first failed check's error with the complaints of all. One device synchronisation in any case."""
     if bool(torch.stack([check.ok for check in checks]).all()):
         return
-    raise ValueError("; ".join(check.complaint for check in checks if not bool(check.ok)))
+    failed = [check for check in checks if not bool(check.ok)]
+    raise failed[0].error("; ".join(check.complaint for check in failed))
 
 
 def require_ndim(name: str, tensor: Tensor, ndim: int, layout: str) -> None:

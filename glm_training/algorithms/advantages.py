@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from glm_training.algorithms._tensors import demand, finite, require_choice, require_ndim
+from glm_training.algorithms._tensors import demand, finite, require_choice, require_ndim, require_same_shape
 
 Scale = Literal["group", "batch", "none"]
 CombineMethod = Literal["sum", "gdpo"]
@@ -52,7 +52,7 @@ def group_advantages(rewards: Tensor, *, scale: Scale = "group", eps: float = 1e
         raise ValueError("rewards has groups of one sample: an advantage needs at least 2 samples per prompt")
     rewards = rewards.detach().float()
     demand(finite("rewards", rewards))
-    return _normalise_groups(rewards, scale, eps)
+    return _normalise_groups(rewards, torch.ones_like(rewards, dtype=torch.bool), scale, eps)
 
 
 def combine_rewards(
@@ -89,11 +89,13 @@ def combine_rewards(
     _require_scale("group", eps)
     if rewards.shape[2] == 1:
         raise ValueError('components has groups of one sample: method "gdpo" needs at least 2 samples per prompt')
-    total = (weight * _normalise_groups_masked(filled, applies, eps)).sum(dim=0)
+    total = (weight * _normalise_groups(filled, applies, "group", eps)).sum(dim=0)
     return total / (total.std() + eps)
 
 
-def plan_render_advantages(rewards: Tensor, *, scale: Scale = "group", eps: float = 1e-4) -> PlanRenderAdvantages:
+def plan_render_advantages(
+    rewards: Tensor, *, scale: Scale = "group", eps: float = 1e-4, scored: Tensor | None = None
+) -> PlanRenderAdvantages:
     """Credit for a hybrid model from `rewards` [P, N, M]: N plans per prompt, M renders per plan.
 
     A plan's reward is the mean over its renders and is compared with the other plans of the prompt; a render is
@@ -101,28 +103,34 @@ def plan_render_advantages(rewards: Tensor, *, scale: Scale = "group", eps: floa
     level (groups of N means) and once at the render level (groups of M rewards). A level with one member per group has
     nothing to compare and gets zeros.
 
+    `scored` [P, N, M] bool is False where a render has no reward: what stands there is not looked at. Such a render is
+    left out of all statistics and gets exactly zero, and so does a plan without any scored render.
+
     `plan_variance_share` is the intraclass correlation of the one-way ANOVA pooled over prompts: with
     MS_between = M * sum (plan mean - prompt mean)^2 / (P (N - 1)) and
     MS_within = sum (r - plan mean)^2 / (P N (M - 1)),
     var_plan = max(0, (MS_between - MS_within) / M) (the mean of M renders carries MS_within / M of render noise), and
     the share is var_plan / (var_plan + MS_within). It is NaN when N = 1 (the plan part cannot be identified), when
-    M = 1 (the render part cannot), and when no prompt has any spread (there is nothing to share).
+    M = 1 (the render part cannot), and when no prompt has any spread (there is nothing to share). Prompts with an
+    unscored render are left out of it.
 
     Raises ValueError for a wrong shape, N = M = 1, or non-finite rewards.
     """
     require_ndim("rewards", rewards, 3, "[P, N, M]")
     _require_scale(scale, eps)
-    prompts, plans, renders = rewards.shape
+    _, plans, renders = rewards.shape
     if plans == 1 and renders == 1:
         raise ValueError("rewards has one plan and one render per prompt: an advantage needs at least 2 of either")
-    rewards = rewards.detach().float()
+    if scored is None:
+        scored = torch.ones_like(rewards, dtype=torch.bool)
+    require_same_shape("scored", scored, "rewards", rewards)
+    rewards = torch.where(scored, rewards.detach().float(), 0.0)
     demand(finite("rewards", rewards))
-    plan_rewards = rewards.mean(dim=2)
-    plan = _normalise_groups(plan_rewards, scale, eps) if plans > 1 else torch.zeros_like(plan_rewards)
-    render = torch.zeros_like(rewards)
-    if renders > 1:
-        render = _normalise_groups(rewards.reshape(prompts * plans, renders), scale, eps).reshape_as(rewards)
-    return PlanRenderAdvantages(plan, render, _plan_variance_share(rewards))
+    counts = scored.sum(dim=2)
+    plan_rewards = rewards.sum(dim=2) / counts.clamp(min=1)
+    plan = _normalise_groups(plan_rewards, counts > 0, scale, eps) if plans > 1 else torch.zeros_like(plan_rewards)
+    render = _normalise_groups(rewards, scored, scale, eps) if renders > 1 else torch.zeros_like(rewards)
+    return PlanRenderAdvantages(plan, render, _plan_variance_share(rewards[scored.flatten(1).all(dim=1)]))
 
 
 def _require_scale(scale: str, eps: float) -> None:
@@ -131,25 +139,23 @@ def _require_scale(scale: str, eps: float) -> None:
         raise ValueError(f"eps must be a finite number >= 0, got {eps}")
 
 
-def _normalise_groups(rewards: Tensor, scale: Scale, eps: float) -> Tensor:
-    """[P, G] -> [P, G]; zero where the group has no spread. G >= 2."""
-    centred = rewards - rewards.mean(dim=1, keepdim=True)
+def _normalise_groups(rewards: Tensor, applies: Tensor, scale: Scale, eps: float) -> Tensor:
+    """[..., G] -> the same; statistics over the entries where `applies` [..., G] bool, zero elsewhere and in groups
+    that do not spread."""
+    count = applies.sum(dim=-1, keepdim=True)
+    mean = torch.where(applies, rewards, 0.0).sum(dim=-1, keepdim=True) / count.clamp(min=1)
+    centred = torch.where(applies, rewards - mean, 0.0)
+    highest = torch.where(applies, rewards, -math.inf).amax(dim=-1, keepdim=True)
+    lowest = torch.where(applies, rewards, math.inf).amin(dim=-1, keepdim=True)
+    spreads = applies & (highest > lowest)
     if scale == "group":
-        centred = centred / (rewards.std(dim=1, keepdim=True) + eps)
+        centred = centred / ((centred.square().sum(dim=-1, keepdim=True) / (count - 1).clamp(min=1)).sqrt() + eps)
     elif scale == "batch":
-        centred = centred / (rewards.std() + eps)
-    no_spread = rewards.amax(dim=1, keepdim=True) == rewards.amin(dim=1, keepdim=True)
-    return torch.where(no_spread, 0.0, centred)
-
-
-def _normalise_groups_masked(rewards: Tensor, applies: Tensor, eps: float) -> Tensor:
-    """[K, P, G] -> [K, P, G]; statistics over the entries that apply, zero elsewhere and where they do not spread."""
-    count = applies.sum(dim=2, keepdim=True)
-    centred = torch.where(applies, rewards - rewards.sum(dim=2, keepdim=True) / count.clamp(min=1), 0.0)
-    std = (centred.square().sum(dim=2, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
-    highest = torch.where(applies, rewards, -math.inf).amax(dim=2, keepdim=True)
-    lowest = torch.where(applies, rewards, math.inf).amin(dim=2, keepdim=True)
-    return torch.where(applies & (highest > lowest), centred / (std + eps), 0.0)
+        total = applies.sum()
+        overall = torch.where(applies, rewards, 0.0).sum() / total.clamp(min=1)
+        squares = torch.where(applies, rewards - overall, 0.0).square().sum()
+        centred = centred / ((squares / (total - 1).clamp(min=1)).sqrt() + eps)
+    return torch.where(spreads, centred, 0.0)
 
 
 def _component_names(components: Mapping[str, Tensor], weights: Mapping[str, float]) -> list[str]:

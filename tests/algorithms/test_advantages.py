@@ -281,3 +281,36 @@ def test_equal_rewards_give_zeros_and_no_share() -> None:
 def test_tree_refuses(rewards: torch.Tensor, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         plan_render_advantages(rewards)
+
+
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_what_was_not_scored_counts_nowhere(scale) -> None:
+    rewards = torch.tensor(
+        [[[1.0, 2.0], [5.0, 6.0], [NAN, NAN], [4.0, NAN]], [[3.0, 3.5], [9.0, 8.0], [0.0, 1.0], [2.0, 2.0]]]
+    )
+    tree = plan_render_advantages(rewards, scale=scale, scored=~rewards.isnan())
+    assert tree.plan[0, 2] == 0 and not tree.render[0, 2].any() and not tree.render[0, 3].any()
+    means = torch.tensor([1.5, 5.5, 4.0]), torch.tensor([3.25, 8.5, 0.5, 2.0])
+    spread = {"group": means[0].std(), "batch": torch.cat(means).std(), "none": 1.0 - 1e-4}[scale]
+    expected = (means[0] - means[0].mean()) / (spread + 1e-4)
+    torch.testing.assert_close(tree.plan[0, [0, 1, 3]], expected)
+    alone = plan_render_advantages(rewards[1:])
+    torch.testing.assert_close(tree.plan_variance_share, alone.plan_variance_share)
+    if scale == "group":
+        torch.testing.assert_close(tree.plan[1:], alone.plan)
+
+
+def test_a_prompt_without_any_score_gets_nothing_and_moves_nobody() -> None:
+    rewards = 5 + draw(3, 2, 3, 2)
+    scored = torch.ones(2, 3, 2, dtype=torch.bool)
+    scored[1] = False
+    tree = plan_render_advantages(rewards, scale="batch", scored=scored)
+    alone = plan_render_advantages(rewards[:1], scale="batch")
+    assert not tree.plan[1].any() and not tree.render[1].any()
+    torch.testing.assert_close(tree.plan[:1], alone.plan)
+    torch.testing.assert_close(tree.render[:1], alone.render)
+
+
+def test_non_finite_rewards_are_told_from_wrong_arguments() -> None:
+    with pytest.raises(FloatingPointError, match="rewards holds NaN"):
+        plan_render_advantages(torch.full((2, 2, 2), math.inf))

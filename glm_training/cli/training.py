@@ -14,24 +14,50 @@ EXIT_FAILED = 1
 EXIT_NON_FINITE = 3
 
 
+EXAMPLES = """\
+examples:
+  {program} --config configs/quickstart.yaml
+  {program} --config configs/quickstart.yaml training.max_steps=100 output_dir=runs/long
+  {program} --config configs/quickstart.yaml --resume
+
+Everything in the file, the data and the rewards is checked before anything is trained (glm-train validate does only
+that). Every key: docs/configuration.md. The run directory is the file's output_dir, by default runs/<name of the file>.
+
+exit codes: 0 done, 1 the run failed, 2 configuration or data are at fault, 3 a gradient was not finite, 130 or 143
+stopped by a signal after saving
+"""
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """What names a configuration: the file, the mode and the overrides."""
+    parser.add_argument("--config", required=True, metavar="FILE", help="YAML file of the run")
+    parser.add_argument(
+        "--mode", choices=("t2i", "i2i"), help="text to image or image to image, whatever training.mode says"
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key.path=value",
+        help="any key of the file, with the value to take instead: training.max_steps=100 reward.grpo.num_samples=8",
+    )
+
+
 def add_arguments(parser: argparse.ArgumentParser, *, component: str | None = None) -> None:
     """The arguments of a training run. `component` is fixed for train_ar.py and train_dit.py."""
-    parser.add_argument("--config", required=True, metavar="FILE", help="YAML file of the run")
-    parser.add_argument("--mode", choices=("t2i", "i2i"), help="instead of training.mode")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EXAMPLES.format(program=parser.prog)
+    add_config_arguments(parser)
     parser.add_argument(
         "--resume",
         nargs="?",
         const="latest",
         metavar="latest|FOLDER",
-        help="continue from the newest whole checkpoint of the run, or from the one named",
+        help="continue the run in output_dir from its newest whole checkpoint, or from the checkpoint in FOLDER",
     )
     if component is None:
         parser.add_argument(
             "--train_both", action="store_true", help="train both halves, whatever model.component says"
         )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key.path=value", help="any key of the file, e.g. training.max_steps=100"
-    )
 
 
 def run(arguments: argparse.Namespace, *, component: str | None = None) -> int:
@@ -61,7 +87,7 @@ def run(arguments: argparse.Namespace, *, component: str | None = None) -> int:
 
 
 def _train(config: Config) -> int:
-    from glm_training.cli.messages import report_error
+    from glm_training.cli.messages import hide_progress_bars, report_error
     from glm_training.utils.requirements import check_requirements
 
     try:
@@ -73,20 +99,24 @@ def _train(config: Config) -> int:
     from glm_training.data import DataError
     from glm_training.models.glm_image.family import ModelLoadError
     from glm_training.rewards import RewardBackendError, RewardConfigError, RewardError
-    from glm_training.trainers.errors import NonFiniteError, TrainingError
+    from glm_training.trainers.errors import NonFiniteError, SettingsError, TrainingError
     from glm_training.trainers.run import run_training
     from glm_training.utils.distributed import DistributedError
     from glm_training.utils.trackers import TrackerError
 
+    hide_progress_bars()
     try:
         result = run_training(config)
-    except (DataError, RewardConfigError, RewardBackendError, ModelLoadError, TrackerError) as error:
+    except (DataError, RewardConfigError, RewardBackendError, ModelLoadError, TrackerError, SettingsError) as error:
         report_error(str(error))
+        return EXIT_CONFIG
+    except DistributedError as error:
+        report_error(str(error), everywhere=True)
         return EXIT_CONFIG
     except NonFiniteError as error:
         report_error(str(error), everywhere=True)
         return EXIT_NON_FINITE
-    except (TrainingError, RewardError, CheckpointError, DistributedError) as error:
+    except (TrainingError, RewardError, CheckpointError) as error:
         report_error(str(error), everywhere=True)
         return EXIT_FAILED
     return 0 if result.stopped_by is None else 128 + result.stopped_by

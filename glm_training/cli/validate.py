@@ -17,17 +17,20 @@ def validate(path: str, overrides: list[str], mode: str | None) -> int:
     from glm_training.data import DataError
     from glm_training.rewards import RewardError
     from glm_training.trainers import setup
-    from glm_training.trainers.errors import TrainingError
     from glm_training.utils.console import Console
-    from glm_training.utils.distributed import init_world
+    from glm_training.utils.distributed import World
 
+    notes: list[str] = []
     try:
         dataset = setup.build_dataset(config)
         held_out = setup.build_evaluation_dataset(config, dataset)
         if setup.scores(config):
-            setup.build_rewards(config, init_world(True, config.distributed.backend), [dataset, held_out])
-    except (DataError, RewardError, TrainingError) as error:
+            named = setup.datasets_to_score(config, dataset, held_out)
+            _, notes = setup.build_rewards(config, World(), named)  # on the CPU: a GPU may be elsewhere
+    except (DataError, RewardError) as error:
         report_error(str(error))
         return EXIT_CONFIG
+    for note in notes:
+        Console().line(f"note: {note}")
     Console().line(f"{path} is fine: {len(dataset)} training prompts, {len(held_out)} held-out prompts")
     return 0

@@ -48,8 +48,9 @@ def _metrics(config: Config) -> Iterator[Issue]:
         if weight <= 0:
             yield Issue((f"{key}.{name}",), f"{weight:g} is no weight; it must be > 0.", "Or remove the metric.")
         if not _is_metric(name):
-            known = f"Known are {', '.join(METRICS)}; one of your own is written `module:Class`."
-            yield Issue((f"{key}.{name}",), f"`{name}` is no metric.", nearest(name, METRICS) or known)
+            own = "one of your own is written `module:Class` or `path/to/file.py:Class`"
+            hint = nearest(name, METRICS) or f"Known are {', '.join(METRICS)}; {own}."
+            yield Issue((f"{key}.{name}",), f"`{name}` is no metric.", hint)
 
 
 def _is_metric(name: str) -> bool:
@@ -76,17 +77,6 @@ def _pairing(metrics: list[str], weights: dict[str, float]) -> Iterator[Issue]:
             yield Issue((f"reward.weights.{name}", "reward.metrics"), "a weight without its metric.", hint)
 
 
-def _needs_target(config: Config) -> str | None:
-    """Why the configuration needs target images; None if nothing in it does."""
-    metrics = config.reward.metrics if config.reward.metrics is not None else config.reward.weights
-    names = set(metrics or ()) if config.reward.enabled else set()
-    if "lpips" in names:
-        return "the metric `lpips` compares with target images"
-    if "structure" in names and config.structure_reference() == "target":
-        return "the metric `structure` compares with target images here"
-    return None
-
-
 def _names_images(dataset: Path) -> bool:
     """Whether the dataset is JSON lines, which name their images themselves."""
     return dataset.suffix == ".jsonl" or dataset.is_dir()
@@ -110,7 +100,7 @@ def _images(config: Config) -> Iterator[Issue]:
             "text to image starts from no image.",
             "Remove it, or set `training.mode: i2i`.",
         )
-    reason = _needs_target(config) if config.uses_reward() else None
+    reason = config.target_reason() if config.uses_reward() else None
     if reason is None and config.uses_supervision():
         reason = "supervised steps learn from target images"
     if reason is not None and config.target_images_dir() is None and not _names_images(config.dataset_file()):
@@ -122,32 +112,42 @@ def _images(config: Config) -> Iterator[Issue]:
 
 
 def _evaluation(config: Config) -> Iterator[Issue]:
-    evaluation = config.evaluation
-    if not evaluation.enabled:
-        return
-    if evaluation.eval_prompts_file is None:
-        targets, sources = evaluation.eval_target_images_dir, evaluation.eval_source_images_dir
-        for name, folder in {"eval_target_images_dir": targets, "eval_source_images_dir": sources}.items():
-            if folder is not None:
+    evaluation, prompts = config.evaluation, config.evaluation.eval_prompts_file
+    folders = {
+        "eval_target_images_dir": evaluation.eval_target_images_dir,
+        "eval_source_images_dir": evaluation.eval_source_images_dir,
+    }
+    if prompts is None:
+        for name, folder in folders.items():
+            if folder is not None and evaluation.enabled:
                 yield Issue(
                     (f"evaluation.{name}", "evaluation.eval_prompts_file"),
                     "images without their prompts.",
                     "Set `evaluation.eval_prompts_file`.",
                 )
         return
-    if _names_images(evaluation.eval_prompts_file):
+    if _names_images(prompts):
         return
-    reason = _needs_target(config)
-    if reason is not None and evaluation.eval_target_images_dir is None:
-        yield Issue(
-            ("evaluation.eval_target_images_dir", "evaluation.eval_prompts_file"),
-            f"needed with `evaluation.eval_prompts_file`: {reason}.",
-        )
-    if config.training.mode == "i2i" and evaluation.eval_source_images_dir is None:
-        yield Issue(
-            ("evaluation.eval_source_images_dir", "evaluation.eval_prompts_file"),
-            "needed with `evaluation.eval_prompts_file` in i2i.",
-        )
+    needs = {"eval_target_images_dir": _held_out_targets(config)}
+    if config.training.mode == "i2i":
+        needs["eval_source_images_dir"] = "edits start from source images"
+    for name, reason in needs.items():
+        if reason is not None and folders[name] is None:
+            yield Issue(
+                (f"evaluation.{name}", "evaluation.eval_prompts_file"),
+                f"needed with `evaluation.eval_prompts_file`: {reason}.",
+                "Set it to the folder of their images.",
+            )
+
+
+def _held_out_targets(config: Config) -> str | None:
+    """Why held-out prompts in a text file need a folder of targets; None if they do not."""
+    if not config.evaluation.enabled:
+        return None
+    reason = config.target_reason()
+    if reason is None and config.has_own_reward() and config.target_images_dir() is not None:
+        return "a reward of your own may compare with target images, which the training data has"
+    return reason
 
 
 def _group(config: Config) -> Iterator[Issue]:

@@ -9,8 +9,8 @@ from pydantic import Field
 from glm_training.config.base import FilePath, Section
 
 METRICS = ("lpips", "aesthetic", "text_accuracy", "structure")
-"""Metrics that come with the package; any other is named `module:Class`."""
-CLASS_PATTERN = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
+"""Metrics that come with the package; any other is named `module:Class` or `path/to/file.py:Class`."""
+CLASS_PATTERN = r"^([A-Za-z_][\w.]*|.*[^/\\]\.py):[A-Za-z_]\w*$"
 
 
 class GRPOPartConfig(Section):
@@ -97,6 +97,9 @@ class TextAccuracyConfig(Section):
     extra_text_penalty: float = Field(
         default=0.2, ge=0, description="Taken off per wanted character's worth of text that nobody asked for."
     )
+    min_confidence: float = Field(
+        default=0.5, ge=0, le=1, description="Readings of which the engine is less sure than this count as not read."
+    )
 
 
 class LPIPSConfig(Section):
@@ -147,7 +150,8 @@ class RewardConfig(Section):
     )
     metrics: list[str] | dict[str, float] | None = Field(
         default=None,
-        description="`lpips`, `aesthetic`, `text_accuracy`, `structure` or `module:Class`; null = those in `weights`.",
+        description="`lpips`, `aesthetic`, `text_accuracy`, `structure`, `module:Class` or `path/to/file.py:Class`; "
+        "null = those in `weights`.",
         json_schema_extra={"allowed": "list of metrics, mapping of metric to number > 0 or null"},
     )
     weights: dict[str, float] | None = Field(
@@ -162,11 +166,15 @@ class RewardConfig(Section):
     calculator: str | None = Field(
         default=None,
         pattern=CLASS_PATTERN,
-        description="`module:Class` of a RewardCalculator subclass; null = RewardCalculator itself.",
-        json_schema_extra={"allowed": "text of the form `module:Class` or null"},
+        description="A RewardCalculator subclass in the metrics' place; null = RewardCalculator itself.",
+        json_schema_extra={"allowed": "`module:Class`, `path/to/file.py:Class` or null"},
     )
-    ar_reward_weight: float = Field(default=1.0, ge=0, description="Scale of the AR half's policy loss.")
-    dit_reward_weight: float = Field(default=1.0, ge=0, description="Scale of the DiT half's policy loss.")
+    ar_reward_weight: float = Field(
+        default=1.0, ge=0, description="Scale of the AR half's advantages; its KL keeps its own weight."
+    )
+    dit_reward_weight: float = Field(
+        default=1.0, ge=0, description="Scale of the DiT half's advantages; its KL keeps its own weight."
+    )
     on_error: Literal["error", "skip"] = Field(
         default="error", description="A sample that cannot be scored stops the run, or is left out and counted."
     )

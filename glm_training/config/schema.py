@@ -170,6 +170,21 @@ class Config(Section):
         """What lists the prompts: `data.metadata_file`, or else `data.prompts_file`."""
         return first(self.data.metadata_file, self.data.prompts_file)
 
+    def target_reason(self) -> str | None:
+        """Why the metrics need target images, in words; None if none of those that come with the package does."""
+        metrics = self.reward.metrics if self.reward.metrics is not None else self.reward.weights
+        names = set(metrics or ()) if self.reward.enabled else set()
+        if "lpips" in names:
+            return "the metric `lpips` compares with target images"
+        if "structure" in names and self.structure_reference() == "target":
+            return "the metric `structure` compares with target images here"
+        return None
+
+    def has_own_reward(self) -> bool:
+        """Whether a class of the user's is among the rewards; whether that looks at targets cannot be known."""
+        names = [*(self.reward.metrics or ()), *(self.reward.weights or ())]
+        return self.reward.enabled and (self.reward.calculator is not None or any(":" in name for name in names))
+
     def target_images_dir(self) -> Path | None:
         """Folder of the target images, named under `data` or under `reward`."""
         return self.data.target_images_dir or self.reward.target_images_dir

@@ -46,8 +46,10 @@ class ModelConfig(Section):
     )
     device_map: str | None = Field(
         default=None,
-        min_length=1,
-        description="Where the weights go: `auto`, `cpu`, `cuda`, `cuda:1`, ...; null = the device of each process.",
+        pattern=r"^(cpu|cuda(:\d+)?)$",
+        description="Where the run computes: `cpu`, `cuda` (one GPU per process) or one certain GPU of a single "
+        "process; null = GPUs where there are any.",
+        json_schema_extra={"allowed": "`cpu`, `cuda`, `cuda:<number>` or null"},
     )
     revision: str | None = Field(
         default=None, min_length=1, description="Branch, tag or commit on the hub; null = the newest."

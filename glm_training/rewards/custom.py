@@ -60,7 +60,9 @@ def _load_module(name: str, spec: str) -> ModuleType:
 def _load_file(path: Path, spec: str) -> ModuleType:
     full = path.expanduser().resolve()
     if not full.is_file():
-        raise RewardConfigError(f"reward {spec!r}: no file {full}")
+        raise RewardConfigError(
+            f"reward {spec!r}: there is no file {full}; a relative path starts at the current directory"
+        )
     name = f"{full.stem}_{hashlib.blake2b(str(full).encode(), digest_size=6).hexdigest()}"
     if name not in sys.modules:
         found = importlib.util.spec_from_file_location(name, full)
@@ -69,6 +71,9 @@ def _load_file(path: Path, spec: str) -> ModuleType:
         sys.modules[name] = module
         try:
             found.loader.exec_module(module)
+        except ModuleNotFoundError as error:
+            del sys.modules[name]
+            raise RewardConfigError(f"reward {spec!r}: {full} needs {error.name!r}, which is missing") from error
         except BaseException:
             del sys.modules[name]
             raise

@@ -29,7 +29,6 @@ from glm_training.rewards.types import RewardBackendError, RewardSampleError, to
 DETECTOR_SIDES = (128, 640)
 CROP_HEIGHT = 48
 CROP_WIDTH_STEP = 32
-MIN_CONFIDENCE = 0.5  # of a reading; RapidOCR's own default
 _TESSERACT_SIDE = 256
 
 
@@ -101,6 +100,7 @@ class RapidOcrReader:
             part.lang_type = options.language or "ch"
             part.model_path = str(_bundled_model(part))
         config.Rec.font_path = None
+        self._min_confidence = options.min_confidence
         self._detector: Any = TextDetector(config.Det)
         self._recognizer: Any = TextRecognizer(config.Rec)
 
@@ -111,7 +111,7 @@ class RapidOcrReader:
         except self._failures as error:
             size = f"{pixels.shape[1]}x{pixels.shape[0]}"
             raise RewardSampleError(f"rapidocr failed on a {size} image: {error}") from error
-        return [text for text, confidence in readings if text.strip() and confidence >= MIN_CONFIDENCE]
+        return [text for text, confidence in readings if text.strip() and confidence >= self._min_confidence]
 
     def _crops(self, image: np.ndarray) -> list[np.ndarray]:
         """[H, W, 3] BGR -> the upright text regions, in reading order."""
@@ -181,6 +181,7 @@ class TesseractReader:
 
         self._tesseract: Any = pytesseract
         self._language = options.language or "eng"
+        self._min_confidence = options.min_confidence
         installed = pytesseract.get_languages()
         absent = [code for code in self._language.split("+") if code not in installed]
         if absent:
@@ -204,7 +205,7 @@ class TesseractReader:
             raise RewardSampleError(f"tesseract failed: {error}") from error
         columns = (table["block_num"], table["par_num"], table["line_num"], table["text"], table["conf"])
         words = [_Word(tuple(row[:3]), row[3].strip(), float(row[4]) / 100) for row in zip(*columns, strict=True)]
-        return _lines([word for word in words if word.text and word.confidence >= MIN_CONFIDENCE])
+        return _lines([word for word in words if word.text and word.confidence >= self._min_confidence])
 
 
 def _lines(words: Sequence[_Word]) -> list[str]:

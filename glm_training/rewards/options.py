@@ -21,16 +21,20 @@ class TextAccuracyOptions:
     language: a language code of the engine; None is the engine's multilingual default ("ch" for rapidocr, which reads
     Chinese, Japanese, English and the Latin scripts with one model; "eng" for tesseract).
     extra_text_penalty: subtracted per wanted character's worth of unasked text (>= 0).
+    min_confidence: readings below it are left out, in [0, 1]; 0.5 is RapidOCR's own default.
     """
 
     engine: str = "rapidocr"
     language: str | None = None
     extra_text_penalty: float = 0.2
+    min_confidence: float = 0.5
 
     def __post_init__(self) -> None:
         _one_of("reward.options.text_accuracy.engine", self.engine, ("rapidocr", "pytesseract"))
         if not (math.isfinite(self.extra_text_penalty) and self.extra_text_penalty >= 0):
             raise RewardConfigError("reward.options.text_accuracy.extra_text_penalty must be a number >= 0")
+        if not 0 <= self.min_confidence <= 1:
+            raise RewardConfigError("reward.options.text_accuracy.min_confidence must be a number in [0, 1]")
 
 
 @dataclass(frozen=True)

@@ -285,7 +285,8 @@ def _build_metric(name: str, options: RewardOptions, device: torch.device) -> Me
         return _CustomMetric(name)
     nearest = difflib.get_close_matches(name, METRICS, n=1)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    raise RewardConfigError(f"unknown reward metric {name!r}: allowed are {', '.join(METRICS)} and module:Class{hint}")
+    allowed = f"{', '.join(METRICS)}, module:Class and path/to/file.py:Class"
+    raise RewardConfigError(f"unknown reward metric {name!r}: allowed are {allowed}{hint}")
 
 
 def _unusable_images(batch: RewardBatch) -> dict[int, str]:

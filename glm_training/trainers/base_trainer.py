@@ -24,7 +24,7 @@ from glm_training.rewards import RewardCalculator
 from glm_training.trainers import setup
 from glm_training.trainers.parts import Part
 from glm_training.trainers.resuming import check_drift, save_context
-from glm_training.trainers.summary import append_scores, trim_scores, write_summary
+from glm_training.trainers.summary import append_scores, outline, trim_scores, write_summary
 from glm_training.utils.console import Console
 from glm_training.utils.distributed import World, barrier, gather_objects
 from glm_training.utils.logging import RunLogger
@@ -56,8 +56,11 @@ class BaseTrainer(ABC):
         self.digests = self.dataset.example_digests()
         self.held_out = setup.build_evaluation_dataset(config, self.dataset)
         self.calculator: RewardCalculator | None = None
+        self.notes: list[str] = []
         if setup.scores(config):
-            self.calculator = setup.build_rewards(config, world, [self.dataset, self.held_out])
+            named = setup.datasets_to_score(config, self.dataset, self.held_out)
+            self.calculator, self.notes = setup.build_rewards(config, world, named)
+        self.console.line(f"loading {config.model.name}")
         self.family: GLMImage = setup.build_family(config, world)
         self.sampler = StatefulSampler(
             len(self.dataset),
@@ -120,6 +123,9 @@ class BaseTrainer(ABC):
             check_drift(point, config, self.digests)
             self.load(load_checkpoint(point.path, verify=False))
             self.console.line(f"resumed from {point.path}, step {self.step} of {self.total_steps}")
+        self.console.line(outline(config, self.world, len(self.dataset), self.total_steps))
+        for note in self.notes:
+            self.console.line(f"note: {note}")
         for part in self.parts.values():
             if part.settings.warmup_steps >= self.total_steps > 1:
                 self.console.line(
@@ -144,6 +150,8 @@ class BaseTrainer(ABC):
             resume_step=self.step if point is not None else None,
             config=config.model_dump(mode="json"),
         )
+        for note in self.notes:
+            self.logger.text(note)
         barrier(self.world)
 
     def _count_steps(self) -> int:
@@ -248,11 +256,14 @@ class BaseTrainer(ABC):
 
     def _finish(self, stopped_by: int | None) -> TrainResult:
         self.dataset.close()
+        if stopped_by is not None:
+            self.console.line(f"stopped after step {self.step} of {self.total_steps} and saved; --resume continues")
         result = TrainResult(self.step, stopped_by=stopped_by)
         if self.before is not None and self.after is not None and self.step == self.total_steps:
             result.before, result.after = self.before.means(), self.after.means()
             if self.world.is_main:
                 write_summary(self.console, self.config, self.held_out, self.before, self.after)
+        self.console.line(f"figures, samples and checkpoints: {self.config.output_dir}")
         return result
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------

@@ -7,6 +7,10 @@ class TrainingError(RuntimeError):
     """The run cannot go on; the message says why and what to change."""
 
 
+class SettingsError(TrainingError):
+    """The configuration asks for what cannot be done here; found before anything is trained."""
+
+
 class GateError(TrainingError):
     """Replayed log-probs differ from the rollout's before the first update: nothing learned from them would be true."""
 

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from glm_training.checkpoint.state_tree import StateTree, load_optimizer_state_tree, optimizer_state_tree
 from glm_training.config.resolved import ResolvedOptimizer
 from glm_training.models.snapshot import ParameterSnapshot
-from glm_training.trainers.errors import NonFiniteError, TrainingError
+from glm_training.trainers.errors import NonFiniteError, SettingsError, TrainingError
 from glm_training.utils.distributed import World
 
 
@@ -155,7 +155,7 @@ def _build_optimizer(settings: ResolvedOptimizer, parameters: list[nn.Parameter]
     if settings.name == "adamw":
         return torch.optim.AdamW(parameters, **options)
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise TrainingError('optimizer adamw_8bit needs bitsandbytes: pip install "glm_training[bitsandbytes]"')
+        raise SettingsError('optimizer adamw_8bit needs bitsandbytes: pip install "glm_training[bitsandbytes]"')
     import bitsandbytes
 
     return bitsandbytes.optim.AdamW8bit(parameters, **options)

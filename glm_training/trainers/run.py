@@ -22,7 +22,7 @@ def build_trainer(config: Config, world: World) -> BaseTrainer:
 def run_training(config: Config) -> TrainResult:
     """Joins the processes, trains, and leaves them again."""
     enabled = config.distributed.enabled is not False
-    world = init_world(enabled, config.distributed.backend)
+    world = init_world(enabled, config.distributed.backend, config.model.device_map)
     try:
         return build_trainer(config, world).train()
     finally:

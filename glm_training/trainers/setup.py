@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -18,12 +18,12 @@ from glm_training.rewards import (
     AestheticOptions,
     LpipsOptions,
     RewardCalculator,
+    RewardConfigError,
     RewardOptions,
     StructureOptions,
     TextAccuracyOptions,
     build_calculator,
 )
-from glm_training.trainers.errors import TrainingError
 from glm_training.trainers.parts import Part
 from glm_training.utils.distributed import World
 
@@ -41,7 +41,6 @@ def build_family(config: Config, world: World) -> GLMImage:
         settings.name,
         dtype=DTYPES[settings.torch_dtype],
         device=world.device,
-        device_map=settings.device_map,
         revision=settings.revision,
         local_files_only=settings.local_files_only,
         seed=config.seed,
@@ -90,7 +89,6 @@ def autocast(config: Config, world: World) -> AbstractContextManager[Any]:
 def build_dataset(config: Config) -> ImageDataset:
     """The training data, scanned whole; DataError lists every problem."""
     data = config.data
-    targets_needed = config.uses_supervision() or "lpips" in config.reward.metric_weights()
     examples = load_examples(
         config.training.mode,
         config.dataset_file(),
@@ -98,7 +96,7 @@ def build_dataset(config: Config) -> ImageDataset:
         data.source_images_dir if config.training.mode == "i2i" else None,
         height=data.image_size.height,
         width=data.image_size.width,
-        require_targets=targets_needed,
+        require_targets=config.uses_supervision() or config.target_reason() is not None,
         num_workers=data.num_workers,
         max_bad_fraction=data.max_bad_fraction,
     )
@@ -106,8 +104,13 @@ def build_dataset(config: Config) -> ImageDataset:
 
 
 def build_evaluation_dataset(config: Config, training: ImageDataset) -> ImageDataset:
-    """The held-out prompts, or the first training prompts when there are none."""
+    """The held-out prompts, or the first training prompts when there are none.
+
+    To be scored they need targets where a metric compares with them, and for a reward of the user's own, which may,
+    where the training data has them. DataError lists every problem.
+    """
     evaluation, data = config.evaluation, config.data
+    may_compare = config.target_reason() is not None or (config.has_own_reward() and training.has_targets)
     if evaluation.eval_prompts_file is None:
         return _dataset(config, training.examples[: evaluation.num_eval_samples], augmentation=False)
     examples = load_examples(
@@ -117,7 +120,7 @@ def build_evaluation_dataset(config: Config, training: ImageDataset) -> ImageDat
         evaluation.eval_source_images_dir if config.training.mode == "i2i" else None,
         height=data.image_size.height,
         width=data.image_size.width,
-        require_targets=training.has_targets,
+        require_targets=evaluation.enabled and may_compare,
         num_workers=data.num_workers,
     )
     return _dataset(config, examples[: evaluation.num_eval_samples], augmentation=False)
@@ -141,15 +144,24 @@ def scores(config: Config) -> bool:
     return config.uses_reward() or (config.reward.enabled and config.evaluation.enabled)
 
 
-def build_rewards(config: Config, world: World, datasets: Sequence[ImageDataset]) -> RewardCalculator:
-    """The calculator, its backends loaded, and every prompt of `datasets` known to be scorable."""
+def build_rewards(
+    config: Config, world: World, datasets: Mapping[str, ImageDataset]
+) -> tuple[RewardCalculator, list[str]]:
+    """The calculator, its backends loaded, and every prompt of `datasets` (by what messages call them) known to be
+    scorable; and what is worth telling the user about the metrics.
+
+    Raises RewardConfigError when rewards and data do not fit, RewardBackendError when a backend is missing.
+    """
     reward, options = config.reward, config.reward.options
     calculator = build_calculator(
         reward.calculator,
         reward.metric_weights(),
         RewardOptions(
             text_accuracy=TextAccuracyOptions(
-                options.text_accuracy.engine, options.text_accuracy.language, options.text_accuracy.extra_text_penalty
+                options.text_accuracy.engine,
+                options.text_accuracy.language,
+                options.text_accuracy.extra_text_penalty,
+                options.text_accuracy.min_confidence,
             ),
             lpips=LpipsOptions(options.lpips.backbone_weights),
             aesthetic=AestheticOptions(options.aesthetic.clip_name, options.aesthetic.mlp_weights),
@@ -159,12 +171,24 @@ def build_rewards(config: Config, world: World, datasets: Sequence[ImageDataset]
         world.device,
     )
     calculator.check()
-    for dataset in datasets:
+    problems: list[str] = []
+    notes: list[str] = []
+    for name, dataset in datasets.items():
         prompts = [example.prompt for example in dataset.examples]
-        problems = calculator.check_prompts(prompts, dataset.has_targets, dataset.has_sources).problems
-        if problems:
-            raise TrainingError("the rewards do not fit the data:\n" + "\n".join(f"  {line}" for line in problems))
-    return calculator
+        report = calculator.check_prompts(prompts, dataset.has_targets, dataset.has_sources)
+        problems += [f"{name}: {line}" for line in report.problems]
+        notes += [f"{name}: {line}" for line in report.notes]
+    if problems:
+        raise RewardConfigError("the rewards do not fit the data:\n" + "\n".join(f"  {line}" for line in problems))
+    return calculator, notes
+
+
+def datasets_to_score(config: Config, training: ImageDataset, held_out: ImageDataset) -> dict[str, ImageDataset]:
+    """The data that the rewards meet, by the name that messages give it."""
+    named = {"training data": training} if config.uses_reward() else {}
+    if config.evaluation.enabled and (config.evaluation.eval_prompts_file is not None or not named):
+        named["held-out data"] = held_out
+    return named
 
 
 def evaluation_settings(config: Config) -> EvaluationSettings:

@@ -10,7 +10,24 @@ from glm_training.config import Config
 from glm_training.data import ImageDataset
 from glm_training.evaluation.held_out import Evaluation
 from glm_training.utils.console import Console
+from glm_training.utils.distributed import World
 from glm_training.utils.pictures import save_grid
+
+
+def outline(config: Config, world: World, prompts: int, steps: int) -> str:
+    """One line on what a run trains: `prompts` in the data, `steps` of the whole run."""
+    halves = " and ".join({"ar": "AR", "dit": "DiT"}[part] for part in config.parts())
+    noun = "halves" if len(config.parts()) > 1 else "half"
+    adapters = " (LoRA adapters)" if any(config.lora_for(part).enabled for part in config.parts()) else ""
+    at_once = config.training.batch_size * config.training.gradient_accumulation_steps * world.world_size
+    batch = f"{at_once} prompts" if at_once > 1 else "1 prompt"
+    if config.uses_reward():
+        batch += f" x {config.reward.grpo.num_samples} images"
+    place = str(world.device) if world.world_size == 1 else f"{world.world_size} processes"
+    return (
+        f"training the {halves} {noun}{adapters} of {config.model.name} on {prompts} prompts: "
+        f"{steps} steps of {batch}, on {place}"
+    )
 
 
 def write_summary(

@@ -88,8 +88,13 @@ def _pick_device(device: str | None, local_rank: int, processes: int) -> torch.d
     if chosen.type != "cuda":
         return chosen
     if not torch.cuda.is_available():
-        raise DistributedError(f"the device {device!r} was asked for, but torch sees no CUDA device; use 'cpu'")
-    index = local_rank if chosen.index is None or processes > 1 else chosen.index
+        raise DistributedError(f"model.device_map is {device!r}, but torch sees no CUDA device; use 'cpu' or null")
+    if chosen.index is not None and processes > 1:
+        raise DistributedError(
+            f"model.device_map is {device!r}, one GPU, for {processes} processes; use 'cuda' or null: each process "
+            "takes a GPU of its own"
+        )
+    index = local_rank if chosen.index is None else chosen.index
     if index >= torch.cuda.device_count():
         raise DistributedError(
             f"local rank {local_rank} needs CUDA device {index}, but {torch.cuda.device_count()} are visible; "
@@ -105,7 +110,8 @@ def init_world(enabled: bool, backend: str | None, device: str | None = None) ->
     Args:
         enabled: ``distributed.enabled``; false while the launcher started several processes is an error.
         backend: ``nccl``, ``gloo`` or None for the one that fits the device. Not looked at for one process.
-        device: ``cuda``, ``cpu`` or None for CUDA where there is one. One GPU per process, chosen by local rank.
+        device: ``model.device_map``: ``cuda``, ``cpu`` or None for CUDA where there is one, with one GPU per process,
+            chosen by local rank; or ``cuda:<number>`` for the only process.
 
     Raises:
         DistributedError: naming the variable or the key to change.

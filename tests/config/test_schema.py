@@ -293,6 +293,47 @@ def test_held_out_targets_are_asked_for() -> None:
     assert paths == ["evaluation.eval_target_images_dir"]
     build(reward=lpips, evaluation={"eval_prompts_file": "p.jsonl"})
     build(reward=lpips, evaluation={"eval_prompts_file": "p.txt", "enabled": False})
+    own = {"metrics": {"rewards.py:Mine": 1.0}}
+    build(reward=own, evaluation={"eval_prompts_file": "p.txt"})
+    paths = first_paths(reward=own, data={"target_images_dir": "t"}, evaluation={"eval_prompts_file": "p.txt"})
+    assert paths == ["evaluation.eval_target_images_dir"]
+
+
+def test_held_out_sources_are_asked_for_even_where_only_samples_are_drawn() -> None:
+    held_out = {"eval_prompts_file": "p.txt", "enabled": False}
+    assert first_paths(training={"mode": "i2i"}, evaluation=held_out) == ["evaluation.eval_source_images_dir"]
+
+
+@pytest.mark.parametrize(
+    ("name", "fits"),
+    [
+        ("my_rewards:Mine", True),
+        ("package.my_rewards:Mine", True),
+        ("my_rewards.py:Mine", True),
+        ("../some folder/my-rewards.py:Mine", True),
+        ("/tmp/my_rewards.py:Mine", True),
+        ("my-rewards:Mine", False),
+        ("folder/my_rewards:Mine", False),
+        ("my_rewards.py", False),
+        ("folder/.py:Mine", False),
+        ("my_rewards.py:Mine.inner", False),
+    ],
+)
+def test_rewards_of_ones_own_are_named_by_module_or_file(name: str, fits: bool) -> None:
+    if fits:
+        assert build(reward={"metrics": {name: 1.0}, "calculator": name}).reward.calculator == name
+        return
+    assert first_paths(reward={"metrics": {name: 1.0}}) == [f"reward.metrics.{name}"]
+    with pytest.raises(ValidationError, match="calculator"):
+        build(reward={**TEXT_REWARD, "calculator": name})
+
+
+def test_one_device_per_process_is_what_device_map_takes() -> None:
+    for place in (None, "cpu", "cuda", "cuda:1"):
+        assert build(model={"device_map": place}).model.device_map == place
+    for place in ("auto", "balanced", "sequential", "cuda:", "mps", "cuda:0,cuda:1"):
+        with pytest.raises(ValidationError, match="device_map"):
+            build(model={"device_map": place})
 
 
 def test_one_target_folder_serves_both() -> None:

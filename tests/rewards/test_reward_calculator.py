@@ -307,6 +307,13 @@ def test_a_module_that_misses_a_package_says_which(monkeypatch: pytest.MonkeyPat
         build_calculator("needs_a_package:Reward", {})
 
 
+def test_a_file_that_misses_a_package_says_which(tmp_path: Path) -> None:
+    path = tmp_path / "needs_more.py"
+    path.write_text("import not_a_package\n")
+    with pytest.raises(RewardConfigError, match=f"{path} needs 'not_a_package'"):
+        build_calculator(f"{path}:Reward", {})
+
+
 def test_a_metric_class_must_override_the_hook() -> None:
     with pytest.raises(RewardConfigError, match="Plain' must override compute_reward"):
         RewardCalculator({f"{HERE}:Plain": 1})

@@ -98,6 +98,12 @@ def test_reads_rendered_words(draw_sign: Draw) -> None:
     assert len(wrong) <= 1, wrong
 
 
+def test_an_unsure_reading_is_left_out(draw_sign: Draw) -> None:
+    sign = draw_sign("OPEN")[None]
+    assert read_texts(sign, TextAccuracyOptions(min_confidence=0.5)) == [["OPEN"]]
+    assert read_texts(sign, TextAccuracyOptions(min_confidence=1.0)) == [[]]
+
+
 def test_reads_two_lines_and_large_images(draw_sign: Draw) -> None:
     assert read_texts(draw_sign("FRESH", "BREAD")[None]) == [["FRESH", "BREAD"]]
     assert read_texts(draw_sign("HELLO", "WORLD", side=1024)[None]) == [["HELLO", "WORLD"]]
@@ -189,7 +195,9 @@ def test_an_image_the_detector_refuses_is_a_sample_error() -> None:
         read_texts(torch.ones(1, 3, 8, 1024))
 
 
-@pytest.mark.parametrize("options", [{"engine": "easyocr"}, {"extra_text_penalty": -1.0}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"engine": "easyocr"}, {"extra_text_penalty": -1.0}, {"min_confidence": 1.5}], ids=str
+)
 def test_bad_options_name_their_key(options: dict) -> None:
     with pytest.raises(RewardConfigError, match=f"reward.options.text_accuracy.{next(iter(options))}"):
         TextAccuracyOptions(**options)

@@ -123,6 +123,20 @@ def test_nccl_without_cuda_names_gloo(clean_environment):
         init_world(True, "nccl")
 
 
+def test_one_certain_gpu_is_for_one_process(clean_environment, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        clean_environment.setenv(name, {"WORLD_SIZE": "2"}.get(name, "0"))
+    with pytest.raises(DistributedError, match="model.device_map is 'cuda:1'.*2 processes.*'cuda' or null"):
+        init_world(True, None, "cuda:1")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_gpu_that_is_not_there_is_named(clean_environment):
+    with pytest.raises(DistributedError, match="model.device_map is 'cuda'.*'cpu' or null"):
+        init_world(True, None, "cuda")
+
+
 def test_incomplete_environment_is_named(clean_environment):
     clean_environment.setenv("WORLD_SIZE", "2")
     with pytest.raises(DistributedError, match="RANK.*torchrun"):

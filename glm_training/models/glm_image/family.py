@@ -50,26 +50,22 @@ class GLMImage:
         *,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
-        device_map: str | None = None,
         revision: str | None = None,
         local_files_only: bool = False,
         seed: int = 0,
     ) -> GLMImage:
         """From "tiny", "tiny-random" (random weights from `seed`), a pipeline folder, or a hub id at `revision`.
 
-        Weights in `dtype` on `device`, or spread by accelerate when `device_map` ("balanced", "cuda") is given. Raises
-        ModelLoadError, which says what to do.
+        Weights in `dtype` on `device`. Raises ModelLoadError, which says what to do.
         """
         pipeline = load_pipeline(
             name_or_path,
             dtype=dtype,
-            device_map=device_map,
             revision=revision,
             local_files_only=local_files_only,
             seed=seed,
         )
-        family = GLMImage.from_pipeline(pipeline)
-        return family if device_map is not None else family.to(device)
+        return GLMImage.from_pipeline(pipeline).to(device)
 
     def to_pipeline(self) -> GlmImagePipeline:
         """A stock pipeline over these very modules, adapters included."""

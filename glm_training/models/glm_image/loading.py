@@ -24,7 +24,6 @@ def load_pipeline(
     name_or_path: str | Path,
     *,
     dtype: torch.dtype,
-    device_map: str | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
     seed: int = 0,
@@ -40,8 +39,6 @@ def load_pipeline(
             torch.nn.Module.to(part, dtype)
         return pipeline
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
-    if device_map is not None:
-        options["device_map"] = device_map
     folder = TINY_FOLDER if name == "tiny" else Path(name).expanduser()
     if name == "tiny" and not folder.is_dir():
         raise ModelLoadError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import shutil
 import sys
@@ -15,7 +16,11 @@ EXTRAS = {"wandb": "wandb", "bitsandbytes": "bitsandbytes", "pytesseract": "pyte
 
 
 def main() -> None:
-    """Prints one line per check; exits with 1 when something needed is missing."""
+    """Prints one line per check; exits with 1 when something needed is missing or the tiny model cannot draw."""
+    argparse.ArgumentParser(
+        description="Check that everything a run needs is here: library versions, extras, GPUs; then let the tiny "
+        "model draw a sign and read it by OCR. Exits with 1 when something is missing."
+    ).parse_args()
     from glm_training.utils.requirements import check_requirements
 
     console = Console()
@@ -32,7 +37,10 @@ def main() -> None:
     if importlib.util.find_spec("pytesseract") and shutil.which("tesseract") is None:
         console.line("the tesseract program is absent (apt-get install tesseract-ocr)")
     _check_devices(console)
-    _draw(console)
+    failure = _draw(console)
+    if failure is not None:
+        console.error(failure)
+        sys.exit(1)
     console.line("everything a run needs is here")
 
 
@@ -47,12 +55,22 @@ def _check_devices(console: Console) -> None:
         console.line(f"GPU {index}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
 
 
-def _draw(console: Console) -> None:
-    from glm_training.models.glm_image.family import GLMImage
-    from glm_training.rewards import read_texts
+def _draw(console: Console) -> str | None:
+    """Draws a sign with the tiny model and reads it; returns why that failed and what to do, or None."""
+    try:
+        from glm_training.cli.messages import hide_progress_bars
+        from glm_training.models.glm_image.family import GLMImage
+        from glm_training.rewards import read_texts
 
-    family = GLMImage.load("tiny")
-    images = family.generate(
-        ['a blue sign that says "STOP"'], height=128, width=128, seed=0, num_inference_steps=8, guidance_scale=1.0
-    )
-    console.line(f"the tiny model drew {tuple(images.shape[-2:])}; OCR reads {read_texts(images)[0]}")
+        hide_progress_bars()
+        images = GLMImage.load("tiny").generate(
+            ['a blue sign that says "STOP"'], height=128, width=128, seed=0, num_inference_steps=8, guidance_scale=1.0
+        )
+        console.line(f"the tiny model drew a sign; OCR reads {read_texts(images)[0]}")
+    except Exception as error:  # whatever a broken library raises: finding it is what this check is for
+        return (
+            f"the tiny model cannot draw here: {type(error).__name__}: {error}\n"
+            "What to do, if that does not say it: reinstall the package with its libraries, "
+            "pip install --force-reinstall -e ."
+        )
+    return None

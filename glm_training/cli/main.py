@@ -11,40 +11,63 @@ from glm_training.cli import training
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(prog="glm-train", description="Post-training for GLM-Image.")
+    parser = argparse.ArgumentParser(
+        prog="glm-train",
+        description="Post-train GLM-Image: reward training or supervised finetuning, as a YAML file says.",
+        epilog="glm-train COMMAND --help tells more of each",
+    )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    train = commands.add_parser("train", help="train as a YAML file says", description="Train as a YAML file says.")
+    train = commands.add_parser(
+        "train",
+        help="train as a YAML file says (the same as python train.py)",
+        description="Train as a YAML file says.",
+    )
     training.add_arguments(train)
     validate = commands.add_parser(
         "validate",
-        help="check a YAML file, its data and its rewards",
-        description="Check a YAML file, decode all of its data and load its rewards; the model is not loaded.",
+        help="check a YAML file, its data and its rewards without training",
+        description="Check a YAML file, decode all of its data and load its rewards, without loading the model. Tells "
+        "every problem at once and exits with 2 if there is one.",
     )
-    validate.add_argument("--config", required=True, metavar="FILE", help="YAML file of a run")
-    validate.add_argument("--mode", choices=("t2i", "i2i"), help="instead of training.mode")
-    validate.add_argument("overrides", nargs="*", metavar="key.path=value", help="any key of the file")
-    sample = commands.add_parser("sample", help="draw images", description="Draw images with a model.")
+    training.add_config_arguments(validate)
+    sample = commands.add_parser(
+        "sample",
+        help="draw images with a model",
+        description="Draw images with a model, a checkpoint's pipeline folder, or a model with trained adapters. "
+        "In brackets: what is taken without the option.",
+    )
     _sample_arguments(sample)
-    arguments = parser.parse_args()
+    arguments, rest = parser.parse_known_args()
+    stray = [word for word in rest if word.startswith("-") or arguments.command == "sample"]
+    if stray:
+        parser.error(f"unrecognized arguments: {' '.join(stray)}")
+    if rest:  # overrides after an option that follows other overrides; subparsers cannot mix them by themselves
+        arguments.overrides += rest
     sys.exit(_run(arguments))
 
 
 def _sample_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="tiny", help="tiny, a pipeline folder (of a checkpoint), or a hub id")
-    parser.add_argument("--lora", action="append", default=[], metavar="ar|dit=FOLDER", help="PEFT folder of a half")
-    parser.add_argument("--prompt", action="append", required=True, help="may be given several times")
-    parser.add_argument("--source", action="append", default=[], help="image to edit, one per prompt")
-    parser.add_argument("--out", default="samples", metavar="FOLDER", help="where the pictures go")
-    parser.add_argument("--height", type=int, help="pixels (default: the model's own size)")
-    parser.add_argument("--width", type=int, help="pixels (default: the model's own size)")
-    parser.add_argument("--samples", type=int, default=1, help="images per prompt")
-    parser.add_argument("--steps", type=int, default=50, help="denoising steps")
-    parser.add_argument("--guidance", type=float, default=1.5, help="guidance scale; 1 = off")
-    parser.add_argument("--temperature", type=float, default=0.9)
-    parser.add_argument("--top-p", type=float, default=0.75)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: bfloat16 on a GPU")
+    def add(name: str, default: str | int | float, metavar: str, meaning: str) -> None:
+        parser.add_argument(name, type=type(default), default=default, metavar=metavar, help=f"{meaning} (%(default)s)")
+
+    parser.add_argument("--prompt", action="append", required=True, help="give it again for more images")
+    parser.add_argument("--source", action="append", default=[], metavar="IMAGE", help="to edit; one per --prompt")
+    add("--model", "tiny", "MODEL", "tiny, a pipeline folder (as in a checkpoint), or a hub id")
+    parser.add_argument(
+        "--lora", action="append", default=[], metavar="HALF=FOLDER", help="adapters: ar=FOLDER or dit=FOLDER (PEFT)"
+    )
+    add("--out", "samples", "FOLDER", "where the pictures go")
+    for side in ("--height", "--width"):
+        parser.add_argument(side, type=int, metavar="PIXELS", help="a multiple of 32 (the model's own size)")
+    add("--samples", 1, "N", "images per prompt")
+    add("--steps", 50, "N", "denoising steps")
+    add("--guidance", 1.5, "SCALE", "guidance scale; 1 = off")
+    add("--temperature", 0.9, "T", "of the AR half's sampling")
+    add("--top-p", 0.75, "P", "nucleus of the AR half's sampling")
+    add("--seed", 0, "N", "same seed, same images")
+    dtypes = ("float32", "bfloat16", "float16")
+    parser.add_argument("--dtype", choices=dtypes, help="of the weights (bfloat16 on a GPU, else float32)")
 
 
 def _run(arguments: argparse.Namespace) -> int:

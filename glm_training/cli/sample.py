@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from glm_training.cli.messages import report_error
+from glm_training.cli.messages import hide_progress_bars, report_error
 from glm_training.cli.training import EXIT_CONFIG
 from glm_training.data import DataError, load_image
 from glm_training.models.glm_image.family import GLMImage, ModelLoadError
@@ -21,6 +21,7 @@ def sample(arguments: argparse.Namespace) -> int:
     if arguments.source and len(arguments.source) != len(arguments.prompt):
         report_error(f"{len(arguments.source)} --source images for {len(arguments.prompt)} prompts: give one for each")
         return EXIT_CONFIG
+    hide_progress_bars()
     try:
         family = _load(arguments)
         size = min(family.dit.vae.config["sample_size"], 1024)  # 128 for the tiny model and pipelines made from it

@@ -100,7 +100,7 @@ class RunLogger:
     def _survives(self, name: str, action: Callable[[], None]) -> bool:
         """Run one call of a tracker's library; False, after one warning, when it fails.
 
-        The one broad except of the package. A tracker is a client of somebody's service: what it may raise (its own
+        The except is broad because a tracker is a client of somebody's service: what it may raise (its own
         errors, those of its transport and of the process it talks to) is not documented and changes between versions,
         and none of it may end a training run. Nothing of ours but the hand-over is inside.
         """

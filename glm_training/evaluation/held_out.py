@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,7 +33,7 @@ class EvaluationSettings:
 @dataclass
 class Evaluation:
     """`scores`: metric name ("total" and each component) -> [P] means over the samples of a prompt, NaN where the
-    metric does not apply. `images` [p, 3, H, W] are the first sample of the first prompts."""
+    metric does not apply. `images` [p, 3, H, W] in [0, 1] are the first sample of the first prompts."""
 
     scores: dict[str, Tensor]
     images: Tensor
@@ -51,30 +51,43 @@ def evaluate(
     settings: EvaluationSettings,
     world: World,
     *,
+    keep_images: int,
     prompts_at_once: int = 16,
+    on_step: Callable[[], None] | None = None,
 ) -> Evaluation:
-    """Draws and scores every prompt of `batch`, shared out over the processes; each gets the whole result."""
-    count = len(batch.prompts)
-    mine = list(range(world.rank, count, world.world_size)) or [0]  # with more processes than prompts
+    """Draws and scores every prompt of `batch`, shared out over the processes; each gets the whole result.
+
+    The images of the first `keep_images` prompts are kept. `on_step` is called throughout the drawing, equally often on
+    every process, and may raise to abandon the evaluation.
+    """
+    count, kept = len(batch.prompts), min(keep_images, len(batch.prompts))
+    # every process draws equally many, so that all meet in the same places: who has none left repeats the last prompt
+    share, kept_share = -(-count // world.world_size), -(-kept // world.world_size)
+    mine = [min(world.rank + i * world.world_size, count - 1) for i in range(share)]
     totals, images = [], []
     names: list[str] = []
-    for start in range(0, len(mine), prompts_at_once):
+    for start in range(0, share, prompts_at_once):
         rows = mine[start : start + prompts_at_once]
-        drawn = _draw(family, batch, rows, settings)
+        drawn = _draw(family, batch, rows, settings, on_step)
         result = calculator.compute_rewards(_reward_batch(batch, rows, drawn, settings.samples))
         columns = {"total": result.total, **result.components}
         names = list(columns)
         totals.append(torch.stack([values.view(len(rows), -1) for values in columns.values()], dim=-1).nanmean(dim=1))
-        images.append(drawn[:: settings.samples].cpu())
-    padded = -(-count // world.world_size)  # the same number of rows on every process
-    scores = _pad(torch.cat(totals), padded)
-    pictures = _pad(torch.cat(images), padded)
-    order = _interleaved(count, padded, world.world_size)
-    scores, pictures = gather_tensor(world, scores)[order], gather_tensor(world, pictures)[order]
+        images.append(drawn[:: settings.samples][: max(0, kept_share - start)].cpu())
+        if on_step is not None:
+            on_step()
+    scores = gather_tensor(world, torch.cat(totals))[_interleaved(count, share, world.world_size)]
+    pictures = gather_tensor(world, torch.cat(images))[_interleaved(kept, kept_share, world.world_size)]
     return Evaluation({name: scores[:, column] for column, name in enumerate(names)}, pictures)
 
 
-def _draw(family: GLMImage, batch: Batch, rows: Sequence[int], settings: EvaluationSettings) -> Tensor:
+def _draw(
+    family: GLMImage,
+    batch: Batch,
+    rows: Sequence[int],
+    settings: EvaluationSettings,
+    on_step: Callable[[], None] | None,
+) -> Tensor:
     sources = None if batch.sources is None else batch.sources[list(rows)].to(family.dit.device)
     return family.generate(
         [batch.prompts[row] for row in rows],
@@ -90,6 +103,7 @@ def _draw(family: GLMImage, batch: Batch, rows: Sequence[int], settings: Evaluat
         guidance_scale=settings.guidance_scale,
         prompt_ids=[batch.indices[row] for row in rows],
         micro_batch_size=settings.micro_batch_size,
+        on_step=on_step,
     )
 
 
@@ -103,11 +117,6 @@ def _reward_batch(batch: Batch, rows: Sequence[int], images: Tensor, samples: in
     )
 
 
-def _pad(values: Tensor, rows: int) -> Tensor:
-    missing = rows - len(values)
-    return values if missing <= 0 else torch.cat([values, values.new_zeros(missing, *values.shape[1:])])
-
-
-def _interleaved(count: int, padded: int, world_size: int) -> list[int]:
-    """Where prompt i lies after a gather of rank-strided, padded rows."""
-    return [(i % world_size) * padded + i // world_size for i in range(count)]
+def _interleaved(count: int, share: int, world_size: int) -> list[int]:
+    """Where prompt i lies after a gather of `share` rank-strided rows from each process."""
+    return [(i % world_size) * share + i // world_size for i in range(count)]

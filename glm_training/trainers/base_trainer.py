@@ -12,24 +12,24 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from glm_training.checkpoint.commit import begin_run, save_checkpoint
+from glm_training.checkpoint.commit import begin_run, checkpoint_name, save_checkpoint
 from glm_training.checkpoint.resume import load_checkpoint, resolve_resume
 from glm_training.checkpoint.state_tree import StateTree
 from glm_training.config import Config, resolved_yaml
 from glm_training.data import Batch, StatefulSampler
-from glm_training.evaluation.held_out import Evaluation, evaluate
 from glm_training.models.glm_image.family import GLMImage
 from glm_training.models.lora import has_lora, save_lora
 from glm_training.rewards import RewardCalculator
 from glm_training.trainers import setup
+from glm_training.trainers.evaluations import Evaluations
 from glm_training.trainers.parts import Part
+from glm_training.trainers.phases import Phase, guarded
 from glm_training.trainers.resuming import check_drift, save_context
-from glm_training.trainers.summary import append_scores, outline, trim_scores, write_summary
-from glm_training.utils.console import Console
+from glm_training.trainers.summary import outline, trim_scores
+from glm_training.utils.console import Console, Progress
 from glm_training.utils.distributed import World, barrier, gather_objects
 from glm_training.utils.logging import RunLogger
-from glm_training.utils.pictures import save_image
-from glm_training.utils.signals import StopSignals
+from glm_training.utils.signals import StopRequested, StopSignals
 
 
 @dataclass
@@ -72,9 +72,13 @@ class BaseTrainer(ABC):
         )
         self.total_steps = self._count_steps()
         self.parts: dict[str, Part] = setup.build_parts(config, self.family, world, self.total_steps)
+        self.evaluations = Evaluations(
+            config, world, self.console, self.family, self.held_out, self.calculator, self.total_steps
+        )
+        self.signals = StopSignals(world)
         self.step = 0
-        self.before: Evaluation | None = None
-        self.after: Evaluation | None = None
+        self.saved: Path | None = None
+        self._changed = False
 
     # -- what a subclass says ------------------------------------------------------------------------------------------
 
@@ -85,35 +89,76 @@ class BaseTrainer(ABC):
     # -- the loop ------------------------------------------------------------------------------------------------------
 
     def train(self) -> TrainResult:
-        """Runs to `total_steps` or the first stop signal; always leaves a checkpoint of where it stopped."""
-        self._open()
+        """Runs to `total_steps` or the first stop signal; always leaves a checkpoint of where it stopped.
+
+        A stop is acted on at once where the work in flight can be dropped without a trace: in an evaluation, and in a
+        training step up to its first optimizer step. A resume then draws that step, or that evaluation, again. A step
+        that has changed weights is finished first.
+        """
+        resumed = self._open()
+        stopped = False
         with (
-            StopSignals(self.world) as signals,
+            self.signals,
             self.console.progress(self.total_steps, self.step, every=self.config.logging.log_interval) as progress,
         ):
-            self._evaluate_at(self.step, first=True)
-            while self.step < self.total_steps:
-                started = time.perf_counter()
-                metrics = self.training_step()
-                self.step += 1
-                metrics["time/step_seconds"] = time.perf_counter() - started
-                last = self.step == self.total_steps
-                stop = signals.poll()
-                if last or stop or self.step % self.config.logging.log_interval == 0:
-                    self.logger.log(self.step, metrics)
-                progress.update(self.step, metrics)
-                if last or stop or self._is_due(self.config.logging.save_interval):
+            try:
+                if not resumed or self.evaluations.lacking(self.step):
+                    self._evaluate()
+                while self.step < self.total_steps:
+                    self._advance(progress)
+            except StopRequested:
+                stopped = True
+                if self.saved != self._checkpoint():
                     self.save()
-                if stop and not last:
-                    break
-                if last or self._is_due(self.config.logging.eval_interval) or self._is_due(self._sample_every()):
-                    self._evaluate_at(self.step)
-        result = self._finish(signals.received if self.step < self.total_steps else None)
+        result = self._finish(self.signals.received if stopped else None)
         self.logger.close()
         return result
 
-    def _open(self) -> None:
-        """The run directory, the logger and, when asked, the state of an earlier run."""
+    def _advance(self, progress: Progress) -> None:
+        """One training step with what is due after it. Raises StopRequested, without a trace of a step dropped."""
+        started = time.perf_counter()
+        place = self.sampler.state_dict()
+        self._changed = False
+        try:
+            metrics = self.training_step()
+        except StopRequested:
+            self.sampler.load_state_dict(place)
+            raise
+        self.step += 1
+        metrics["time/step_seconds"] = time.perf_counter() - started
+        last, stop = self.step == self.total_steps, self.signals.poll()
+        if last or stop or self.step % self.config.logging.log_interval == 0:
+            self.logger.log(self.step, metrics)
+        progress.update(self.step, metrics)
+        if last or stop or self.step % self.config.logging.save_interval == 0:
+            self.save()
+        if stop:
+            raise StopRequested
+        self._evaluate()
+
+    def check_stop(self) -> None:
+        """Raises StopRequested when a stop was asked for and the training step in flight can still be dropped.
+
+        Every process must call it equally often between two optimizer steps.
+        """
+        if not self._changed:
+            self.signals.check()
+
+    def update(self, part: Part) -> dict[str, float]:
+        """The optimizer step of a half. From here on the training step is finished, whatever is asked."""
+        self._changed = True
+        return part.step(self.step)
+
+    def phase(self, name: Phase) -> AbstractContextManager[None]:
+        """Around a phase of the run: a full device or non-finite values in it are named so."""
+        return guarded(name, self.config, self.world, self.step, self.saved)
+
+    def _evaluate(self) -> None:
+        with self.phase("evaluation"), self.autocast():
+            self.evaluations.run(self.step, self.logger, self.signals.check)
+
+    def _open(self) -> bool:
+        """The run directory, the logger and, when asked, the state of an earlier run; whether there is one."""
         config, resume = self.config, self.config.checkpoint.resume_from
         point = None
         if resume is not None:
@@ -122,6 +167,7 @@ class BaseTrainer(ABC):
                 self.console.line(f"passed over {skipped.path.name}: {skipped.reason}")
             check_drift(point, config, self.digests)
             self.load(load_checkpoint(point.path, verify=False))
+            self.saved = point.path
             self.console.line(f"resumed from {point.path}, step {self.step} of {self.total_steps}")
         self.console.line(outline(config, self.world, len(self.dataset), self.total_steps))
         for note in self.notes:
@@ -153,18 +199,13 @@ class BaseTrainer(ABC):
         for note in self.notes:
             self.logger.text(note)
         barrier(self.world)
+        return point is not None
 
     def _count_steps(self) -> int:
         training = self.config.training
         if training.max_steps is not None:
             return training.max_steps
         return -(-self.sampler.steps_for(training.num_epochs) // training.gradient_accumulation_steps)
-
-    def _sample_every(self) -> int | None:
-        return self.config.logging.sample_every()
-
-    def _is_due(self, interval: int | None) -> bool:
-        return interval is not None and self.step % interval == 0
 
     def next_batch(self) -> tuple[Batch, list[int]]:
         """The next prompts of this process, and their places in the run's sequence of samples."""
@@ -179,90 +220,13 @@ class BaseTrainer(ABC):
         """Around every forward pass, in rollout and replay alike."""
         return setup.autocast(self.config, self.world)
 
-    # -- evaluation and samples ----------------------------------------------------------------------------------------
-
-    def _evaluate_at(self, step: int, *, first: bool = False) -> None:
-        """Held-out scores and sample images, both or either, as the intervals say."""
-        scored = self.calculator is not None and self.config.evaluation.enabled
-        wanted = first or step == self.total_steps or self._is_due(self.config.logging.eval_interval)
-        drawn = self.config.logging.log_images and (
-            first or step == self.total_steps or self._is_due(self._sample_every())
-        )
-        if first and self.before is not None:
-            return  # resumed: the run's own start was evaluated already
-        if scored and wanted:
-            self.after = self._evaluate(len(self.held_out))
-            if first:
-                self.before = self.after
-            means = {f"eval/{name}": value for name, value in self.after.means().items()}
-            self.logger.log(step, means)
-            if self.world.is_main:
-                append_scores(self.config.output_dir / "evaluations.jsonl", step, self.held_out, self.after)
-            self.console.line("held-out " + "  ".join(f"{k[5:]} {v:.3f}" for k, v in means.items()))
-            images = self.after.images
-        elif drawn:
-            images = self._draw_samples()
-        else:
-            return
-        if drawn:
-            self._write_samples(step, images[: self.config.logging.num_log_images])
-
-    def _evaluate(self, count: int) -> Evaluation:
-        assert self.calculator is not None
-        self.family.eval()
-        with self.autocast():
-            return evaluate(
-                self.family,
-                self.calculator,
-                self.held_out.batch(range(count)),
-                setup.evaluation_settings(self.config),
-                self.world,
-            )
-
-    def _draw_samples(self) -> Tensor:
-        settings = setup.evaluation_settings(self.config)
-        batch = self.held_out.batch(range(min(self.config.logging.num_log_images, len(self.held_out))))
-        self.family.eval()
-        with self.autocast():
-            return self.family.generate(
-                batch.prompts,
-                height=settings.height,
-                width=settings.width,
-                sources=None if batch.sources is None else batch.sources.to(self.world.device),
-                seed=settings.seed,
-                temperature=settings.temperature,
-                top_p=settings.top_p,
-                do_sample=settings.do_sample,
-                num_inference_steps=settings.num_inference_steps,
-                guidance_scale=settings.guidance_scale,
-                micro_batch_size=settings.micro_batch_size,
-            ).cpu()
-
-    def _write_samples(self, step: int, images: Tensor) -> None:
-        if not self.world.is_main:
-            return
-        prompts = [example.prompt for example in self.held_out.examples[: len(images)]]
-        folder = self.samples_dir(step)
-        for i, image in enumerate(images):
-            save_image(folder / f"{i}.png", image)
-        (folder / "prompts.txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
-        self.logger.images(step, "samples", images, prompts)
-
-    def samples_dir(self, step: int) -> Path:
-        """Where the pictures of a step go."""
-        folder = self.config.output_dir / "samples" / f"step-{step:06d}"
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-
     def _finish(self, stopped_by: int | None) -> TrainResult:
         self.dataset.close()
         if stopped_by is not None:
             self.console.line(f"stopped after step {self.step} of {self.total_steps} and saved; --resume continues")
         result = TrainResult(self.step, stopped_by=stopped_by)
-        if self.before is not None and self.after is not None and self.step == self.total_steps:
-            result.before, result.after = self.before.means(), self.after.means()
-            if self.world.is_main:
-                write_summary(self.console, self.config, self.held_out, self.before, self.after)
+        if stopped_by is None:
+            result.before, result.after = self.evaluations.compared(self.step)
         self.console.line(f"figures, samples and checkpoints: {self.config.output_dir}")
         return result
 
@@ -270,9 +234,7 @@ class BaseTrainer(ABC):
 
     def state(self) -> dict[str, StateTree]:
         """Every named state of the run, as far as `checkpoint.save_optimizer` wants it."""
-        trainer: dict[str, Any] = {"step": self.step}
-        if self.before is not None:
-            trainer["before"] = {"scores": dict(self.before.scores), "images": self.before.images}
+        trainer: dict[str, Any] = {"step": self.step, "before": self.evaluations.state()}
         state: dict[str, StateTree] = {"trainer": trainer, "sampler": cast(StateTree, self.sampler.state_dict())}
         for part in self.parts.values():
             state |= part.state(with_optimizer=self.config.checkpoint.save_optimizer)
@@ -282,14 +244,21 @@ class BaseTrainer(ABC):
         """Continues from `state`, bit for bit on the CPU."""
         trainer = cast(dict[str, Any], state["trainer"])
         self.step = trainer["step"]
-        if "before" in trainer:
-            self.before = Evaluation(trainer["before"]["scores"], trainer["before"]["images"])
+        self.evaluations.load(trainer["before"])
         self.sampler.load_state_dict(cast(dict[str, int], state["sampler"]))
         for part in self.parts.values():
             part.load_state(state)
 
     def save(self) -> None:
         """Commits a checkpoint of this step, from the main process."""
+        with self.phase("saving"):
+            self._save()
+        self.saved = self._checkpoint()
+
+    def _checkpoint(self) -> Path:
+        return self.config.checkpoint_dir() / checkpoint_name(self.step)
+
+    def _save(self) -> None:
         config = self.config.checkpoint
         adapted = [name for name in self.parts if has_lora(self.family.module(cast(Any, name)))]
         if self.world.is_main:

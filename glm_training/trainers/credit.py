@@ -34,26 +34,26 @@ class Scored:
 def assign_advantages(chunks: list[Scored], config: Config, world: World, step: int) -> dict[str, float]:
     """Fills in the advantages of `chunks`, compared over the whole step, and returns the figures of its raw rewards.
 
-    A sample that could not be scored stands at its group's mean and gets no advantage of its own.
+    A sample that could not be scored, and a plan none of whose renders could, counts nowhere and gets zero. The reward
+    weight of a half scales its advantages last, so that the KL beside them keeps its own weight.
     """
     grpo = config.reward.grpo
     rewards = gather_tensor(world, torch.cat([chunk.rewards for chunk in chunks]))
-    skipped = rewards.isnan()
-    filled = torch.where(skipped, _group_mean(rewards), rewards)
-    advantages = plan_render_advantages(filled, scale=grpo.advantage_scale)
-    plan, render = advantages.plan, advantages.render.masked_fill(skipped, 0.0)
+    advantages = plan_render_advantages(rewards, scale=grpo.advantage_scale, scored=~rewards.isnan())
+    plan, render = advantages.plan, advantages.render
     if grpo.shuffle_advantages:
         plan, render = (
             _shuffled(values, config.seed, level, step) for values, level in ((plan, "plan"), (render, "render"))
         )
     plan, render = (values.clamp(-grpo.advantage_clip, grpo.advantage_clip) for values in (plan, render))
+    plan, render = plan * config.policy_for("ar").reward_weight, render * config.policy_for("dit").reward_weight
     start = world.rank * sum(len(chunk.rewards) for chunk in chunks)
     for chunk in chunks:
         rows = slice(start, start + len(chunk.rewards))
         chunk.plan_advantages = plan[rows].flatten().to(world.device)
         chunk.render_advantages = render[rows].flatten().to(world.device)
         start += len(chunk.rewards)
-    return _figures(chunks, world, rewards, filled, advantages)
+    return _figures(chunks, world, rewards, advantages)
 
 
 def _shuffled(advantages: Tensor, seed: int, level: str, step: int) -> Tensor:
@@ -62,11 +62,9 @@ def _shuffled(advantages: Tensor, seed: int, level: str, step: int) -> Tensor:
     return advantages.flatten()[order].view_as(advantages)
 
 
-def _figures(
-    chunks: list[Scored], world: World, rewards: Tensor, filled: Tensor, advantages: PlanRenderAdvantages
-) -> dict[str, float]:
+def _figures(chunks: list[Scored], world: World, rewards: Tensor, advantages: PlanRenderAdvantages) -> dict[str, float]:
     """Raw rewards: the mean of the total and of each component over all samples of the step, and their spread."""
-    figures = {"reward/total": rewards.nanmean().item()}
+    figures = {} if rewards.isnan().all() else {"reward/total": rewards.nanmean().item()}
     names = list(chunks[0].result.components)
     columns = [torch.cat([chunk.result.components[name] for chunk in chunks]) for name in names]
     gathered = gather_tensor(world, torch.stack(columns, dim=1))
@@ -74,17 +72,12 @@ def _figures(
         values = gathered[:, column]
         if not values.isnan().all():
             figures[f"reward/{name}"] = values.nanmean().item()
-    flat = filled.flatten(1)
-    figures["reward/group_std"] = flat.std(dim=1).mean().item()
-    figures["reward/zero_spread_groups"] = float((flat.amax(1) == flat.amin(1)).sum())
+    groups = [group[~group.isnan()] for group in rewards.flatten(1)]
+    spreads = [group.std() for group in groups if len(group) > 1]
+    if spreads:
+        figures["reward/group_std"] = torch.stack(spreads).mean().item()
+    figures["reward/zero_spread_groups"] = float(sum(not (group != group[:1]).any() for group in groups))
     figures["reward/skipped_samples"] = float(rewards.isnan().sum())
     if not advantages.plan_variance_share.isnan():
         figures["reward/plan_variance_share"] = advantages.plan_variance_share.item()
     return figures
-
-
-def _group_mean(rewards: Tensor) -> Tensor:
-    """[P, N, M] -> the same shape: mean of the plan's scored renders, else of the prompt's, else 0."""
-    plan = rewards.nanmean(dim=2, keepdim=True)
-    prompt = rewards.flatten(1).nanmean(dim=1)[:, None, None]
-    return torch.where(plan.isnan(), prompt, plan).nan_to_num(0.0).expand_as(rewards)

@@ -15,13 +15,17 @@ class GateError(TrainingError):
     """Replayed log-probs differ from the rollout's before the first update: nothing learned from them would be true."""
 
 
-class NonFiniteError(TrainingError):
-    """A gradient is not finite; the optimizer step was not taken."""
+class DeviceMemoryError(TrainingError):
+    """The device is out of memory; the message names the phase, the peak and the keys to change, in order."""
 
-    def __init__(self, part: str, step: int, norm: float) -> None:
+
+class NonFiniteError(TrainingError):
+    """Values are not finite, in a gradient or before there is one; no optimizer step was taken with them."""
+
+    def __init__(self, what: str, step: int) -> None:
+        """`what` is not finite, and where; `step` counts the finished steps."""
         super().__init__(
-            f"the gradient norm of the {part} half is {norm} at step {step}; this update was not taken. Lower its "
-            "learning rate, or set mixed_precision to bf16 or no; the last checkpoint is untouched"
+            f"{what}, in step {step + 1}; nothing was learned from it. Lower the learning rate, or set "
+            "training.mixed_precision to bf16 or no; the last checkpoint is untouched"
         )
-        self.part = part
         self.step = step

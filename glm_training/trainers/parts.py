@@ -18,6 +18,9 @@ from glm_training.models.snapshot import ParameterSnapshot
 from glm_training.trainers.errors import NonFiniteError, SettingsError, TrainingError
 from glm_training.utils.distributed import World
 
+MAX_SKIPPED = 20
+"""Updates in a row that fp16 loss scaling may skip: halved as often, its first scale of 65536 is below 1."""
+
 
 class Part:
     """One half under training. `policy` is `component`, inside DDP when there are several processes."""
@@ -47,6 +50,7 @@ class Part:
             )
         self.optimizer = _build_optimizer(settings, list(self.parameters.values()))
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=loss_scaling)
+        self.skipped = 0
         self.reference: ParameterSnapshot | None = None
         self.old: ParameterSnapshot | None = None
 
@@ -63,7 +67,9 @@ class Part:
     def step(self, training_step: int) -> dict[str, float]:
         """One optimizer step with the rate of `training_step` (from 0); clears the gradients.
 
-        Returns gradient norm (before clipping) and learning rate. Raises NonFiniteError before anything is changed.
+        Returns gradient norm (before clipping) and learning rate. With loss scaling a gradient that overflows is left
+        out, and the scale lowered; `skipped_updates` counts those in a row. Raises NonFiniteError, before anything is
+        changed, for a gradient that is not finite without it, and after `MAX_SKIPPED` of them with it.
         """
         rate = self.learning_rate(training_step)
         for group in self.optimizer.param_groups:
@@ -72,11 +78,27 @@ class Part:
         limit = self.settings.max_grad_norm or math.inf
         norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), limit).item()
         if not math.isfinite(norm) and not self.scaler.is_enabled():
-            raise NonFiniteError(self.name, training_step, norm)
+            raise NonFiniteError(f"the gradient norm of the {self.name} half is {norm}", training_step)
         self.scaler.step(self.optimizer)
-        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return {"grad_norm": norm, "learning_rate": rate}
+        figures = {"grad_norm": norm, "learning_rate": rate}
+        if self.scaler.is_enabled():
+            figures |= self._adapt_scale(training_step)
+        return figures
+
+    def _adapt_scale(self, training_step: int) -> dict[str, float]:
+        """Lowers the loss scale after an overflow, raises it after many steps without one."""
+        before = self.scaler.get_scale()
+        self.scaler.update()
+        scale = self.scaler.get_scale()
+        self.skipped = self.skipped + 1 if scale < before else 0
+        if self.skipped >= MAX_SKIPPED:
+            raise NonFiniteError(
+                f"fp16 gradients of the {self.name} half overflowed in {self.skipped} updates in a row, down to a loss "
+                f"scale of {scale:g}",
+                training_step,
+            )
+        return {"loss_scale": scale, "skipped_updates": float(self.skipped)}
 
     def learning_rate(self, training_step: int) -> float:
         """Linear warmup from 0, then constant, linear or cosine down to `min_lr_ratio` at the last step."""
@@ -114,7 +136,7 @@ class Part:
         if with_optimizer:
             state[f"{self.name}_optimizer"] = optimizer_state_tree(self.optimizer)
             if self.scaler.is_enabled():
-                state[f"{self.name}_scaler"] = self.scaler.state_dict()
+                state[f"{self.name}_scaler"] = {"scaler": self.scaler.state_dict(), "skipped": self.skipped}
         if self.old is not None:
             state[f"{self.name}_old"] = cast(StateTree, self.old.state_dict())
         return state
@@ -137,7 +159,9 @@ class Part:
             )
         load_optimizer_state_tree(self.optimizer, state[f"{self.name}_optimizer"])
         if self.scaler.is_enabled():
-            self.scaler.load_state_dict(cast(dict[str, Any], state[f"{self.name}_scaler"]))
+            scaling = cast(dict[str, Any], state[f"{self.name}_scaler"])
+            self.scaler.load_state_dict(scaling["scaler"])
+            self.skipped = scaling["skipped"]
         if self.old is not None:
             self.old.load_state_dict(cast(Mapping[str, Tensor], state[f"{self.name}_old"]))
 

@@ -21,7 +21,7 @@ from glm_training.trainers import gate, setup
 from glm_training.trainers.base_trainer import BaseTrainer, mean_over_processes, stack_means
 from glm_training.trainers.clock import Clock
 from glm_training.trainers.credit import Scored, assign_advantages
-from glm_training.trainers.errors import TrainingError
+from glm_training.trainers.errors import SettingsError
 from glm_training.trainers.parts import Part
 from glm_training.trainers.rollout import Rollout, draw_rollout, rollout_settings
 from glm_training.trainers.supervision import Supervision
@@ -69,16 +69,20 @@ class RewardTrainer(BaseTrainer):
         chunks = [
             self._draw_and_score(chunk, clock) for chunk in range(self.config.training.gradient_accumulation_steps)
         ]
-        metrics = assign_advantages(chunks, self.config, self.world, self.step)
+        with self.phase("reward"):
+            metrics = assign_advantages(chunks, self.config, self.world, self.step)
         self.family.train()
         if self.config.reward.grpo.gate and not self._gate_passed:
-            metrics |= self._gate(chunks[0].rollout)
+            with self.phase("AR update" if "ar" in self.parts else "DiT update"):
+                metrics |= self._gate(chunks[0].rollout)
             self._gate_passed = True
         if "ar" in self.parts:
-            metrics |= self._update_ar(chunks)
+            with self.phase("AR update"):
+                metrics |= self._update_ar(chunks)
         clock.lap("ar_update")
         if "dit" in self.parts:
-            metrics |= self._update_dit(chunks)
+            with self.phase("DiT update"):
+                metrics |= self._update_dit(chunks)
         clock.lap("dit_update")
         images = len(chunks) * self.world.world_size * len(chunks[0].rollout.images)
         metrics["images_per_second"] = images / clock.total()
@@ -89,22 +93,30 @@ class RewardTrainer(BaseTrainer):
         batch, positions = self.next_batch()
         self.family.eval()
         drawing = self.parts["dit"].as_old() if "dit" in self.parts else nullcontext()
-        with drawing, self.autocast():
+        with self.phase("rollout"), drawing, self.autocast():
             rollout = draw_rollout(
-                self.family, batch, positions, self.settings, seed=self.config.seed, sde_indices=self._sde_indices()
+                self.family,
+                batch,
+                positions,
+                self.settings,
+                seed=self.config.seed,
+                sde_indices=self._sde_indices(),
+                on_step=self.check_stop,
             )
         clock.lap("rollout")
         group = self.settings.plans * self.settings.renders
         repeat = partial(torch.repeat_interleave, repeats=group, dim=0)
         assert self.calculator is not None
-        result = self.calculator.compute_rewards(
-            RewardBatch(
-                rollout.images,
-                [prompt for prompt in rollout.prompts for _ in range(group)],
-                None if rollout.targets is None else repeat(rollout.targets),
-                None if rollout.sources is None else repeat(rollout.sources),
+        with self.phase("reward"):
+            result = self.calculator.compute_rewards(
+                RewardBatch(
+                    rollout.images,
+                    [prompt for prompt in rollout.prompts for _ in range(group)],
+                    None if rollout.targets is None else repeat(rollout.targets),
+                    None if rollout.sources is None else repeat(rollout.sources),
+                )
             )
-        )
+        self.check_stop()
         clock.lap("reward")
         rewards = result.total.view(len(rollout.prompts), self.settings.plans, self.settings.renders)
         first = (chunk * self.world.world_size + self.world.rank) * len(rollout.prompts)
@@ -232,7 +244,6 @@ class RewardTrainer(BaseTrainer):
         processes (DDP averages, hence the factor).
         """
         updates = self.config.policy_for("ar" if part.name == "ar" else "dit").updates_per_rollout
-        weight = self.config.policy_for("ar" if part.name == "ar" else "dit").reward_weight
         local = sum(len(chunk.rollout.prompts) for chunk in chunks) * rows_per_prompt
         collected: list[tuple[int, dict[str, Tensor]]] = []
         figures: dict[str, float] = {}
@@ -248,12 +259,13 @@ class RewardTrainer(BaseTrainer):
                 stream = terms(index, rows)
                 for _ in range(terms_per_slice):
                     done += 1
+                    self.check_stop()
                     with part.accumulating(last=done == total):
                         with self.autocast():
                             term = next(stream)
-                        part.backward(term.loss * (weight * term.rows * updates / local))
+                        part.backward(term.loss * (term.rows * updates / local))
                     collected.append((term.rows, term.metrics | {"loss": term.loss.detach() * terms_per_slice}))
-            figures = part.step(self.step)
+            figures = self.update(part)
         metrics = mean_over_processes(self.world, stack_means(collected)) | figures
         return {f"{part.name}/{name}": value for name, value in metrics.items()}
 
@@ -268,7 +280,7 @@ class RewardTrainer(BaseTrainer):
         for name in self.parts:
             updates = self.config.policy_for("ar" if name == "ar" else "dit").updates_per_rollout
             if rows[name] % updates:
-                raise TrainingError(
+                raise SettingsError(
                     f"reward.grpo updates_per_rollout {updates} does not divide the {rows[name]} {name} samples that a "
                     "process draws at once (batch_size x samples per prompt; one process may count its accumulation)"
                 )

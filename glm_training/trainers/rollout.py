@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from glm_training.data import Batch
 from glm_training.models.glm_image.ar_types import ARRollout
 from glm_training.models.glm_image.dit_types import Trajectory
 from glm_training.models.glm_image.family import GLMImage
+from glm_training.models.glm_image.sampling import step_hooks
 from glm_training.utils.randomness import normal, uniform
 
 
@@ -83,11 +84,18 @@ def draw_rollout(
     *,
     seed: int,
     sde_indices: tuple[int, ...] = (),
+    on_step: Callable[[], None] | None = None,
 ) -> Rollout:
-    """Samples for the prompts of `batch`. Every draw depends on (seed, position, plan, render) alone."""
+    """Samples for the prompts of `batch`. Every draw depends on (seed, position, plan, render) alone.
+
+    `settings.micro_batch_size` bounds the samples on the device in each pass; the noise waits on the CPU. `on_step` is
+    called every few tokens and at each denoising step, and may raise to abandon the rollout. Raises FloatingPointError
+    when logits, latents or pixels are not finite.
+    """
+    token_hook, step_hook = step_hooks(on_step)
     device = family.dit.device
     sources = None if batch.sources is None else batch.sources.to(device)
-    plans = draw_plans(family, batch.prompts, sources, positions, settings, seed=seed)
+    plans = draw_plans(family, batch.prompts, sources, positions, settings, seed=seed, on_step=token_hook)
     prompt = plans.prompt
     source_tokens = None if prompt.source_tokens is None else prompt.source_tokens[:: settings.plans]
     condition = family.dit.condition(
@@ -100,11 +108,10 @@ def draw_rollout(
         for m in range(settings.renders)
     ]
     shape = family.dit.latent_shape(settings.height, settings.width)
-    noise = normal(seed, "rollout/latents", names, shape, device=device)
+    noise = normal(seed, "rollout/latents", names, shape)
     step_noise = None
     if sde_indices:
-        drawn = [normal(seed, f"rollout/step-{k}", names, shape, device=device) for k in sde_indices]
-        step_noise = torch.stack(drawn)
+        step_noise = torch.stack([normal(seed, f"rollout/step-{k}", names, shape) for k in sde_indices])
     renders = family.dit.sample(
         noise,
         condition,
@@ -116,6 +123,7 @@ def draw_rollout(
         step_noise=step_noise,
         store=bool(sde_indices),
         micro_batch_size=settings.micro_batch_size,
+        on_step=step_hook,
     )
     images = family.dit.decode_latents(renders.final, micro_batch_size=settings.vae_batch_size or len(renders.final))
     return Rollout(list(batch.prompts), list(positions), plans, renders, images.float(), batch.targets, batch.sources)
@@ -129,8 +137,9 @@ def draw_plans(
     settings: RolloutSettings,
     *,
     seed: int,
+    on_step: Callable[[int], None] | None = None,
 ) -> ARRollout:
-    """The token plans alone, [P*N] rows."""
+    """The token plans alone, [P*N] rows; `on_step` as in `ARComponent.rollout`."""
     prompt = family.ar.encode_prompts(list(prompts), settings.height, settings.width, sources)
     names = [(p, n) for p in positions for n in range(settings.plans)]
     uniforms = uniform(seed, "rollout/tokens", names, (prompt.T,), device=family.ar.device)
@@ -141,4 +150,6 @@ def draw_plans(
         temperature=settings.temperature,
         top_p=settings.top_p,
         do_sample=settings.do_sample,
+        micro_batch_size=settings.micro_batch_size,
+        on_step=on_step,
     )

@@ -6,6 +6,7 @@ from glm_training.config import Config
 from glm_training.trainers.ar_trainer import ARTrainer
 from glm_training.trainers.base_trainer import BaseTrainer, TrainResult
 from glm_training.trainers.dit_trainer import DiTTrainer
+from glm_training.trainers.phases import guarded
 from glm_training.trainers.reward_trainer import RewardTrainer
 from glm_training.trainers.supervised_trainer import SupervisedTrainer
 from glm_training.utils.distributed import World, init_world, shutdown
@@ -24,6 +25,8 @@ def run_training(config: Config) -> TrainResult:
     enabled = config.distributed.enabled is not False
     world = init_world(enabled, config.distributed.backend, config.model.device_map)
     try:
-        return build_trainer(config, world).train()
+        with guarded("loading", config, world, 0, None):
+            trainer = build_trainer(config, world)
+        return trainer.train()
     finally:
         shutdown(world)

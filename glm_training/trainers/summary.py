@@ -31,17 +31,26 @@ def outline(config: Config, world: World, prompts: int, steps: int) -> str:
 
 
 def write_summary(
-    console: Console, config: Config, held_out: ImageDataset, before: Evaluation, after: Evaluation
+    console: Console,
+    config: Config,
+    held_out: ImageDataset,
+    before: Evaluation,
+    after: Evaluation,
+    before_step: int,
 ) -> None:
-    """Prints held-out scores before and after, and saves the first prompts' pictures side by side."""
+    """Prints held-out scores before and after, and saves the first prompts' pictures side by side.
+
+    `before_step`: where `before` was taken, in a resumed run perhaps not at the start; the headings then say so.
+    """
+    earlier = "before" if before_step == 0 else f"step {before_step}"
     rows = [summary_row(name, before, after) for name in after.means()]
     count = len(held_out)
     title = f"Held-out scores, {count} prompts x {config.evaluation.samples_per_prompt} samples"
-    console.table(title, ["score", "before", "after", "change", "standard error"], rows)
-    shown = min(config.logging.num_log_images, count)
+    console.table(title, ["score", earlier, "after", "change", "standard error"], rows)
+    shown = min(len(before.images), len(after.images))
     prompts = [example.prompt for example in held_out.examples[:shown]]
     columns = [list(before.images[:shown]), list(after.images[:shown])]
-    labels = ["before", "after"]
+    labels = [earlier, "after"]
     batch = held_out.batch(range(shown))
     if batch.targets is not None:
         columns.append(list(batch.targets))
@@ -63,6 +72,13 @@ def append_scores(path: Path, step: int, held_out: ImageDataset, evaluation: Eva
     prompts = [example.prompt for example in held_out.examples]
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"step": step, "prompts": prompts, "scores": scores}, ensure_ascii=False) + "\n")
+
+
+def has_scores(path: Path, step: int) -> bool:
+    """Whether `append_scores` wrote a line for `step`."""
+    return path.is_file() and any(
+        json.loads(line)["step"] == step for line in path.read_text(encoding="utf-8").splitlines()
+    )
 
 
 def trim_scores(path: Path, step: int) -> None:

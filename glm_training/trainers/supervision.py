@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,12 +13,26 @@ from glm_training.config import Config
 from glm_training.data import Batch
 from glm_training.methods.losses import MethodLoss
 from glm_training.methods.supervised import FlowMatching, TokenCrossEntropy
+from glm_training.models.glm_image.ar_types import ARPrompt
 from glm_training.models.glm_image.family import GLMImage
 from glm_training.trainers.parts import Part
 from glm_training.utils.randomness import normal, uniform
 
 if TYPE_CHECKING:
     from glm_training.trainers.base_trainer import BaseTrainer
+
+
+@dataclass
+class Encoded:
+    """A batch of B prompts as both halves need it: the AR half's prompt and target tokens [B, T], the images [B, 3, H,
+    W] on the device, and the places of the prompts in the run's sequence of samples, which name the random draws."""
+
+    prompts: list[str]
+    positions: list[int]
+    prompt: ARPrompt
+    tokens: Tensor
+    targets: Tensor
+    sources: Tensor | None
 
 
 class Supervision:
@@ -36,40 +51,47 @@ class Supervision:
 
         chunks = self.config.training.gradient_accumulation_steps
         collected: dict[str, list[tuple[int, dict[str, Tensor]]]] = {name: [] for name in trainer.parts}
-        self.family.train()
-        for chunk in range(chunks):
-            batch, positions = trainer.next_batch()
-            for name, part in trainer.parts.items():
-                with part.accumulating(last=chunk == chunks - 1):
-                    with trainer.autocast():
-                        term = self._loss(part, batch, positions)
-                    part.backward(term.loss / chunks)
-                collected[name].append((term.rows, term.metrics | {"loss": term.loss.detach()}))
         figures: dict[str, float] = {}
-        for name, part in trainer.parts.items():
-            metrics = mean_over_processes(trainer.world, stack_means(collected[name])) | part.step(trainer.step)
-            figures |= {f"{name}/{key}": value for key, value in metrics.items()}
+        self.family.train()
+        with trainer.phase("supervised step"):
+            for chunk in range(chunks):
+                trainer.check_stop()
+                with trainer.autocast():
+                    batch = self._encode(*trainer.next_batch())
+                for name, part in trainer.parts.items():
+                    with part.accumulating(last=chunk == chunks - 1):
+                        with trainer.autocast():
+                            term = self._loss(part, batch)
+                        part.backward(term.loss / chunks)
+                    collected[name].append((term.rows, term.metrics | {"loss": term.loss.detach()}))
+            for name, part in trainer.parts.items():
+                metrics = mean_over_processes(trainer.world, stack_means(collected[name])) | trainer.update(part)
+                figures |= {f"{name}/{key}": value for key, value in metrics.items()}
         return figures
 
-    def _loss(self, part: Part, batch: Batch, positions: list[int]) -> MethodLoss:
+    @torch.no_grad()
+    def _encode(self, batch: Batch, positions: list[int]) -> Encoded:
         device = self.family.dit.device
         assert batch.targets is not None  # the data was scanned with require_targets
         targets = batch.targets.to(device)
         sources = None if batch.sources is None else batch.sources.to(device)
         height, width = targets.shape[-2:]
-        with torch.no_grad():
-            prompt = self.family.ar.encode_prompts(batch.prompts, height, width, sources)
-            tokens = self.family.ar.targets(targets, prompt)
+        prompt = self.family.ar.encode_prompts(batch.prompts, height, width, sources)
+        tokens = self.family.ar.targets(targets, prompt)
+        return Encoded(list(batch.prompts), positions, prompt, tokens, targets, sources)
+
+    def _loss(self, part: Part, batch: Encoded) -> MethodLoss:
         if part.name == "ar":
-            return self.tokens.loss(part.policy, prompt, tokens)
-        seed, names = self.config.seed, [(position,) for position in positions]
+            return self.tokens.loss(part.policy, batch.prompt, batch.tokens)
+        seed, names, prompt = self.config.seed, [(position,) for position in batch.positions], batch.prompt
+        device = self.family.dit.device
         with torch.no_grad():
-            clean = self.family.dit.encode_images(targets)
+            clean = self.family.dit.encode_images(batch.targets)
             condition = self.family.dit.condition(
                 batch.prompts,
-                tokens[:, prompt.preview_length :],
+                batch.tokens[:, prompt.preview_length :],
                 prompt.large_grid,
-                sources,
+                batch.sources,
                 prompt.source_tokens,
                 prompt.source_grid,
             )

@@ -13,6 +13,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 FORWARDING_SECONDS = 3.0
 
 
+class StopRequested(Exception):
+    """A stop was asked for, and the work in flight can be dropped without a trace."""
+
+
 class StopSignals:
     """A context in which the first stop signal only sets a flag, so that a step can finish and be saved.
 
@@ -59,6 +63,11 @@ class StopSignals:
             numbers = gather_objects(self.world, self.received)
             self.received = next(number for number in numbers if number is not None)
         return True
+
+    def check(self) -> None:
+        """Raise StopRequested, on all processes together, when any was asked to stop. Every process must call it."""
+        if self.poll():
+            raise StopRequested
 
     @property
     def exit_code(self) -> int:

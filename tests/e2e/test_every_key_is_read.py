@@ -55,5 +55,5 @@ def test_every_key_is_read(tmp_path):
     with tracker:
         build_trainer(config, init_world(True, None))
     with tracker:  # what run_training looks at before there is a trainer
-        assert config.distributed.backend is None and config.resume.accept == []
+        assert config.distributed.backend is None and config.resume.accept == [] and config.model.device_map is None
     assert tracker.unread() == []

@@ -154,7 +154,7 @@ def test_a_gradient_that_is_not_finite_stops_before_any_weight_changes(tmp_path)
     next(iter(part.parameters.values())).grad = None
     for parameter in part.parameters.values():
         parameter.grad = torch.full_like(parameter, math.inf)
-    with pytest.raises(NonFiniteError, match="ar half is .* at step 0"):
+    with pytest.raises(NonFiniteError, match="ar half is inf, in step 1"):
         part.step(0)
     assert not moved(before["ar"], dict(part.parameters))
 

@@ -59,7 +59,7 @@ def decode_latents(vae: AutoencoderKL, latents: Tensor, micro_batch_size: int) -
     """Normalised latents ``[B, C, h, w]`` to images ``[B, 3, 8h, 8w]`` fp32 in [0, 1].
 
     Differentiable when `latents` carry a gradient (clamped pixels pass none). Runs in the VAE's own dtype even under
-    autocast.
+    autocast. Raises FloatingPointError when a pixel is not finite.
     """
     _check_micro_batch(micro_batch_size)
     weight = vae.decoder.conv_in.weight
@@ -68,7 +68,10 @@ def decode_latents(vae: AutoencoderKL, latents: Tensor, micro_batch_size: int) -
     with torch.autocast(latents.device.type, enabled=False):
         raw = (latents.float() * std + mean).to(weight.dtype)
         parts = [vae.decode(part, return_dict=False)[0].float() for part in raw.split(micro_batch_size)]
-    return (torch.cat(parts) / 2 + 0.5).clamp(0, 1)
+    images = torch.cat(parts)
+    if not bool(torch.isfinite(images).all()):
+        raise FloatingPointError("the VAE decodes to NaN or infinite pixels: in float16 it overflows; use bfloat16")
+    return (images / 2 + 0.5).clamp(0, 1)
 
 
 def _check_micro_batch(micro_batch_size: int) -> None:

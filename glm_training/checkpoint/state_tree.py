@@ -148,7 +148,8 @@ def tensor_file_chunks(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memory
     for name in order:
         if tensors[name].numel():
             dense = tensors[name].to("cpu").resolve_conj().resolve_neg().contiguous()
-            yield dense.reshape(-1).view(torch.uint8).numpy().data
+            # Not reshape: a contiguous tensor of one element may keep any stride, which a view as bytes refuses.
+            yield dense.as_strided((dense.numel(),), (1,)).view(torch.uint8).numpy().data
 
 
 def structure_bytes(encoded: EncodedTree) -> bytes:

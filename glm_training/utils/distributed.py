@@ -198,7 +198,8 @@ def gather_tensor(world: World, tensor: Tensor) -> Tensor:
     row_bytes = prod(data.shape[1:]) * data.element_size()
     counts = gather_objects(world, data.shape[0])
     padded = torch.zeros(max(counts) * row_bytes, dtype=torch.uint8)
-    padded[: data.shape[0] * row_bytes] = data.reshape(-1).view(torch.uint8)
+    flat = data.as_strided((data.numel(),), (1,))  # reshape keeps an odd stride where there is one element
+    padded[: data.shape[0] * row_bytes] = flat.view(torch.uint8)
     received = [torch.empty_like(padded) for _ in counts]
     dist.all_gather(received, padded)
     rows = [part[: count * row_bytes] for part, count in zip(received, counts, strict=True)]

@@ -63,6 +63,12 @@ def test_every_kind_of_leaf_comes_back(tmp_path):
     assert_same(tree, through_files(tree, tmp_path))
 
 
+def test_a_single_element_of_a_wider_tensor_is_stored(tmp_path):
+    column = torch.arange(4.0).view(1, 4)[:, 2]
+    assert column.stride() == (4,) and column.is_contiguous()
+    assert torch.equal(through_files({"scores": column}, tmp_path)["scores"], torch.tensor([2.0]))
+
+
 def test_stock_safetensors_reads_the_tensor_file(tmp_path):
     tree = {"byte": torch.tensor([1], dtype=torch.uint8), "w": {"x": torch.randn(3, 5, generator=torch.Generator())}}
     through_files(tree, tmp_path)

@@ -53,6 +53,7 @@ def use_every_helper(variables, backend):
     assert gather_tensor(world, torch.zeros(r, 3, dtype=torch.bfloat16)).shape == (1, 3)
     assert gather_tensor(world, torch.tensor([r == 0])).tolist() == [True, False]
     assert gather_tensor(world, torch.zeros(r, 0)).shape == (1, 0)
+    assert gather_tensor(world, torch.arange(4.0).view(1, 4)[:, r]).tolist() == [0, 1]  # one element, stride 4
     assert gather_objects(world, {"rank": r}) == [{"rank": 0}, {"rank": 1}]
     assert broadcast_object(world, f"from {r}") == "from 0"
     assert any_flag(world, r == 1) and broadcast_flag(world, r == 0) and not any_flag(world, False)

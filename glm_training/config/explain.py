@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from glm_training.config.describe import Key, KeyPath, section_type, walk
+from glm_training.config.describe import Key, KeyPath, plain, section_type, walk
 
 UNKNOWN = ("extra_forbidden", "invalid_key")
 """Pydantic's error types for a key that the schema lacks."""
@@ -90,7 +90,7 @@ def _fault(place: _Place, detail: ErrorDetails, schema: type[BaseModel]) -> Faul
 
 
 def _show(value: Any) -> str:
-    text = repr(value)
+    text = plain(value) if value is None or isinstance(value, bool) else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

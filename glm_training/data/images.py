@@ -55,7 +55,7 @@ def decode_image(path: Path) -> Image.Image:
     """The upright RGB image at ``path``, in its own size; raises ``DataError`` when it cannot be decoded whole."""
     try:
         if not path.is_file():  # opening a pipe would wait for ever
-            raise _refusal(path, "not a regular file" if path.exists() else "no such file", "Put the image there")
+            raise _refusal(path, "is not a regular file" if path.exists() else "does not exist", "Put the image there")
         with Image.open(path, formats=FORMATS) as image:
             _check_pixel_count(path, image)
             _scale_colour_key(image)
@@ -64,12 +64,12 @@ def decode_image(path: Path) -> Image.Image:
             return _to_rgb(path, upright)
     except UnidentifiedImageError as error:
         formats = ", ".join(FORMATS)
-        raise _refusal(path, f"not an image ({formats})", "Convert or replace the file") from error
+        raise _refusal(path, f"is not an image ({formats})", "Convert or replace the file") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _refusal(path, f"taken for a decompression bomb: {error}", "Save it smaller") from error
+        raise _refusal(path, f"is taken for a decompression bomb: {error}", "Save it smaller") from error
     except _DECODE_ERRORS as error:
         detail = str(error) or type(error).__name__
-        raise _refusal(path, f"cannot be decoded, truncated or damaged: {detail}", "Save the image again") from error
+        raise _refusal(path, f"cannot be decoded (truncated or damaged): {detail}", "Save the image again") from error
 
 
 def _refusal(path: Path, reason: str, remedy: str) -> DataError:
@@ -78,7 +78,7 @@ def _refusal(path: Path, reason: str, remedy: str) -> DataError:
 
 def _check_pixel_count(path: Path, image: Image.Image) -> None:
     if image.width * image.height > MAX_PIXELS:
-        reason = f"taken for a decompression bomb: {image.width} x {image.height} is over {MAX_PIXELS} pixels"
+        reason = f"is taken for a decompression bomb: {image.width} x {image.height} is over {MAX_PIXELS} pixels"
         raise _refusal(path, reason, "Save it smaller")
 
 
@@ -102,7 +102,7 @@ def _to_rgb(path: Path, image: Image.Image) -> Image.Image:
         image = _grey16_to_8(image)
     elif image.mode in ("I", "F"):
         kind = "32-bit integer" if image.mode == "I" else "floating-point"
-        raise _refusal(path, f"{kind} samples have no defined white", "Save it with 8 or 16 bits per channel")
+        raise _refusal(path, f"has {kind} samples without a defined white", "Save it with 8 or 16 bits per channel")
     if image.has_transparency_data:
         layers = image.convert("RGBA")
         white = Image.new("RGBA", layers.size, (255, 255, 255, 255))

@@ -30,6 +30,8 @@ def read_lines(path: Path) -> tuple[list[TextLine], list[Problem]]:
     """
     try:
         data = path.read_bytes()
+    except FileNotFoundError:
+        return [], [Problem(path, "there is no such file", f"Correct the path; the current directory is {Path.cwd()}")]
     except OSError as error:
         return [], [Problem(path, f"cannot be read: {error.strerror}", "Correct the path or the file's permissions")]
     if data.startswith(_UTF16_BOMS):

@@ -144,7 +144,7 @@ def test_cmyk_jpeg(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_samples_without_a_defined_white_are_refused(tmp_path: Path, mode: str) -> None:
-    with pytest.raises(DataError, match="no defined white.*8 or 16 bits"):
+    with pytest.raises(DataError, match="without a defined white.*8 or 16 bits"):
         decode_image(save(Image.new(mode, (4, 4)), tmp_path / "a.tiff"))
 
 

@@ -109,7 +109,7 @@ def test_damaged_images_are_named_with_their_line(files) -> None:
     (files.sources / "3.png").write_text("not an image")
     first, second = problems(files, "i2i")
     assert f"prompts.txt:2: {path}: target image cannot be decoded" in first
-    assert f"prompts.txt:4: {files.sources / '3.png'}: source image not an image" in second
+    assert f"prompts.txt:4: {files.sources / '3.png'}: source image is not an image" in second
 
 
 def test_a_decompression_bomb_is_listed(files, monkeypatch) -> None:
@@ -141,7 +141,7 @@ def test_no_prompts_and_no_file(files) -> None:
     files.prompts.write_text("\n\n")
     assert "holds no prompt" in only(files)
     files.prompts.unlink()
-    assert "cannot be read: No such file" in only(files)
+    assert "there is no such file. Correct the path; the current directory is" in only(files)
 
 
 @pytest.mark.parametrize(("height", "width"), [(48, 64), (32, 100), (0, 64), (32, -32)])
@@ -211,7 +211,7 @@ def test_everything_is_listed_at_once(files) -> None:
     (files.sources / "7.png").write_bytes(b"no")
     found = problems(files, "i2i", height=31)
     assert len(found) == 6
-    for text in ("is empty", "not UTF-8", "no target image", "source image not an image", "no prompt", "is 31"):
+    for text in ("is empty", "not UTF-8", "no target image", "source image is not an image", "no prompt", "is 31"):
         assert sum(text in problem for problem in found) == 1, text
 
 

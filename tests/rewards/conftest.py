@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from torchvision.models import alexnet
+
+from tests.reward_files import write_alexnet
 
 
 @pytest.fixture(scope="session")
@@ -43,14 +44,5 @@ def picture() -> torch.Tensor:
 
 @pytest.fixture(scope="session")
 def alexnet_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An AlexNet state dict with random convolutions (the classifier, which LPIPS does not use, is left out)."""
-    path = tmp_path_factory.mktemp("alexnet") / "alexnet.pth"
-    with torch.device("meta"):
-        shapes = {name: value.shape for name, value in alexnet().state_dict().items() if name.startswith("features.")}
-    generator = torch.Generator().manual_seed(0)
-    state = {
-        name: torch.randn(shape, generator=generator) * (2 / shape[1:].numel() if len(shape) > 1 else 0) ** 0.5
-        for name, shape in shapes.items()
-    }
-    torch.save(state, path)
-    return path
+    """See `write_alexnet`."""
+    return write_alexnet(tmp_path_factory.mktemp("alexnet") / "alexnet.pth")

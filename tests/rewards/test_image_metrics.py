@@ -9,7 +9,7 @@ import pytest
 import torch
 from skimage.metrics import structural_similarity
 from torch.nn import functional as F
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+from transformers import CLIPImageProcessor, CLIPModel
 
 from glm_training.rewards import (
     AestheticOptions,
@@ -26,6 +26,7 @@ from glm_training.rewards.aesthetic import MLP_URL, AestheticPredictor
 from glm_training.rewards.lpips_similarity import ALEXNET_URL
 from glm_training.rewards.structure import ssim
 from glm_training.rewards.types import to_pil
+from tests.reward_files import write_aesthetic
 
 
 def lpips_calculator(path: Path | str) -> RewardCalculator:
@@ -153,23 +154,8 @@ def test_sizes_that_differ_are_an_error(metric: str, alexnet_file: Path) -> None
 
 @pytest.fixture(scope="module")
 def aesthetic_files(tmp_path_factory: pytest.TempPathFactory) -> AestheticOptions:
-    """A tiny random CLIP and a random predictor of the published shape."""
-    folder = tmp_path_factory.mktemp("aesthetic")
-    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = CLIPConfig(
-        text_config={**tower, "vocab_size": 64, "bos_token_id": 1, "eos_token_id": 2},
-        vision_config={**tower, "image_size": 32, "patch_size": 8},
-        projection_dim=768,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        CLIPModel(config).save_pretrained(folder / "clip")
-        predictor = AestheticPredictor(768)
-    with torch.no_grad():
-        for name, value in predictor.named_parameters():  # random weights hardly tell two embeddings apart
-            value.mul_(4 if name.endswith("weight") else 0)
-    torch.save(predictor.state_dict(), folder / "predictor.pth")
-    return AestheticOptions(clip_name=str(folder / "clip"), mlp_weights=folder / "predictor.pth")
+    """See `write_aesthetic`."""
+    return write_aesthetic(tmp_path_factory.mktemp("aesthetic"))
 
 
 @pytest.mark.parametrize("size", [(128, 96), (80, 128)])

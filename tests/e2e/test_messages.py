@@ -1,0 +1,71 @@
+"""What the commands say and exit with, in this process: quicker than a new one for each."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from glm_training.cli import installation, main
+from glm_training.models.glm_image.family import GLMImage, ModelLoadError
+from tests.runs import write_config
+
+TEXT_ONLY = "reward.metrics={text_accuracy: 1.0}"
+TEXT_TOO = "reward.metrics={text_accuracy: 0.5, structure: 0.5}"
+
+
+def run(monkeypatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["glm-train", *words])
+    with pytest.raises(SystemExit) as stop:
+        main.main()
+    return stop.value.code
+
+
+@pytest.mark.parametrize("command", ["train", "validate"])
+def test_rewards_that_do_not_fit_the_data_exit_2(command, tmp_path, monkeypatch, capsys):
+    assert run(monkeypatch, command, "--config", str(write_config(tmp_path)), TEXT_ONLY) == 2
+    told = capsys.readouterr().err
+    assert "rewards do not fit the data" in told and "training data" in told and "add a metric" in told
+
+
+@pytest.mark.parametrize("command", ["train", "validate"])
+def test_notes_on_the_rewards_are_shown_once(command, tmp_path, monkeypatch, capsys):
+    short = ["training.max_steps=1", "reward.grpo.updates_per_rollout=1"]
+    assert run(monkeypatch, command, "--config", str(write_config(tmp_path)), TEXT_TOO, *short) == 0
+    told = capsys.readouterr()
+    assert told.out.count("note: training data: text_accuracy applies to 1 of 4 samples") == 1
+    assert told.err == ""
+    if command == "train":
+        assert "text_accuracy applies to 1 of 4" in (tmp_path / "run" / "train.log").read_text()
+        assert "AR and DiT halves of tiny-random on 4 prompts" in told.out and str(tmp_path / "run") in told.out
+
+
+def test_overrides_may_stand_before_and_after_options(tmp_path, monkeypatch, capsys):
+    config = str(write_config(tmp_path))
+    words = ["validate", "seed=1", "--config", config, "training.max_stepz=3", "--mode", "t2i", "sede=4"]
+    assert run(monkeypatch, *words) == 2
+    told = capsys.readouterr().err
+    assert "training.max_stepz" in told and "override `sede=4`" in told and "2 problems" in told
+    assert run(monkeypatch, *words, "--fast") == 2
+    assert "unrecognized arguments: --fast" in capsys.readouterr().err
+
+
+def test_a_device_that_is_not_there_exits_2(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert run(monkeypatch, "train", "--config", str(write_config(tmp_path)), "model.device_map=cuda") == 2
+    assert "model.device_map is 'cuda'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [ModelLoadError("no tiny model; reinstall it"), RuntimeError("illegal instruction")])
+def test_an_installation_that_cannot_draw_exits_1_with_the_remedy(error, monkeypatch, capsys):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(GLMImage, "load", fail)
+    monkeypatch.setattr(sys, "argv", ["test_installation.py"])
+    with pytest.raises(SystemExit) as stop:
+        installation.main()
+    told = capsys.readouterr()
+    assert stop.value.code == 1
+    assert str(error) in told.err and "What to do" in told.err and "pip install" in told.err
+    assert "everything a run needs is here" not in told.out

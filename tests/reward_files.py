@@ -1,0 +1,44 @@
+"""Random weights in the shapes of the published ones, for the metrics that need files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torchvision.models import alexnet
+from transformers import CLIPConfig, CLIPModel
+
+from glm_training.rewards import AestheticOptions
+from glm_training.rewards.aesthetic import AestheticPredictor
+
+
+def write_alexnet(path: Path) -> Path:
+    """An AlexNet state dict with random convolutions (the classifier, which LPIPS does not use, is left out)."""
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in alexnet().state_dict().items() if name.startswith("features.")}
+    generator = torch.Generator().manual_seed(0)
+    state = {
+        name: torch.randn(shape, generator=generator) * (2 / shape[1:].numel() if len(shape) > 1 else 0) ** 0.5
+        for name, shape in shapes.items()
+    }
+    torch.save(state, path)
+    return path
+
+
+def write_aesthetic(folder: Path) -> AestheticOptions:
+    """A tiny random CLIP and a random predictor of the published shape."""
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = CLIPConfig(
+        text_config={**tower, "vocab_size": 64, "bos_token_id": 1, "eos_token_id": 2},
+        vision_config={**tower, "image_size": 32, "patch_size": 8},
+        projection_dim=768,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        CLIPModel(config).save_pretrained(folder / "clip")
+        predictor = AestheticPredictor(768)
+    with torch.no_grad():
+        for name, value in predictor.named_parameters():  # random weights hardly tell two embeddings apart
+            value.mul_(4 if name.endswith("weight") else 0)
+    torch.save(predictor.state_dict(), folder / "predictor.pth")
+    return AestheticOptions(clip_name=str(folder / "clip"), mlp_weights=folder / "predictor.pth")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,10 @@ import torch
 from glm_training.checkpoint.resume import load_checkpoint
 from glm_training.trainers.run import build_trainer
 from glm_training.utils.distributed import init_world
+from tests.parity.two_process_worker import CASES, EVALUATED
 from tests.runs import config_of, trainer_of, weights_of, write_config
+from tests.same import assert_identical
 
-HALVES = ["ar", "dit", "both"]
 MODES = ["t2i", "i2i"]
 
 
@@ -84,17 +86,26 @@ def test_gradient_checkpointing_changes_nothing(tmp_path, use_reward, mode):
     )
 
 
-@pytest.mark.parametrize("half", HALVES)
-def test_four_steps_equal_two_steps_and_a_resume_bit_for_bit(tmp_path, half):
+@pytest.mark.parametrize(
+    "kind",
+    [
+        ["model.component=ar"],
+        ["model.component=dit", "reward.grpo.dit.method=nft"],
+        ["model.component=both"],
+        ["model.component=both", "reward.grpo.dit.method=nft", "reward.grpo.dit.old_decay=0.5"],
+        ["model.component=both", "lora.enabled=true", "lora.rank=2", "lora.alpha=4"],
+    ],
+    ids=["ar", "dit-nft", "both", "both-nft", "both-lora"],
+)
+def test_four_steps_equal_two_steps_and_a_resume_bit_for_bit(tmp_path, kind):
     shared = [
-        f"model.component={half}",
+        *kind,
         "training.optimizer=adamw",
         "training.adam_beta1=0.9",
         "training.learning_rate=1e-3",
         "training.lr_scheduler=cosine",
         "training.max_steps=4",
         "logging.save_interval=2",
-        "reward.grpo.dit.method=nft" if half == "dit" else "reward.grpo.dit.method=flow_grpo",
     ]
     build_trainer(config_of(tmp_path, *shared, f"output_dir={tmp_path}/whole"), init_world(True, None)).train()
     resume = f"checkpoint.resume_from={tmp_path}/whole/checkpoints/step-000002"
@@ -104,26 +115,12 @@ def test_four_steps_equal_two_steps_and_a_resume_bit_for_bit(tmp_path, half):
     assert_identical(left, right)
 
 
-def assert_identical(left, right, path: str = "") -> None:
-    if isinstance(left, torch.Tensor):
-        assert torch.equal(left, right), path
-    elif isinstance(left, dict):
-        assert left.keys() == right.keys(), path
-        for key in left:
-            assert_identical(left[key], right[key], f"{path}/{key}")
-    elif isinstance(left, list):
-        assert len(left) == len(right), path
-        for i, (a, b) in enumerate(zip(left, right, strict=True)):
-            assert_identical(a, b, f"{path}/{i}")
-    else:
-        assert left == right, path
-
-
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory) -> Path:
-    """Each half trained for a step by two gloo processes, on the prompts that one process draws as one batch."""
+    """Every case trained for two steps by two gloo processes, on the prompts that one process draws as one batch."""
     folder = tmp_path_factory.mktemp("ddp")
-    write_config(folder)
+    for mode in MODES:
+        write_config(folder, mode)
     worker = Path(__file__).with_name("two_process_worker.py")
     root = Path(__file__).parents[2]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(worker)]
@@ -133,15 +130,26 @@ def two_processes(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("use_reward", ["true", "false"])
-@pytest.mark.parametrize("half", HALVES)
-def test_two_processes_equal_one_with_the_double_batch(two_processes, half, use_reward):
-    ranks = [torch.load(two_processes / f"{half}-{use_reward}-{rank}.pt", weights_only=True) for rank in (0, 1)]
-    before, alone = stepped(
-        two_processes, f"model.component={half}", f"training.use_reward={use_reward}", "training.batch_size=4"
-    )
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_equal_one_with_the_double_batch(two_processes, case):
+    ranks = [torch.load(two_processes / f"{case}-{rank}.pt", weights_only=True) for rank in (0, 1)]
+    mode, overrides = CASES[case]
+    before, alone = stepped(two_processes, *overrides, "training.batch_size=4", mode=mode, steps=2)
     assert largest_difference(ranks[0]["weights"], ranks[1]["weights"]) == 0.0, "ranks differ"
     assert largest_difference(ranks[0]["weights"], alone) <= 1e-5
     for name in alone:
         assert largest_difference({name: before[name]}, {name: alone[name]}) > 1e-4
-    assert not set(ranks[0]["indices"]) & set(ranks[1]["indices"]), "ranks drew the same prompts"
+    for first, second in zip(ranks[0]["indices"], ranks[1]["indices"], strict=True):
+        assert not set(first) & set(second), "ranks drew the same prompts"
+
+
+def test_two_processes_evaluate_as_one_and_stop_together(two_processes):
+    ranks = [torch.load(two_processes / f"evaluation-{rank}.pt", weights_only=True) for rank in (0, 1)]
+    trainer = trainer_of(two_processes, *EVALUATED, f"output_dir={two_processes}/alone")
+    trainer.train()
+    expected = trainer.evaluations.before
+    assert expected is not None and len(expected.scores["total"]) == 3
+    for rank in ranks:
+        torch.testing.assert_close(rank["scores"]["total"], expected.scores["total"], atol=1e-5, rtol=0)
+        torch.testing.assert_close(rank["images"], expected.images, atol=1e-4, rtol=0)
+        assert rank["stopped"] == [0, signal.SIGTERM], "a signal in one process stops all, within the evaluation"

@@ -1,29 +1,52 @@
-"""Run by torchrun from test_training_equivalences: one step of every kind, weights and drawn prompts to a file."""
+"""Run by torchrun from test_training_equivalences: two steps of every case, weights and drawn prompts to a file."""
 
+import signal
 import sys
 from pathlib import Path
 
 import torch
 
-from glm_training.utils.distributed import init_world, shutdown
+from glm_training.utils.distributed import World, init_world, shutdown
 from tests.runs import trainer_of, weights_of
 
-if __name__ == "__main__":
-    folder = Path(sys.argv[1])
-    world = init_world(True, "gloo")
-    for half in ("ar", "dit", "both"):
-        for use_reward in ("true", "false"):
-            trainer = trainer_of(
-                folder,
-                f"model.component={half}",
-                f"training.use_reward={use_reward}",
-                "training.batch_size=2",
-                world=world,
-            )
-            indices = trainer.sampler.peek()
+CASES: dict[str, tuple[str, list[str]]] = {
+    "ar": ("t2i", ["model.component=ar"]),
+    "flow_grpo": ("t2i", ["model.component=both"]),
+    "nft": ("t2i", ["model.component=both", "reward.grpo.dit.method=nft", "reward.grpo.dit.old_decay=0.5"]),
+    "edits": ("i2i", ["model.component=both"]),
+    "supervised": ("t2i", ["model.component=both", "training.use_reward=false"]),
+}
+"""Name -> mode and overrides; each prompt has the same group of images on one process and on two."""
+
+EVALUATED = ["model.component=dit", "training.max_steps=1", "evaluation.enabled=true", "evaluation.num_eval_samples=3"]
+
+
+def train(folder: Path, world: World) -> None:
+    for case, (mode, overrides) in CASES.items():
+        trainer = trainer_of(folder, *overrides, "training.batch_size=2", mode=mode, world=world)
+        indices = []
+        for _ in range(2):
+            indices.append(trainer.sampler.peek())
             trainer.training_step()
-            torch.save(
-                {"weights": weights_of(trainer), "indices": indices},
-                folder / f"{half}-{use_reward}-{world.rank}.pt",
-            )
+            trainer.step += 1
+        torch.save({"weights": weights_of(trainer), "indices": indices}, folder / f"{case}-{world.rank}.pt")
+
+
+def evaluate(folder: Path, world: World) -> None:
+    """Three prompts for two processes; then a run in which one of them is told to stop before it began."""
+    trainer = trainer_of(folder, *EVALUATED, f"output_dir={folder}/pair", world=world)
+    trainer.train()
+    first = trainer.evaluations.before
+    assert first is not None
+    trainer = trainer_of(folder, *EVALUATED, f"output_dir={folder}/stopped", world=world)
+    trainer.signals.received = signal.SIGTERM if world.rank == 1 else None
+    result = trainer.train()
+    found = {"scores": first.scores, "images": first.images, "stopped": [result.step, int(result.stopped_by or 0)]}
+    torch.save(found, folder / f"evaluation-{world.rank}.pt")
+
+
+if __name__ == "__main__":
+    world = init_world(True, "gloo")
+    train(Path(sys.argv[1]), world)
+    evaluate(Path(sys.argv[1]), world)
     shutdown(world)

@@ -98,16 +98,39 @@ def _relation_score(blobs: list[Blob], scene: Scene) -> float:
     score = 0.2 * (len(first) == 1) + 0.2 * (len(second) == 1)
     if len(first) != 1 or len(second) != 1:
         return score
-    a, b = first[0], second[0]
-    dx, dy = b.x - a.x, b.y - a.y
+    score += 0.2 * _relation_holds(blobs, scene) + 0.1 * (len(blobs) == 2)
+    return score + 0.15 * (first[0].shape == scene.shape) + 0.15 * (second[0].shape == scene.other_shape)
+
+
+def _relation_holds(blobs: list[Blob], scene: Scene) -> bool:
+    """Whether the one object of the first colour stands to the one of the second as the prompt says."""
+    first = [b for b in blobs if b.color == scene.color]
+    second = [b for b in blobs if b.color == scene.other_color]
+    if len(first) != 1 or len(second) != 1:
+        return False
+    dx, dy = second[0].x - first[0].x, second[0].y - first[0].y
     holds = {"left of": dx > abs(dy), "right of": -dx > abs(dy), "above": dy > abs(dx), "below": -dy > abs(dx)}
-    score += 0.2 * holds[scene.relation] + 0.1 * (len(blobs) == 2)
-    return score + 0.15 * (a.shape == scene.shape) + 0.15 * (b.shape == scene.other_shape)
+    return holds[scene.relation]
 
 
 def is_right(image: Image.Image, scene: Scene) -> bool:
     """Whether everything asked for is there (of a sign: the board's colour)."""
     return scene_score(image, scene) > 1 - 1e-6
+
+
+def attributes(image: Image.Image, scene: Scene) -> dict[str, bool]:
+    """What of a scene of shapes is right, each on its own: "shape", "color" and "count" of all objects together, and
+    for two objects the "relation" of the first colour to the second."""
+    blobs = find_blobs(image)
+    wanted = [(scene.color, scene.shape)] * scene.count
+    if scene.relation:
+        wanted.append((scene.other_color, scene.other_shape))
+    found = {
+        "shape": sorted(blob.shape for blob in blobs) == sorted(shape for _, shape in wanted),
+        "color": {blob.color for blob in blobs} == {color for color, _ in wanted},
+        "count": len(blobs) == len(wanted),
+    }
+    return found | ({"relation": _relation_holds(blobs, scene)} if scene.relation else {})
 
 
 class SceneReward(RewardCalculator):

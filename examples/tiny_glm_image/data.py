@@ -17,6 +17,11 @@ class Pictures:
     images: Tensor
     scenes: list[Scene]
 
+    def weights(self, sign_share: float) -> Tensor:
+        """[N] chances of drawing each, for a batch of which `sign_share` are signs."""
+        signs = torch.tensor([bool(scene.word) for scene in self.scenes])
+        return torch.where(signs, sign_share / signs.sum(), (1 - sign_share) / (~signs).sum())
+
 
 @dataclass
 class Edits:

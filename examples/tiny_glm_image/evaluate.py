@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from checker import is_right
+from checker import attributes, is_right
 from PIL import Image
-from world import SIGN_COLORS, SIZE, UNSEEN_WORDS, Edit, Jitter, Scene, all_scenes, draw, sample_edit
+from world import SIGN_COLORS, SIZE, UNSEEN_WORDS, Jitter, Scene, all_scenes, draw, sample_edit
 
 from glm_training.models.glm_image.family import GLMImage
 from glm_training.rewards import word_accuracy
@@ -29,6 +29,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=32, help="scenes per group")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument("--temperature", type=float, default=0.9)
+    parser.add_argument("--top-p", type=float, default=0.75)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     family = GLMImage.load(args.model)
@@ -47,7 +49,8 @@ def main() -> None:
         report[name] = score(images, [edit.target for edit in edits])
         shown += [[to_pil(source) for source in sources[:8]], images[:8]]
         labels += [f"{name} sources", f"{name}: " + ", ".join(edit.instruction for edit in edits[:8])]
-    print(json.dumps({"model": args.model, "steps": args.steps, "guidance": args.guidance, **report}, indent=1))
+    settings = {name: getattr(args, name) for name in ("model", "steps", "guidance", "temperature", "top_p", "count")}
+    print(json.dumps(settings | report, indent=1))
     save_grid(args.out / "grid.png", shown, labels, [str(i) for i in range(8)])
 
 
@@ -65,21 +68,26 @@ def _groups(rng: np.random.Generator, count: int) -> dict[str, list[Scene]]:
 def _draw(family: GLMImage, args: argparse.Namespace, prompts: list[str], sources: torch.Tensor | None) -> list:
     images = family.generate(
         prompts, height=SIZE, width=SIZE, sources=sources, seed=args.seed, num_inference_steps=args.steps,
-        guidance_scale=args.guidance,
+        guidance_scale=args.guidance, temperature=args.temperature, top_p=args.top_p,
     )  # fmt: skip
     return [to_pil(image) for image in images]
 
 
-def score(images: list[Image.Image], scenes: list[Scene] | list[Edit]) -> dict[str, float]:
-    """Share of pictures with everything right, and of signs whose word OCR reads."""
+def score(images: list[Image.Image], scenes: list[Scene]) -> dict[str, float]:
+    """Shares of pictures with everything right, with each attribute right, and of signs whose word OCR reads."""
     checked = [is_right(image, scene) for image, scene in zip(images, scenes, strict=True)]
     result = {"right": sum(checked) / len(checked)}
+    parts: dict[str, list[bool]] = {}
+    for image, scene in zip(images, scenes, strict=True):
+        for name, holds in ({} if scene.word else attributes(image, scene)).items():
+            parts.setdefault(name, []).append(holds)
+    result |= {name: sum(values) / len(values) for name, values in parts.items()}
     signs = [i for i, scene in enumerate(scenes) if scene.word]
     if signs:
         tensors = torch.stack([_tensor(images[i]) for i in signs])
         words = word_accuracy(tensors, [scenes[i].prompt() for i in signs])
         result["word_accuracy"] = float(torch.as_tensor(words).float().mean())
-    return result
+    return {name: round(value, 3) for name, value in result.items()}
 
 
 def _tensor(image: Image.Image) -> torch.Tensor:

@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 from world import Edit, Jitter, Scene, all_scenes, draw, sample_edit
 
-TRAIN = {"sign": 20, "relation": 16, "count": 8}
-HELD_OUT = {"sign": 12, "relation": 12, "count": 6}
+TRAIN = {"sign": 20, "relation": 20, "count": 8}
+HELD_OUT = {"sign": 12, "relation": 18, "count": 6}
 EDITS = (32, 16)
 
 

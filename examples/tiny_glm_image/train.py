@@ -3,8 +3,9 @@
     python examples/tiny_glm_image/train.py all --work runs/tiny --export glm_training/models/glm_image/tiny
 
 Stages: `vae` and `vq` need nothing; `ar` needs `vq`; `dit` needs `vae` and `vq`. Each reads and writes its own folder
-of a pipeline under --work, so stages can run again or side by side. The export stores the weights as float16. The glyph
-encoder keeps its random weights: byte embeddings mixed by two layers are all the DiT needs to tell letters apart.
+of a pipeline under --work and goes on from what it finds there, so stages can run again or side by side. The export
+stores the weights as float16. The glyph encoder keeps its random weights: byte embeddings mixed by two layers are all
+the DiT needs to tell letters apart.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from train_ar import train_ar
 from train_dit import train_dit
 
 STAGES = ("vae", "vq", "ar", "dit")
-STEPS = {"vae": 1400, "vq": 800, "ar": 900, "dit": 1600}
+STEPS = {"vae": 1400, "vq": 1000, "ar": 1750, "dit": 2400}
 
 
 def main() -> None:
@@ -36,7 +37,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="instead of the stage's own number")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--resume", action="store_true", help="ar and dit: go on from the weights in --work")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")

@@ -31,10 +31,9 @@ def train_vae(vae: AutoencoderKL, *, steps: int, batch_size: int, seed: int, log
             top, left = torch.randint(SIZE - CROP + 1, (2,), generator=generator).tolist()
             x = x[:, :, top : top + CROP, left : left + CROP]
         x = to_model_range(x).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
-            posterior = vae.encode(x).latent_dist
-            latents = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
-            reconstruction = vae.decode(latents).sample
+        posterior = vae.encode(x).latent_dist
+        latents = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
+        reconstruction = vae.decode(latents).sample
         error = (reconstruction.float() - x).abs()
         kl = posterior.kl().float().mean() / latents[0].numel()
         loss = error.mean() + 4.0 * (error**2).mean() + 2e-4 * kl

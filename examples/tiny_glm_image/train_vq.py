@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GlmImageForConditionalGeneration
 
-from data import pictures
+from data import Pictures, pictures
 
 LARGE, PREVIEW = 4, 16
 """Grid sides at 128x128: the large grid sees the picture at 64 px, the preview at 256 px (16 px patches both)."""
@@ -17,7 +17,8 @@ LARGE, PREVIEW = 4, 16
 
 def train_vq(model: GlmImageForConditionalGeneration, *, steps: int, seed: int, log) -> None:
     """Trains the vision tower and `quant_conv`, then fills the codebook by k-means over both grids' features."""
-    images = pictures(8000, seed + 1).images
+    shown = pictures(8000, seed + 1)
+    images = shown.images
     vq, visual = model.model.vqmodel, model.model.visual
     decoder = nn.Sequential(nn.Linear(vq.quantize.embedding_dim, 256), nn.GELU(), nn.Linear(256, 16 * 16 * 3))
     parameters = [*visual.parameters(), *vq.quant_conv.parameters(), *decoder.parameters()]
@@ -27,10 +28,14 @@ def train_vq(model: GlmImageForConditionalGeneration, *, steps: int, seed: int, 
     started = time.time()
     for step in range(steps):
         loss = torch.zeros(())
-        for side, batch in ((LARGE, 64), (PREVIEW, 6)):
+        for side, batch in ((LARGE, 48), (PREVIEW, 4)):
             rows = torch.randint(len(images), (batch,), generator=generator)
             patches = to_patches(images[rows], side)
             z = F.normalize(features(model, patches, side), dim=-1)
+            # The same patches elsewhere in other pictures must look the same, or the codes would spell out positions.
+            order = torch.randperm(len(patches), generator=generator)
+            moved = F.normalize(features(model, patches[order], side), dim=-1)
+            loss = loss + (z[order] - moved).pow(2).sum(-1).mean()
             z = F.normalize(z + 0.06 * torch.randn(z.shape, generator=generator), dim=-1)
             error = (decoder(z) - patches).pow(2).mean(-1)
             loss = loss + error.mean() + error.pow(2).mean().sqrt()  # rare patches count
@@ -41,13 +46,25 @@ def train_vq(model: GlmImageForConditionalGeneration, *, steps: int, seed: int, 
         schedule.step()
         if step % 100 == 0 or step == steps - 1:
             log(f"vq step {step} loss {loss:.4f} {time.time() - started:.0f}s")
-    with torch.no_grad():
-        large = features(model, to_patches(images[:4000], LARGE), LARGE)
-        preview = torch.cat([features(model, to_patches(c, PREVIEW), PREVIEW) for c in images[:400].split(50)])
-        kept = preview[torch.randperm(len(preview), generator=generator)[: len(large) // 2]]
-        points = F.normalize(torch.cat([large, kept]), dim=-1)
-        vq.quantize.embedding.weight.copy_(_kmeans(points, vq.quantize.num_embeddings, generator))
-        log(f"vq codebook filled from {len(points)} features {time.time() - started:.0f}s")
+    _fill_codebook(model, shown, generator)
+    log(f"vq codebook filled {time.time() - started:.0f}s")
+
+
+@torch.no_grad()
+def _fill_codebook(model: GlmImageForConditionalGeneration, shown: Pictures, generator: torch.Generator) -> None:
+    """k-means over the features of both grids.
+
+    Signs give few of the points: the glyphs tell the DiT what a word looks like, shapes it knows from the codes alone.
+    """
+    quantize = model.model.vqmodel.quantize
+    signs = torch.tensor([bool(scene.word) for scene in shown.scenes])
+    some = torch.cat([shown.images[~signs][:3500], shown.images[signs][:500]])
+    large = features(model, to_patches(some, LARGE), LARGE)
+    some = torch.cat([shown.images[~signs][:300], shown.images[signs][:150]])
+    preview = torch.cat([features(model, to_patches(c, PREVIEW), PREVIEW) for c in some.split(50)])
+    kept = preview[torch.randperm(len(preview), generator=generator)[: len(large) // 2]]
+    points = F.normalize(torch.cat([large, kept]), dim=-1)
+    quantize.embedding.weight.copy_(_kmeans(points, quantize.num_embeddings, generator))
 
 
 def to_patches(images: Tensor, side: int) -> Tensor:

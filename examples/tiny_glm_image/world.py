@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 SIZE = 128
 COLORS = {
     "red": (214, 40, 40), "green": (46, 160, 67), "blue": (38, 84, 214), "yellow": (244, 202, 22),
-    "purple": (142, 52, 180), "orange": (245, 130, 32), "black": (24, 24, 24),
+    "purple": (142, 52, 180), "black": (24, 24, 24),
 }  # fmt: skip
 SIGN_COLORS = ("red", "green", "blue", "purple", "black")
 SHAPES = ("circle", "square", "triangle")
@@ -136,17 +136,16 @@ def sample_edit(rng: np.random.Generator, held_out: bool = False) -> Edit:
 
 @dataclass(frozen=True)
 class Jitter:
-    """Where and how large things are: `dx, dy` in [-1, 1] for two objects, `scale` in [0.85, 1]."""
+    """Where the picture's content stands: `dx, dy` in {-1, 0, 1} steps to the right and down."""
 
-    dx: tuple[float, float]
-    dy: tuple[float, float]
-    scale: float
+    dx: int
+    dy: int
 
     @staticmethod
     def sample(rng: np.random.Generator) -> Jitter:
         """A random one."""
-        x, y = rng.uniform(-1, 1, 2), rng.uniform(-1, 1, 2)
-        return Jitter((x[0], x[1]), (y[0], y[1]), float(rng.uniform(0.88, 1.0)))
+        dx, dy = rng.integers(-1, 2, 2).tolist()
+        return Jitter(dx, dy)
 
 
 def draw(scene: Scene, jitter: Jitter) -> Image.Image:
@@ -163,26 +162,20 @@ def draw(scene: Scene, jitter: Jitter) -> Image.Image:
 
 
 def _objects(scene: Scene, jitter: Jitter) -> list[tuple[float, float, float, str, str]]:
-    wobble = 5.0
+    """(x, y, radius, colour, shape) of each; all keep clear of the borders between the 64 px quarters they stand in."""
+    x, y = 3.0 * jitter.dx, 3.0 * jitter.dy
     if scene.relation:
-        offsets = {"left of": (-30, 0), "right of": (30, 0), "above": (0, -30), "below": (0, 30)}[scene.relation]
-        radius = 23 * jitter.scale
-        first = (64 + offsets[0] + wobble * jitter.dx[0] * 0.6, 64 + offsets[1] + wobble * jitter.dy[0] * 0.6)
-        second = (64 - offsets[0] + wobble * jitter.dx[1] * 0.6, 64 - offsets[1] + wobble * jitter.dy[1] * 0.6)
-        return [
-            (*first, radius, scene.color, scene.shape),
-            (*second, radius, scene.other_color, scene.other_shape),
-        ]
+        left, up = {"left of": (-32, 0), "right of": (32, 0), "above": (0, -32), "below": (0, 32)}[scene.relation]
+        first = (64 + left + x, 64 + up + y, 23.0, scene.color, scene.shape)
+        return [first, (64 - left + x, 64 - up + y, 23.0, scene.other_color, scene.other_shape)]
     centres = {
         1: [(64, 64)],
-        2: [(34, 64), (94, 64)],
-        3: [(64, 34), (34, 92), (94, 92)],
-        4: [(34, 34), (94, 34), (34, 94), (94, 94)],
+        2: [(32, 64), (96, 64)],
+        3: [(64, 32), (32, 96), (96, 96)],
+        4: [(32, 32), (96, 32), (32, 96), (96, 96)],
     }[scene.count]
-    radius = {1: 34, 2: 23, 3: 22, 4: 21}[scene.count] * jitter.scale
-    return [
-        (x + wobble * jitter.dx[0], y + wobble * jitter.dy[0], radius, scene.color, scene.shape) for x, y in centres
-    ]
+    radius = 28.0 if scene.count == 1 else 23.0
+    return [(cx + x, cy + y, radius, scene.color, scene.shape) for cx, cy in centres]
 
 
 def _draw_shape(canvas: ImageDraw.ImageDraw, x: float, y: float, r: float, color: tuple[int, int, int], shape: str):
@@ -203,7 +196,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def _draw_sign(canvas: ImageDraw.ImageDraw, scene: Scene, jitter: Jitter, factor: int) -> None:
-    x, y = (64 + 3 * jitter.dx[0]) * factor, (60 + 14 * jitter.dy[0]) * factor
+    x, y = (64 + 3 * jitter.dx) * factor, (60 + 12 * jitter.dy) * factor
     half_w, half_h = 57 * factor, 23 * factor
     canvas.rectangle((x - 3 * factor, y, x + 3 * factor, SIZE * factor), fill=(120, 110, 100))
     canvas.rounded_rectangle((x - half_w, y - half_h, x + half_w, y + half_h), 7 * factor, fill=COLORS[scene.color])

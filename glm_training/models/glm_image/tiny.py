@@ -37,7 +37,7 @@ RESERVED_VISION_IDS = 32
 class TinyShape:
     """Sizes of a tiny GLM-Image. The defaults are those of the trained model."""
 
-    codebook: int = 512
+    codebook: int = 1024
     ar_hidden: int = 128
     ar_layers: int = 4
     vision_hidden: int = 64

@@ -183,12 +183,7 @@ class GLMImage:
 
         Raises ValueError for sizes that are not multiples of 32 px and counts below 1.
         """
-        ids = list(range(len(prompts))) if prompt_ids is None else list(prompt_ids)
-        if len(ids) != len(prompts) or min(plans, renders) < 1:
-            raise ValueError(
-                f"need one prompt_id per prompt and at least 1 plan and render, got {len(ids)} ids for {len(prompts)} "
-                f"prompts, {plans} plans and {renders} renders"
-            )
+        ids = _checked_ids(len(prompts), prompt_ids, plans, renders)
         prompt = self.ar.encode_prompts(list(prompts), height, width, sources)
         plan_names = [(p, n) for p in ids for n in range(plans)]
         draws = uniform(seed, "generate/tokens", plan_names, (prompt.T,), device=self.ar.device)
@@ -217,3 +212,14 @@ class GLMImage:
             on_step=step_hook,
         )
         return self.dit.decode_latents(trajectory.final, micro_batch_size=micro_batch_size or 8)
+
+
+def _checked_ids(prompts: int, prompt_ids: Sequence[int] | None, plans: int, renders: int) -> list[int]:
+    """`prompt_ids`, or 0..prompts-1. Raises ValueError when the counts do not fit."""
+    ids = list(range(prompts)) if prompt_ids is None else list(prompt_ids)
+    if len(ids) != prompts or min(plans, renders) < 1:
+        raise ValueError(
+            f"need one prompt_id per prompt and at least 1 plan and render, got {len(ids)} ids for {prompts} prompts, "
+            f"{plans} plans and {renders} renders"
+        )
+    return ids

@@ -1,6 +1,6 @@
 """Tokens plus their log-probs for a group of plans: this package against the stock path, on one model in one run.
 
-    python benchmarks/rollout.py --model tiny-random
+    python benchmarks/rollout.py
 
 The stock path is what a trainer built on `generate` does: the prompt repeated once per sample, `generate` (kept to the
 codebook, as it would otherwise end early or leave it), then a teacher-forced `forward` for the log-probs. Its log-probs
@@ -95,7 +95,7 @@ def main() -> None:
 
 def read_options() -> Options:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="tiny-random", help="tiny-random, tiny, or a GLM-Image folder")
+    parser.add_argument("--model", default="tiny", help="tiny, tiny-random, or a GLM-Image folder")
     parser.add_argument("--group", type=int, default=16, help="plans of the one prompt")
     parser.add_argument("--height", type=int, default=128)
     parser.add_argument("--width", type=int, default=128)
@@ -192,9 +192,12 @@ def _added_memory(name: str, options: Options) -> float:
 
 
 def _peak_resident() -> int:
-    """Bytes; Linux counts in KiB, macOS in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    """Bytes. On Linux of this program alone: `ru_maxrss` remembers the process that started it."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 if __name__ == "__main__":

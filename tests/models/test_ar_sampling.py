@@ -22,8 +22,9 @@ def draw_all(logits, uniforms, *, temperature=1.0, top_p=1.0, do_sample=True):
 
 
 @pytest.mark.parametrize("top_p", [0.01, 0.3, 0.75, 0.99])
-def test_the_support_is_that_of_transformers(top_p):
-    logits = torch.randn(64, 300, generator=torch.Generator().manual_seed(0)) * 3
+@pytest.mark.parametrize("peakedness", [0.3, 3])  # a nucleus of most codes, and one of few
+def test_the_support_is_that_of_transformers(top_p, peakedness):
+    logits = torch.randn(64, 300, generator=torch.Generator().manual_seed(0)) * peakedness
     expected = TopPLogitsWarper(top_p)(None, logits.clone()).isfinite()
     assert torch.equal(nucleus(logits.softmax(-1), top_p), expected)
 

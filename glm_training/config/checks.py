@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 def cross_field_issues(config: Config) -> list[Issue]:
     """Everything in `config` that cannot be meant."""
     issues = [*_metrics(config), *_images(config), *_evaluation(config), *_lora(config), *_accept(config)]
+    issues += _token_weights(config)
     if config.uses_reward():
         issues += [*_group(config), *_exploration(config), *_sde(config), *_dropout(config)]
     return issues
@@ -223,6 +224,16 @@ def _dropout(config: Config) -> Iterator[Issue]:
                 f"{lora.dropout:g} makes the replayed log-probs of the {part} half differ from the rollout's.",
                 "Set it to 0 for reward training.",
             )
+
+
+def _token_weights(config: Config) -> Iterator[Issue]:
+    training = config.training
+    if training.preview_loss_weight == training.large_loss_weight == 0:
+        yield Issue(
+            ("training.preview_loss_weight", "training.large_loss_weight"),
+            "no token counts when both weights are 0.",
+            "Make one of them greater than 0.",
+        )
 
 
 def _lora(config: Config) -> Iterator[Issue]:

@@ -171,7 +171,10 @@ class Config(Section):
         return first(self.data.metadata_file, self.data.prompts_file)
 
     def target_reason(self) -> str | None:
-        """Why the metrics need target images, in words; None if none of those that come with the package does."""
+        """Why the metrics need target images, in words; None if none of those that come with the package does, or a
+        calculator of the user's stands in their place."""
+        if self.reward.calculator is not None:
+            return None
         metrics = self.reward.metrics if self.reward.metrics is not None else self.reward.weights
         names = set(metrics or ()) if self.reward.enabled else set()
         if "lpips" in names:

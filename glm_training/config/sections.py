@@ -153,10 +153,10 @@ class TrainingConfig(Section):
         default=1, ge=1, description="Every k-th step is a reward step; the steps between are supervised. 1 = all are."
     )
     preview_loss_weight: float = Field(
-        default=1.0, ge=0, description="Supervised AR: weight of the preview tokens in the cross-entropy."
+        default=1.0, ge=0, description="Supervised AR, t2i: weight of the preview tokens in the cross-entropy."
     )
     large_loss_weight: float = Field(
-        default=1.0, ge=0, description="Supervised AR: weight of the full-size tokens in the cross-entropy."
+        default=1.0, ge=0, description="Supervised AR, t2i: weight of the full-size tokens in the cross-entropy."
     )
     prior_dropout: float = Field(
         default=0.1, ge=0, le=1, description="Supervised DiT: share of samples trained without condition, for guidance."

@@ -69,7 +69,8 @@ def evaluate(
     for start in range(0, share, prompts_at_once):
         rows = mine[start : start + prompts_at_once]
         drawn = _draw(family, batch, rows, settings, on_step)
-        result = calculator.compute_rewards(_reward_batch(batch, rows, drawn, settings.samples))
+        with torch.autocast(drawn.device.type, enabled=False):  # metrics compute in fp32, as in training
+            result = calculator.compute_rewards(_reward_batch(batch, rows, drawn, settings.samples))
         columns = {"total": result.total, **result.components}
         names = list(columns)
         totals.append(torch.stack([values.view(len(rows), -1) for values in columns.values()], dim=-1).nanmean(dim=1))

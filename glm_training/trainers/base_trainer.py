@@ -96,6 +96,10 @@ class BaseTrainer(ABC):
         that has changed weights is finished first.
         """
         resumed = self._open()
+        with self.logger:
+            return self._run(resumed)
+
+    def _run(self, resumed: bool) -> TrainResult:
         stopped = False
         with (
             self.signals,
@@ -110,9 +114,7 @@ class BaseTrainer(ABC):
                 stopped = True
                 if self.saved != self._checkpoint():
                     self.save()
-        result = self._finish(self.signals.received if stopped else None)
-        self.logger.close()
-        return result
+        return self._finish(self.signals.received if stopped else None)
 
     def _advance(self, progress: Progress) -> None:
         """One training step with what is due after it. Raises StopRequested, without a trace of a step dropped."""

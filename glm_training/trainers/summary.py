@@ -76,9 +76,15 @@ def append_scores(path: Path, step: int, held_out: ImageDataset, evaluation: Eva
 
 def has_scores(path: Path, step: int) -> bool:
     """Whether `append_scores` wrote a line for `step`."""
-    return path.is_file() and any(
-        json.loads(line)["step"] == step for line in path.read_text(encoding="utf-8").splitlines()
-    )
+    return path.is_file() and any(_step_of(line) == step for line in path.read_text(encoding="utf-8").splitlines(True))
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of scores; infinite for one that a kill or a full disk has torn."""
+    try:
+        return json.loads(line)["step"] if line.endswith("\n") else math.inf
+    except json.JSONDecodeError:
+        return math.inf
 
 
 def trim_scores(path: Path, step: int) -> None:
@@ -87,11 +93,11 @@ def trim_scores(path: Path, step: int) -> None:
     if not path.is_file():
         return
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if json.loads(line)["step"] <= step]
-    dropped = [line for line in lines if json.loads(line)["step"] > step]
+    kept = [line for line in lines if _step_of(line) <= step]
+    dropped = [line for line in lines if _step_of(line) > step]
     if dropped:
         with path.with_name("evaluations.discarded.jsonl").open("a", encoding="utf-8") as file:
-            file.writelines(dropped)
+            file.writelines(line if line.endswith("\n") else line + "\n" for line in dropped)
         path.write_text("".join(kept), encoding="utf-8")
 
 

@@ -149,6 +149,18 @@ def test_policy_inheritance() -> None:
     assert (dit.reward_weight, dit.kl_coef, dit.clip_low, dit.clip_high) == (1.0, 0.0, 1e-4, 1e-4)
 
 
+def test_some_token_must_count() -> None:
+    weights = {"preview_loss_weight": 0, "large_loss_weight": 0}
+    assert first_paths(training=weights) == ["training.preview_loss_weight"]
+    build(training=weights | {"large_loss_weight": 1})
+
+
+def test_a_calculator_in_the_place_of_the_metrics_needs_no_targets() -> None:
+    config = build(reward={"calculator": "my_rewards:Brightness"})
+    assert config.target_reason() is None
+    assert config.has_own_reward()
+
+
 def test_lora_inheritance() -> None:
     lora = {"enabled": True, "rank": 8, "ar": {"enabled": False}, "dit": {"rank": 4, "dropout": 0.1}}
     assert first_paths(lora=lora) == ["lora.dropout"]  # a replay would draw another mask

@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from glm_training.algorithms.flow_sde import sde_step
+from glm_training.methods.flow_policy_gradient import FlowPolicyGradient
 from glm_training.models.glm_image.dit import DiTComponent
 from glm_training.models.glm_image.tiny import build_tiny
 
 GRID, STEPS = (2, 2), 4
+METHOD = FlowPolicyGradient(clip=(1e-4, 1e-4), kl_coef=0.0)
 PROMPTS = ['a "sign"', "plain", 'longer "words here"']
 
 
@@ -50,11 +52,11 @@ def run(dit: DiTComponent, *, kernel="flow", indices=(0, 2), guidance_scale=1.5,
 def test_replay_gives_the_rollouts_log_probs(dit, kernel, guidance_scale, source):
     trajectory = run(dit, kernel=kernel, guidance_scale=guidance_scale, source=source)
     for column, step in enumerate(trajectory.sde_indices):
-        whole = dit.replay(trajectory, step)
+        whole = METHOD.replay(dit, trajectory, step)
         assert whole.log_prob.requires_grad
         assert ((whole.log_prob - trajectory.log_probs[:, column]).exp() - 1).abs().max() <= 1e-5
         rows = torch.tensor([2, 0])
-        part = dit.replay(trajectory, step, rows)
+        part = METHOD.replay(dit, trajectory.select(rows), step)
         assert ((part.log_prob - trajectory.log_probs[rows, column]).exp() - 1).abs().max() <= 1e-5
         assert torch.equal(part.next_latents, trajectory.at(step + 1)[rows])
 
@@ -63,14 +65,14 @@ def test_replay_gives_the_rollouts_log_probs(dit, kernel, guidance_scale, source
 def test_replay_with_anything_else_is_seen(dit, change):
     trajectory = run(dit)
     altered = dataclasses.replace(trajectory, **change)
-    deviation = (dit.replay(altered, 2).log_prob - trajectory.log_probs[:, 1]).exp() - 1
+    deviation = (METHOD.replay(dit, altered, 2).log_prob - trajectory.log_probs[:, 1]).exp() - 1
     assert deviation.abs().max() > 1e-4
 
 
 def test_replay_gradient_reaches_the_transformer(dit):
     trajectory = run(dit)
     dit.zero_grad()
-    dit.replay(trajectory, 2).log_prob.sum().backward()
+    METHOD.replay(dit, trajectory, 2).log_prob.sum().backward()
     assert dit.transformer.proj_out.weight.grad.abs().max() > 0
     dit.zero_grad()
 
@@ -110,18 +112,18 @@ def test_store_keeps_both_ends_of_each_sde_step_and_no_more(dit):
     assert trajectory.stored_steps == (0, 1, 2, 3) and trajectory.stored.shape == (3, 4, 4, 8, 8)
     last = run(dit, indices=(3,))
     assert last.stored_steps == (3, 4) and torch.equal(last.at(4), last.final)
-    assert dit.replay(last, 3).log_prob.shape == (3,)
+    assert METHOD.replay(dit, last, 3).log_prob.shape == (3,)
     every = run(dit, indices=(0, 1, 2, 3))
     assert every.latents.shape == (3, STEPS + 1, 4, 8, 8)
     assert torch.equal(every.latents[:, 0], rand(3, 4, 8, 8)) and torch.equal(every.latents[:, -1], every.final)
     with pytest.raises(ValueError, match="use at"):
         _ = last.latents
     with pytest.raises(ValueError, match="drew no noise"):
-        dit.replay(trajectory, 1)
+        METHOD.replay(dit, trajectory, 1)
     bare = run(dit, store=False)
     assert bare.stored is None and torch.equal(bare.final, trajectory.final)
     with pytest.raises(ValueError, match="store=True"):
-        dit.replay(bare, 0)
+        METHOD.replay(dit, bare, 0)
 
 
 @pytest.mark.parametrize("source", [False, True])

@@ -17,7 +17,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
-from glm_training.algorithms.flow_sde import Kernel, SDEStep
+from glm_training.algorithms.flow_sde import Kernel
 from glm_training.models.glm_image import latents as codec
 from glm_training.models.glm_image import schedule as timing
 from glm_training.models.glm_image.attention import (
@@ -312,7 +312,7 @@ class DiTComponent(torch.nn.Module):
 
         Steps in `sde_indices` draw from `kernel` with strength `eta` and `step_noise`
         ``[len(sde_indices), B, C, h, w]``; the others follow the ODE. ``store=True`` keeps the latents on both sides of
-        each SDE step, for `replay`. At most `micro_batch_size` rows go through the transformer at once; a row does not
+        each SDE step, for a replay. At most `micro_batch_size` rows go through the transformer at once; a row does not
         depend on the rows next to it. `on_step` is called before each step of each micro-batch; it may raise to abandon
         the sampling.
 
@@ -345,19 +345,6 @@ class DiTComponent(torch.nn.Module):
             return self(latents, times, condition, guidance_scale=guidance_scale, reference=reference)
 
         return velocity
-
-    def replay(self, trajectory: Trajectory, step: int, rows: Tensor | None = None) -> SDEStep:
-        """SDE step `step` of a stored trajectory again, with gradient: its log_prob ``[B]``, mean and std.
-
-        Of `rows` (long indices or a bool mask), or of all. Uses the guidance, kernel and eta that sampled. With
-        unchanged weights log_prob equals ``trajectory.log_probs``.
-        Raises ValueError when `step` is not an SDE step or its latents were not stored.
-        """
-        part = trajectory if rows is None else trajectory.select(rows)
-        part = part.to(self.device)
-        times = timing.schedule_tensor(part.schedule.timesteps[step], len(part.final), self.device)
-        velocity = self(part.at(step), times, part.condition, guidance_scale=part.guidance_scale)
-        return part.score(step, velocity)
 
     # -- images --------------------------------------------------------------------------------------------------------
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-Part = Literal["ar", "dit"]
-"""A trainable half of the model: the autoregressive generator or the diffusion decoder."""
+Part = Literal["ar", "dit", "unet"]
+"""A trainable part: GLM-Image's autoregressive generator and its diffusion decoder, or SDXL's UNet."""
 
 
 class Section(BaseModel):

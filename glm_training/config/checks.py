@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from glm_training.config.describe import walk
 from glm_training.config.errors import Issue
+from glm_training.config.family_checks import family_issues
 from glm_training.config.method_checks import method_issues
 from glm_training.config.monitor_checks import monitor_issues
 from glm_training.config.resolved import split_group
@@ -29,6 +30,7 @@ def cross_field_issues(config: Config) -> list[Issue]:
         *_evaluation(config),
         *_lora(config),
         *_accept(config),
+        *family_issues(config),
     ]
     issues += [*_token_weights(config), *monitor_issues(config, _is_metric)]
     if config.uses_reward():

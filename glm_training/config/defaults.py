@@ -24,14 +24,15 @@ def with_dependent_defaults(raw: Any, schema: type[BaseModel]) -> Any:
         return raw
     tree: Tree = deepcopy(raw)
     _open_sections(tree, schema)
-    i2i = tree["training"].get("mode") == "i2i" if isinstance(tree["training"], dict) else False
+    i2i = _get(tree["training"], "mode") == "i2i"
+    _fill_method(tree)
     if i2i:
         _fill(tree["training"], "num_epochs", I2I_EPOCHS)
         _fill(tree["training"], "warmup_steps", I2I_WARMUP)
     reward = tree["reward"]
     if isinstance(reward, dict) and reward.get("metrics") is None and reward.get("weights") is None:
         reward["weights"] = _part_weights(reward) or dict(I2I_WEIGHTS if i2i else T2I_WEIGHTS)
-    _fill_data(tree["data"], "i2i" if i2i else "t2i")
+    _fill_data(tree["data"], "i2i" if i2i else "t2i", _get(tree["training"], "method") == "dpo")
     _fill_rollout(tree)
     return tree
 
@@ -63,8 +64,26 @@ def _part_weights(reward: Tree) -> Tree:
     return merged
 
 
-def _fill_data(data: Any, mode: str) -> None:
-    if not isinstance(data, dict) or data.get("metadata_file") is not None:
+def _fill_method(tree: Tree) -> None:
+    """SDXL has its UNet to train. Preferences and distillation score nothing unless a reward is asked for; distillation
+    draws in evaluations as it trains the generator to draw."""
+    model, method = tree["model"], _get(tree["training"], "method")
+    sdxl = _get(model, "family") == "sdxl"
+    if sdxl:
+        _fill(model, "component", "unet")
+    if method in ("dpo", "dmdr"):
+        _fill(tree["reward"], "enabled", False)
+    if method == "dmdr":
+        if not sdxl:
+            _fill(model, "component", "dit")
+            _fill(tree["dmdr"], "real_guidance_scale", 1.5)
+        evaluation = tree["evaluation"]
+        for key, value in (("num_inference_steps", _get(tree["dmdr"], "student_steps") or 4), ("guidance_scale", 1.0)):
+            _fill(evaluation, key, value)
+
+
+def _fill_data(data: Any, mode: str, pairs: bool) -> None:
+    if pairs or not isinstance(data, dict) or data.get("metadata_file") is not None:
         return
     for key, default in (("prompts_file", "prompts.txt"), ("source_images_dir", "source_images")):
         if data.get(key) is None and (key == "prompts_file" or mode == "i2i"):

@@ -76,6 +76,9 @@ class EvaluationConfig(Section):
     eval_prompts_file: FilePath | None = Field(default=None, description="Held-out prompts; null = the training data.")
     eval_target_images_dir: FilePath | None = Field(default=None, description="Their targets.")
     eval_source_images_dir: FilePath | None = Field(default=None, description="Their sources (i2i).")
+    eval_pairs: FilePath | None = Field(
+        default=None, description="DPO: held-out pairs, whose loss and accuracy are logged at each evaluation."
+    )
     num_eval_samples: int = Field(default=10, ge=1, description="Prompts evaluated, from the first one on.")
     samples_per_prompt: int = Field(default=1, ge=1, description="Images per prompt.")
     num_inference_steps: int | None = Field(

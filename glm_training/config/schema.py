@@ -10,7 +10,9 @@ from pydantic import Field, model_validator
 from glm_training.config.base import FilePath, Part, Section
 from glm_training.config.checks import cross_field_issues
 from glm_training.config.defaults import with_dependent_defaults
+from glm_training.config.distillation_sections import DMDRConfig
 from glm_training.config.errors import CrossFieldError
+from glm_training.config.preference_sections import DPOConfig
 from glm_training.config.resolved import (
     ResolvedLora,
     ResolvedOptimizer,
@@ -38,7 +40,7 @@ from glm_training.config.sections import (
 )
 
 T = TypeVar("T")
-DOCUMENTED_LEARNING_RATE: dict[Part, float] = {"ar": 5e-6, "dit": 1e-5}
+DOCUMENTED_LEARNING_RATE: dict[Part, float] = {"ar": 5e-6, "dit": 1e-5, "unet": 1e-5}
 
 
 def first(*values: T | None) -> T:
@@ -63,6 +65,8 @@ class Config(Section):
     training: TrainingConfig = TrainingConfig()
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig = RewardConfig()
+    dpo: DPOConfig = DPOConfig()
+    dmdr: DMDRConfig = DMDRConfig()
     lora: LoraConfig = LoraConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     distributed: DistributedConfig = DistributedConfig()
@@ -84,17 +88,19 @@ class Config(Section):
         return self
 
     def parts(self) -> tuple[Part, ...]:
-        """The halves that are trained, in the order AR, DiT."""
+        """The parts that are trained, in the order AR, DiT."""
         component = self.model.component
         return ("ar", "dit") if component == "both" else (component,)
 
     def uses_reward(self) -> bool:
-        """Whether the run has reward steps. `reward.enabled: false` turns them off, whatever `use_reward` says."""
-        return self.training.use_reward and self.reward.enabled
+        """Whether the run has reward steps (GRPO). `reward.enabled: false` turns them off, whatever `use_reward`
+        says."""
+        return self.training.method == "finetune" and self.training.use_reward and self.reward.enabled
 
     def uses_supervision(self) -> bool:
         """Whether the run has supervised steps: all of them, or those between the reward steps."""
-        return not self.uses_reward() or self.training.reward_frequency > 1
+        finetunes = self.training.method == "finetune"
+        return finetunes and (not self.uses_reward() or self.training.reward_frequency > 1)
 
     def group(self) -> RolloutGroup:
         """Plans per prompt and renders per plan; their product is `reward.grpo.num_samples`."""
@@ -107,9 +113,9 @@ class Config(Section):
         return group
 
     def optimizer_for(self, part: Part) -> ResolvedOptimizer:
-        """Optimizer of one half: `optimizer.<part>`, then `training`, then the documented default."""
-        shared, own = self.training, self.optimizer.ar if part == "ar" else self.optimizer.dit
-        part_rate = shared.ar_learning_rate if part == "ar" else shared.dit_learning_rate
+        """Optimizer of one part: `optimizer.<part>`, then `training`, then the documented default."""
+        shared, own = self.training, getattr(self.optimizer, part)
+        part_rate = None if part == "unet" else getattr(shared, f"{part}_learning_rate")
         return ResolvedOptimizer(
             name=first(own.name, shared.optimizer),
             learning_rate=first(own.learning_rate, part_rate, shared.learning_rate, DOCUMENTED_LEARNING_RATE[part]),
@@ -146,14 +152,14 @@ class Config(Section):
         return weights | self.reward.metric_weights()
 
     def lora_for(self, part: Part) -> ResolvedLora:
-        """Adapters of one half: `lora.<part>`, then `lora`."""
-        shared, own = self.lora, self.lora.ar if part == "ar" else self.lora.dit
+        """Adapters of one part: `lora.<part>`, then `lora`."""
+        shared, own = self.lora, getattr(self.lora, part)
         return ResolvedLora(
             enabled=first(own.enabled, shared.enabled),
             rank=first(own.rank, shared.rank),
             alpha=first(own.alpha, shared.alpha),
             dropout=first(own.dropout, shared.dropout),
-            targets=tuple(shared.ar_targets if part == "ar" else shared.dit_targets),
+            targets=tuple(getattr(shared, f"{part}_targets")),
         )
 
     def rollout_sampling(self) -> ResolvedSampling:
@@ -170,17 +176,18 @@ class Config(Section):
     def evaluation_sampling(self) -> ResolvedSampling:
         """How evaluation and sample images are drawn: `evaluation`, then `model`."""
         evaluation, model = self.evaluation, self.model
+        renders = model.unet if model.family == "sdxl" else model.dit
         return ResolvedSampling(
             temperature=model.ar.temperature,
             top_p=model.ar.top_p,
             do_sample=model.ar.do_sample,
-            num_inference_steps=first(evaluation.num_inference_steps, model.dit.num_inference_steps),
-            guidance_scale=first(evaluation.guidance_scale, model.dit.guidance_scale),
+            num_inference_steps=first(evaluation.num_inference_steps, renders.num_inference_steps),
+            guidance_scale=first(evaluation.guidance_scale, renders.guidance_scale),
         )
 
     def dataset_file(self) -> Path:
         """What lists the prompts: `data.metadata_file`, or else `data.prompts_file`."""
-        return first(self.data.metadata_file, self.data.prompts_file)
+        return first(self.data.pairs, self.data.metadata_file, self.data.prompts_file)
 
     def target_reason(self) -> str | None:
         """Why the metrics need target images, in words; None if none of those that come with the package does, or a

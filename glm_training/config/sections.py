@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field
 from glm_training.config.base import FilePath, Section, no_as_text
 
 AR_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"]
+UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 DIT_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]
 
 OptimizerName = Literal["adamw", "adamw_8bit", "sgd"]
@@ -32,15 +33,28 @@ class ModelDiTConfig(Section):
     guidance_scale: float = Field(default=1.5, ge=1, description="Classifier-free guidance; 1 = off.")
 
 
+class ModelUNetConfig(Section):
+    """How SDXL's UNet draws."""
+
+    num_inference_steps: int = Field(default=50, ge=1, description="Denoising steps per image.")
+    guidance_scale: float = Field(default=5.0, ge=1, description="Classifier-free guidance; 1 = off.")
+
+
 class ModelConfig(Section):
-    """Which model, and which half of it is trained."""
+    """Which model, and which part of it is trained."""
+
+    family: Literal["glm_image", "sdxl"] = Field(default="glm_image", description="What kind of model it is.")
 
     name: str = Field(
         default="zai-org/GLM-Image",
         min_length=1,
-        description="Hub id, local folder, `tiny` (a small trained model in the package) or `tiny-random` (untrained).",
+        description="Hub id, local folder, `tiny` (a small trained GLM-Image in the package) or `tiny-random` (untrained).",
     )
-    component: Literal["ar", "dit", "both"] = Field(default="both", description="Which half is trained.")
+    component: Literal["ar", "dit", "both", "unet"] = Field(
+        default="both",
+        description="What is trained: a half of GLM-Image or both; of SDXL the UNet.",
+        json_schema_extra={"default_text": "`both` (sdxl: `unet`)"},
+    )
     torch_dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="bfloat16", description="Type in which the weights are loaded."
     )
@@ -57,6 +71,13 @@ class ModelConfig(Section):
     local_files_only: bool = Field(default=False, description="Never download; use what is already on this machine.")
     ar: ModelARConfig = ModelARConfig()
     dit: ModelDiTConfig = ModelDiTConfig()
+    unet: ModelUNetConfig = ModelUNetConfig()
+    taesd: str | None = Field(
+        default=None,
+        min_length=1,
+        description="SDXL: small decoder for rewards, a hub id (madebyollin/taesdxl), folder or `tiny-random`; null = "
+        "the folder `taesd` of the model, if there is one.",
+    )
 
 
 class ImageSizeConfig(Section):
@@ -83,6 +104,12 @@ class DataConfig(Section):
         default=None,
         description="Images to reach; null = `reward.target_images_dir`. If both are given they must agree.",
     )
+    pairs: FilePath | None = Field(
+        default=None,
+        description="DPO: preference pairs, as a folder with metadata.jsonl, a human_feedback.json list or a Hugging "
+        "Face dataset on disk.",
+    )
+    pairs_split: str = Field(default="train", min_length=1, description="DPO: split of a Hugging Face dataset.")
     metadata_file: FilePath | None = Field(
         default=None,
         description="JSON lines with a prompt and its images each, in place of `prompts_file`; paths start at its "
@@ -107,6 +134,11 @@ class DataConfig(Section):
 class TrainingConfig(Section):
     """The loop, and what both halves share of their optimizers."""
 
+    method: Literal["finetune", "dpo", "dmdr"] = Field(
+        default="finetune",
+        description="`finetune` = rewards (GRPO) or target images, as `use_reward` says; `dpo` = preference pairs; "
+        "`dmdr` = distillation to few steps.",
+    )
     mode: Literal["t2i", "i2i"] = Field(default="t2i", description="Text to image, or image (and text) to image.")
     batch_size: int = Field(default=1, ge=1, description="Prompts per process and accumulation chunk.")
     gradient_accumulation_steps: int = Field(default=8, ge=1, description="Chunks per optimizer step.")
@@ -239,8 +271,10 @@ class LoraConfig(Section):
     dit_targets: list[str] = Field(
         default=DIT_TARGETS, min_length=1, description="Modules of the DiT half, by name ending."
     )
+    unet_targets: list[str] = Field(default=UNET_TARGETS, min_length=1, description="Modules of the UNet, likewise.")
     ar: LoraPartConfig = LoraPartConfig()
     dit: LoraPartConfig = LoraPartConfig()
+    unet: LoraPartConfig = LoraPartConfig()
 
 
 class OptimizerPartConfig(Section):
@@ -267,3 +301,4 @@ class OptimizerConfig(Section):
 
     ar: OptimizerPartConfig = OptimizerPartConfig()
     dit: OptimizerPartConfig = OptimizerPartConfig()
+    unet: OptimizerPartConfig = OptimizerPartConfig()

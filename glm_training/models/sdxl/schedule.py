@@ -63,6 +63,11 @@ class NoiseSchedule:
             return (noisy.float() - spread * prediction.float()) / signal
         return signal * noisy.float() - spread * prediction.float()
 
+    def coefficients(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """a_t and b_t, each ``[B]`` fp32, at `timesteps` ``[B]`` (long, in [0, T)), on their device."""
+        alphas = self._at(timesteps)
+        return alphas.sqrt(), (1 - alphas).sqrt()
+
     def _levels(self, like: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """a_t and b_t, each ``[B, 1, 1, 1]``, on the device of `like`."""
         if timesteps.shape != (len(like),):

@@ -54,6 +54,31 @@ class SDXLText:
         return SDXLText(torch.cat([part.prompt_embeds for part in parts]), torch.cat([part.pooled for part in parts]))
 
 
+@dataclass(frozen=True)
+class UNetCondition:
+    """Everything but latents and time that the prediction for B images depends on.
+
+    time_ids: ``[B, 6]`` fp32 from `add_time_ids`. negative: what guidance leads away from, B rows; None for what the
+    stock pipeline takes without a negative prompt.
+    """
+
+    text: SDXLText
+    time_ids: Tensor
+    negative: SDXLText | None = None
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def select(self, rows: Tensor | slice) -> UNetCondition:
+        """The given rows (long indices, a bool mask or a slice)."""
+        negative = None if self.negative is None else self.negative.select(rows)
+        return UNetCondition(self.text.select(rows), self.time_ids[rows], negative)
+
+    def to(self, device: torch.device | str) -> UNetCondition:
+        negative = None if self.negative is None else self.negative.to(device)
+        return UNetCondition(self.text.to(device), self.time_ids.to(device), negative)
+
+
 def add_time_ids(
     original_size: Size | Sequence[Size] | Tensor,
     crop: Size | Sequence[Size] | Tensor,

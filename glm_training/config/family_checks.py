@@ -1,0 +1,136 @@
+"""What a model family, a training method and their sections ask of each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from glm_training.config.errors import Issue
+
+if TYPE_CHECKING:
+    from glm_training.config.schema import Config
+
+SCORERS = ("clip_h", "hps_v2")
+
+
+def family_issues(config: Config) -> list[Issue]:
+    """Everything about `model.family` and `training.method` that does not go together."""
+    issues = [*_component(config)]
+    if config.training.method != "finetune":
+        issues += [*_mode(config), *_held_out_scores(config)]
+    if config.training.method == "dpo":
+        issues += _dpo(config)
+    if config.training.method == "dmdr":
+        issues += [*_dmdr(config), *_dmdr_reward(config)]
+    return issues
+
+
+def _component(config: Config) -> Iterator[Issue]:
+    model, method = config.model, config.training.method
+    if (model.component == "unet") != (model.family == "sdxl"):
+        wanted = "`unet`" if model.family == "sdxl" else "`ar`, `dit` or `both`"
+        yield Issue(
+            ("model.component", "model.family"),
+            f"`{model.family}` has no part `{model.component}` to train.",
+            f"Use {wanted}, or another `model.family`.",
+        )
+    if model.family == "sdxl" and method == "finetune":
+        yield Issue(
+            ("training.method", "model.family"),
+            "`finetune` trains GLM-Image only.",
+            "SDXL takes `dpo` (with `dpo.loss: sft` for supervised finetuning) and `dmdr`.",
+        )
+    if model.family == "glm_image" and model.taesd is not None:
+        yield Issue(("model.taesd", "model.family"), "GLM-Image has no such decoder.", "Remove it.")
+    if method != "dpo" and config.data.pairs is not None:
+        yield Issue(("data.pairs", "training.method"), "pairs are for `dpo`.", "Set `training.method: dpo`.")
+    if method != "dpo" and config.evaluation.eval_pairs is not None:
+        yield Issue(("evaluation.eval_pairs", "training.method"), "pairs are for `dpo`.", "Remove it.")
+
+
+def _mode(config: Config) -> Iterator[Issue]:
+    if config.training.mode == "i2i":
+        yield Issue(
+            ("training.mode", "training.method"), f"`{config.training.method}` trains text to image.", "Use `t2i`."
+        )
+    if config.reward.monitors.metrics and not (config.reward.enabled and config.evaluation.enabled):
+        yield Issue(("reward.monitors.metrics", "reward.enabled"), "nothing is scored.", "Set `reward.enabled: true`.")
+
+
+def _held_out_scores(config: Config) -> Iterator[Issue]:
+    """Held-out prompts are drawn and scored without images to compare with, unless they have targets."""
+    reason = config.target_reason() if config.reward.enabled and config.evaluation.enabled else None
+    prompts = config.evaluation.eval_prompts_file
+    if (
+        reason is not None
+        and config.evaluation.eval_target_images_dir is None
+        and (prompts is None or prompts.suffix != ".jsonl")
+    ):
+        yield Issue(
+            ("reward.weights", "evaluation.eval_target_images_dir"),
+            f"held-out prompts have no target images, and {reason}.",
+            "Choose other metrics, or give `evaluation.eval_prompts_file` and `evaluation.eval_target_images_dir`.",
+        )
+
+
+def _dpo(config: Config) -> Iterator[Issue]:
+    dpo = config.dpo
+    if config.data.pairs is None:
+        yield Issue(
+            ("data.pairs", "training.method"), "`dpo` learns from preference pairs.", "Set it to their folder or file."
+        )
+    if config.model.family != "sdxl":
+        for key, given in (("min_snr_gamma", dpo.min_snr_gamma is not None), ("timesteps", dpo.timesteps == "turbo")):
+            if given:
+                yield Issue((f"dpo.{key}", "model.family"), "for SDXL's noise schedule only.", "Remove it.")
+    if dpo.cache and dpo.crop == "random":
+        yield Issue(
+            ("dpo.crop", "dpo.cache"),
+            "random crops differ in every epoch and cannot be cached.",
+            "Use `dpo.crop: center`, or `dpo.cache: false`.",
+        )
+
+
+def _dmdr(config: Config) -> Iterator[Issue]:
+    dmdr = config.dmdr
+    if config.parts() not in (("dit",), ("unet",)):
+        yield Issue(
+            ("model.component", "training.method"), "`dmdr` distils a diffusion model.", "Use `model.component: dit`."
+        )
+    low, high = (*dmdr.renoise_range, 0.0, 0.0)[:2]
+    if not 0 <= low < high <= 1:
+        yield Issue(("dmdr.renoise_range",), f"[{low:g}, {high:g}] is no range within [0, 1].", "As in [0.02, 0.98].")
+    if dmdr.one_step_timestep is not None and (dmdr.student_steps != 1 or config.model.family != "sdxl"):
+        yield Issue(
+            ("dmdr.one_step_timestep", "dmdr.student_steps"),
+            "only an SDXL of one step is told another timestep.",
+            "Remove it, or set `dmdr.student_steps: 1`.",
+        )
+    asked = config.evaluation_sampling()
+    if asked.num_inference_steps != dmdr.student_steps or asked.guidance_scale != 1.0:
+        yield Issue(
+            ("evaluation.num_inference_steps", "evaluation.guidance_scale", "dmdr.student_steps"),
+            "the generator draws in `dmdr.student_steps` steps without guidance.",
+            "Remove both keys of `evaluation`.",
+        )
+
+
+def _dmdr_reward(config: Config) -> Iterator[Issue]:
+    dmdr = config.dmdr
+    if dmdr.cold_start_steps is None:
+        return
+    if not dmdr.reward.weights:
+        yield Issue(
+            ("dmdr.reward.weights", "dmdr.cold_start_steps"),
+            "no scorer at all.",
+            "To distil without rewards remove `dmdr.cold_start_steps`.",
+        )
+    for name, weight in dmdr.reward.weights.items():
+        if name not in SCORERS:
+            yield Issue((f"dmdr.reward.weights.{name}",), f"`{name}` is no scorer.", f"Known: {', '.join(SCORERS)}.")
+        if weight <= 0:
+            yield Issue((f"dmdr.reward.weights.{name}",), f"{weight:g} is no weight; it must be > 0.")
+    if config.model.family != "sdxl" and dmdr.reward.decoder == "taesd":
+        yield Issue(
+            ("dmdr.reward.decoder", "model.family"), "GLM-Image has no TAESD.", "Set `dmdr.reward.decoder: vae`."
+        )

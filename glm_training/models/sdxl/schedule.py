@@ -36,43 +36,9 @@ class NoiseSchedule:
         """Number of timesteps T (1000): they run from 0, almost clean, to T - 1, almost noise."""
         return len(self._alphas)
 
-    def add_noise(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """x_t ``[B, C, h, w]`` fp32 of `clean` and `noise` at `timesteps` ``[B]`` (long, in [0, T))."""
-        signal, spread = self._levels(clean, timesteps)
-        return signal * clean.float() + spread * noise.float()
-
-    def snr(self, timesteps: Tensor) -> Tensor:
-        """Signal-to-noise ratios a_t^2 / b_t^2 ``[B]`` fp32 at `timesteps` ``[B]`` (long, in [0, T))."""
-        alphas = self._at(timesteps)
-        return alphas / (1 - alphas)
-
-    def target(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What the network should predict at x_t, ``[B, C, h, w]`` fp32: the noise, or v."""
-        if self.prediction == "epsilon":
-            return noise.float()
-        signal, spread = self._levels(clean, timesteps)
-        return signal * noise.float() - spread * clean.float()
-
-    def clean_prediction(self, prediction: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
-        """x0 ``[B, C, h, w]`` fp32 that `prediction`, the network's at `noisy` x_t, implies.
-
-        From a noise prediction it is (x_t - b_t e) / a_t, which multiplies errors by 1 / a_t: about 15 at t = 999.
-        """
-        signal, spread = self._levels(noisy, timesteps)
-        if self.prediction == "epsilon":
-            return (noisy.float() - spread * prediction.float()) / signal
-        return signal * noisy.float() - spread * prediction.float()
-
     def coefficients(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """a_t and b_t, each ``[B]`` fp32, at `timesteps` ``[B]`` (long, in [0, T)), on their device."""
         alphas = self._at(timesteps)
-        return alphas.sqrt(), (1 - alphas).sqrt()
-
-    def _levels(self, like: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """a_t and b_t, each ``[B, 1, 1, 1]``, on the device of `like`."""
-        if timesteps.shape != (len(like),):
-            raise ValueError(f"timesteps must be [{len(like)}], one per row, got {list(timesteps.shape)}")
-        alphas = self._at(timesteps).to(like.device).view(-1, *[1] * (like.ndim - 1))
         return alphas.sqrt(), (1 - alphas).sqrt()
 
     def _at(self, timesteps: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -66,3 +67,27 @@ def write_clip(folder: Path, width: int = 16) -> Path:
                 value.mul_(20)
     clip.save_pretrained(folder)
     return folder
+
+
+def write_open_clip(folder: Path, name: str, seed: int, quick_gelu: bool = False) -> Path:
+    """A tiny random model of open_clip's real class for 32 px, known to open_clip as `name`; the file of its weights,
+    wrapped as HPSv2 publishes it."""
+    import open_clip  # an extra, which the other writers do without
+
+    tower = {"layers": 2, "width": 32}
+    shape = {
+        "embed_dim": 16,
+        "quick_gelu": quick_gelu,
+        "vision_cfg": {**tower, "image_size": 32, "head_width": 16, "patch_size": 8},
+        "text_cfg": {**tower, "context_length": 77, "vocab_size": 49408, "heads": 2},
+    }
+    (folder / f"{name}.json").write_text(json.dumps(shape), encoding="utf-8")
+    open_clip.add_model_config(folder / f"{name}.json")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = open_clip.create_model(name)
+    with torch.no_grad():  # random weights hardly tell two texts or images apart
+        model.token_embedding.weight.mul_(20)
+        model.visual.conv1.weight.mul_(20)
+    torch.save({"epoch": 1, "state_dict": model.state_dict()}, folder / f"{name}.pt")
+    return folder / f"{name}.pt"

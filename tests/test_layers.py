@@ -18,7 +18,7 @@ ALLOWED = {
     "config": set(),
     "checkpoint": {"utils"},
     "data": {"utils"},
-    "rewards": set(),
+    "rewards": {"algorithms"},
     "models": {"algorithms", "utils"},
     "methods": {"algorithms", "models"},
     "evaluation": {"data", "models", "rewards", "utils"},

@@ -14,8 +14,8 @@ class DMDRRewardConfig(Section):
 
     method: Literal["refl", "srpo"] = Field(
         default="refl",
-        description="`refl` = the scorers on the image and its prompt; `srpo` = on the difference between the prompt "
-        "with a wanted and with an unwanted word.",
+        description="`refl` = the scorers on the image and its prompt; `srpo` = `hps_v2` on the difference between the "
+        "prompt with positive and with negative words.",
     )
     weights: dict[str, float] = Field(
         default={"clip_h": 0.3, "hps_v2": 0.3},
@@ -30,9 +30,14 @@ class DMDRRewardConfig(Section):
         description="open_clip checkpoint of DFN5B-CLIP-ViT-H-14; null = from the local Hugging Face cache.",
     )
     clip_h_architecture: str = Field(default="ViT-H-14-quickgelu", min_length=1, description="Its open_clip model.")
-    srpo_positive: str = Field(default="Realistic photo.", description="`srpo`: the wanted words.")
-    srpo_negative: str = Field(default="CG Render.", description="`srpo`: the unwanted words.")
-    srpo_strength: float = Field(default=0.5, gt=0, description="`srpo`: how far the feature leans to the wanted ones.")
+    positive_words: str | None = Field(
+        default=None,
+        description="Words before the prompt that `hps_v2` reads; null = none (`srpo`: `Realistic photo.`).",
+    )
+    negative_words: str = Field(default="CG Render.", min_length=1, description="`srpo`: the words not wanted.")
+    srpo_strength: float = Field(
+        default=0.1, gt=0, description="`srpo`: weight of the positive words is 1 + this, of the negative ones -1."
+    )
 
 
 class DMDRConfig(Section):

@@ -130,6 +130,12 @@ def _dmdr_reward(config: Config) -> Iterator[Issue]:
             yield Issue((f"dmdr.reward.weights.{name}",), f"`{name}` is no scorer.", f"Known: {', '.join(SCORERS)}.")
         if weight <= 0:
             yield Issue((f"dmdr.reward.weights.{name}",), f"{weight:g} is no weight; it must be > 0.")
+    if dmdr.reward.method == "srpo" and "hps_v2" not in dmdr.reward.weights:
+        yield Issue(
+            ("dmdr.reward.method", "dmdr.reward.weights"),
+            "`srpo` concerns `hps_v2`, which has no weight.",
+            "Give it one, or use `refl`.",
+        )
     if config.model.family != "sdxl" and dmdr.reward.decoder == "taesd":
         yield Issue(
             ("dmdr.reward.decoder", "model.family"), "GLM-Image has no TAESD.", "Set `dmdr.reward.decoder: vae`."

@@ -1,9 +1,12 @@
 """Rewards: scoring generated images against prompts, targets and sources."""
 
+from glm_training.rewards.differentiable import DifferentiableScorers
 from glm_training.rewards.ocr import read_texts
 from glm_training.rewards.options import (
     AestheticOptions,
+    ClipHOptions,
     ClipScoreOptions,
+    DifferentiableOptions,
     HpsV2Options,
     LpipsOptions,
     PickScoreOptions,
@@ -28,7 +31,10 @@ from glm_training.rewards.types import (
 
 __all__ = [
     "AestheticOptions",
+    "ClipHOptions",
     "ClipScoreOptions",
+    "DifferentiableOptions",
+    "DifferentiableScorers",
     "HpsV2Options",
     "LpipsOptions",
     "PickScoreOptions",

@@ -39,8 +39,31 @@ def pad_square(images: torch.Tensor, side: int) -> torch.Tensor:
     return _normalise(F.pad(images, borders))
 
 
+def squash_square(images: torch.Tensor, side: int) -> torch.Tensor:
+    """DFN's preprocessing: both sides to ``side`` (bicubic) whatever their ratio, normalise.
+
+    images: [B, 3, H, W] float in [0, 1]. Returns [B, 3, side, side].
+    """
+    return _normalise(_resize(images, (side, side)))
+
+
+class _Clamp(torch.autograd.Function):
+    """To [0, 1]; the gradient passes as if nothing was cut off.
+
+    Bicubic weights overshoot at every edge, and on plain white by a rounding: those pixels would learn nothing.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:
+        return values.clamp(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        return gradients[0]
+
+
 def _resize(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    return F.interpolate(images, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+    return _Clamp.apply(F.interpolate(images, size=size, mode="bicubic", antialias=True, align_corners=False))
 
 
 def _normalise(images: torch.Tensor) -> torch.Tensor:

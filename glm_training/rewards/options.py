@@ -90,6 +90,47 @@ class HpsV2Options:
 
 
 @dataclass(frozen=True)
+class ClipHOptions:
+    """weights: the file open_clip_pytorch_model.bin of DFN5B-CLIP-ViT-H-14; None looks in the local Hugging Face
+    cache. architecture: the name that open_clip gives the model."""
+
+    weights: Path | str | None = None
+    architecture: str = "ViT-H-14-quickgelu"
+
+
+@dataclass(frozen=True)
+class DifferentiableOptions:
+    """Rewards with a gradient to the images: see ``rewards/differentiable.py``.
+
+    weights: scorer ("clip_h", "hps_v2") -> its weight (> 0). method: "refl" or "srpo". threshold: a score above it
+    counts no more. positive_words: put before the prompt that hps_v2 reads; empty = the prompt alone. negative_words,
+    strength: of "srpo". Raises RewardConfigError.
+    """
+
+    weights: Mapping[str, float]
+    method: str = "refl"
+    threshold: float = 0.7
+    positive_words: str = ""
+    negative_words: str = "CG Render"
+    strength: float = 0.1
+    clip_h: ClipHOptions = field(default_factory=ClipHOptions)
+    hps_v2: HpsV2Options = field(default_factory=HpsV2Options)
+
+    def __post_init__(self) -> None:
+        _one_of("dmdr.reward.method", self.method, ("refl", "srpo"))
+        for name, weight in self.weights.items():
+            _one_of("a scorer of dmdr.reward.weights", name, ("clip_h", "hps_v2"))
+            if not 0 < weight < math.inf:
+                raise RewardConfigError(f"dmdr.reward.weights.{name} must be a number > 0, got {weight}")
+        if not self.weights:
+            raise RewardConfigError("dmdr.reward.weights names no scorer")
+        if self.method == "srpo" and "hps_v2" not in self.weights:
+            raise RewardConfigError("dmdr.reward.method srpo concerns hps_v2, which dmdr.reward.weights does not name")
+        if not (math.isfinite(self.threshold) and 0 < self.strength < math.inf):
+            raise RewardConfigError("dmdr.reward needs a finite threshold and srpo_strength > 0")
+
+
+@dataclass(frozen=True)
 class RemoteOptions:
     """A server that scores: see ``rewards/remote.py``.
 

@@ -6,7 +6,9 @@ from glm_training.config import Config
 from glm_training.config.reward_options import RemoteRewardConfig
 from glm_training.rewards import (
     AestheticOptions,
+    ClipHOptions,
     ClipScoreOptions,
+    DifferentiableOptions,
     HpsV2Options,
     LpipsOptions,
     PickScoreOptions,
@@ -15,6 +17,8 @@ from glm_training.rewards import (
     StructureOptions,
     TextAccuracyOptions,
 )
+
+_SRPO_POSITIVE = "Realistic photo."
 
 
 def reward_options(config: Config) -> RewardOptions:
@@ -35,6 +39,22 @@ def reward_options(config: Config) -> RewardOptions:
         hps_v2=HpsV2Options(options.hps_v2.weights, options.hps_v2.architecture),
         remote={name: _remote(remote) for name, remote in options.remote.items()},
         on_error=config.reward.on_error,
+    )
+
+
+def differentiable_options(config: Config) -> DifferentiableOptions:
+    """`dmdr.reward`, with HPSv2.1 as `reward.options.hps_v2` has it."""
+    reward, hps_v2 = config.dmdr.reward, config.reward.options.hps_v2
+    default_words = _SRPO_POSITIVE if reward.method == "srpo" else ""
+    return DifferentiableOptions(
+        weights=reward.weights,
+        method=reward.method,
+        threshold=reward.threshold,
+        positive_words=default_words if reward.positive_words is None else reward.positive_words,
+        negative_words=reward.negative_words,
+        strength=reward.srpo_strength,
+        clip_h=ClipHOptions(reward.clip_h_weights, reward.clip_h_architecture),
+        hps_v2=HpsV2Options(hps_v2.weights, hps_v2.architecture),
     )
 
 

@@ -70,6 +70,18 @@ from tests.config.building import TEXT_REWARD, first_paths, reward
         ("checkpoint.save_lora_only", {"checkpoint": {"save_lora_only": True}}),
         ("evaluation.eval_target_images_dir", {"evaluation": {"eval_target_images_dir": "t"}}),
         ("evaluation.eval_source_images_dir", {"evaluation": {"eval_prompts_file": "p"}, "training": {"mode": "i2i"}}),
+        (
+            "dmdr.reward.method",
+            {
+                "training": {"method": "dmdr"},
+                "model": {"component": "dit"},
+                "reward": {"enabled": False},
+                "dmdr": {
+                    "cold_start_steps": 1,
+                    "reward": {"method": "srpo", "decoder": "vae", "weights": {"clip_h": 1.0}},
+                },
+            },
+        ),
         ("resume.accept", {"resume": {"accept": ["training.max_stps"]}}),
     ],
 )

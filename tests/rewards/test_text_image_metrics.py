@@ -1,6 +1,5 @@
 """CLIPScore, PickScore and HPSv2.1: against the score recomputed from the model, and loud without their weights."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -22,15 +21,10 @@ from glm_training.rewards import (
     RewardOptions,
 )
 from glm_training.rewards.types import to_pil
-from tests.reward_files import write_clip
+from tests.reward_files import write_clip, write_open_clip
 
 PROMPTS = ["a red cat", "zebra", "a red cat"]
 LONG = " ".join(["word"] * 40)  # 160 tokens
-TINY = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
-}
 
 
 @pytest.fixture(scope="module")
@@ -40,18 +34,7 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def hps_options(tmp_path_factory: pytest.TempPathFactory) -> HpsV2Options:
-    """A tiny model of open_clip's real class, its weights wrapped as in the published file."""
-    folder = tmp_path_factory.mktemp("hps")
-    (folder / "tiny-hps.json").write_text(json.dumps(TINY), encoding="utf-8")
-    open_clip.add_model_config(folder / "tiny-hps.json")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(2)
-        model = open_clip.create_model("tiny-hps")
-    with torch.no_grad():
-        model.token_embedding.weight.mul_(20)
-        model.visual.conv1.weight.mul_(20)
-    torch.save({"epoch": 1, "state_dict": model.state_dict()}, folder / "weights.pt")
-    return HpsV2Options(folder / "weights.pt", "tiny-hps")
+    return HpsV2Options(write_open_clip(tmp_path_factory.mktemp("hps"), "tiny-hps", seed=2), "tiny-hps")
 
 
 @pytest.fixture(scope="module")

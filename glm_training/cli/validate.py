@@ -18,13 +18,13 @@ def validate(paths: list[str], overrides: list[str], mode: str | None) -> int:
     from glm_training.rewards import RewardError
     from glm_training.trainers import setup
     from glm_training.trainers.held_out_metrics import held_out_metrics
+    from glm_training.trainers.run import trainer_type
     from glm_training.utils.console import Console
     from glm_training.utils.distributed import World
 
     notes: list[str] = []
     try:
-        dataset = setup.build_dataset(config)
-        held_out = setup.build_evaluation_dataset(config, dataset)
+        dataset, held_out = trainer_type(config).build_data(config)
         if setup.scores(config):
             named = setup.datasets_to_score(config, dataset, held_out)
             _, notes = setup.build_rewards(config, World(), named)  # on the CPU: a GPU may be elsewhere
@@ -32,7 +32,8 @@ def validate(paths: list[str], overrides: list[str], mode: str | None) -> int:
     except (DataError, RewardError) as error:
         report_error(str(error))
         return EXIT_CONFIG
+    noun = "preference pairs" if config.training.method == "dpo" else "training prompts"
     for note in notes:
         Console().line(f"note: {note}")
-    Console().line(f"{' with '.join(paths)} is fine: {len(dataset)} training prompts, {len(held_out)} held-out prompts")
+    Console().line(f"{' with '.join(paths)} is fine: {len(dataset)} {noun}, {len(held_out)} held-out prompts")
     return 0

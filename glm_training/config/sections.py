@@ -48,7 +48,7 @@ class ModelConfig(Section):
     name: str = Field(
         default="zai-org/GLM-Image",
         min_length=1,
-        description="Hub id, local folder, `tiny` (a small trained GLM-Image in the package) or `tiny-random` (untrained).",
+        description="Hub id, local folder, `tiny` (a small GLM-Image in the package) or `tiny-random` (untrained).",
     )
     component: Literal["ar", "dit", "both", "unet"] = Field(
         default="both",

@@ -10,6 +10,7 @@ from glm_training.data.problems import DataError, Problem
 from glm_training.data.sampler import StatefulSampler
 from glm_training.data.scan import ScanReport, load_examples, scan_dataset
 from glm_training.data.t2i_dataset import T2IDataset
+from glm_training.data.training_data import TrainingData
 
 __all__ = [
     "Batch",
@@ -21,6 +22,7 @@ __all__ = [
     "ScanReport",
     "StatefulSampler",
     "T2IDataset",
+    "TrainingData",
     "describe_drift",
     "load_examples",
     "load_image",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from glm_training.data import Batch
-from glm_training.models.glm_image.family import GLMImage
+from glm_training.models.family import Family, Sampling
 from glm_training.rewards import RewardBatch, RewardCalculator
 from glm_training.utils.distributed import World, gather_tensor
 
@@ -22,11 +22,7 @@ class EvaluationSettings:
     width: int
     samples: int
     seed: int
-    temperature: float
-    top_p: float
-    do_sample: bool
-    num_inference_steps: int
-    guidance_scale: float
+    sampling: Sampling
     micro_batch_size: int | None
 
 
@@ -45,7 +41,7 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    family: GLMImage,
+    family: Family,
     calculator: RewardCalculator,
     batch: Batch,
     settings: EvaluationSettings,
@@ -70,7 +66,7 @@ def evaluate(
     names: list[str] = []
     for start in range(0, share, prompts_at_once):
         rows = mine[start : start + prompts_at_once]
-        drawn = _draw(family, batch, rows, settings, on_step)
+        drawn = draw(family, batch, rows, settings, samples=settings.samples, on_step=on_step)
         with torch.autocast(drawn.device.type, enabled=False):  # metrics compute in fp32, as in training
             scored = _reward_batch(batch, rows, drawn, settings.samples)
             result = calculator.compute_rewards(scored)
@@ -87,26 +83,29 @@ def evaluate(
     return Evaluation({name: scores[:, column] for column, name in enumerate(names)}, pictures)
 
 
-def _draw(
-    family: GLMImage,
+@torch.no_grad()
+def draw(
+    family: Family,
     batch: Batch,
     rows: Sequence[int],
     settings: EvaluationSettings,
+    *,
+    samples: int,
     on_step: Callable[[], None] | None,
 ) -> Tensor:
-    sources = None if batch.sources is None else batch.sources[list(rows)].to(family.dit.device)
-    return family.generate(
+    """`samples` images of each of the given rows of `batch`, [R * samples, 3, H, W] in [0, 1] on the model's device.
+
+    An image depends on its prompt, its place in the data and the seed alone.
+    """
+    device = next(iter(family.component(family.components[0]).parameters())).device
+    return family.draw(
         [batch.prompts[row] for row in rows],
         height=settings.height,
         width=settings.width,
-        sources=sources,
+        sources=None if batch.sources is None else batch.sources[list(rows)].to(device),
         seed=settings.seed,
-        plans=settings.samples,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        do_sample=settings.do_sample,
-        num_inference_steps=settings.num_inference_steps,
-        guidance_scale=settings.guidance_scale,
+        sampling=settings.sampling,
+        samples=samples,
         prompt_ids=[batch.indices[row] for row in rows],
         micro_batch_size=settings.micro_batch_size,
         on_step=on_step,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,13 +15,14 @@ from glm_training.checkpoint.commit import begin_run, checkpoint_name, save_chec
 from glm_training.checkpoint.resume import load_checkpoint, resolve_resume
 from glm_training.checkpoint.state_tree import StateTree
 from glm_training.config import Config, resolved_yaml
-from glm_training.data import Batch, StatefulSampler
-from glm_training.models.glm_image.family import GLMImage
-from glm_training.models.lora import has_lora, save_lora
+from glm_training.data import ImageDataset, StatefulSampler, TrainingData
+from glm_training.models.family import Family
+from glm_training.models.lora import has_lora
 from glm_training.rewards import RewardCalculator, RewardError
 from glm_training.trainers import setup
 from glm_training.trainers.errors import ScoringError
 from glm_training.trainers.evaluations import Evaluations
+from glm_training.trainers.families import build_family
 from glm_training.trainers.held_out_metrics import held_out_metrics
 from glm_training.trainers.monitors import Monitors
 from glm_training.trainers.parts import Part
@@ -51,23 +53,24 @@ class BaseTrainer(ABC):
     """Builds everything a run needs, then `train()`.
 
     Registered state: the trained weights and optimizers of each part, the sampler's place, the first evaluation, what
-    the monitors compare with.
+    the monitors compare with, and what a subclass adds.
     """
+
+    family: Family
 
     def __init__(self, config: Config, world: World) -> None:
         self.config = config
         self.world = world
         self.console = Console(enabled=world.is_main)
-        self.dataset = setup.build_dataset(config)
+        self.dataset, self.held_out = self.build_data(config)
         self.digests = self.dataset.example_digests()
-        self.held_out = setup.build_evaluation_dataset(config, self.dataset)
         self.calculator: RewardCalculator | None = None
         self.notes: list[str] = []
         if setup.scores(config):
             named = setup.datasets_to_score(config, self.dataset, self.held_out)
             self.calculator, self.notes = setup.build_rewards(config, world, named)
         self.console.line(f"loading {config.model.name}")
-        self.family: GLMImage = setup.build_family(config, world)
+        self.family = build_family(config, world)
         self.sampler = StatefulSampler(
             len(self.dataset),
             config.training.batch_size,
@@ -77,7 +80,7 @@ class BaseTrainer(ABC):
             world_size=world.world_size,
         )
         self.total_steps = self._count_steps()
-        self.parts: dict[str, Part] = setup.build_parts(config, self.family, world, self.total_steps)
+        self.parts: dict[str, Part] = self.build_parts()
         self.evaluations = Evaluations(
             config,
             world,
@@ -100,9 +103,40 @@ class BaseTrainer(ABC):
     def training_step(self) -> dict[str, float]:
         """One step: draws its batches, updates every part, and returns figures for the log."""
 
+    @staticmethod
+    def build_data(config: Config) -> tuple[TrainingData, ImageDataset]:
+        """The training data, and the held-out prompts of samples and scores. DataError lists every problem."""
+        dataset = setup.build_dataset(config)
+        return dataset, setup.build_evaluation_dataset(config, dataset)
+
+    def build_parts(self) -> dict[str, Part]:
+        """What is trained, by the name it has in checkpoints and in the log."""
+        return setup.build_parts(self.config, self.family, self.world, self.total_steps)
+
+    def prepare(self) -> None:  # noqa: B027  (most have nothing to do here)
+        """Work before the first step, after an earlier run's state was loaded."""
+
+    def validate(self) -> dict[str, float]:
+        """Figures on held-out data besides the scores of pictures, at each evaluation; logged as `eval/<name>`."""
+        return {}
+
     def remarks(self) -> list[str]:
         """Lines to tell after a step, besides its figures."""
         return []
+
+    def extra_state(self) -> dict[str, StateTree]:
+        """Named states for a checkpoint besides those of every run."""
+        return {}
+
+    def load_extra_state(self, state: dict[str, StateTree]) -> None:  # noqa: B027
+        """Takes what `extra_state` gave, out of all states of the checkpoint."""
+
+    def exports(self) -> dict[str, Callable[[Path], None]]:
+        """Folders of a checkpoint besides the pipeline and the adapters: name -> what fills it."""
+        return {}
+
+    def after_save(self, checkpoint: Path) -> None:  # noqa: B027
+        """After `checkpoint` was committed, on the main process."""
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 
@@ -125,6 +159,7 @@ class BaseTrainer(ABC):
             self.console.progress(self.total_steps, self.step, every=self.config.logging.log_interval) as progress,
         ):
             try:
+                self.prepare()
                 if not resumed or self.evaluations.lacking(self.step):
                     self._evaluate()
                 while self.step < self.total_steps:
@@ -211,6 +246,9 @@ class BaseTrainer(ABC):
     def _evaluate(self) -> None:
         self._changed = False
         with self._stopping_when_rewards_fail(), self.phase("evaluation"), self.autocast():
+            figures = self.validate() if self.evaluations.due(self.step) else {}
+            if figures:
+                self.logger.log(self.step, {f"eval/{name}": value for name, value in figures.items()})
             scores = self.evaluations.run(self.step, self.logger, self.signals.check)
         before = self.evaluations.before
         if scores is not None and before is not None:
@@ -237,7 +275,7 @@ class BaseTrainer(ABC):
         for part in self.parts.values():
             if part.settings.warmup_steps >= self.total_steps > 1:
                 self.console.line(
-                    f"note: the {part.name} half warms up for {part.settings.warmup_steps} steps and the run has "
+                    f"note: {part.name} warms up for {part.settings.warmup_steps} steps and the run has "
                     f"{self.total_steps}: it never reaches its learning rate (training.warmup_steps)"
                 )
         if self.world.is_main:
@@ -269,8 +307,9 @@ class BaseTrainer(ABC):
             return training.max_steps
         return -(-self.sampler.steps_for(training.num_epochs) // training.gradient_accumulation_steps)
 
-    def next_batch(self) -> tuple[Batch, list[int]]:
-        """The next prompts of this process, and their places in the run's sequence of samples."""
+    def next_batch(self) -> tuple[Any, list[int]]:
+        """The next batch of this process, of the kind its data has, and its items' places in the run's sequence of
+        samples."""
         first = self.sampler.position + self.world.rank * self.sampler.batch_size
         epochs = self.sampler.peek_epochs()
         indices = self.sampler.next()
@@ -302,7 +341,7 @@ class BaseTrainer(ABC):
         state["monitors"] = self.monitors.state()
         for part in self.parts.values():
             state |= part.state(with_optimizer=self.config.checkpoint.save_optimizer)
-        return state
+        return state | self.extra_state()
 
     def load(self, state: dict[str, StateTree]) -> None:
         """Continues from `state`, bit for bit on the CPU."""
@@ -313,6 +352,7 @@ class BaseTrainer(ABC):
         self.monitors.load(cast(dict[str, Any], state.get("monitors", {})))
         for part in self.parts.values():
             part.load_state(state)
+        self.load_extra_state(state)
 
     def save(self) -> None:
         """Commits a checkpoint of this step, from the main process."""
@@ -325,15 +365,15 @@ class BaseTrainer(ABC):
 
     def _save(self) -> None:
         config = self.config.checkpoint
-        adapted = [name for name in self.parts if has_lora(self.family.module(cast(Any, name)))]
+        adapted = [name for name in self.config.parts() if has_lora(self.family.module(name))]
         if self.world.is_main:
-            extra: dict[str, Any] = {}
+            extra = self.exports()
             extra_bytes = 0
             if not (adapted and config.save_lora_only):
                 extra_bytes = self.family.pipeline_bytes()
                 extra["pipeline"] = lambda folder: self.family.save_pretrained(folder, merge_lora=bool(adapted))
             for name in adapted:
-                extra[f"lora_{name}"] = lambda folder, n=name: save_lora(self.family.module(n), folder)
+                extra[f"lora_{name}"] = partial(self.family.save_lora, name)
             path = save_checkpoint(
                 self.config.checkpoint_dir(),
                 self.step,
@@ -345,8 +385,7 @@ class BaseTrainer(ABC):
             )
             if adapted and config.save_lora:
                 for name in adapted:
-                    save_lora(
-                        self.family.module(cast(Any, name)), self.config.lora_dir() / f"step-{self.step:06d}" / name
-                    )
+                    self.family.save_lora(name, self.config.lora_dir() / f"step-{self.step:06d}" / name)
+            self.after_save(path)
             self.logger.text(f"saved {path}")
         barrier(self.world)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from glm_training.config import Config, compared
 from glm_training.data import ImageDataset
-from glm_training.evaluation.held_out import Evaluation, evaluate
-from glm_training.models.glm_image.family import GLMImage
+from glm_training.evaluation.held_out import Evaluation, draw, evaluate
+from glm_training.models.family import Family
 from glm_training.rewards import RewardCalculator
 from glm_training.trainers import setup
 from glm_training.trainers.held_out_metrics import HeldOutMetrics
@@ -35,7 +35,7 @@ class Evaluations:
         config: Config,
         world: World,
         console: Console,
-        family: GLMImage,
+        family: Family,
         held_out: ImageDataset,
         calculator: RewardCalculator | None,
         total_steps: int,
@@ -56,10 +56,13 @@ class Evaluations:
 
     # -- when ----------------------------------------------------------------------------------------------------------
 
+    def due(self, step: int) -> bool:
+        """Whether the run evaluates after `step` steps."""
+        return step == self.total_steps or step % self.config.logging.eval_interval == 0
+
     def scores_due(self, step: int) -> bool:
         """Whether held-out scores are taken after `step` steps."""
-        at_step = step == self.total_steps or step % self.config.logging.eval_interval == 0
-        return self.calculator is not None and at_step
+        return self.calculator is not None and self.due(step)
 
     def samples_due(self, step: int) -> bool:
         """Whether sample images are written after `step` steps."""
@@ -121,23 +124,10 @@ class Evaluations:
         return self.after
 
     def _draw(self, on_step: Callable[[], None]) -> Tensor:
-        settings = setup.evaluation_settings(self.config)
-        batch = self.held_out.batch(range(min(self.config.logging.num_log_images, len(self.held_out))))
+        rows = range(min(self.config.logging.num_log_images, len(self.held_out)))
         self.family.eval()
-        return self.family.generate(
-            batch.prompts,
-            height=settings.height,
-            width=settings.width,
-            sources=None if batch.sources is None else batch.sources.to(self.world.device),
-            seed=settings.seed,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            do_sample=settings.do_sample,
-            num_inference_steps=settings.num_inference_steps,
-            guidance_scale=settings.guidance_scale,
-            micro_batch_size=settings.micro_batch_size,
-            on_step=on_step,
-        ).cpu()
+        settings = setup.evaluation_settings(self.config)
+        return draw(self.family, self.held_out.batch(rows), rows, settings, samples=1, on_step=on_step).cpu()
 
     def _write(self, step: int, images: Tensor, logger: RunLogger) -> None:
         prompts = [example.prompt for example in self.held_out.examples[: len(images)]]

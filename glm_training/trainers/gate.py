@@ -17,7 +17,7 @@ from glm_training.methods.ar_policy_gradient import ARPolicyGradient
 from glm_training.methods.flow_policy_gradient import FlowPolicyGradient
 from glm_training.models.glm_image.ar_types import ARRollout
 from glm_training.models.glm_image.dit_types import Trajectory
-from glm_training.models.glm_image.family import Component, GLMImage
+from glm_training.models.glm_image.family import GLMImage
 from glm_training.models.lora import adapters_disabled, has_lora
 from glm_training.trainers.errors import GateError
 from glm_training.trainers.gate_diagnosis import Weights, explain_ar, explain_dit, rounded_to
@@ -41,7 +41,7 @@ class Situation:
     low_precision: bool
     asked: float | None
 
-    def tolerance(self, part: Component) -> Tolerance:
+    def tolerance(self, part: str) -> Tolerance:
         return tolerance_for(part, self.asked, self.low_precision)
 
     def __str__(self) -> str:
@@ -155,7 +155,7 @@ class OnPolicyGate:
                     f"keep them in float32. {HOW_TO_PASS}"
                 )
 
-    def _other_weights(self, part: Component) -> dict[str, Weights]:
+    def _other_weights(self, part: str) -> dict[str, Weights]:
         """What else than the present weights may have drawn the rollout."""
         others: dict[str, Weights] = {}
         module = self.family.module(part)

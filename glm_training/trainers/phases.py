@@ -14,7 +14,19 @@ from glm_training.config import Config
 from glm_training.trainers.errors import DeviceMemoryError, NonFiniteError
 from glm_training.utils.distributed import World
 
-Phase = Literal["loading", "rollout", "reward", "AR update", "DiT update", "supervised step", "evaluation", "saving"]
+Phase = Literal[
+    "loading",
+    "rollout",
+    "reward",
+    "AR update",
+    "DiT update",
+    "supervised step",
+    "encoding",
+    "preference step",
+    "distillation step",
+    "evaluation",
+    "saving",
+]
 
 SAMPLING = ("rollout.micro_batch_size", "rollout.vae_batch_size")
 UPDATE = ("rollout.micro_batch_size", "training.gradient_checkpointing", "lora.enabled", "training.optimizer")
@@ -27,6 +39,9 @@ REMEDIES: dict[Phase, tuple[str, ...]] = {
     "AR update": (*UPDATE, *BATCH, *SIZE),
     "DiT update": (*UPDATE, *BATCH, *SIZE),
     "supervised step": ("training.batch_size", *UPDATE[1:], *SIZE),
+    "encoding": ("dpo.vae_batch_size", *SIZE),
+    "preference step": ("training.batch_size", *UPDATE[1:], *SIZE),
+    "distillation step": ("training.batch_size", *UPDATE[1:], "dmdr.guidance_rank", *SIZE),
     "evaluation": ("rollout.micro_batch_size", "evaluation.samples_per_prompt", "evaluation.guidance_scale", *SIZE),
     "saving": ("checkpoint.save_lora_only",),
 }
@@ -35,6 +50,8 @@ REMEDIES: dict[Phase, tuple[str, ...]] = {
 ADVICE = {
     "rollout.micro_batch_size": "fewer samples per forward pass; the results stay the same",
     "rollout.vae_batch_size": "fewer images decoded at once; the results stay the same",
+    "dpo.vae_batch_size": "fewer images encoded at once; the results stay the same",
+    "dmdr.guidance_rank": "smaller adapters of the guidance network",
     "training.gradient_checkpointing": "true: activations are recomputed, not kept",
     "training.batch_size": "fewer prompts at once, with more training.gradient_accumulation_steps",
     "training.gradient_accumulation_steps": "fewer rollouts held until the update",
@@ -51,6 +68,7 @@ ADVICE = {
 SPENT: dict[str, tuple[Any, ...]] = {
     "rollout.micro_batch_size": (1,),
     "rollout.vae_batch_size": (1,),
+    "dpo.vae_batch_size": (1,),
     "training.gradient_checkpointing": (True,),
     "training.batch_size": (1,),
     "training.gradient_accumulation_steps": (1,),

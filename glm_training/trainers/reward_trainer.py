@@ -13,6 +13,7 @@ from glm_training.algorithms.flow_sde import sde_window
 from glm_training.config import Config
 from glm_training.data import Batch
 from glm_training.methods.flow_policy_gradient import FlowPolicyGradient
+from glm_training.models.glm_image.family import GLMImage
 from glm_training.rewards import RewardBatch
 from glm_training.trainers import updates
 from glm_training.trainers.base_trainer import BaseTrainer
@@ -34,6 +35,8 @@ class RewardTrainer(BaseTrainer):
     A step draws N plans x M renders for batch_size x accumulation x processes prompts, and takes `updates_per_rollout`
     optimizer steps per half, each on its own share of the rows: row r belongs to update r mod their number.
     """
+
+    family: GLMImage
 
     def __init__(self, config: Config, world: World) -> None:
         super().__init__(config, world)

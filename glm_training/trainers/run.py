@@ -12,12 +12,17 @@ from glm_training.trainers.supervised_trainer import SupervisedTrainer
 from glm_training.utils.distributed import World, init_world, shutdown
 
 
-def build_trainer(config: Config, world: World) -> BaseTrainer:
+def trainer_type(config: Config) -> type[BaseTrainer]:
     """Reward training when the configuration uses rewards, else supervised training of the chosen halves."""
     if config.uses_reward():
-        return RewardTrainer(config, world)
+        return RewardTrainer
     trainers: dict[str, type[BaseTrainer]] = {"ar": ARTrainer, "dit": DiTTrainer, "both": SupervisedTrainer}
-    return trainers[config.model.component](config, world)
+    return trainers[config.model.component]
+
+
+def build_trainer(config: Config, world: World) -> BaseTrainer:
+    """The trainer with all that it composes: data, rewards and model are loaded and checked."""
+    return trainer_type(config)(config, world)
 
 
 def run_training(config: Config) -> TrainResult:

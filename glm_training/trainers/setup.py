@@ -11,58 +11,31 @@ import torch
 from torch import nn
 
 from glm_training.config import Config
-from glm_training.data import Example, I2IDataset, ImageDataset, T2IDataset, load_examples
+from glm_training.data import Example, I2IDataset, ImageDataset, T2IDataset, TrainingData, load_examples
 from glm_training.evaluation.held_out import EvaluationSettings
-from glm_training.models.glm_image.family import GLMImage
-from glm_training.models.lora import adapters_disabled, add_lora, has_lora
+from glm_training.models.family import Family
+from glm_training.models.lora import adapters_disabled, has_lora
 from glm_training.models.snapshot import ParameterSnapshot
 from glm_training.rewards import (
     RewardCalculator,
     RewardConfigError,
     build_calculator,
 )
+from glm_training.trainers.families import evaluation_sampling
 from glm_training.trainers.parts import Part
 from glm_training.trainers.reward_setup import reward_options
 from glm_training.utils.distributed import World
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def build_family(config: Config, world: World) -> GLMImage:
-    """Loads the model, adds adapters where asked, and leaves exactly the trained parameters with gradients, in fp32.
-
-    Optimizers need fp32: a step of 1e-5 is lost in bf16 weights. The other weights stay in `model.torch_dtype`.
-    """
-    settings = config.model
-    family = GLMImage.load(
-        settings.name,
-        dtype=DTYPES[settings.torch_dtype],
-        device=world.device,
-        revision=settings.revision,
-        local_files_only=settings.local_files_only,
-        seed=config.seed,
-    )
-    for part in config.parts():
-        lora = config.lora_for(part)
-        if lora.enabled:
-            add_lora(family.module(part), lora.targets, lora.rank, lora.alpha, lora.dropout, seed=config.seed)
-    family.set_trainable(ar="ar" in config.parts(), dit="dit" in config.parts())
-    for part in config.parts():
-        for parameter in family.trainable(part).values():
-            parameter.data = parameter.data.float()
-        if config.training.gradient_checkpointing:
-            (family.ar if part == "ar" else family.dit).enable_gradient_checkpointing()
-    return family
-
-
-def build_parts(config: Config, family: GLMImage, world: World, total_steps: int) -> dict[str, Part]:
-    """The trained halves, each with its own optimizer and, where a method needs it, its snapshots."""
+def build_parts(config: Config, family: Family, world: World, total_steps: int) -> dict[str, Part]:
+    """The trained parts, each with its own optimizer and, where a method needs it, its snapshots."""
     parts: dict[str, Part] = {}
     for name in config.parts():
         part = Part(
             name,
-            family.ar if name == "ar" else family.dit,
+            family.component(name),
             family.trainable(name),
             config.optimizer_for(name),
             world,
@@ -71,15 +44,16 @@ def build_parts(config: Config, family: GLMImage, world: World, total_steps: int
             loss_scaling=config.training.mixed_precision == "fp16",
         )
         if config.uses_reward() and config.policy_for(name).kl_coef > 0:
-            _keep_reference(part, family.module(name), config.reward.grpo.reference)
+            keep_reference(part, family.module(name), config.reward.grpo.reference)
         if config.uses_reward() and name == "dit" and config.reward.grpo.dit.method == "nft":
             part.old = ParameterSnapshot(part.parameters)
         parts[name] = part
     return parts
 
 
-def _keep_reference(part: Part, module: nn.Module, kind: str) -> None:
-    """What the KL is measured against. The starting model of adapters is the model with them switched off: no copy."""
+def keep_reference(part: Part, module: nn.Module, kind: str) -> None:
+    """What the part is compared with: `start`, the model it starts as, or `ema`, its slow average. The start of
+    adapters is the model with them switched off: no copy."""
     if kind == "start" and has_lora(module):
         part.reference = partial(adapters_disabled, module)
         return
@@ -183,9 +157,9 @@ def build_rewards(
     return calculator, list(notes)
 
 
-def datasets_to_score(config: Config, training: ImageDataset, held_out: ImageDataset) -> dict[str, ImageDataset]:
+def datasets_to_score(config: Config, training: TrainingData, held_out: ImageDataset) -> dict[str, ImageDataset]:
     """The data that the rewards meet, by the name that messages give it."""
-    named = {"training data": training} if config.uses_reward() else {}
+    named = {"training data": training} if config.uses_reward() and isinstance(training, ImageDataset) else {}
     if config.evaluation.enabled and (config.evaluation.eval_prompts_file is not None or not named):
         named["held-out data"] = held_out
     return named
@@ -193,16 +167,11 @@ def datasets_to_score(config: Config, training: ImageDataset, held_out: ImageDat
 
 def evaluation_settings(config: Config) -> EvaluationSettings:
     """How held-out images and samples are drawn."""
-    sampling = config.evaluation_sampling()
     return EvaluationSettings(
         height=config.data.image_size.height,
         width=config.data.image_size.width,
         samples=config.evaluation.samples_per_prompt,
         seed=config.evaluation.seed,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        do_sample=sampling.do_sample,
-        num_inference_steps=sampling.num_inference_steps,
-        guidance_scale=sampling.guidance_scale,
+        sampling=evaluation_sampling(config),
         micro_batch_size=config.rollout.micro_batch_size,
     )

@@ -18,17 +18,18 @@ from glm_training.utils.pictures import save_grid
 
 
 def outline(config: Config, world: World, prompts: int, steps: int) -> str:
-    """One line on what a run trains: `prompts` in the data, `steps` of the whole run."""
-    halves = " and ".join({"ar": "AR", "dit": "DiT"}[part] for part in config.parts())
-    noun = "halves" if len(config.parts()) > 1 else "half"
+    """One line on what a run trains: `prompts` (or pairs) in the data, `steps` of the whole run."""
+    halves = " and ".join({"ar": "AR", "dit": "DiT", "unet": "UNet"}[part] for part in config.parts())
+    noun = "" if config.parts() == ("unet",) else " halves" if len(config.parts()) > 1 else " half"
+    what = "pairs" if config.training.method == "dpo" else "prompts"
     adapters = " (LoRA adapters)" if any(config.lora_for(part).enabled for part in config.parts()) else ""
     at_once = config.training.batch_size * config.training.gradient_accumulation_steps * world.world_size
-    batch = f"{at_once} prompts" if at_once > 1 else "1 prompt"
+    batch = f"{at_once} {what}" if at_once > 1 else f"1 {what[:-1]}"
     if config.uses_reward():
         batch += f" x {config.reward.grpo.num_samples} images"
     place = str(world.device) if world.world_size == 1 else f"{world.world_size} processes"
     return (
-        f"training the {halves} {noun}{adapters} of {config.model.name} on {prompts} prompts: "
+        f"training the {halves}{noun}{adapters} of {config.model.name} on {prompts} {what}: "
         f"{steps} steps of {batch}, on {place}"
     )
 

@@ -32,8 +32,8 @@ def folder(saved, tmp_path) -> Path:
 
 
 def adapted(family: SDXL) -> torch.nn.Module:
-    module = family.module()
-    add_lora(module, family.lora_targets(), rank=2, alpha=4)
+    module = family.module("unet")
+    add_lora(module, family.lora_targets("unet"), rank=2, alpha=4)
     for name, param in adapter_parameters(module).items():
         if "lora_B" in name:
             param.data.fill_(0.1)
@@ -106,7 +106,7 @@ def test_the_files_that_suit_the_dtype_are_taken(folder) -> None:
     save_file(weights, half, metadata={"format": "pt"})
 
     def took_half(dtype: torch.dtype) -> bool:
-        bias = SDXL.load(folder, dtype=dtype).module().conv_in.bias
+        bias = SDXL.load(folder, dtype=dtype).module("unet").conv_in.bias
         assert bias.dtype == dtype
         return bool((bias == 0.5).all())
 
@@ -135,8 +135,8 @@ def test_disabled_adapter_is_the_frozen_base_bit_for_bit() -> None:
     family, frozen = SDXL.load("tiny-random"), SDXL.load("tiny-random")
     module = adapted(family)
     family.set_trainable(unet=True)
-    assert set(family.trainable()) == set(adapter_parameters(module))
-    assert all(name.split(".lora_")[0].endswith(family.lora_targets()) for name in family.trainable())
+    assert set(family.trainable("unet")) == set(adapter_parameters(module))
+    assert all(name.split(".lora_")[0].endswith(family.lora_targets("unet")) for name in family.trainable("unet"))
     assert not torch.equal(prediction(family), prediction(frozen))
     with adapters_disabled(module):
         assert torch.equal(prediction(family), prediction(frozen))
@@ -145,9 +145,9 @@ def test_disabled_adapter_is_the_frozen_base_bit_for_bit() -> None:
 def test_a_snapshot_of_the_whole_unet_is_its_frozen_copy() -> None:
     family, frozen = SDXL.load("tiny-random"), SDXL.load("tiny-random")
     family.set_trainable(unet=True)
-    snapshot = ParameterSnapshot(family.trainable())
+    snapshot = ParameterSnapshot(family.trainable("unet"))
     with torch.no_grad():
-        for param in family.trainable().values():
+        for param in family.trainable("unet").values():
             param.add_(0.01)
     assert not torch.equal(prediction(family), prediction(frozen))
     with snapshot.applied():
@@ -157,7 +157,7 @@ def test_a_snapshot_of_the_whole_unet_is_its_frozen_copy() -> None:
 def test_scaled_adapters_lie_between_base_and_full() -> None:
     family = SDXL.load("tiny-random")
     base = prediction(family)
-    with pytest.raises(ValueError, match="no LoRA"), adapters_scaled(family.module(), 0.5):
+    with pytest.raises(ValueError, match="no LoRA"), adapters_scaled(family.module("unet"), 0.5):
         pass
     module = adapted(family)
     full = prediction(family)
@@ -179,13 +179,13 @@ def test_scaled_adapters_lie_between_base_and_full() -> None:
 def test_peft_folder_goes_out_and_comes_back(tmp_path) -> None:
     family = SDXL.load("tiny-random")
     with pytest.raises(ValueError, match="no LoRA adapters"):
-        family.save_lora_for_diffusers(tmp_path)
+        family.save_lora("unet", tmp_path)
     module = adapted(family)
     save_lora(module, tmp_path)
     fresh = SDXL.load("tiny-random")
-    load_lora(fresh.module(), tmp_path)
+    load_lora(fresh.module("unet"), tmp_path)
     assert torch.equal(prediction(fresh), prediction(family))
-    with pytest.raises(ValueError, match='must be "unet"'):
+    with pytest.raises(ValueError, match="one of unet"):
         family.module("dit")  # type: ignore[arg-type]
 
 

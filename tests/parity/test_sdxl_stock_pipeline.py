@@ -104,14 +104,14 @@ def test_the_exported_adapter_in_a_fresh_stock_pipeline_draws_the_same(tmp_path)
     family, size = SDXL.from_pipeline(make_stock()), (64, 64)
     noise = draw(*size)
     before = ours(family, noise, size, 5.0)
-    add_lora(family.module(), family.lora_targets(), rank=4, alpha=6)
+    add_lora(family.module("unet"), family.lora_targets("unet"), rank=4, alpha=6)
     generator = torch.Generator().manual_seed(1)
-    for name, param in adapter_parameters(family.module()).items():
+    for name, param in adapter_parameters(family.module("unet")).items():
         if "lora_B" in name:
             param.data.copy_(torch.randn(param.shape, generator=generator) * 0.3)
     image = ours(family, noise, size, 5.0)
     assert (image - before).abs().max() > 1e-2
-    family.save_lora_for_diffusers(tmp_path)
+    family.save_lora("unet", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["pytorch_lora_weights.safetensors"]
     fresh = make_stock()
     fresh.load_lora_weights(tmp_path)
@@ -125,8 +125,8 @@ def test_the_exported_adapter_in_a_fresh_stock_pipeline_draws_the_same(tmp_path)
 def test_stock_loads_what_we_save_and_draws_the_same(tmp_path) -> None:
     family, size = SDXL.load("tiny-random", seed=3, taesd="tiny-random"), (64, 64)
     noise = draw(*size)
-    add_lora(family.module(), family.lora_targets(), rank=2, alpha=4)
-    for param in adapter_parameters(family.module()).values():
+    add_lora(family.module("unet"), family.lora_targets("unet"), rank=2, alpha=4)
+    for param in adapter_parameters(family.module("unet")).values():
         param.data.fill_(0.05)
     with pytest.raises(ValueError, match="merge_lora=True"):
         family.save_pretrained(tmp_path)

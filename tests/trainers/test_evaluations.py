@@ -87,14 +87,14 @@ def test_processes_share_the_prompts_and_call_the_hook_equally_often(monkeypatch
     prompts = list("abcd")
     drawn, calls = {}, {}
 
-    def draw(family, batch, rows, settings, on_step):
+    def draw(family, batch, rows, settings, *, samples, on_step):
         on_step()
         return torch.tensor(rows, dtype=torch.float32)[:, None, None, None].expand(-1, 3, 2, 2)
 
     def score(batch):
         return SimpleNamespace(total=batch.images[:, 0, 0, 0], components={})
 
-    monkeypatch.setattr(held_out, "_draw", draw)
+    monkeypatch.setattr(held_out, "draw", draw)
     batch = SimpleNamespace(prompts=prompts, targets=None, sources=None)
     settings = SimpleNamespace(samples=1)
 

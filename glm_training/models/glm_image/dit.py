@@ -72,6 +72,10 @@ class DiTComponent(torch.nn.Module):
 
     # -- setup ---------------------------------------------------------------------------------------------------------
 
+    def sharing(self, transformer: GlmImageTransformer2DModel) -> DiTComponent:
+        """Another component around `transformer` (a frozen copy, a teacher) with these very frozen parts."""
+        return DiTComponent(transformer, self.vae, self.text_encoder, self.tokenizer, self.scheduler)
+
     @property
     def device(self) -> torch.device:
         return self.transformer.image_projector.proj.weight.device

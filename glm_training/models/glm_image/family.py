@@ -5,31 +5,33 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import torch
 from diffusers.pipelines.glm_image.pipeline_glm_image import GlmImagePipeline
 from torch import Tensor, nn
 
+from glm_training.models.family import Family, Sampling
 from glm_training.models.glm_image.ar import ARComponent
+from glm_training.models.glm_image.denoiser import DiTDenoiser
 from glm_training.models.glm_image.dit import DiTComponent
 from glm_training.models.glm_image.loading import ModelLoadError, load_pipeline
 from glm_training.models.glm_image.sampling import step_hooks
-from glm_training.models.lora import adapter_parameters, has_lora, merged, trainable_parameters
+from glm_training.models.lora import has_lora, merged, save_lora
 from glm_training.utils.randomness import normal, uniform
 
-__all__ = ["Component", "GLMImage", "ModelLoadError"]
-
-Component = Literal["ar", "dit"]
+__all__ = ["GLMImage", "ModelLoadError"]
 
 
-class GLMImage:
+class GLMImage(Family):
     """A whole GLM-Image. `ar` and `dit` hold the stock modules; nothing is trainable until `set_trainable`."""
+
+    components: ClassVar[tuple[str, ...]] = ("ar", "dit")
 
     def __init__(self, ar: ARComponent, dit: DiTComponent) -> None:
         self.ar = ar
         self.dit = dit
-        self.set_trainable(ar=False, dit=False)
+        self.set_trainable()
         self.eval()
 
     # -- in and out ----------------------------------------------------------------------------------------------------
@@ -97,57 +99,26 @@ class GLMImage:
                 stack.enter_context(merged(module))
             self.to_pipeline().save_pretrained(str(path), safe_serialization=True)
 
-    def pipeline_bytes(self) -> int:
-        """About what `save_pretrained` writes: the weights of every part, in bytes."""
-        modules: list[nn.Module] = [self.ar.model, self.dit]
-        return sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
+    def save_lora(self, component: str, folder: str | Path) -> None:
+        """Write the adapter of a half as a PEFT folder."""
+        save_lora(self.module(component), folder)
 
     # -- what is trained -----------------------------------------------------------------------------------------------
 
-    def module(self, component: Component) -> nn.Module:
-        """The Hugging Face model of a half: what takes LoRA adapters and what is exported."""
-        if component not in ("ar", "dit"):
-            raise ValueError(f'component must be "ar" or "dit", got {component!r}')
-        return self.ar.model if component == "ar" else self.dit.transformer
+    def component(self, name: str) -> ARComponent | DiTComponent:
+        self._known(name)
+        return self.ar if name == "ar" else self.dit
 
-    def set_trainable(self, ar: bool, dit: bool) -> None:
-        """Switch gradients for each half: its adapters if it carries any, else all but its frozen parts.
+    def module(self, name: str) -> nn.Module:
+        self._known(name)
+        return self.ar.model if name == "ar" else self.dit.transformer
 
-        VAE, text encoder, vision tower and VQ model are frozen always.
-        """
-        frozen = [self.dit.vae, self.dit.text_encoder, self.ar.model.model.visual, self.ar.model.model.vqmodel]
-        for module, wanted in ((self.ar.model, ar), (self.dit.transformer, dit)):
-            module.requires_grad_(wanted and not has_lora(module))
-            for param in adapter_parameters(module).values():
-                param.requires_grad_(wanted)
-        for part in frozen:
-            part.requires_grad_(False)
+    def frozen(self) -> list[nn.Module]:
+        """VAE, text encoder, vision tower and VQ model."""
+        return [self.dit.vae, self.dit.text_encoder, self.ar.model.model.visual, self.ar.model.model.vqmodel]
 
-    def trainable(self, component: Component) -> dict[str, nn.Parameter]:
-        """The parameters of a half that receive a gradient, named as in `module(component)`."""
-        return trainable_parameters(self.module(component))
-
-    def lora_targets(self, component: Component) -> tuple[str, ...]:
-        """Layer names that `lora.add_lora` takes for this half by default."""
-        return self.ar.lora_targets if component == "ar" else self.dit.lora_targets
-
-    def sharding_units(self, component: Component) -> list[nn.Module]:
-        """The repeated blocks of a half, in order: what FSDP shards one by one."""
-        names = self.ar.sharding_units if component == "ar" else self.dit.sharding_units
-        return [child for child in self.module(component).modules() if type(child).__name__ in names]
-
-    def to(self, device: torch.device | str) -> GLMImage:
-        self.ar.to(device)
-        self.dit.to(device)
-        return self
-
-    def train(self, mode: bool = True) -> GLMImage:
-        self.ar.train(mode)
-        self.dit.train(mode)
-        return self
-
-    def eval(self) -> GLMImage:
-        return self.train(False)
+    def denoiser(self, height: int, width: int) -> DiTDenoiser:
+        return DiTDenoiser(self.dit, height, width)
 
     # -- images --------------------------------------------------------------------------------------------------------
 
@@ -212,6 +183,38 @@ class GLMImage:
             on_step=step_hook,
         )
         return self.dit.decode_latents(trajectory.final, micro_batch_size=micro_batch_size or 8)
+
+    def draw(
+        self,
+        prompts: Sequence[str],
+        *,
+        height: int,
+        width: int,
+        seed: int,
+        sampling: Sampling,
+        samples: int = 1,
+        sources: Tensor | None = None,
+        prompt_ids: Sequence[int] | None = None,
+        micro_batch_size: int | None = None,
+        on_step: Callable[[], None] | None = None,
+    ) -> Tensor:
+        """`generate` with `samples` plans per prompt, rendered once each."""
+        return self.generate(
+            prompts,
+            height=height,
+            width=width,
+            sources=sources,
+            seed=seed,
+            plans=samples,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            do_sample=sampling.do_sample,
+            num_inference_steps=sampling.num_inference_steps,
+            guidance_scale=sampling.guidance_scale,
+            prompt_ids=prompt_ids,
+            micro_batch_size=micro_batch_size,
+            on_step=on_step,
+        )
 
 
 def _checked_ids(prompts: int, prompt_ids: Sequence[int] | None, plans: int, renders: int) -> list[int]:

@@ -5,31 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import torch
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from torch import Tensor, nn
 
+from glm_training.models.family import Family, Sampling
 from glm_training.models.loading import ModelLoadError
-from glm_training.models.lora import ADAPTER, adapter_parameters, has_lora, merged, trainable_parameters
+from glm_training.models.lora import ADAPTER, adapter_parameters, has_lora, merged
+from glm_training.models.sdxl.denoiser import UNetDenoiser
 from glm_training.models.sdxl.loading import TAESD_FOLDER, load_pipeline, load_taesd, taesd_in
 from glm_training.models.sdxl.types import add_time_ids
 from glm_training.models.sdxl.unet import UNetComponent
 from glm_training.utils.randomness import make_generator, normal
 
-__all__ = ["Component", "ModelLoadError", "SDXL"]
-
-Component = Literal["unet"]
+__all__ = ["ModelLoadError", "SDXL", "save_lora_for_diffusers"]
 
 
-class SDXL:
+class SDXL(Family):
     """A whole SDXL. `unet` is the component that is trained; nothing is trainable until `set_trainable`."""
+
+    components: ClassVar[tuple[str, ...]] = ("unet",)
 
     def __init__(self, unet: UNetComponent) -> None:
         self.unet = unet
-        self.set_trainable(unet=False)
+        self.set_trainable()
         self.eval()
 
     # -- in and out ----------------------------------------------------------------------------------------------------
@@ -103,7 +106,7 @@ class SDXL:
         if adapted and not merge_lora:
             raise ValueError(
                 "the model carries LoRA adapters, which a pipeline folder cannot hold: pass merge_lora=True, or write "
-                "them alone with save_lora_for_diffusers"
+                "them alone with save_lora"
             )
         with ExitStack() as stack:
             if adapted:
@@ -112,68 +115,31 @@ class SDXL:
         if self.unet.taesd is not None:
             self.unet.taesd.save_pretrained(str(Path(path) / TAESD_FOLDER), safe_serialization=True)
 
-    def save_lora_for_diffusers(self, folder: str | Path) -> None:
+    def save_lora(self, component: str, folder: str | Path) -> None:
         """Write the adapter alone as `pytorch_lora_weights.safetensors`, which a stock `load_lora_weights` takes.
 
         Rank and alpha go with it in the file's metadata, which diffusers reads: the adapter comes back at its full
         strength. Raises ValueError when there is none.
         """
-        unet = self.unet.unet
-        if not has_lora(unet):
-            raise ValueError("the model carries no LoRA adapters")
-        weights: dict[str, Any] = {
-            name.replace(f".{ADAPTER}.", "."): param.detach().to("cpu", copy=True).contiguous()
-            for name, param in adapter_parameters(unet).items()
-        }
-        config: Any = unet.peft_config
-        described = {
-            key: sorted(value) if isinstance(value, set) else value for key, value in config[ADAPTER].to_dict().items()
-        }
-        StableDiffusionXLPipeline.save_lora_weights(
-            str(folder), unet_lora_layers=weights, unet_lora_adapter_metadata=described
-        )
-
-    def pipeline_bytes(self) -> int:
-        """About what `save_pretrained` writes: the weights of every part, in bytes."""
-        return sum(param.numel() * param.element_size() for param in self.unet.parameters())
+        save_lora_for_diffusers(self.module(component), folder)
 
     # -- what is trained -----------------------------------------------------------------------------------------------
 
-    def module(self, component: Component = "unet") -> nn.Module:
-        """The diffusers model that takes LoRA adapters and is exported."""
-        if component != "unet":
-            raise ValueError(f'component must be "unet", got {component!r}')
+    def component(self, name: str) -> UNetComponent:
+        self._known(name)
+        return self.unet
+
+    def module(self, name: str) -> UNet2DConditionModel:
+        self._known(name)
         return self.unet.unet
 
-    def set_trainable(self, unet: bool) -> None:
-        """Switch gradients: of the adapters if the UNet carries any, else of the whole UNet; the rest is frozen."""
-        self.unet.requires_grad_(False)
-        adapters = adapter_parameters(self.unet.unet)
-        for param in adapters.values() if adapters else self.unet.unet.parameters():
-            param.requires_grad_(unet)
+    def frozen(self) -> list[nn.Module]:
+        """VAE, TAESD and both text encoders."""
+        return self.unet.frozen()
 
-    def trainable(self, component: Component = "unet") -> dict[str, nn.Parameter]:
-        """The parameters that receive a gradient, named as in `module(component)`."""
-        return trainable_parameters(self.module(component))
-
-    def lora_targets(self, component: Component = "unet") -> tuple[str, ...]:
-        """Layer names that `lora.add_lora` takes by default: the attention of the UNet."""
-        return self.unet.lora_targets
-
-    def sharding_units(self, component: Component = "unet") -> list[nn.Module]:
-        """The repeated blocks, in order: what FSDP shards one by one."""
-        return [child for child in self.module(component).modules() if type(child).__name__ in self.unet.sharding_units]
-
-    def to(self, device: torch.device | str) -> SDXL:
-        self.unet.to(device)
-        return self
-
-    def train(self, mode: bool = True) -> SDXL:
-        self.unet.train(mode)
-        return self
-
-    def eval(self) -> SDXL:
-        return self.train(False)
+    def denoiser(self, height: int, width: int) -> UNetDenoiser:
+        """The noise levels, the same at every size."""
+        return UNetDenoiser(self.unet.schedule, self.unet.one_step_timestep)
 
     # -- images --------------------------------------------------------------------------------------------------------
 
@@ -220,3 +186,50 @@ class SDXL:
             on_step=on_step,
         )
         return component.decode_latents(latents, micro_batch_size=micro_batch_size or 4)
+
+    def draw(
+        self,
+        prompts: Sequence[str],
+        *,
+        height: int,
+        width: int,
+        seed: int,
+        sampling: Sampling,
+        samples: int = 1,
+        sources: Tensor | None = None,
+        prompt_ids: Sequence[int] | None = None,
+        micro_batch_size: int | None = None,
+        on_step: Callable[[], None] | None = None,
+    ) -> Tensor:
+        """`generate` with `samples` renders per prompt. ValueError for `sources`, which SDXL cannot edit."""
+        if sources is not None:
+            raise ValueError("SDXL draws from text alone and cannot edit source images")
+        return self.generate(
+            prompts,
+            height=height,
+            width=width,
+            seed=seed,
+            renders=samples,
+            num_inference_steps=sampling.num_inference_steps,
+            guidance_scale=sampling.guidance_scale,
+            prompt_ids=prompt_ids,
+            micro_batch_size=micro_batch_size,
+            on_step=None if on_step is None else lambda _: on_step(),
+        )
+
+
+def save_lora_for_diffusers(unet: nn.Module, folder: str | Path) -> None:
+    """Write the adapter of an SDXL UNet for a stock `load_lora_weights`; see `SDXL.save_lora`."""
+    if not has_lora(unet):
+        raise ValueError("the model carries no LoRA adapters")
+    weights: dict[str, Any] = {
+        name.replace(f".{ADAPTER}.", "."): param.detach().to("cpu", copy=True).contiguous()
+        for name, param in adapter_parameters(unet).items()
+    }
+    config: Any = unet.peft_config
+    described = {
+        key: sorted(value) if isinstance(value, set) else value for key, value in config[ADAPTER].to_dict().items()
+    }
+    StableDiffusionXLPipeline.save_lora_weights(
+        str(folder), unet_lora_layers=weights, unet_lora_adapter_metadata=described
+    )

@@ -14,6 +14,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_lcm import LCMScheduler
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerBase
 
@@ -60,7 +61,8 @@ class UNetComponent(torch.nn.Module):
         self.tokenizer_2 = tokenizer_2
         self.scheduler = scheduler
         self.force_zeros_for_empty_prompt = force_zeros_for_empty_prompt
-        for part in self._frozen():
+        self.one_step_timestep: int | None = None
+        for part in self.frozen():
             part.requires_grad_(False).eval()
 
     # -- setup ---------------------------------------------------------------------------------------------------------
@@ -71,6 +73,17 @@ class UNetComponent(torch.nn.Module):
             unet, self.vae, self.text_encoder, self.text_encoder_2, self.tokenizer, self.tokenizer_2, self.scheduler,
             self.taesd, self.force_zeros_for_empty_prompt,
         )  # fmt: skip
+
+    def sample_in_few_steps(self, steps: int, one_step_timestep: int | None = None) -> None:
+        """From here on `sample` takes `steps` steps as a distilled UNet does: each makes an image, and the next starts
+        from that image with fresh noise on it (`LCMScheduler`, which an exported pipeline then carries).
+
+        `one_step_timestep`: what the UNet is told in a single step, None for the last timestep. A stock pipeline is
+        told it by `timesteps=[..]`.
+        """
+        options: Any = {"original_inference_steps": steps, "clip_sample": False}
+        self.scheduler = LCMScheduler.from_config(self.scheduler.config, **options)
+        self.one_step_timestep = one_step_timestep
 
     @property
     def device(self) -> torch.device:
@@ -90,7 +103,7 @@ class UNetComponent(torch.nn.Module):
 
     def train(self, mode: bool = True) -> UNetComponent:
         super().train(mode)
-        for part in self._frozen():
+        for part in self.frozen():
             part.eval()
         return self
 
@@ -102,7 +115,8 @@ class UNetComponent(torch.nn.Module):
         """Keep the activations again."""
         self.unet.disable_gradient_checkpointing()
 
-    def _frozen(self) -> list[torch.nn.Module]:
+    def frozen(self) -> list[torch.nn.Module]:
+        """What is never trained: VAE, TAESD and both text encoders."""
         parts = (self.vae, self.taesd, self.text_encoder, self.text_encoder_2)
         return [part for part in parts if part is not None]
 
@@ -233,7 +247,10 @@ class UNetComponent(torch.nn.Module):
     ) -> Tensor:
         text, time_ids, negative = condition
         scheduler = type(self.scheduler).from_config(self.scheduler.config)
-        scheduler.set_timesteps(steps, device=noise.device)
+        if steps == 1 and self.one_step_timestep is not None:
+            scheduler.set_timesteps(device=noise.device, timesteps=[self.one_step_timestep])
+        else:
+            scheduler.set_timesteps(steps, device=noise.device)
         takes_generator = "generator" in inspect.signature(scheduler.step).parameters
         options = {"generator": generators} if takes_generator else {}
         latents = noise.float() * scheduler.init_noise_sigma

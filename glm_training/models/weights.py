@@ -1,0 +1,54 @@
+"""Weights of a network from elsewhere: a frozen copy of another one, or a file."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+_BASE = ".base_layer"  # what PEFT puts between the name of a wrapped layer and those of its weights
+
+
+def frozen_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of `module` without its adapters, if it carries any, without gradients, its weights in `dtype`.
+
+    Each weight is copied in `dtype` at once: a copy in half precision of an fp32 network is never there in fp32.
+    """
+    memo: dict[int, object] = {}
+    for name, param in module.named_parameters():
+        copied = param.detach().to(dtype, copy=True) if "lora_" not in name else param.detach().to("meta")
+        memo[id(param)] = nn.Parameter(copied, requires_grad=False)
+    copy = deepcopy(module, memo)
+    for name, layer in list(copy.named_modules()):
+        if isinstance(layer, LoraLayer):
+            copy.set_submodule(name, layer.get_base_layer())
+    if "peft_config" in vars(copy):
+        del copy.peft_config
+    return copy.requires_grad_(False)
+
+
+@torch.no_grad()
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Set all weights of `module`, adapters left out, from a state dict (.safetensors, or a torch file).
+
+    Raises FileNotFoundError, or ValueError for a state dict that does not fit.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file of weights at {path}")
+    saved: dict[str, Tensor] = (
+        load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+    )
+    wanted = {name.replace(_BASE, ""): tensor for name, tensor in module.state_dict().items() if "lora_" not in name}
+    unfit = sorted(saved.keys() ^ wanted.keys())
+    unfit += [name for name in saved.keys() & wanted.keys() if saved[name].shape != wanted[name].shape]
+    if unfit:
+        raise ValueError(
+            f"the weights in {path} do not fit the {type(module).__name__}: {len(unfit)} of {len(wanted)} differ, first "
+            f"{unfit[0]}"
+        )
+    for name, tensor in wanted.items():
+        tensor.copy_(saved[name])

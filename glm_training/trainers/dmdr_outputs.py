@@ -1,0 +1,94 @@
+"""DMDR's documented output tree, laid over a run directory.
+
+    args.json                           the resolved configuration
+    log.txt                             -> train.log
+    loss_logs/loss_gui_log.jsonl        a line per update of the guidance network
+    loss_logs/loss_gen_log.jsonl        a line per update of the generator
+    checkpoints/accelerator_1/step-N    -> checkpoints/step-N: generator, guidance network and both optimizers are one
+    checkpoints/accelerator_2/step-N       checkpoint here
+    checkpoints/torch_units/step-N.pt
+    checkpoints/lora_gui/step-N         -> the guidance network's adapter in it
+    checkpoints/lora_gen/step-N         -> the generator's, if it has one
+
+Links are relative: the run directory can be moved.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from glm_training.config import Config
+
+Network = Literal["gen", "gui"]
+
+GUIDANCE_EXPORT = "lora_guidance"
+"""Folder of a checkpoint that holds the guidance network's adapter."""
+
+
+class OutputTree:
+    """Called on the main process alone. `part` is the generator's name among the trained parts."""
+
+    def __init__(self, config: Config, part: str) -> None:
+        self._config = config
+        self._run = config.output_dir
+        self._checkpoints = config.checkpoint_dir()
+        exports = {"lora_gui": GUIDANCE_EXPORT, "lora_gen": f"lora_{part}"}
+        self._folders = {"accelerator_1": "", "accelerator_2": "", "torch_units": "", **exports}
+
+    def open(self, step: int) -> None:
+        """Where the run begins or goes on after `step` steps: lines of later steps leave the loss logs."""
+        self._run.mkdir(parents=True, exist_ok=True)
+        arguments = self._config.model_dump(mode="json")
+        (self._run / "args.json").write_text(json.dumps(arguments, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        _link(self._run / "log.txt", self._run / "train.log")
+        (self._run / "loss_logs").mkdir(exist_ok=True)
+        for network in ("gen", "gui"):
+            _trim(self.loss_log(network), step)
+        self._remove_dead_links()
+
+    def loss_log(self, network: Network) -> Path:
+        """The file with a JSON object per update: `step`, counted in training steps, and its figures."""
+        return self._run / "loss_logs" / f"loss_{network}_log.jsonl"
+
+    def write_losses(self, network: Network, step: int, figures: Mapping[str, float]) -> None:
+        """Appends the line of an update made in training step `step`, the first being 1."""
+        with self.loss_log(network).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **figures}) + "\n")
+
+    def link(self, checkpoint: Path) -> None:
+        """Leads to `checkpoint` from the documented places, and no longer to those that were pruned."""
+        for folder, inside in self._folders.items():
+            suffix = ".pt" if folder == "torch_units" else ""
+            if (checkpoint / inside).is_dir():
+                _link(self._checkpoints / folder / f"{checkpoint.name}{suffix}", checkpoint / inside)
+        self._remove_dead_links()
+
+    def _remove_dead_links(self) -> None:
+        for folder in self._folders:
+            for path in (self._checkpoints / folder).glob("step-*"):
+                if path.is_symlink() and not path.exists():
+                    path.unlink()
+
+
+def _link(path: Path, target: Path) -> None:
+    """A relative link at `path`, in place of an earlier one; whatever else is there stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_symlink():
+        path.unlink()
+    if not path.exists():
+        path.symlink_to(os.path.relpath(target, path.parent), target_is_directory=target.is_dir())
+
+
+def _trim(path: Path, last_step: int) -> None:
+    """Leaves the lines up to `last_step`, and of those the whole ones: a kill can tear the last."""
+    if path.is_file():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        path.write_text("".join(line for line in lines if _belongs(line, last_step)), encoding="utf-8")
+
+
+def _belongs(line: str, last_step: int) -> bool:
+    return line.endswith("\n") and json.loads(line)["step"] <= last_step

@@ -5,7 +5,8 @@ as ``human_feedback.json``, and a Hugging Face dataset on disk in the shape of p
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from glm_training.data.examples import Example
 from glm_training.data.images import decode_image, to_unit_range
 from glm_training.data.problems import DataError, Problem
 from glm_training.utils.randomness import uniform
@@ -66,54 +68,65 @@ class PreferencePair:
     preferred: PairImage
     rejected: PairImage
 
-    def digest(self) -> str:
-        """SHA-256 (hex) of the prompt and both images' bytes, wherever they lie."""
-        parts = [self.prompt.encode("utf-8"), self.preferred.read(), self.rejected.read()]
-        digest = hashlib.sha256()
-        for part in parts:
-            digest.update(b"%d:%b" % (len(part), part))
-        return digest.hexdigest()
-
-
-def pair_digests(pairs: Sequence[PreferencePair]) -> dict[str, str]:
-    """Index (as text, for JSON) -> :meth:`PreferencePair.digest`, for ``describe_drift``; reads every image."""
-    return {str(pair.index): pair.digest() for pair in pairs}
-
 
 def image_digest(image: PairImage) -> str:
     """SHA-256 (hex) of the image's bytes: the content address under which its latents are kept."""
     return hashlib.sha256(image.read()).hexdigest()
 
 
+def pair_digest(pair: PreferencePair, images: Mapping[PairImage, str]) -> str:
+    """SHA-256 (hex) of the prompt and both images' digests: the content of a pair, wherever it lies."""
+    digest = hashlib.sha256()
+    for part in (pair.prompt, images[pair.preferred], images[pair.rejected]):
+        data = part.encode("utf-8")
+        digest.update(b"%d:%b" % (len(data), data))
+    return digest.hexdigest()
+
+
+def distinct_prompts(pairs: Sequence[PreferencePair], limit: int) -> list[Example]:
+    """The first `limit` different prompts, without images: what samples of a run are drawn for."""
+    prompts = list(dict.fromkeys(pair.prompt for pair in pairs))
+    return [Example(index, prompt, None, None) for index, prompt in enumerate(prompts[:limit])]
+
+
 @dataclass
 class ImageRows:
-    """B images of one role, cut to one size, with what SDXL's micro-conditioning asks of them.
+    """Images cut to one size, with what SDXL's micro-conditioning asks of them.
 
     Attributes:
-        pixels: float32 ``[B, 3, H, W]`` in [0, 1].
-        original_sizes: long ``[B, 2]``, (height, width) of the upright file before resizing.
-        crops: long ``[B, 2]``, (top, left) pixels cut off after resizing.
+        pixels: float32 ``[rows, 3, H, W]`` in [0, 1].
+        original_sizes: long ``[rows, 2]``, (height, width) of the upright file before resizing.
+        crops: long ``[rows, 2]``, (top, left) pixels cut off after resizing.
     """
 
     pixels: Tensor
     original_sizes: Tensor
     crops: Tensor
 
-    def to(self, device: torch.device | str) -> "ImageRows":
-        return ImageRows(self.pixels.to(device), self.original_sizes.to(device), self.crops.to(device))
+    def __len__(self) -> int:
+        return len(self.pixels)
 
 
 @dataclass
 class PreferenceBatch:
-    """B pairs: the positions asked for, their prompts, and both images of each."""
+    """B pairs and the positions asked for. ``images``: 2 B rows, the preferred of every pair, then the rejected; None
+    from a dataset that does not decode."""
 
     indices: list[int]
-    prompts: list[str]
-    preferred: ImageRows
-    rejected: ImageRows
+    pairs: list[PreferencePair]
+    images: ImageRows | None
 
-    def to(self, device: torch.device | str) -> "PreferenceBatch":
-        return PreferenceBatch(self.indices, self.prompts, self.preferred.to(device), self.rejected.to(device))
+    @property
+    def prompts(self) -> list[str]:
+        return [pair.prompt for pair in self.pairs]
+
+
+@dataclass(frozen=True)
+class ResizedImage:
+    """uint8 ``pixels [h, w, 3]``, which cover the size that was asked for, and the upright file's (height, width)."""
+
+    pixels: np.ndarray
+    original_size: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -125,29 +138,47 @@ class CroppedImage:
     crop: tuple[int, int]
 
 
-def load_cropped(image: PairImage, height: int, width: int, position: tuple[float, float] = (0.5, 0.5)) -> CroppedImage:
-    """The image resized (Lanczos) to cover ``height`` x ``width``, then cut.
-
-    Args:
-        image: decoded by the rules of :mod:`glm_training.data.images`.
-        height, width: pixels of the result, each at least 1.
-        position: which part of the overhang is cut off at the top and at the left, each in [0, 1].
+def load_resized(image: PairImage, height: int, width: int) -> ResizedImage:
+    """The image, decoded by the rules of :mod:`glm_training.data.images`, resized (Lanczos) to cover the size.
 
     Raises:
         DataError: when the image is gone or cannot be decoded.
+        ValueError: unless both sides are at least 1.
     """
     if height < 1 or width < 1:
         raise ValueError(f"an image cannot be resized to height {height} x width {width}: both must be at least 1")
     decoded = decode_image(image.path, image.read())
     scale = max(height / decoded.height, width / decoded.width)
     covering = max(width, round(decoded.width * scale)), max(height, round(decoded.height * scale))
+    pixels = np.asarray(decoded.resize(covering, Image.Resampling.LANCZOS))
+    return ResizedImage(pixels, (decoded.height, decoded.width))
+
+
+def cropped(image: ResizedImage, height: int, width: int, position: tuple[float, float] = (0.5, 0.5)) -> CroppedImage:
+    """``height`` x ``width`` of the image. ``position``: which part of the overhang is cut off at the top and at the
+    left, each in [0, 1]."""
+    covering = image.pixels.shape
     top, left = (
         min(int(part * (overhang + 1)), overhang)
-        for part, overhang in zip(position, (covering[1] - height, covering[0] - width), strict=True)
+        for part, overhang in zip(position, (covering[0] - height, covering[1] - width), strict=True)
     )
-    resized = decoded.resize(covering, Image.Resampling.LANCZOS).crop((left, top, left + width, top + height))
-    pixels = torch.from_numpy(np.array(resized, dtype=np.uint8)).permute(2, 0, 1).contiguous()
-    return CroppedImage(pixels, (decoded.height, decoded.width), (top, left))
+    cut = np.array(image.pixels[top : top + height, left : left + width])
+    return CroppedImage(torch.from_numpy(cut).permute(2, 0, 1).contiguous(), image.original_size, (top, left))
+
+
+def load_cropped(image: PairImage, height: int, width: int, position: tuple[float, float] = (0.5, 0.5)) -> CroppedImage:
+    """The image resized to cover ``height`` x ``width``, then cut; see :func:`load_resized` and :func:`cropped`."""
+    return cropped(load_resized(image, height, width), height, width, position)
+
+
+def stack_rows(images: Iterable[CroppedImage]) -> ImageRows:
+    """Images of one size as rows."""
+    rows = list(images)
+    return ImageRows(
+        to_unit_range(torch.stack([image.pixels for image in rows])),
+        torch.tensor([image.original_size for image in rows]),
+        torch.tensor([image.crop for image in rows]),
+    )
 
 
 class PreferenceDataset:
@@ -159,10 +190,22 @@ class PreferenceDataset:
         crop: ``center``, or ``random`` at a place that depends on (``seed``, epoch, ``PreferencePair.index``, which of
             the two) alone.
         seed: the run seed.
+        num_workers: threads that read and decode; 0 does it in the caller's thread.
+        pin_memory: page-lock the pixels for faster copies to a GPU; without CUDA it has no effect.
+
+    ``decodes``: whether batches bring their pixels; a caller that has the images' latents switches it off.
     """
 
     def __init__(
-        self, pairs: Sequence[PreferencePair], *, height: int, width: int, crop: Crop = "center", seed: int = 0
+        self,
+        pairs: Sequence[PreferencePair],
+        *,
+        height: int,
+        width: int,
+        crop: Crop = "center",
+        seed: int = 0,
+        num_workers: int = 0,
+        pin_memory: bool = False,
     ) -> None:
         if not pairs:
             raise ValueError("a dataset needs at least one pair")
@@ -171,45 +214,113 @@ class PreferenceDataset:
         self.pairs = tuple(pairs)
         self.height = height
         self.width = width
+        self.decodes = True
         self._crop = crop
         self._seed = seed
+        self._num_workers = num_workers
+        self._pin_memory = pin_memory and torch.cuda.is_available()
+        self._digests: dict[PairImage, str] = {}
+        self._pending: dict[PairImage, Future[ResizedImage]] = {}
+        self._pool: ThreadPoolExecutor | None = None
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def batch(self, indices: Sequence[int], *, epoch: int = 0) -> PreferenceBatch:
+    # -- content -------------------------------------------------------------------------------------------------------
+
+    def image_digests(self) -> dict[PairImage, str]:
+        """Every image of the pairs -> SHA-256 of its bytes; each is read once, at the first call."""
+        if not self._digests:
+            images = list(dict.fromkeys(image for pair in self.pairs for image in (pair.preferred, pair.rejected)))
+            read = map(image_digest, images) if self._num_workers < 1 else self._threads().map(image_digest, images)
+            self._digests = dict(zip(images, read, strict=True))
+        return self._digests
+
+    def example_digests(self) -> dict[str, str]:
+        """Index (as text, for JSON) -> :func:`pair_digest`, for ``describe_drift``."""
+        images = self.image_digests()
+        return {str(pair.index): pair_digest(pair, images) for pair in self.pairs}
+
+    # -- batches -------------------------------------------------------------------------------------------------------
+
+    def batch(self, indices: Sequence[int], *, epoch: int | Sequence[int] = 0) -> PreferenceBatch:
         """The pairs at positions ``indices``, each in [0, len(self)); repeats are allowed.
+
+        Args:
+            indices: at least one position.
+            epoch: decides random crops; one for all, or one per position where a batch spans the end of an epoch.
 
         Raises:
             DataError: when an image that was scanned has gone or changed.
-            IndexError, ValueError: for positions out of place.
+            IndexError, ValueError: for positions or epochs out of place.
         """
+        pairs = self._select(indices)
+        epochs = [epoch] * len(pairs) if isinstance(epoch, int) else list(epoch)
+        if len(epochs) != len(pairs):
+            raise ValueError(f"{len(epochs)} epochs were given for {len(pairs)} positions")
+        return PreferenceBatch(list(indices), pairs, self._rows(pairs, epochs) if self.decodes else None)
+
+    def prefetch(self, indices: Sequence[int]) -> None:
+        """Start decoding the images of a coming :meth:`batch` in the background; earlier unused ones are let go."""
+        if self._num_workers < 1 or not self.decodes:
+            return
+        wanted = {image for pair in self._select(indices) for image in (pair.preferred, pair.rejected)}
+        for image in [image for image in self._pending if image not in wanted]:
+            self._pending.pop(image).cancel()
+        for image in wanted:
+            self._start(image)
+
+    def load(self, images: Sequence[PairImage]) -> ImageRows:
+        """The images' centres as rows, decoded in the threads."""
+        return stack_rows(cropped(image, self.height, self.width) for image in self._resized(images))
+
+    def close(self) -> None:
+        """Stop the threads; a later batch starts new ones."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+        self._pool = None
+        self._pending.clear()
+
+    def _select(self, indices: Sequence[int]) -> list[PreferencePair]:
         if not indices:
             raise ValueError("a batch needs at least one position")
         for position in indices:
             if not 0 <= position < len(self.pairs):
                 raise IndexError(f"position {position} is outside a dataset of {len(self.pairs)} pairs")
-        pairs = [self.pairs[position] for position in indices]
-        return PreferenceBatch(
-            indices=list(indices),
-            prompts=[pair.prompt for pair in pairs],
-            preferred=self._rows([pair.preferred for pair in pairs], self._positions(pairs, epoch, 0)),
-            rejected=self._rows([pair.rejected for pair in pairs], self._positions(pairs, epoch, 1)),
-        )
+        return [self.pairs[position] for position in indices]
 
-    def _positions(self, pairs: list[PreferencePair], epoch: int, which: int) -> list[tuple[float, float]]:
+    def _rows(self, pairs: list[PreferencePair], epochs: list[int]) -> ImageRows:
+        """The preferred images, then the rejected ones."""
+        images = [pair.preferred for pair in pairs] + [pair.rejected for pair in pairs]
+        positions = [place for which in (0, 1) for place in self._positions(pairs, epochs, which)]
+        rows = stack_rows(
+            cropped(image, self.height, self.width, position)
+            for image, position in zip(self._resized(images), positions, strict=True)
+        )
+        if self._pin_memory:
+            rows.pixels = rows.pixels.pin_memory()
+        return rows
+
+    def _positions(self, pairs: list[PreferencePair], epochs: list[int], which: int) -> list[tuple[float, float]]:
         if self._crop == "center":
             return [(0.5, 0.5)] * len(pairs)
-        draws = uniform(self._seed, "preference crop", [(epoch, pair.index, which) for pair in pairs], (2,))
+        names = [(epoch, pair.index, which) for pair, epoch in zip(pairs, epochs, strict=True)]
+        draws = uniform(self._seed, "preference crop", names, (2,))
         return [(float(top), float(left)) for top, left in draws]
 
-    def _rows(self, images: list[PairImage], positions: list[tuple[float, float]]) -> ImageRows:
-        loaded = [
-            load_cropped(image, self.height, self.width, position)
-            for image, position in zip(images, positions, strict=True)
-        ]
-        return ImageRows(
-            to_unit_range(torch.stack([image.pixels for image in loaded])),
-            torch.tensor([image.original_size for image in loaded]),
-            torch.tensor([image.crop for image in loaded]),
-        )
+    def _resized(self, images: Sequence[PairImage]) -> list[ResizedImage]:
+        if self._num_workers < 1:
+            return [load_resized(image, self.height, self.width) for image in images]
+        for image in images:
+            self._start(image)
+        done = {image: self._pending.pop(image).result() for image in dict.fromkeys(images)}
+        return [done[image] for image in images]
+
+    def _start(self, image: PairImage) -> None:
+        if image not in self._pending:
+            self._pending[image] = self._threads().submit(load_resized, image, self.height, self.width)
+
+    def _threads(self) -> ThreadPoolExecutor:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._num_workers, thread_name_prefix="decode")
+        return self._pool

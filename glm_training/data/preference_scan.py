@@ -1,7 +1,9 @@
 """Read preference pairs and decode all their images before training starts: every fault in one report."""
 
 import logging
+import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,7 +38,12 @@ class PreferenceReport:
 
 
 def load_pairs(
-    path: str | Path, *, split: str = "train", check_images: bool = True, max_bad_fraction: float = 0.0
+    path: str | Path,
+    *,
+    split: str = "train",
+    check_images: bool = True,
+    max_bad_fraction: float = 0.0,
+    num_workers: int = 0,
 ) -> PreferenceReport:
     """Read the pairs at ``path`` and decode every image.
 
@@ -47,6 +54,7 @@ def load_pairs(
         check_images: whether to decode all images first; False for a table too large for it.
         max_bad_fraction: the part of the rows, in [0, 1], that may be at fault. Up to it they are logged and left out,
             their files untouched; above it, and for faults of the dataset as a whole, the scan fails.
+        num_workers: images decoded at the same time, in threads; 0 decodes in the caller's thread.
 
     Raises:
         DataError: with every problem found, each with file, line and remedy; also when only ties are left.
@@ -56,7 +64,7 @@ def load_pairs(
         raise ValueError(f"max_bad_fraction must be between 0 and 1, not {max_bad_fraction}")
     listing = _read_listing(path, split)
     if check_images:
-        listing.problems += _decode_problems(listing)
+        listing.problems += _decode_problems(listing, num_workers)
     listing.problems.sort(key=lambda problem: -1 if problem.index is None else problem.index)
     return _settle(listing, max_bad_fraction)
 
@@ -82,16 +90,27 @@ def _read_listing(value: str | Path, split: str) -> PairListing:
         return read_json_list(path)
     reason = "is no listing of preference pairs" if path.exists() else "does not exist"
     remedy = f"Name a folder with {METADATA_NAME}, a .jsonl or .json file, or a Hugging Face dataset folder"
+    if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(value)):
+        reason += ", and data sets are not downloaded by a run"
+        remedy = (
+            f'Save it once: python -c "from datasets import load_dataset; '
+            f"load_dataset('{value}', split='{split}').save_to_disk('data/{path.name}')\", and name data/{path.name}"
+        )
     raise DataError([Problem(path, reason, remedy)])
 
 
-def _decode_problems(listing: PairListing) -> Iterator[Problem]:
-    """Decode each file once, and report its fault at every row that uses it."""
-    known: dict[PairImage, Problem | None] = {}
+def _decode_problems(listing: PairListing, num_workers: int) -> Iterator[Problem]:
+    """Decode each image once, and report its fault at every row that uses it."""
+    images = list(dict.fromkeys(image for pair in listing.pairs for image in (pair.preferred, pair.rejected)))
+    if num_workers < 1:
+        faults = [_decode_fault(image) for image in images]
+    else:
+        with ThreadPoolExecutor(num_workers, thread_name_prefix="scan") as pool:
+            faults = list(pool.map(_decode_fault, images))
+    known = dict(zip(images, faults, strict=True))
     for pair in listing.pairs:
         for role, image in (("preferred", pair.preferred), ("rejected", pair.rejected)):
-            fault = known[image] if image in known else _decode_fault(image)
-            known[image] = fault
+            fault = known[image]
             if fault is None:
                 continue
             line = listing.lines.get(pair.index)

@@ -17,9 +17,9 @@ from glm_training.data.preference import (
     FileImage,
     PreferenceDataset,
     PreferencePair,
+    distinct_prompts,
     image_digest,
     load_cropped,
-    pair_digests,
 )
 from glm_training.data.preference_scan import load_pairs
 from glm_training.data.preference_table import read_table
@@ -68,6 +68,10 @@ def write_list(folder: Path, records: list[object]) -> Path:
     path = folder / "human_feedback.json"
     path.write_text("[\n" + ",\n".join(rows) + "\n]\n", encoding="utf-8")
     return path
+
+
+def pair_digests(pairs) -> dict[str, str]:
+    return PreferenceDataset(pairs, height=32, width=32).example_digests()
 
 
 def problems(path: Path, **options) -> list[str]:
@@ -134,7 +138,7 @@ def test_a_table_gives_the_pairs_of_the_files(folder) -> None:
     files = load_pairs(folder).pairs
     assert pair_digests(listing.pairs) == pair_digests(files)
     batches = [PreferenceDataset(pairs, height=32, width=32).batch([1]) for pairs in (listing.pairs, files)]
-    assert torch.equal(batches[0].preferred.pixels, batches[1].preferred.pixels)
+    assert torch.equal(batches[0].images.pixels, batches[1].images.pixels)
     table.rows[0]["jpg_0"] = {"bytes": table.rows[0]["jpg_0"], "path": None}  # an Image feature, not decoded
     assert image_digest(listing.pairs[0].preferred) == image_digest(files[0].preferred)
 
@@ -150,7 +154,7 @@ def test_a_broken_table_is_explained(folder) -> None:
     assert "holds no pair" in str(read_table(folder, Rows([])).problems[0])
     rows[3]["jpg_1"] = {"bytes": None, "path": "elsewhere.jpg"}
     with pytest.raises(DataError, match="row 3: column 'jpg_1' holds no image bytes"):
-        read_table(folder, Rows(rows)).pairs[0].digest()
+        pair_digests(read_table(folder, Rows(rows)).pairs)
 
 
 def test_a_missing_extra_is_named(folder, monkeypatch) -> None:
@@ -251,6 +255,8 @@ def test_a_path_that_is_no_listing(folder) -> None:
     write_list(folder, [record(0)])
     assert "holds both" in problems(folder)[0]
     assert "does not exist" in problems(folder / "none.txt")[0]
+    named = problems("yuvalkirstain/pickapic_v2", split="validation_unique")[0]  # type: ignore[arg-type]
+    assert "not downloaded by a run" in named and "split='validation_unique').save_to_disk('data/pickapic_v2')" in named
     assert "is a URL" in problems("https://example.org/data.jsonl")[0]  # type: ignore[arg-type]
     assert "there is no such file" in problems(folder / "none.jsonl")[0]
     assert "cannot be read" in problems(folder / "none.json")[0]
@@ -280,13 +286,15 @@ def test_batches(folder) -> None:
     paint(folder / "images/1_b.png", 5, size=(64, 128))
     write_lines(folder, [record(index) for index in range(4)])
     dataset = PreferenceDataset(load_pairs(folder).pairs, height=32, width=32)
-    batch = dataset.batch([1, 0]).to("cpu")
+    batch = dataset.batch([1, 0])
     assert len(dataset) == 4 and batch.indices == [1, 0] and batch.prompts == ["a thing 1", "a thing 0"]
-    assert batch.preferred.pixels.shape == (2, 3, 32, 32) and batch.preferred.pixels.dtype == torch.float32
-    assert 0 <= batch.rejected.pixels.min() and batch.rejected.pixels.max() <= 1
-    assert batch.rejected.original_sizes.tolist() == [[128, 64], [36, 40]]
-    assert batch.rejected.crops.tolist() == [[16, 0], [0, 2]]
-    assert not torch.equal(batch.preferred.pixels[1], batch.rejected.pixels[1])
+    assert [pair.index for pair in batch.pairs] == [1, 0] and len(batch.images) == 4
+    assert batch.images.pixels.shape == (4, 3, 32, 32) and batch.images.pixels.dtype == torch.float32
+    assert 0 <= batch.images.pixels.min() and batch.images.pixels.max() <= 1
+    assert batch.images.original_sizes.tolist() == [[36, 40], [36, 40], [128, 64], [36, 40]]
+    assert batch.images.crops[2:].tolist() == [[16, 0], [0, 2]]
+    assert torch.equal(dataset.load([dataset.pairs[1].rejected]).pixels[0], batch.images.pixels[2])
+    assert len({tuple(row.flatten()[:9].tolist()) for row in batch.images.pixels}) == 4
     for positions, error in (([], ValueError), ([4], IndexError), ([-1], IndexError)):
         with pytest.raises(error):
             dataset.batch(positions)
@@ -294,9 +302,37 @@ def test_batches(folder) -> None:
         PreferenceDataset([], height=32, width=32)
     with pytest.raises(ValueError, match="'center' or 'random'"):
         PreferenceDataset(dataset.pairs, height=32, width=32, crop="left")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="2 epochs were given for 1 positions"):
+        dataset.batch([0], epoch=[0, 1])
     (folder / "images/0_a.png").unlink()
     with pytest.raises(DataError, match="0_a.png: does not exist"):
         dataset.batch([0])
+    dataset.decodes = False
+    assert dataset.batch([0]).images is None
+
+
+def test_threads_give_the_same_batches(folder) -> None:
+    write_lines(folder, [record(index) for index in range(4)])
+    pairs = load_pairs(folder, num_workers=2).pairs
+    alone, threaded = (PreferenceDataset(pairs, height=32, width=32, num_workers=n) for n in (0, 2))
+    threaded.prefetch([3, 1])  # let go again
+    threaded.prefetch([1, 0])
+    for positions in ([1, 0], [2, 2]):
+        assert torch.equal(threaded.batch(positions).images.pixels, alone.batch(positions).images.pixels)
+    assert threaded.example_digests() == alone.example_digests()
+    (folder / "images/3_b.png").unlink()
+    threaded.prefetch([3])
+    with pytest.raises(DataError, match="3_b.png: does not exist"):
+        threaded.batch([3])
+    threaded.close()
+    assert len(threaded.batch([0]).images) == 2
+    threaded.close()
+
+
+def test_samples_are_drawn_for_the_first_different_prompts(folder) -> None:
+    write_lines(folder, [record(0), record(1) | {"prompt": "a thing 0"}, record(2), record(3)])
+    examples = distinct_prompts(load_pairs(folder).pairs, 2)
+    assert [(example.index, example.prompt) for example in examples] == [(0, "a thing 0"), (1, "a thing 2")]
 
 
 def test_random_crops_depend_on_seed_epoch_and_index_alone(folder) -> None:
@@ -309,13 +345,14 @@ def test_random_crops_depend_on_seed_epoch_and_index_alone(folder) -> None:
     def crops(positions, epoch=0, seed=0, chosen=pairs) -> list[list[int]]:
         dataset = PreferenceDataset(chosen, height=40, width=40, crop="random", seed=seed)
         batch = dataset.batch(positions, epoch=epoch)
-        return [*batch.preferred.crops.tolist(), *batch.rejected.crops.tolist()]
+        return batch.images.crops.tolist()
 
     state = torch.random.get_rng_state()
     first = crops([0, 1, 2, 3])
     assert len({left for _, left in first}) > 5 and all(top == 0 and 0 <= left <= 160 for top, left in first)
     assert crops([3, 1]) == [first[3], first[1], first[7], first[5]]
     assert crops([0], chosen=pairs[2:]) == [first[2], first[6]]
+    assert crops([0, 1, 2, 3], epoch=[0, 1, 0, 0])[::4] == first[::4] != crops([0, 1, 2, 3], epoch=1)[::4]
     assert crops([0, 1, 2, 3], epoch=1) != first and crops([0, 1, 2, 3], seed=1) != first
     assert torch.equal(torch.random.get_rng_state(), state)
 

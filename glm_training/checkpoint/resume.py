@@ -41,7 +41,7 @@ def resolve_resume(checkpoints_dir: Path, which: str | Path) -> ResumePoint:
     Args:
         checkpoints_dir: the run's folder of checkpoints.
         which: ``latest``: what the pointer names, else the newest that verifies. A path, or the name of a folder in
-            ``checkpoints_dir``: that one and no other.
+            ``checkpoints_dir``, or a link to one: that one and no other.
 
     Raises:
         NoCheckpointError: ``latest`` where there is none.
@@ -53,6 +53,8 @@ def resolve_resume(checkpoints_dir: Path, which: str | Path) -> ResumePoint:
             path = checkpoints_dir / path
         if not path.is_dir():
             raise CheckpointError(f"there is no checkpoint at {which}; name one, like {checkpoints_dir}/step-000100")
+        if path.is_symlink():
+            path = path.resolve()  # it belongs to the run whose folder it lies in
         return ResumePoint(path, verify_checkpoint(path))
     skipped: list[SkippedCheckpoint] = []
     for path in _newest_first(checkpoints_dir):

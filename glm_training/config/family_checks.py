@@ -106,6 +106,14 @@ def _dmdr(config: Config) -> Iterator[Issue]:
             "only an SDXL of one step is told another timestep.",
             "Remove it, or set `dmdr.student_steps: 1`.",
         )
+    for part in config.parts():
+        lora = config.lora_for(part)
+        if lora.enabled and lora.dropout > 0:
+            yield Issue(
+                ("lora.dropout", f"lora.{part}.dropout"),
+                "the generator is trained on what it makes without dropout.",
+                "Use 0.",
+            )
     asked = config.evaluation_sampling()
     if asked.num_inference_steps != dmdr.student_steps or asked.guidance_scale != 1.0:
         yield Issue(

@@ -47,8 +47,8 @@ def load_weights(module: nn.Module, path: Path) -> None:
     unfit += [name for name in saved.keys() & wanted.keys() if saved[name].shape != wanted[name].shape]
     if unfit:
         raise ValueError(
-            f"the weights in {path} do not fit the {type(module).__name__}: {len(unfit)} of {len(wanted)} differ, first "
-            f"{unfit[0]}"
+            f"the weights in {path} do not fit the {type(module).__name__}: {len(unfit)} of {len(wanted)} differ, "
+            f"first {unfit[0]}"
         )
     for name, tensor in wanted.items():
         tensor.copy_(saved[name])

@@ -16,6 +16,7 @@ Links are relative: the run directory can be moved.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,7 +46,6 @@ class OutputTree:
         arguments = self._config.model_dump(mode="json")
         (self._run / "args.json").write_text(json.dumps(arguments, indent=2, ensure_ascii=False) + "\n", "utf-8")
         _link(self._run / "log.txt", self._run / "train.log")
-        (self._run / "loss_logs").mkdir(exist_ok=True)
         for network in ("gen", "gui"):
             _trim(self.loss_log(network), step)
         self._remove_dead_links()
@@ -56,8 +56,11 @@ class OutputTree:
 
     def write_losses(self, network: Network, step: int, figures: Mapping[str, float]) -> None:
         """Appends the line of an update made in training step `step`, the first being 1."""
-        with self.loss_log(network).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **figures}) + "\n")
+        finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}  # JSON has no NaN
+        path = self.loss_log(network)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
 
     def link(self, checkpoint: Path) -> None:
         """Leads to `checkpoint` from the documented places, and no longer to those that were pruned."""
@@ -91,4 +94,7 @@ def _trim(path: Path, last_step: int) -> None:
 
 
 def _belongs(line: str, last_step: int) -> bool:
-    return line.endswith("\n") and json.loads(line)["step"] <= last_step
+    try:
+        return line.endswith("\n") and json.loads(line)["step"] <= last_step
+    except json.JSONDecodeError:
+        return False

@@ -106,6 +106,9 @@ class ImageRows:
     def __len__(self) -> int:
         return len(self.pixels)
 
+    def first(self, count: int) -> "ImageRows":
+        return ImageRows(self.pixels[:count], self.original_sizes[:count], self.crops[:count])
+
 
 @dataclass
 class PreferenceBatch:
@@ -194,6 +197,7 @@ class PreferenceDataset:
         pin_memory: page-lock the pixels for faster copies to a GPU; without CUDA it has no effect.
 
     ``decodes``: whether batches bring their pixels; a caller that has the images' latents switches it off.
+    ``held_out``: pairs to validate on. ``remarks``: what is worth telling of the pairs, one line each.
     """
 
     def __init__(
@@ -215,6 +219,8 @@ class PreferenceDataset:
         self.height = height
         self.width = width
         self.decodes = True
+        self.held_out: PreferenceDataset | None = None
+        self.remarks: list[str] = []
         self._crop = crop
         self._seed = seed
         self._num_workers = num_workers
@@ -262,9 +268,14 @@ class PreferenceDataset:
 
     def prefetch(self, indices: Sequence[int]) -> None:
         """Start decoding the images of a coming :meth:`batch` in the background; earlier unused ones are let go."""
-        if self._num_workers < 1 or not self.decodes:
+        if self.decodes:
+            self.read_ahead([image for pair in self._select(indices) for image in (pair.preferred, pair.rejected)])
+
+    def read_ahead(self, images: Sequence[PairImage]) -> None:
+        """Start decoding `images` in the background; earlier ones that are not among them are let go."""
+        if self._num_workers < 1:
             return
-        wanted = {image for pair in self._select(indices) for image in (pair.preferred, pair.rejected)}
+        wanted = set(images)
         for image in [image for image in self._pending if image not in wanted]:
             self._pending.pop(image).cancel()
         for image in wanted:

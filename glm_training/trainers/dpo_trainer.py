@@ -1,0 +1,254 @@
+"""Preference tuning: SDXL's UNet, GLM-Image's DiT, its AR half, or both halves, on pairs of images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from glm_training.checkpoint.state_tree import StateTree
+from glm_training.config import Config
+from glm_training.data import ImageDataset, T2IDataset
+from glm_training.data.preference import PreferenceDataset, distinct_prompts, pair_digest
+from glm_training.data.preference_scan import load_pairs
+from glm_training.methods.losses import MethodLoss
+from glm_training.methods.preference import (
+    DiffusionFinetuning,
+    DiffusionPreference,
+    Policies,
+    SequencePreference,
+    sequence_log_probs,
+)
+from glm_training.methods.supervised import TokenCrossEntropy
+from glm_training.models.denoising import Levels
+from glm_training.models.lora import has_lora
+from glm_training.trainers import setup
+from glm_training.trainers.base_trainer import BaseTrainer
+from glm_training.trainers.encoded_pairs import EncodedPairs
+from glm_training.trainers.errors import TrainingError
+from glm_training.trainers.figures import mean_over_processes, stack_means
+from glm_training.trainers.pair_families import build_encoder
+from glm_training.trainers.parts import Part
+from glm_training.trainers.reference_log_probs import ReferenceLogProbs
+from glm_training.utils.distributed import World, gather_objects
+from glm_training.utils.randomness import normal, uniform
+
+TURBO_LEVELS = 4
+VALIDATION_LEVELS = 4
+"""Noise levels at which each held-out pair is judged: one from each quarter of the schedule."""
+
+STATE = "dpo"
+
+
+class DPOTrainer(BaseTrainer):
+    """Diffusion-DPO for what denoises and DPO for the AR half, or (`dpo.loss: sft`) finetuning on the preferred images.
+
+    The reference is the starting model: adapters off; for full finetuning a copy of the starting weights that stands in
+    for the trained ones while it computes. The AR half's is a table of log-probs. Draws are named by a pair's place in
+    the run's sequence of samples: one process and several see the same.
+    """
+
+    dataset: PreferenceDataset
+
+    def __init__(self, config: Config, world: World) -> None:
+        super().__init__(config, world)
+        self.notes += self.dataset.remarks
+        self.encoder = build_encoder(config, self.family, world)
+        self.denoiser = self.family.denoiser(*self.encoder.size)
+        self.references = ReferenceLogProbs(world)
+
+    # -- what it is built of -------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def build_data(config: Config) -> tuple[PreferenceDataset, ImageDataset]:
+        """The pairs, with the held-out ones in `held_out`, and the prompts that samples are drawn for."""
+        assert config.data.pairs is not None  # config.family_checks
+        dataset = _pairs(config, config.data.pairs)
+        if config.evaluation.eval_pairs is not None:
+            dataset.held_out = _pairs(config, config.evaluation.eval_pairs)
+        own = distinct_prompts(dataset.pairs, config.evaluation.num_eval_samples)
+        prompts = T2IDataset(own, height=dataset.height, width=dataset.width)
+        return dataset, setup.build_evaluation_dataset(config, prompts)
+
+    def build_parts(self) -> dict[str, Part]:
+        """The trained parts, each that denoises with its reference."""
+        parts = super().build_parts()
+        if self.config.dpo.loss == "dpo":
+            for name, part in parts.items():
+                if name != "ar" or has_lora(self.family.module(name)):
+                    setup.keep_reference(part, self.family.module(name), "start")
+        return parts
+
+    def prepare(self) -> None:
+        """Fills the cache, and the table of the AR half's reference."""
+        datasets = [data for data in (self.dataset, self.dataset.held_out) if data is not None]
+        with self.phase("encoding"):
+            self.encoder.fill(datasets, self.console, self.signals.check)
+            if self._compares_sequences():
+                for dataset in datasets:
+                    self._fill_references(dataset)
+
+    def extra_state(self) -> dict[str, StateTree]:
+        return {STATE: self.references.state()} if self._compares_sequences() else {}
+
+    def load_extra_state(self, state: dict[str, StateTree]) -> None:
+        if self._compares_sequences() and STATE in state:
+            self.references.load(state[STATE])
+
+    # -- a step --------------------------------------------------------------------------------------------------------
+
+    def training_step(self) -> dict[str, float]:
+        """One optimizer step of every part, over all accumulation chunks; the figures of the log."""
+        chunks = self.config.training.gradient_accumulation_steps
+        collected: dict[str, list[tuple[int, dict[str, Tensor]]]] = {name: [] for name in self.parts}
+        figures: dict[str, float] = {}
+        self.family.train()
+        with self.phase("preference step"):
+            for chunk in range(chunks):
+                self.check_stop()
+                batch, positions = self.next_batch()
+                names = [(position,) for position in positions]
+                draws = uniform(self.config.seed, "dpo/level", names, (2,))
+                encoded = self.encoder.encode(batch, draws[:, 1] < self.config.dpo.prompt_dropout)
+                noise = self._noise(encoded, self.config.seed, "dpo/noise", names)
+                levels = self._levels(draws[:, 0])
+                for name, part in self.parts.items():
+                    with part.accumulating(last=chunk == chunks - 1):
+                        with self.autocast():
+                            term = self._loss(part, part.policy, encoded, noise, levels)
+                        part.backward(term.loss / chunks)
+                    collected[name].append((term.rows, term.metrics | {"loss": term.loss.detach()}))
+            for name, part in self.parts.items():
+                metrics = mean_over_processes(self.world, stack_means(collected[name])) | self.update(part)
+                figures |= {f"{name}/{key}": value for key, value in metrics.items()}
+        return figures
+
+    def _loss(
+        self, part: Part, network: torch.nn.Module, pairs: EncodedPairs, noise: Tensor | None, levels: Levels
+    ) -> MethodLoss:
+        """The term of one part; `network` is its trained network, perhaps inside DDP."""
+        dpo, training = self.config.dpo, self.config.training
+        if part.name == "ar":
+            assert pairs.prompt is not None and pairs.tokens is not None
+            if dpo.loss == "sft":
+                plain = TokenCrossEntropy(training.preview_loss_weight, training.large_loss_weight)
+                return plain.loss(network, pairs.prompt, pairs.tokens)
+            reference = self.references.rows(self._pair_digests(pairs))
+            return SequencePreference(dpo.ar_beta).loss(network, pairs.prompt, pairs.tokens, reference)
+        assert pairs.clean is not None and noise is not None
+        if dpo.loss == "sft":
+            finetuning = DiffusionFinetuning(self.denoiser, dpo.min_snr_gamma)
+            return finetuning.loss(network, pairs.clean, pairs.condition, noise=noise, levels=levels)
+        method = DiffusionPreference(self.denoiser, dpo.beta, dpo.min_snr_gamma)
+        policies = Policies(network, part.component, part.as_reference)
+        return method.loss(policies, pairs.clean, pairs.condition, noise=noise, levels=levels)
+
+    def _noise(self, pairs: EncodedPairs, seed: int, purpose: str, names: Sequence[tuple[int, ...]]) -> Tensor | None:
+        """[B, C, h, w] on the device, one for both images of a pair; None where nothing denoises."""
+        if pairs.clean is None:
+            return None
+        return normal(seed, purpose, names, tuple(pairs.clean.shape[1:]), device=self.world.device)
+
+    def _levels(self, u: Tensor) -> Levels:
+        """The noise levels at draws `u` [B] in [0, 1), on the device."""
+        if self.config.dpo.timesteps == "turbo":
+            levels = self.denoiser.sampling_levels(TURBO_LEVELS).select((u * TURBO_LEVELS).long())
+        else:
+            levels = self.denoiser.levels(u)
+        return levels.to(self.world.device)
+
+    # -- the AR half's reference ---------------------------------------------------------------------------------------
+
+    def _compares_sequences(self) -> bool:
+        return "ar" in self.parts and self.config.dpo.loss == "dpo"
+
+    def _pair_digests(self, pairs: EncodedPairs) -> list[str]:
+        return [pair_digest(pair, self.encoder.digests) for pair in pairs.pairs]
+
+    @torch.no_grad()
+    def _fill_references(self, dataset: PreferenceDataset) -> None:
+        """Log-probs of the pairs that the table lacks, under the starting model."""
+        part, size = self.parts["ar"], self.config.training.batch_size
+        places = {pair_digest(pair, self.encoder.digests): row for row, pair in enumerate(dataset.pairs)}
+        lacking = self.references.lacking(list(places))
+        if lacking and self.step > 0 and part.reference is None:
+            raise TrainingError(
+                f"{len(lacking)} pairs are new since the start of the run, and the starting weights that they would be "
+                "compared with are gone: train adapters (lora.ar.enabled), or start a new run"
+            )
+        mine = [places[digest] for digest in lacking[self.world.rank :: self.world.world_size]]
+        found: dict[str, tuple[float, float]] = {}
+        self.family.train()
+        for start in range(0, len(mine), size):
+            pairs = self.encoder.encode(dataset.batch(mine[start : start + size]))
+            assert pairs.prompt is not None and pairs.tokens is not None
+            with nullcontext() if part.reference is None else part.as_reference(), self.autocast():
+                values = sequence_log_probs(part.component, pairs.prompt, pairs.tokens).view(2, -1).T.tolist()
+            found |= {digest: (a, b) for digest, (a, b) in zip(self._pair_digests(pairs), values, strict=True)}
+        self.references.add(found)
+
+    # -- held-out pairs ------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Figures of each part on the held-out pairs, every one at the same noise and levels at each evaluation."""
+        dataset, size, seed = self.dataset.held_out, self.config.training.batch_size, self.config.evaluation.seed
+        if dataset is None:
+            return {}
+        mine = list(range(len(dataset)))[self.world.rank :: self.world.world_size]
+        collected: dict[str, list[tuple[int, dict[str, Tensor]]]] = {name: [] for name in self.parts}
+        self.family.eval()
+        for start in range(0, len(mine), size):
+            batch = dataset.batch(mine[start : start + size])
+            encoded = self.encoder.encode(batch)
+            for level in range(VALIDATION_LEVELS):
+                names = [(pair.index, level) for pair in batch.pairs]
+                noise = self._noise(encoded, seed, "dpo/held-out noise", names)
+                u = (level + uniform(seed, "dpo/held-out level", names, (1,))[:, 0]) / VALIDATION_LEVELS
+                for name, part in self.parts.items():
+                    if name == "ar" and level > 0:
+                        continue  # has no levels
+                    term = self._loss(part, part.component, encoded, noise, self._levels(u))
+                    collected[name].append((term.rows, term.metrics | {"loss": term.loss}))
+        return {
+            f"{name}/{key}": value
+            for name, terms in collected.items()
+            for key, value in self._mean_of_all(terms).items()
+        }
+
+    def _mean_of_all(self, terms: list[tuple[int, dict[str, Tensor]]]) -> dict[str, float]:
+        """Means over the rows of all processes, which may hold unequally many."""
+        own = (sum(rows for rows, _ in terms), stack_means(terms))
+        shares = [share for share in gather_objects(self.world, own) if share[0]]
+        total = sum(rows for rows, _ in shares)
+        return {name: sum(rows * figures[name] for rows, figures in shares) / total for name in shares[0][1]}
+
+    def _evaluate(self) -> None:
+        """With the encoders on the device, where anything is drawn."""
+        draws = self.evaluations.due(self.step) or self.evaluations.samples_due(self.step)
+        with self.encoder.awake() if draws or self.evaluations.before is None else nullcontext():
+            super()._evaluate()
+
+
+def _pairs(config: Config, path: Path) -> PreferenceDataset:
+    data = config.data
+    report = load_pairs(
+        path, split=data.pairs_split, max_bad_fraction=data.max_bad_fraction, num_workers=data.num_workers
+    )
+    dataset = PreferenceDataset(
+        report.pairs,
+        height=data.image_size.height,
+        width=data.image_size.width,
+        crop=config.dpo.crop,
+        seed=config.seed,
+        num_workers=data.num_workers,
+        pin_memory=data.pin_memory,
+    )
+    if report.ties:
+        dataset.remarks.append(f"{report.ties} of {report.total} pairs in {path} are ties and were dropped")
+    if report.quarantined:
+        dataset.remarks.append(f"{len(report.quarantined)} faults in {path}: their pairs are left out")
+    return dataset

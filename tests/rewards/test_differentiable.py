@@ -107,7 +107,8 @@ def test_the_architectures_are_known_to_open_clip() -> None:
 
 
 def test_the_loss_is_the_weighted_sum_of_the_hinges(options: DifferentiableOptions, images: torch.Tensor) -> None:
-    loss, figures = scorers(options, threshold=1.5).losses(images, PROMPTS)  # above every cosine: no hinge is shut
+    inputs = images.clone().requires_grad_()
+    loss, figures = scorers(options, threshold=1.5).losses(inputs, PROMPTS)  # above every cosine: no hinge is shut
     assert sorted(figures) == ["clip_h", "hps_v2"]
     expected = 0.3 * (1.5 - figures["clip_h"]) + 0.5 * (1.5 - figures["hps_v2"])
     torch.testing.assert_close(loss, expected, atol=1e-6, rtol=0)
@@ -209,12 +210,12 @@ def test_weights_stay_frozen_and_a_text_is_read_once(
 
 def test_autocast_is_the_callers(options: DifferentiableOptions, images: torch.Tensor) -> None:
     own = scorers(options)
-    exact, _ = own.losses(images, PROMPTS)
     inputs = images.bfloat16().requires_grad_()
+    exact, _ = own.losses(inputs, PROMPTS)
     with torch.autocast("cpu", torch.bfloat16):
         loss, figures = own.losses(inputs, PROMPTS)
     loss.backward()
-    assert loss.dtype == torch.float32 and loss != exact
+    assert exact.dtype == loss.dtype == torch.float32 and loss != exact
     torch.testing.assert_close(loss, exact, atol=0.02, rtol=0)
     assert inputs.grad is not None and inputs.grad.isfinite().all() and inputs.grad.abs().sum() > 0
     assert all(value.dtype == torch.float32 for value in figures.values())

@@ -6,6 +6,8 @@ from glm_training.config import Config
 from glm_training.trainers.ar_trainer import ARTrainer
 from glm_training.trainers.base_trainer import BaseTrainer, TrainResult
 from glm_training.trainers.dit_trainer import DiTTrainer
+from glm_training.trainers.dmdr_trainer import DMDRTrainer
+from glm_training.trainers.dpo_trainer import DPOTrainer
 from glm_training.trainers.phases import guarded
 from glm_training.trainers.reward_trainer import RewardTrainer
 from glm_training.trainers.supervised_trainer import SupervisedTrainer
@@ -13,7 +15,12 @@ from glm_training.utils.distributed import World, init_world, shutdown
 
 
 def trainer_type(config: Config) -> type[BaseTrainer]:
-    """Reward training when the configuration uses rewards, else supervised training of the chosen halves."""
+    """Preference tuning, distillation, reward training when the configuration uses rewards, else supervised training of
+    the chosen halves."""
+    if config.training.method == "dpo":
+        return DPOTrainer
+    if config.training.method == "dmdr":
+        return DMDRTrainer
     if config.uses_reward():
         return RewardTrainer
     trainers: dict[str, type[BaseTrainer]] = {"ar": ARTrainer, "dit": DiTTrainer, "both": SupervisedTrainer}

@@ -74,21 +74,56 @@ def _held_out_scores(config: Config) -> Iterator[Issue]:
 
 
 def _dpo(config: Config) -> Iterator[Issue]:
-    dpo = config.dpo
-    if config.data.pairs is None:
+    dpo, data = config.dpo, config.data
+    if data.pairs is None:
         yield Issue(
             ("data.pairs", "training.method"), "`dpo` learns from preference pairs.", "Set it to their folder or file."
         )
-    if config.model.family != "sdxl":
-        for key, given in (("min_snr_gamma", dpo.min_snr_gamma is not None), ("timesteps", dpo.timesteps == "turbo")):
-            if given:
-                yield Issue((f"dpo.{key}", "model.family"), "for SDXL's noise schedule only.", "Remove it.")
-    if dpo.cache and dpo.crop == "random":
+    unread = {
+        "prompts_file": data.prompts_file,
+        "metadata_file": data.metadata_file,
+        "target_images_dir": data.target_images_dir,
+    }
+    for name, path in unread.items():
+        if path is not None:
+            yield Issue((f"data.{name}", "training.method"), "`dpo` reads `data.pairs` alone.", "Remove it.")
+    if data.augmentation:
+        yield Issue(("data.augmentation", "training.method"), "pairs are not flipped.", "Remove it.")
+    for part in config.parts():
+        lora = config.lora_for(part)
+        if lora.enabled and lora.dropout > 0:
+            yield Issue(
+                ("lora.dropout", f"lora.{part}.dropout", "training.method"),
+                f"{lora.dropout:g} would make {part} differ from its reference by chance.",
+                "Set it to 0.",
+            )
+    yield from _dpo_without_effect(config)
+    if dpo.crop == "random" and dpo.cache:
         yield Issue(
             ("dpo.crop", "dpo.cache"),
             "random crops differ in every epoch and cannot be cached.",
             "Use `dpo.crop: center`, or `dpo.cache: false`.",
         )
+    if dpo.crop == "random" and dpo.loss == "dpo" and "ar" in config.parts():
+        yield Issue(
+            ("dpo.crop", "model.component"),
+            "the AR half's reference is computed once for each image, which random crops change.",
+            "Use `dpo.crop: center`, or `model.component: dit`.",
+        )
+
+
+def _dpo_without_effect(config: Config) -> Iterator[Issue]:
+    dpo = config.dpo
+    if config.model.family != "sdxl":
+        for key, given in (("min_snr_gamma", dpo.min_snr_gamma is not None), ("timesteps", dpo.timesteps == "turbo")):
+            if given:
+                yield Issue((f"dpo.{key}", "model.family"), "for SDXL's noise schedule only.", "Remove it.")
+    if config.parts() == ("ar",) and dpo.prompt_dropout > 0:
+        yield Issue(
+            ("dpo.prompt_dropout", "model.component"), "the AR half is drawn from without guidance.", "Remove it."
+        )
+    if dpo.cache_dir is not None and not dpo.cache:
+        yield Issue(("dpo.cache_dir", "dpo.cache"), "nothing is cached.", "Remove it, or set `dpo.cache: true`.")
 
 
 def _dmdr(config: Config) -> Iterator[Issue]:

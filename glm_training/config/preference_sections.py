@@ -26,12 +26,15 @@ class DPOConfig(Section):
         default="uniform", description="SDXL: where pairs are noised; `turbo` = at 249, 499, 749 and 999 only."
     )
     prompt_dropout: float = Field(
-        default=0.0, ge=0, lt=1, description="Share of pairs trained with an empty prompt, for guidance."
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of pairs trained without their prompt, on what guidance leads away from in sampling.",
     )
     crop: Literal["center", "random"] = Field(
         default="center", description="Which part of an image of another shape is used; `random` is not cached."
     )
-    vae_batch_size: int = Field(default=4, ge=1, description="Images per VAE pass; the results stay the same.")
+    vae_batch_size: int = Field(default=4, ge=1, description="Images encoded at once; the results stay the same.")
     cache: bool = Field(
         default=True,
         description="Encode images and prompts once, before training, and keep them on disk; false = at every step.",

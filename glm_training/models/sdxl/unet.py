@@ -247,10 +247,9 @@ class UNetComponent(torch.nn.Module):
     ) -> Tensor:
         text, time_ids, negative = condition
         scheduler = type(self.scheduler).from_config(self.scheduler.config)
+        scheduler.set_timesteps(steps, device=noise.device)
         if steps == 1 and self.one_step_timestep is not None:
-            scheduler.set_timesteps(device=noise.device, timesteps=[self.one_step_timestep])
-        else:
-            scheduler.set_timesteps(steps, device=noise.device)
+            scheduler.timesteps = torch.tensor([self.one_step_timestep], device=noise.device)
         takes_generator = "generator" in inspect.signature(scheduler.step).parameters
         options = {"generator": generators} if takes_generator else {}
         latents = noise.float() * scheduler.init_noise_sigma

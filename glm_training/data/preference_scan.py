@@ -49,7 +49,8 @@ def load_pairs(
 
     Args:
         path: a ``.jsonl`` file, a ``.json`` list, a folder with ``metadata.jsonl`` or ``human_feedback.json``, or a
-            Hugging Face dataset on disk. Images of the first three lie below the listing's folder.
+            Hugging Face dataset on disk (``save_to_disk``, or parquet files). Images of the first three lie below the
+            listing's folder.
         split: which part of a Hugging Face dataset that has several.
         check_images: whether to decode all images first; False for a table too large for it.
         max_bad_fraction: the part of the rows, in [0, 1], that may be at fault. Up to it they are logged and left out,

@@ -1,10 +1,15 @@
 """Preference pairs in a Hugging Face dataset on disk, in the shape of yuvalkirstain/pickapic_v2.
 
+Either as ``save_to_disk`` writes it, or a folder of parquet files as ``hf download`` brings it from the hub, which the
+first use turns into the library's own format in its cache (``HF_DATASETS_CACHE``): as much disk space once more.
+
 Columns ``caption`` (text), ``jpg_0`` and ``jpg_1`` (encoded image bytes, or an Image feature), ``label_0``: 1 when the
 first image is preferred, 0 when the second is, 0.5 for a tie. Rows stay on disk until their images are asked for.
 """
 
 import importlib.util
+import re
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +20,7 @@ from glm_training.data.problems import DataError, Problem
 
 COLUMNS = ("caption", "jpg_0", "jpg_1", "label_0")
 _MARKS = ("dataset_info.json", "dataset_dict.json", "state.json")
+_PARQUET = ("*.parquet", "*/*.parquet", "*/*/*.parquet")
 
 
 class Table(Protocol):
@@ -26,7 +32,7 @@ class Table(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, key: Any) -> Any:
-        """The row at an int as a dict, or the column of a name."""
+        """The column of a name, whose values are read by row or one after the other."""
         ...
 
 
@@ -40,7 +46,7 @@ class TableImage:
     table: Table = field(repr=False, compare=False)
 
     def read(self) -> bytes:
-        value = self.table[self.row][self.column]
+        value = self.table[self.column][self.row]  # one column: the other image stays on disk
         data = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(data, bytes) or not data:
             reason = f"row {self.row}: column {self.column!r} holds no image bytes but {type(data).__name__}"
@@ -49,8 +55,8 @@ class TableImage:
 
 
 def is_table(folder: Path) -> bool:
-    """Whether ``folder`` was written by ``save_to_disk`` of Hugging Face datasets."""
-    return any((folder / name).is_file() for name in _MARKS)
+    """Whether ``folder`` was written by ``save_to_disk`` of Hugging Face datasets, or holds parquet files."""
+    return _is_saved(folder) or bool(_parquet_splits(folder))
 
 
 def open_table(folder: Path, split: str) -> Table:
@@ -60,20 +66,64 @@ def open_table(folder: Path, split: str) -> Table:
         raise DataError([Problem(folder, "is a Hugging Face dataset, and the package datasets is missing", remedy)])
     import datasets
 
-    try:
-        opened = datasets.load_from_disk(str(folder))
-    except (OSError, ValueError, KeyError) as error:
-        reason = f"cannot be opened as a Hugging Face dataset: {error}"
-        raise DataError([Problem(folder, reason, "Save it again with save_to_disk")]) from error
-    if isinstance(opened, datasets.DatasetDict):
-        if split not in opened:
-            reason = f"has no split {split!r} but {', '.join(opened)}"
-            raise DataError([Problem(folder, reason, "Name one of these splits")])
-        opened = opened[split]
+    opened = _open_saved(folder, split) if _is_saved(folder) else _open_parquet(folder, split)
+    opened = opened.with_format(None)  # plain values, whatever format it was saved with
     for name in ("jpg_0", "jpg_1"):
         if isinstance(opened.features.get(name), datasets.Image):
             opened = opened.cast_column(name, datasets.Image(decode=False))  # the bytes, decoded by our own rules
     return opened
+
+
+def _is_saved(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _MARKS)
+
+
+def _open_saved(folder: Path, split: str) -> Any:
+    import datasets
+
+    opened = _explained(folder, "Save it again with save_to_disk", lambda: datasets.load_from_disk(str(folder)))
+    if isinstance(opened, datasets.DatasetDict):
+        _require_split(folder, split, opened)
+        opened = opened[split]
+    return opened
+
+
+def _open_parquet(folder: Path, split: str) -> Any:
+    import datasets
+
+    files = _parquet_splits(folder)
+    _require_split(folder, split, files)
+    wanted = {split: [str(path) for path in files[split]]}
+    return _explained(
+        folder,
+        "Download its files again",
+        lambda: datasets.load_dataset("parquet", data_files=wanted, split=split),
+    )
+
+
+def _parquet_splits(folder: Path) -> dict[str, list[Path]]:
+    """Split -> its files, named as on the hub: train-00000-of-00002.parquet, train.parquet or train/0000.parquet."""
+    splits: dict[str, list[Path]] = {}
+    for path in sorted(path for pattern in _PARQUET for path in folder.glob(pattern)):
+        name = re.match(r"[A-Za-z]\w*", path.name)
+        splits.setdefault(name.group() if name else path.parent.name, []).append(path)
+    return splits
+
+
+def _require_split(folder: Path, split: str, known: Collection[str]) -> None:
+    if split not in known:
+        raise DataError([Problem(folder, f"has no split {split!r} but {', '.join(known)}", "Name one of these splits")])
+
+
+def _explained(folder: Path, remedy: str, load: Callable[[], Any]) -> Any:
+    from datasets.exceptions import DatasetsError
+
+    try:
+        return load()
+    except (OSError, ValueError, KeyError, DatasetsError) as error:
+        cause = error.__cause__ or error  # the library's own says only that it failed
+        reason = f"cannot be opened as a Hugging Face dataset: {cause}"
+        raise DataError([Problem(folder, reason, remedy)]) from error
 
 
 def read_table(folder: Path, table: Table) -> PairListing:

@@ -121,7 +121,8 @@ def _explained(folder: Path, remedy: str, load: Callable[[], Any]) -> Any:
     try:
         return load()
     except (OSError, ValueError, KeyError, DatasetsError) as error:
-        cause = error.__cause__ or error  # the library's own says only that it failed
+        cause = " ".join(str(error.__cause__ or error).split())  # the library's own says only that it failed
+        cause = cause if len(cause) <= 400 else f"{cause[:300]} ... {cause[-80:]}"
         reason = f"cannot be opened as a Hugging Face dataset: {cause}"
         raise DataError([Problem(folder, reason, remedy)]) from error
 

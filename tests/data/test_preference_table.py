@@ -141,8 +141,24 @@ def test_a_truncated_file_is_explained(tmp_path: Path, save: Save, file: str, re
     folder = tmp_path / "pairs"
     save(pickapic(), folder)
     (folder / file).write_bytes((folder / file).read_bytes()[:100])
-    with pytest.raises(DataError) as caught:
+    assert remedy in fault(folder)
+
+
+def test_a_parquet_file_that_cannot_be_converted_is_explained(tmp_path: Path) -> None:
+    folder = tmp_path / "pairs"
+    hub(pickapic(), folder)
+    file = next(folder.glob("data/train-00001*"))
+    data = bytearray(file.read_bytes())
+    rest = 8 + int.from_bytes(data[-8:-4], "little")  # its directory, at the end, stays whole
+    file.write_bytes(data[:4] + bytes(len(data) - 4 - rest) + data[-rest:])
+    assert "Couldn't deserialize" in fault(folder)
+    pickapic().rename_column("jpg_1", "image_1").to_parquet(file)
+    assert "column names don't match" in fault(folder)
+
+
+def fault(folder: Path) -> str:
+    with pytest.raises(DataError, match="cannot be opened as a Hugging Face dataset: ") as caught:
         load_pairs(folder)
-    text = str(caught.value)
-    assert "cannot be opened as a Hugging Face dataset: " in text and remedy in text
-    assert "error occurred while generating" not in text
+    (problem,) = caught.value.problems
+    assert "error occurred while generating" not in str(problem) and len(str(problem).splitlines()) == 1
+    return str(problem)

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx2
+from huggingface_hub import HfApi, constants, try_to_load_from_cache
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
+
+logger = logging.getLogger(__name__)
 
 
 class ModelLoadError(RuntimeError):
@@ -21,9 +35,8 @@ def load_errors_explained(where: str, remedy: str = "") -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, SafetensorError, httpx2.HTTPError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelLoadError(
-            f"cannot load {where}: {reason}" + (f"\nWhat to do: {remedy}" if remedy else "")
+            f"cannot load {where}: {_first_line(error)}" + (f"\nWhat to do: {remedy}" if remedy else "")
         ) from error
 
 
@@ -52,14 +65,66 @@ def check_pipeline_folder(folder: Path, kind: str, example: str, classes: Sequen
         )
 
 
-def hub_remedy(name: str) -> str:
-    """What a user can do about a hub id that cannot be reached."""
+def hub_options(
+    name: str, file: str, *, revision: str | None, local_files_only: bool, key: str = "model.name"
+) -> dict[str, Any]:
+    """`revision` and `local_files_only` for the loader of the hub id `name`, whose first file is `file`.
+
+    The hub is asked once, for at most `HF_HUB_ETAG_TIMEOUT` seconds; when it cannot give the model the local cache is
+    used alone, with a warning. Loaders by themselves try again for half a minute, or wait without limit. Raises
+    ModelLoadError, naming the `key` of the configuration, when the cache has not even begun to hold the model.
+    """
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        reason = f"{key} {name} is neither a folder here nor a hub id (owner/name): {_first_line(error)}"
+        raise ModelLoadError(reason) from error
+    remedy = hub_remedy(name, key)
+    fault = "model.local_files_only is set" if local_files_only else None
+    if not local_files_only:
+        fault, remedy = _hub_fault(name, revision, key)
+    if fault is not None:
+        if not isinstance(try_to_load_from_cache(name, file, revision=revision), str):
+            raise ModelLoadError(f"cannot load {name}: {fault}, and it is not in the local cache\nWhat to do: {remedy}")
+        if not local_files_only:
+            logger.warning("%s: %s; loading what the local cache holds", name, fault)
+    return {"revision": revision, "local_files_only": fault is not None}
+
+
+def _hub_fault(name: str, revision: str | None, key: str) -> tuple[str | None, str]:
+    """Why the hub cannot give `name`, None when it can; and what to do about it."""
+    try:
+        HfApi().model_info(name, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except GatedRepoError:
+        remedy = f"ask for access at {constants.ENDPOINT}/{name}, and log in here: hf auth login"
+        return "the hub gives it to those with access only", remedy
+    except RepositoryNotFoundError:
+        return "the hub has no such model, or it is private", f"correct {key}; for a private model: hf auth login"
+    except RevisionNotFoundError:
+        return f"the hub has no revision {revision!r} of it", "correct model.revision"
+    except OfflineModeIsEnabled:
+        return "HF_HUB_OFFLINE forbids to ask the hub", hub_remedy(name, key)
+    except HfHubHTTPError as error:
+        remedy = "log in again: hf auth login" if error.response.status_code in (401, 403) else hub_remedy(name, key)
+        return f"the hub does not give it ({_first_line(error)})", remedy
+    except (httpx2.HTTPError, OSError, ValueError) as error:  # ValueError: another page in place of the hub's answer
+        return f"the hub cannot be reached ({_first_line(error)})", hub_remedy(name, key)
+    return None, hub_remedy(name, key)
+
+
+def hub_remedy(name: str, key: str = "model.name") -> str:
+    """What a user can do about a hub id, given under `key`, that cannot be reached."""
     return (
         f"download it where there is a network (hf download {name}), then run again with "
-        "model.local_files_only: true; or set model.name to a local folder with the checkpoint"
+        f"model.local_files_only: true; or set {key} to a local folder with the checkpoint"
     )
 
 
 def looks_like_path(name: str) -> bool:
     """Whether `name` cannot be a hub id (owner/name)."""
     return name.startswith((".", "/", "~")) or name.count("/") != 1 or "\\" in name
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -148,6 +148,7 @@ def test_hub_options_reach_the_loader(monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr(loading.GlmImagePipeline, "from_pretrained", refuse)
+    monkeypatch.setattr("glm_training.models.loading.HfApi.model_info", lambda *name, **options: None)
     with pytest.raises(ModelLoadError, match="no network"):
         GLMImage.load("zai-org/GLM-Image", revision="abc", dtype=torch.bfloat16)
     assert seen == {

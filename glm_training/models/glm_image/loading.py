@@ -12,6 +12,7 @@ from glm_training.models.glm_image.tiny import TINY_FOLDER, build_tiny
 from glm_training.models.loading import (
     ModelLoadError,
     check_pipeline_folder,
+    hub_options,
     hub_remedy,
     load_errors_explained,
     looks_like_path,
@@ -53,5 +54,6 @@ def load_pipeline(
             return GlmImagePipeline.from_pretrained(str(folder), **options)
     if looks_like_path(name):
         raise ModelLoadError(f"model.name {name} is neither a folder here nor a hub id (owner/name): check the path")
+    options |= hub_options(name, "model_index.json", revision=revision, local_files_only=local_files_only)
     with load_errors_explained(f"{name} from the Hugging Face hub or its local cache", hub_remedy(name)):
-        return GlmImagePipeline.from_pretrained(name, **options, revision=revision, local_files_only=local_files_only)
+        return GlmImagePipeline.from_pretrained(name, **options)

@@ -13,6 +13,7 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
 from glm_training.models.loading import (
     ModelLoadError,
     check_pipeline_folder,
+    hub_options,
     hub_remedy,
     load_errors_explained,
     looks_like_path,
@@ -41,7 +42,8 @@ def load_pipeline(
     """The stock pipeline of "tiny-random" (weights from `seed`), a local diffusers folder, or a hub id.
 
     In half precision the files of variant fp16 are taken where there are any, else the full ones; in fp32 the other way
-    round. Only safetensors weights are read and no code from the checkpoint runs. Raises ModelLoadError.
+    round. Only safetensors weights are read and no code from the checkpoint runs. Raises ModelLoadError, within seconds
+    when the hub cannot be reached.
     """
     name = str(name_or_path)
     if name == "tiny-random":
@@ -52,9 +54,12 @@ def load_pipeline(
     folder = _local_folder(name)
     if folder is not None:
         check_pipeline_folder(folder, "SDXL", _EXAMPLE, _CLASSES, _PARTS)
-    options = _options(dtype, folder, revision, local_files_only) | {"trust_remote_code": False}
+        hub = {}
+    else:
+        hub = hub_options(name, "model_index.json", revision=revision, local_files_only=local_files_only)
+    options = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False} | hub
     source = name if folder is None else str(folder)
-    with load_errors_explained(*_place(name, folder)):
+    with load_errors_explained(*_place(name, folder, "model.name")):
         return _in_a_variant(lambda kind: StableDiffusionXLPipeline.from_pretrained(source, **options, **kind), dtype)
 
 
@@ -76,9 +81,13 @@ def load_taesd(
     folder = _local_folder(name)
     if folder is not None and not (folder / "config.json").is_file():
         raise ModelLoadError(f"{folder} has no config.json: a TAESD is a folder like the hub's madebyollin/taesdxl")
-    options = _options(dtype, folder, None, local_files_only)
+    key = "model.taesd"
+    hub = {}
+    if folder is None:
+        hub = hub_options(name, "config.json", revision=None, local_files_only=local_files_only, key=key)
+    options = {"dtype": dtype, "use_safetensors": True} | hub
     source = name if folder is None else str(folder)
-    with load_errors_explained(*_place(name, folder)):
+    with load_errors_explained(*_place(name, folder, key)):
         return _in_a_variant(lambda kind: AutoencoderTiny.from_pretrained(source, **options, **kind), dtype)
 
 
@@ -86,11 +95,6 @@ def taesd_in(name_or_path: str | Path) -> Path | None:
     """The TAESD that lies in a local pipeline folder, if one does."""
     folder = Path(name_or_path).expanduser() / TAESD_FOLDER
     return folder if folder.is_dir() else None
-
-
-def _options(dtype: torch.dtype, folder: Path | None, revision: str | None, local_files_only: bool) -> dict[str, Any]:
-    hub = {} if folder is not None else {"revision": revision, "local_files_only": local_files_only}
-    return {"torch_dtype": dtype, "use_safetensors": True} | hub
 
 
 def _in_a_variant(load: Callable[[dict[str, str]], Loaded], dtype: torch.dtype) -> Loaded:
@@ -127,7 +131,7 @@ def _local_folder(name: str) -> Path | None:
     return None
 
 
-def _place(name: str, folder: Path | None) -> tuple[str, str]:
+def _place(name: str, folder: Path | None, key: str) -> tuple[str, str]:
     if folder is not None:
         return f"the folder {folder}", ""
-    return f"{name} from the Hugging Face hub or its local cache", hub_remedy(name)
+    return f"{name} from the Hugging Face hub or its local cache", hub_remedy(name, key)

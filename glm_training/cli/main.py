@@ -13,7 +13,7 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(
         prog="glm-train",
-        description="Post-train GLM-Image: reward training or supervised finetuning, as a YAML file says.",
+        description="Post-train GLM-Image and SDXL: rewards, supervised finetuning, preferences, distillation.",
         epilog="glm-train COMMAND --help tells more of each",
     )
     parser.add_argument("--version", action="version", version=__version__)
@@ -55,14 +55,21 @@ def _sample_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", action="append", default=[], metavar="IMAGE", help="to edit; one per --prompt")
     add("--model", "tiny", "MODEL", "tiny, a pipeline folder (as in a checkpoint), or a hub id")
     parser.add_argument(
-        "--lora", action="append", default=[], metavar="HALF=FOLDER", help="adapters: ar=FOLDER or dit=FOLDER (PEFT)"
+        "--family", choices=("glm_image", "sdxl"), help="what kind of model it is (what its folder says, or glm_image)"
+    )
+    parser.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="PART=FOLDER",
+        help="adapters of ar, dit or unet",
     )
     add("--out", "samples", "FOLDER", "where the pictures go")
     for side in ("--height", "--width"):
         parser.add_argument(side, type=int, metavar="PIXELS", help="a multiple of 32 (the model's own size)")
     add("--samples", 1, "N", "images per prompt")
     add("--steps", 50, "N", "denoising steps")
-    add("--guidance", 1.5, "SCALE", "guidance scale; 1 = off")
+    parser.add_argument("--guidance", type=float, metavar="SCALE", help="guidance; 1 = off (1.5; sdxl: 5)")
     add("--temperature", 0.9, "T", "of the AR half's sampling")
     add("--top-p", 0.75, "P", "nucleus of the AR half's sampling")
     add("--seed", 0, "N", "same seed, same images")

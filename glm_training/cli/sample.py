@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
@@ -10,10 +11,16 @@ import torch
 from glm_training.cli.messages import hide_progress_bars, report_error
 from glm_training.cli.training import EXIT_CONFIG
 from glm_training.data import DataError, load_image
-from glm_training.models.glm_image.family import GLMImage, ModelLoadError
+from glm_training.models.family import Family, Sampling
+from glm_training.models.glm_image.family import GLMImage
+from glm_training.models.loading import ModelLoadError
 from glm_training.models.lora import load_lora
+from glm_training.models.sdxl.family import SDXL
 from glm_training.utils.console import Console
 from glm_training.utils.pictures import save_image
+
+GUIDANCE = {"glm_image": 1.5, "sdxl": 5.0}
+"""The stock pipelines' guidance."""
 
 
 def sample(arguments: argparse.Namespace) -> int:
@@ -22,22 +29,21 @@ def sample(arguments: argparse.Namespace) -> int:
         report_error(f"{len(arguments.source)} --source images for {len(arguments.prompt)} prompts: give one for each")
         return EXIT_CONFIG
     hide_progress_bars()
+    kind = arguments.family or family_of(arguments.model)
+    guidance = GUIDANCE[kind] if arguments.guidance is None else arguments.guidance
     try:
-        family = _load(arguments)
-        size = min(family.dit.vae.config["sample_size"], 1024)  # 128 for the tiny model and pipelines made from it
+        family = _load(arguments, kind)
+        size = _own_size(family)
         height, width = arguments.height or size, arguments.width or size
         sources = [load_image(Path(path), height, width) for path in arguments.source]
-        images = family.generate(
+        images = family.draw(
             arguments.prompt,
             height=height,
             width=width,
-            sources=torch.stack(sources).to(family.dit.device) if sources else None,
             seed=arguments.seed,
-            plans=arguments.samples,
-            temperature=arguments.temperature,
-            top_p=arguments.top_p,
-            num_inference_steps=arguments.steps,
-            guidance_scale=arguments.guidance,
+            sampling=Sampling(arguments.temperature, arguments.top_p, True, arguments.steps, guidance),
+            samples=arguments.samples,
+            sources=torch.stack(sources).to(family.component(family.components[0]).device) if sources else None,
         )
     except (DataError, ModelLoadError, ValueError, FileNotFoundError) as error:
         report_error(str(error))
@@ -45,19 +51,43 @@ def sample(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.out)
     folder.mkdir(parents=True, exist_ok=True)
     for row, image in enumerate(images):
-        number, plan = divmod(row, arguments.samples)
-        save_image(folder / f"{number}-{plan}.png", image)
+        number, drawn = divmod(row, arguments.samples)
+        save_image(folder / f"{number}-{drawn}.png", image)
     Console().line(f"{len(images)} pictures in {folder}")
     return 0
 
 
-def _load(arguments: argparse.Namespace) -> GLMImage:
+def family_of(model: str) -> str:
+    """The family that a pipeline folder's model_index.json names; GLM-Image for any other model."""
+    index = Path(model) / "model_index.json"
+    if not index.is_file():
+        return "glm_image"
+    try:
+        name = json.loads(index.read_text(encoding="utf-8")).get("_class_name", "")
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
+        return "glm_image"  # whose loading says what is wrong with the file
+    return "sdxl" if str(name).startswith("StableDiffusionXL") else "glm_image"
+
+
+def _own_size(family: Family) -> int:
+    """Pixels along a side of what the model was trained to draw: 128 for the tiny model and pipelines made from it."""
+    if isinstance(family, GLMImage):
+        return min(family.dit.vae.config["sample_size"], 1024)
+    assert isinstance(family, SDXL)
+    return family.unet.unet.config["sample_size"] * family.unet.latent_scale
+
+
+def _load(arguments: argparse.Namespace, kind: str) -> Family:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = arguments.dtype or ("bfloat16" if device == "cuda" and arguments.model != "tiny" else "float32")
-    family = GLMImage.load(arguments.model, dtype=getattr(torch, dtype), device=device)
+    loader = SDXL if kind == "sdxl" else GLMImage
+    family: Family = loader.load(arguments.model, dtype=getattr(torch, dtype), device=device)
     for entry in arguments.lora:
-        half, _, folder = entry.partition("=")
-        if half not in ("ar", "dit") or not folder:
-            raise ValueError(f"--lora {entry}: write ar=FOLDER or dit=FOLDER")
-        load_lora(family.ar.model if half == "ar" else family.dit.transformer, folder)
+        name, _, folder = entry.partition("=")
+        if name not in family.components or not folder:
+            raise ValueError(f"--lora {entry}: write {' or '.join(f'{part}=FOLDER' for part in family.components)}")
+        if isinstance(family, SDXL):
+            family.load_lora(folder)
+        else:
+            load_lora(family.module(name), folder)
     return family.eval()

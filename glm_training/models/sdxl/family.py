@@ -25,6 +25,10 @@ from glm_training.utils.randomness import make_generator, normal
 __all__ = ["ModelLoadError", "SDXL", "save_lora_for_diffusers"]
 
 
+LORA_FILE = "pytorch_lora_weights.safetensors"
+"""The name diffusers gives an adapter's file."""
+
+
 class SDXL(Family):
     """A whole SDXL. `unet` is the component that is trained; nothing is trainable until `set_trainable`."""
 
@@ -122,6 +126,21 @@ class SDXL(Family):
         strength. Raises ValueError when there is none.
         """
         save_lora_for_diffusers(self.module(component), folder)
+
+    def load_lora(self, folder: str | Path) -> None:
+        """Add an adapter that `save_lora`, or diffusers' `save_lora_weights`, wrote for the UNet.
+
+        Raises FileNotFoundError when the folder holds none, ValueError when it does not fit or one is there already.
+        """
+        if has_lora(self.unet.unet):
+            raise ValueError("the model carries LoRA adapters already")
+        file = Path(folder) / LORA_FILE
+        if not file.is_file():
+            raise FileNotFoundError(f"{folder} holds no {LORA_FILE}")
+        try:
+            self.unet.unet.load_lora_adapter(str(folder), prefix="unet", weight_name=LORA_FILE, adapter_name=ADAPTER)
+        except (RuntimeError, ValueError, KeyError, OSError) as error:
+            raise ValueError(f"the adapter in {folder} does not fit the model: {str(error)[:300]}") from error
 
     # -- what is trained -----------------------------------------------------------------------------------------------
 

@@ -1,0 +1,109 @@
+"""How good, and how fast, is a few-step GLM-Image beside its teacher?
+
+    python train.py --config configs/glm_dit_distill_tiny.yaml training.max_steps=1500
+    python -m benchmarks.glm_distill --student runs/glm_dit_distill_tiny/checkpoints/step-001500/pipeline
+
+Draws the held-out prompts with the teacher at many and at few steps and with the student at few: the same plans (AR
+tokens) and the same noise for all, so that only the renderer differs. SSIM with the target image, OCR accuracy of the
+quoted words. Images per second of the renderer (DiT and VAE) and of the whole model, each the median of three runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.quickstart import machine
+from glm_training.data import T2IDataset, load_examples
+from glm_training.evaluation.held_out import EvaluationSettings, evaluate
+from glm_training.models.family import Sampling
+from glm_training.models.glm_image.family import GLMImage
+from glm_training.rewards import build_calculator
+from glm_training.utils.distributed import World
+from glm_training.utils.randomness import normal
+
+ROOT = Path(__file__).parents[1]
+SIDE = 128
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", default="tiny")
+    parser.add_argument("--student", help="pipeline folder; without it the teacher alone is measured")
+    parser.add_argument("--teacher-steps", type=int, default=50)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--guidance", type=float, default=1.5, help="of the teacher")
+    parser.add_argument("--prompts", type=Path, default=ROOT / "data/t2i/held_out")
+    parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    teacher = GLMImage.load(args.teacher)
+    arms = {
+        f"teacher, {args.teacher_steps} steps": (teacher, args.teacher_steps, args.guidance),
+        f"teacher, {args.steps} steps": (teacher, args.steps, args.guidance),
+        f"teacher, {args.steps} steps, no guidance": (teacher, args.steps, 1.0),
+    }
+    if args.student:
+        arms[f"student, {args.steps} steps"] = (GLMImage.load(args.student), args.steps, 1.0)
+    data = held_out(args.prompts)
+    report: dict[str, object] = {"machine": machine(), "prompts": len(data), "samples": args.samples}
+    for name, (family, steps, guidance) in arms.items():
+        report[name] = scores(family, data, steps, guidance, args.samples) | speed(family, data, steps, guidance)
+        sys.stderr.write(f"{name}: {report[name]}\n")
+    text = json.dumps(report, indent=1)
+    sys.stdout.write(text + "\n")
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(text + "\n")
+
+
+def held_out(folder: Path) -> T2IDataset:
+    """The prompts of `folder` with their target images."""
+    examples = load_examples(
+        "t2i", folder / "prompts.txt", folder / "target_images", None, height=SIDE, width=SIDE, require_targets=True
+    )
+    return T2IDataset(examples, height=SIDE, width=SIDE)
+
+
+def scores(family: GLMImage, data: T2IDataset, steps: int, guidance: float, samples: int) -> dict[str, float]:
+    """Means over the held-out prompts, `samples` images each."""
+    calculator = build_calculator(None, {"structure": 1.0, "text_accuracy": 1.0})
+    settings = EvaluationSettings(SIDE, SIDE, samples, 1234, Sampling(0.9, 0.75, True, steps, guidance), 48)
+    result = evaluate(family, calculator, data.batch(range(len(data))), settings, World(), keep_images=0)
+    means = result.means()
+    return {"ssim": round(means["structure"], 4), "ocr_accuracy": round(means["text_accuracy"], 4)}
+
+
+@torch.no_grad()
+def speed(family: GLMImage, data: T2IDataset, steps: int, guidance: float, batch: int = 16) -> dict[str, float]:
+    """Images per second for `batch` images at once: of the renderer, and with the plans written as well."""
+    prompts = data.batch(range(batch)).prompts
+    prompt = family.ar.encode_prompts(prompts, SIDE, SIDE, None)
+    noise = normal(0, "benchmark", [(i,) for i in range(batch)], family.dit.latent_shape(SIDE, SIDE))
+    schedule = family.dit.schedule(steps, SIDE, SIDE)
+    whole, renderer = [], []
+    for _ in range(3):
+        started = time.perf_counter()
+        draws = torch.full((batch, prompt.T), 0.5)
+        plans = family.ar.rollout(prompt, 1, draws, temperature=0.9, top_p=0.75, do_sample=True)
+        condition = family.dit.condition(prompts, plans.large_tokens, prompt.large_grid)
+        planned = time.perf_counter()
+        latents = family.dit.sample(noise, condition, schedule, guidance_scale=guidance).final
+        family.dit.decode_latents(latents)
+        ended = time.perf_counter()
+        whole.append(ended - started)
+        renderer.append(ended - planned)
+    return {
+        "renderer_images_per_second": round(batch / statistics.median(renderer), 2),
+        "images_per_second": round(batch / statistics.median(whole), 2),
+    }
+
+
+if __name__ == "__main__":
+    main()

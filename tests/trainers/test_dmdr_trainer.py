@@ -10,7 +10,6 @@ from statistics import mean
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import save_file
 
 from examples.random_scorers import write_scorers
@@ -18,12 +17,13 @@ from glm_training.checkpoint.resume import load_checkpoint
 from glm_training.config import load_config
 from glm_training.models.lora import adapters_disabled
 from glm_training.models.sdxl.family import SDXL
-from glm_training.trainers.dmdr_trainer import GUIDANCE, DMDRTrainer
+from glm_training.trainers.dmdr_trainer import GUIDANCE
 from glm_training.trainers.errors import SettingsError
 from glm_training.trainers.families import draw_condition
 from glm_training.trainers.parts import Part
 from glm_training.trainers.run import build_trainer
 from glm_training.utils.distributed import init_world
+from tests.dmdr_runs import random_scorers, stepped, trainer_of
 from tests.runs import PROMPTS, weights_of
 from tests.same import assert_identical
 
@@ -32,58 +32,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def scorers(tmp_path_factory) -> list[str]:
-    """Keys that give a run scorers of random weights, and rewards from its first step on."""
-    folder = tmp_path_factory.mktemp("scorers")
-    write_scorers(folder)
-    keys = {
-        "dmdr.cold_start_steps": 0,
-        "dmdr.reward.clip_h_weights": folder / "clip_h" / "open_clip_pytorch_model.bin",
-        "dmdr.reward.clip_h_architecture": f"local-dir:{folder / 'clip_h'}",
-        "reward.options.hps_v2.weights": folder / "hps_v2" / "open_clip_pytorch_model.bin",
-        "reward.options.hps_v2.architecture": f"local-dir:{folder / 'hps_v2'}",
-    }
-    return [f"{key}={value}" for key, value in keys.items()]
-
-
-def trainer_of(folder: Path, *overrides: str, family: str = "sdxl") -> DMDRTrainer:
-    """Four steps on two prompts each, at 64 px in fp32, the generator updated at every second one."""
-    (folder / "prompts.txt").write_text("\n".join(PROMPTS) + "\n", encoding="utf-8")
-    model = {"family": family, "name": "tiny-random", "torch_dtype": "float32"}
-    tree = {
-        "seed": 3,
-        "output_dir": str(folder / "run"),
-        "model": model | ({"taesd": "tiny-random"} if family == "sdxl" else {}),
-        "data": {
-            "prompts_file": str(folder / "prompts.txt"),
-            "image_size": {"height": 64, "width": 64},
-            "num_workers": 0,
-        },
-        "training": {
-            "method": "dmdr",
-            "batch_size": 2,
-            "gradient_accumulation_steps": 1,
-            "max_steps": 4,
-            "learning_rate": 1e-3,
-            "lr_scheduler": "constant",
-            "warmup_steps": 0,
-            "mixed_precision": "no",
-            "gradient_checkpointing": False,
-        },
-        "dmdr": {"guidance_rank": 2, "guidance_alpha": 2.0, "update_ratio": 2, "student_steps": 2},
-        "logging": {"log_interval": 1, "save_interval": 100, "log_images": False, "use_tensorboard": False},
-    }
-    path = folder / f"{family}.yaml"
-    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
-    trainer = build_trainer(load_config(path, list(overrides)), init_world(True, None))
-    assert isinstance(trainer, DMDRTrainer)
-    return trainer
-
-
-def stepped(trainer: DMDRTrainer, steps: int = 2) -> dict[str, dict[str, object]]:
-    for _ in range(steps):
-        trainer.training_step()
-        trainer.step += 1
-    return weights_of(trainer)
+    return random_scorers(tmp_path_factory.mktemp("scorers"))
 
 
 def moved(before: dict[str, object], after: dict[str, object]) -> float:

@@ -1,0 +1,46 @@
+"""DMDR on two processes comes to the weights of one with the double batch: exchanged gradients, the same draws."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.dmdr_runs import config_of, random_scorers, stepped, trainer_of
+from tests.parity.dmdr_worker import SHARED
+from tests.runs import weights_of
+
+REWARDED = ["dmdr.reward.decoder=vae", "dmdr.dynamic_steps=4"]
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory) -> tuple[Path, list[str]]:
+    folder = tmp_path_factory.mktemp("dmdr")
+    keys = [*random_scorers(folder / "scorers"), *REWARDED]
+    for family in ("sdxl", "glm_image"):
+        config_of(folder, family=family)
+    root = Path(__file__).parents[2]
+    worker = Path(__file__).with_name("dmdr_worker.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(worker)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    done = subprocess.run([*command, str(folder), *keys], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, keys
+
+
+@pytest.mark.parametrize("family", ["sdxl", "glm_image"])
+def test_two_processes_equal_one_with_the_double_batch(two_processes, family):
+    folder, keys = two_processes
+    ranks = [torch.load(folder / f"{family}-{rank}.pt", weights_only=True) for rank in (0, 1)]
+    trainer = trainer_of(folder, *SHARED, *keys, "training.batch_size=4", family=family)
+    before = weights_of(trainer)
+    alone = stepped(trainer)
+    for part, weights in alone.items():
+        assert max((before[part][name] - value).abs().max() for name, value in weights.items()) > 1e-5, "no learning"
+        for name, value in weights.items():
+            assert torch.equal(ranks[0][part][name], ranks[1][part][name]), "ranks differ"
+            torch.testing.assert_close(ranks[0][part][name], value, rtol=0, atol=1e-6)

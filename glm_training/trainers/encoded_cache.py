@@ -34,8 +34,9 @@ def content_key(kind: str, **facts: Any) -> str:
 
 
 def weights_fingerprint(modules: Iterable[nn.Module], *facts: Any) -> str:
-    """SHA-256 (hex) of all weights and buffers of `modules`, bit for bit with names and dtypes, and of `facts`."""
-    digest = hashlib.sha256(json.dumps([str(fact) for fact in facts]).encode())
+    """SHA-256 (hex) of all weights and buffers of `modules`, bit for bit with names and dtypes, and of `facts` that
+    JSON can hold."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for module in modules:
         for name, tensor in module.state_dict().items():
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())

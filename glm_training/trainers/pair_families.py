@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
 from glm_training.config import Config
@@ -24,6 +26,11 @@ def build_encoder(config: Config, family: Family, world: World) -> PairEncoder:
         return SDXLPairs(config, family, world)
     assert isinstance(family, GLMImage)
     return GLMPairs(config, family, world)
+
+
+def _settings(vae: AutoencoderKL) -> dict[str, Any]:
+    """What its config says of the model; the rest is how it was made, and differs from process to process."""
+    return {name: value for name, value in vae.config.items() if not name.startswith("_")}
 
 
 class SDXLPairs(PairEncoder):
@@ -47,9 +54,12 @@ class SDXLPairs(PairEncoder):
 
     def fingerprints(self) -> dict[str, str]:
         unet = self.unet
-        tokenizers = [repr(tokenizer) for tokenizer in (unet.tokenizer, unet.tokenizer_2)]
+        tokenizers = [
+            [type(tokenizer).__name__, tokenizer.get_vocab(), tokenizer.model_max_length, tokenizer.pad_token]
+            for tokenizer in (unet.tokenizer, unet.tokenizer_2)
+        ]
         return {
-            "image": weights_fingerprint([unet.vae], "posterior mode", dict(unet.vae.config)),
+            "image": weights_fingerprint([unet.vae], "posterior mode", _settings(unet.vae)),
             "text": weights_fingerprint([unet.text_encoder, unet.text_encoder_2], *tokenizers),
         }
 
@@ -103,10 +113,10 @@ class GLMPairs(PairEncoder):
     def fingerprints(self) -> dict[str, str]:
         model, dit = self.family.ar.model.model, self.family.dit
         modules: list[nn.Module] = [model.visual, model.vqmodel]
-        facts = [self.family.ar.processor.image_processor.to_json_string(), self.trains_dit]
+        facts: list[Any] = [self.family.ar.processor.image_processor.to_json_string(), self.trains_dit]
         if self.trains_dit:
             modules.append(dit.vae)
-            facts.append(dict(dit.vae.config))
+            facts.append(_settings(dit.vae))
         return {"image": weights_fingerprint(modules, *facts)}
 
     def texts(self, prompts: Sequence[str]) -> list[str]:

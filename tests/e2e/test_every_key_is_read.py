@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from glm_training.trainers.run import build_trainer
 from glm_training.utils.distributed import init_world
+from tests import dmdr_runs
 from tests.config_reads import ReadTracker
 from tests.runs import config_of
 
@@ -57,6 +58,10 @@ def test_every_key_is_read(tmp_path):
     config = config_of(tmp_path, f"output_dir={tmp_path}/documented", *documented)
     with tracker:
         build_trainer(config, init_world(True, None))
+    scorers = dmdr_runs.random_scorers(tmp_path / "scorers")
+    config = dmdr_runs.config_of(tmp_path, *scorers, "dmdr.reward.method=srpo", f"output_dir={tmp_path}/dmdr")
+    with tracker:
+        build_trainer(config, init_world(True, None)).train()
     with tracker:  # what run_training looks at before there is a trainer
         assert config.distributed.backend is None and config.resume.accept == [] and config.model.device_map is None
     assert tracker.unread() == []

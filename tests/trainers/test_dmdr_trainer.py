@@ -96,13 +96,19 @@ def test_the_real_score_is_the_model_as_it_was_loaded(tmp_path):
 
 @pytest.mark.parametrize("family", ["sdxl", "glm_image"])
 def test_gradient_checkpointing_and_chunks_change_nothing(tmp_path, family):
-    plain = stepped(trainer_of(tmp_path, "training.optimizer=sgd", family=family))
-    shared = ["training.optimizer=sgd", "training.gradient_checkpointing=true"]
-    chunked = ["training.batch_size=1", "training.gradient_accumulation_steps=2"]
+    shared = ["training.optimizer=sgd", "training.adam_beta1=0", "training.learning_rate=0.05", "dmdr.fake_scale=0.5"]
+    first = trainer_of(tmp_path, *shared, family=family)
+    before, plain = weights_of(first), stepped(first)
+    chunked = [
+        "training.batch_size=1",
+        "training.gradient_accumulation_steps=2",
+        "training.gradient_checkpointing=true",
+    ]
     other = stepped(trainer_of(tmp_path, *shared, *chunked, family=family))
+    assert all(moved(before[part], plain[part]) > 0.9 for part in plain if part != GUIDANCE)
     for part, weights in plain.items():
         for name, value in weights.items():
-            torch.testing.assert_close(value, other[part][name], rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(value, other[part][name], rtol=0, atol=1e-6)
 
 
 # -- one step ----------------------------------------------------------------------------------------------------------
@@ -128,10 +134,15 @@ def test_a_one_step_generator_gets_pure_noise_told_as_399_from_the_given_weights
 
 def test_a_one_step_generator_draws_as_it_is_trained(tmp_path):
     trainer = trainer_of(tmp_path, *ONE_STEP)
-    seen = []
-    trainer.generator.component.register_forward_pre_hook(lambda _, given: seen.append(given[1]))
-    trainer.family.generate(PROMPTS[:2], height=64, width=64, seed=0, num_inference_steps=1, guidance_scale=1.0)
-    assert [float(value) for timesteps in seen for value in timesteps] == [399, 399]
+    component, seen = trainer.generator.component, []
+    component.register_forward_pre_hook(lambda _, given: seen.append(given[1]))
+    condition = draw_condition(trainer.config, trainer.family, PROMPTS[:2], [0, 1])
+    noise = trainer._draws([0, 1]).start[:, 0]
+    drawn = component.sample(noise, condition.text, condition.time_ids, steps=1, guidance_scale=1.0)
+    with torch.no_grad():
+        trained = trainer.simulation.generate(component, noise, torch.zeros(2, dtype=torch.long), condition)
+    torch.testing.assert_close(drawn, trained, rtol=1e-4, atol=1e-4)
+    assert [float(value) for timesteps in seen for value in timesteps] == [399] * 4
 
 
 def test_wrong_initial_weights_are_named(tmp_path):
@@ -196,16 +207,13 @@ def test_draws_depend_on_the_place_in_the_run_alone(tmp_path):
 @pytest.mark.parametrize("reward", ["refl", "srpo"])
 def test_rewards_reach_the_generator_when_the_cold_start_ends(tmp_path, scorers, reward):
     """Up to then the run is the one without rewards, bit for bit."""
-    plain = trainer_of(tmp_path, "training.optimizer=sgd")
-    keys = [*scorers, "dmdr.cold_start_steps=2", "dmdr.dynamic_steps=4", f"dmdr.reward.method={reward}"]
-    trained = trainer_of(tmp_path, "training.optimizer=sgd", *keys)
+    shared = ["training.optimizer=sgd", "dmdr.update_ratio=1", "dmdr.dynamic_steps=4"]
+    plain = trainer_of(tmp_path, *shared)
+    trained = trainer_of(tmp_path, *shared, *scorers, "dmdr.cold_start_steps=2", f"dmdr.reward.method={reward}")
     assert_identical(stepped(plain), stepped(trained))
-    figures = [trained.training_step()]
-    trained.step += 1
-    figures.append(trained.training_step())
-    without = stepped(plain)
-    assert "unet/reward_loss" not in figures[0] and figures[1]["unet/reward_loss"] > 0
-    assert {"unet/score_clip_h", "unet/score_hps_v2"} <= figures[1].keys()
+    figures = trained.training_step()
+    without = stepped(plain, 1)
+    assert {"unet/score_clip_h", "unet/score_hps_v2"} <= figures.keys() and figures["unet/reward_loss"] > 0
     with_rewards = weights_of(trained)
     assert moved(without["unet"], with_rewards["unet"]) > 0.5
     assert_identical(without[GUIDANCE], with_rewards[GUIDANCE])

@@ -28,11 +28,12 @@ from glm_training.trainers.monitors import Monitors
 from glm_training.trainers.parts import Part
 from glm_training.trainers.phases import Phase, guarded
 from glm_training.trainers.resuming import check_drift, save_context
-from glm_training.trainers.summary import outline, trim_scores
+from glm_training.trainers.summary import outline
 from glm_training.utils.console import Console, Progress
 from glm_training.utils.distributed import World, barrier
 from glm_training.utils.logging import RunLogger
 from glm_training.utils.signals import StopRequested, StopSignals
+from glm_training.utils.step_lines import keep_until
 
 
 @dataclass
@@ -283,7 +284,7 @@ class BaseTrainer(ABC):
             (config.output_dir / "config.yaml").write_text(resolved_yaml(config), encoding="utf-8")
             if point is None or point.path.parent.resolve() != config.checkpoint_dir().resolve():
                 begin_run(config.checkpoint_dir())
-            trim_scores(config.output_dir / "evaluations.jsonl", self.step if point is not None else -1)
+            keep_until(config.output_dir / "evaluations.jsonl", self.step if point is not None else -1)
         self.logger = RunLogger(
             config.output_dir,
             self.world,

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 from glm_training.config import Config
+from glm_training.utils.step_lines import keep_until
 
 Network = Literal["gen", "gui"]
 
@@ -41,13 +42,13 @@ class OutputTree:
         self._folders = {"accelerator_1": "", "accelerator_2": "", "torch_units": "", **exports}
 
     def open(self, step: int) -> None:
-        """Where the run begins or goes on after `step` steps: lines of later steps leave the loss logs."""
+        """Where the run begins or goes on after `step` steps: lines of later steps move to `*.discarded.jsonl`."""
         self._run.mkdir(parents=True, exist_ok=True)
         arguments = self._config.model_dump(mode="json")
         (self._run / "args.json").write_text(json.dumps(arguments, indent=2, ensure_ascii=False) + "\n", "utf-8")
         _link(self._run / "log.txt", self._run / "train.log")
         for network in ("gen", "gui"):
-            _trim(self.loss_log(network), step)
+            keep_until(self.loss_log(network), step)
         self._remove_dead_links()
 
     def loss_log(self, network: Network) -> Path:
@@ -84,17 +85,3 @@ def _link(path: Path, target: Path) -> None:
         path.unlink()
     if not path.exists():
         path.symlink_to(os.path.relpath(target, path.parent), target_is_directory=target.is_dir())
-
-
-def _trim(path: Path, last_step: int) -> None:
-    """Leaves the lines up to `last_step`, and of those the whole ones: a kill can tear the last."""
-    if path.is_file():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        path.write_text("".join(line for line in lines if _belongs(line, last_step)), encoding="utf-8")
-
-
-def _belongs(line: str, last_step: int) -> bool:
-    try:
-        return line.endswith("\n") and json.loads(line)["step"] <= last_step
-    except json.JSONDecodeError:
-        return False

@@ -16,11 +16,12 @@ from glm_training.models.family import Family
 from glm_training.rewards import RewardCalculator
 from glm_training.trainers import setup
 from glm_training.trainers.held_out_metrics import HeldOutMetrics
-from glm_training.trainers.summary import append_scores, has_scores, write_pictures, write_summary
+from glm_training.trainers.summary import append_scores, write_pictures, write_summary
 from glm_training.utils.console import Console
 from glm_training.utils.distributed import World, broadcast_object
 from glm_training.utils.logging import RunLogger
 from glm_training.utils.pictures import save_image
+from glm_training.utils.step_lines import has_step
 
 
 class Evaluations:
@@ -77,7 +78,7 @@ class Evaluations:
         return broadcast_object(self.world, not self._recorded(step))
 
     def _recorded(self, step: int) -> bool:
-        scored = has_scores(self.config.output_dir / "evaluations.jsonl", step)
+        scored = has_step(self.config.output_dir / "evaluations.jsonl", step)
         drawn = (self.samples_dir(step) / "prompts.txt").is_file()
         return (scored or not self.scores_due(step)) and (drawn or not self.samples_due(step))
 

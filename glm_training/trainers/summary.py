@@ -79,33 +79,6 @@ def append_scores(path: Path, step: int, held_out: ImageDataset, evaluation: Eva
         file.write(json.dumps({"step": step, "prompts": prompts, "scores": scores}, ensure_ascii=False) + "\n")
 
 
-def has_scores(path: Path, step: int) -> bool:
-    """Whether `append_scores` wrote a line for `step`."""
-    return path.is_file() and any(_step_of(line) == step for line in path.read_text(encoding="utf-8").splitlines(True))
-
-
-def _step_of(line: str) -> float:
-    """The step of a line of scores; infinite for one that a kill or a full disk has torn."""
-    try:
-        return json.loads(line)["step"] if line.endswith("\n") else math.inf
-    except json.JSONDecodeError:
-        return math.inf
-
-
-def trim_scores(path: Path, step: int) -> None:
-    """Keeps the evaluations up to `step`, from which a run goes on; later ones, and those of an earlier run in the
-    same folder (step -1), are moved to `evaluations.discarded.jsonl`."""
-    if not path.is_file():
-        return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if _step_of(line) <= step]
-    dropped = [line for line in lines if _step_of(line) > step]
-    if dropped:
-        with path.with_name("evaluations.discarded.jsonl").open("a", encoding="utf-8") as file:
-            file.writelines(line if line.endswith("\n") else line + "\n" for line in dropped)
-        path.write_text("".join(kept), encoding="utf-8")
-
-
 def summary_row(name: str, before: Evaluation, after: Evaluation) -> list[str]:
     """Means and their paired change; the standard error is that of the change over prompts."""
     change = after.scores[name] - before.scores[name]

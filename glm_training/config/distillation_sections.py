@@ -59,6 +59,12 @@ class DMDRConfig(Section):
         default=None, description="Weights (.safetensors, .bin) that the generator starts from; null = the teacher's."
     )
     update_ratio: int = Field(default=5, ge=1, description="Updates of the guidance network per generator update.")
+    plans_per_prompt: int = Field(
+        default=4,
+        ge=1,
+        description="GLM-Image: plans that the AR half writes for a prompt; they are kept and taken in turn, epoch by "
+        "epoch.",
+    )
     guidance_rank: int = Field(default=64, ge=1, description="Rank of the guidance network's adapter.")
     guidance_alpha: float = Field(default=64.0, gt=0, description="Its update is scaled by alpha / rank.")
     guidance_learning_rate: float | None = Field(

@@ -28,7 +28,7 @@ from glm_training.rewards import DifferentiableScorers
 from glm_training.trainers.base_trainer import BaseTrainer
 from glm_training.trainers.dmdr_outputs import GUIDANCE_EXPORT, OutputTree
 from glm_training.trainers.errors import SettingsError
-from glm_training.trainers.families import DTYPES, Condition, draw_condition
+from glm_training.trainers.families import DTYPES, Condition, Conditions
 from glm_training.trainers.figures import mean_over_processes, stack_means
 from glm_training.trainers.parts import Part
 from glm_training.trainers.reward_setup import differentiable_options
@@ -68,6 +68,7 @@ class DMDRTrainer(BaseTrainer):
             denoiser, self.guidance.component, self.teacher, config.dmdr.fake_scale, config.dmdr.real_guidance_scale
         )
         self.dynamics = dynamics(config, self.total_steps)
+        self.conditions = Conditions(config, self.family)
         self.scorers = self._build_scorers()
         self.outputs = OutputTree(config, self.name)
 
@@ -153,7 +154,8 @@ class DMDRTrainer(BaseTrainer):
         batch, positions = self.next_batch()
         prompts = list(batch.prompts)
         with torch.no_grad(), self.autocast():
-            condition = draw_condition(self.config, self.family, prompts, positions, self.check_stop)
+            epochs = [position // len(self.dataset) for position in positions]
+            condition = self.conditions.of(prompts, batch.indices, epochs)
             draws = self._draws(positions)
             picks = self.simulation.picks(draws.pick)
             inputs = self.simulation.inputs(self.generator.component, draws.start, picks, condition)

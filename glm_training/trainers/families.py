@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import torch
+from torch import Tensor
 
 from glm_training.config import Config
 from glm_training.models.family import Family, Sampling
+from glm_training.models.glm_image.conditioning import TOKEN_PIXELS
 from glm_training.models.glm_image.dit_types import DiTCondition
 from glm_training.models.glm_image.family import GLMImage
-from glm_training.models.glm_image.sampling import step_hooks
 from glm_training.models.lora import add_lora
 from glm_training.models.sdxl.family import SDXL
 from glm_training.models.sdxl.types import UNetCondition, add_time_ids
@@ -70,34 +71,48 @@ def evaluation_sampling(config: Config) -> Sampling:
     return Sampling(**asdict(config.evaluation_sampling()))
 
 
-@torch.no_grad()
-def draw_condition(
-    config: Config,
-    family: Family,
-    prompts: Sequence[str],
-    positions: Sequence[int],
-    on_step: Callable[[], None] | None = None,
-) -> Condition:
-    """What the diffusion half is conditioned on for B prompts, whose places in the run's sequence of samples are
-    `positions`: GLM-Image's AR half writes a plan for each, SDXL's encoders read it, for an uncropped image."""
-    height, width = config.data.image_size.height, config.data.image_size.width
-    if isinstance(family, SDXL):
-        component = family.unet
-        ids = add_time_ids((height, width), (0, 0), (height, width), rows=len(prompts)).to(component.device)
-        return UNetCondition(component.encode_prompts(prompts), ids)
-    assert isinstance(family, GLMImage)
-    settings = config.rollout_sampling()
-    prompt = family.ar.encode_prompts(list(prompts), height, width)
-    names = [(position, 0) for position in positions]
-    draws = uniform(config.seed, "condition/tokens", names, (prompt.T,), device=family.ar.device)
-    rollout = family.ar.rollout(
-        prompt,
-        1,
-        draws,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        do_sample=settings.do_sample,
-        micro_batch_size=config.rollout.micro_batch_size,
-        on_step=step_hooks(on_step)[0],
-    )
-    return family.dit.condition(prompts, rollout.large_tokens, prompt.large_grid)
+class Conditions:
+    """What the diffusion half is conditioned on, for prompts of the training data.
+
+    SDXL's encoders read the prompt, for an uncropped image. GLM-Image's AR half writes plans for it, which are kept:
+    `dmdr.plans_per_prompt` different ones, taken in turn from epoch to epoch. Plan n of a prompt depends on its place in
+    the data, n and the seed alone, so a resumed run writes the same ones again.
+    """
+
+    def __init__(self, config: Config, family: Family) -> None:
+        self._config = config
+        self._family = family
+        self._size = config.data.image_size.height, config.data.image_size.width
+        self._plans: dict[tuple[int, int], Tensor] = {}
+
+    @torch.no_grad()
+    def of(self, prompts: Sequence[str], indices: Sequence[int], epochs: Sequence[int]) -> Condition:
+        """For B prompts at places `indices` of the data, in the given `epochs` of the run."""
+        family = self._family
+        if isinstance(family, SDXL):
+            component, size = family.unet, self._size
+            ids = add_time_ids(size, (0, 0), size, rows=len(prompts)).to(component.device)
+            return UNetCondition(component.encode_prompts(prompts), ids)
+        assert isinstance(family, GLMImage)
+        count = self._config.dmdr.plans_per_prompt
+        names = [(index, epoch % count) for index, epoch in zip(indices, epochs, strict=True)]
+        missing = {name: prompt for name, prompt in zip(names, prompts, strict=True) if name not in self._plans}
+        if missing:
+            self._write(family, list(missing.values()), list(missing))
+        tokens = torch.stack([self._plans[name] for name in names]).long().to(family.dit.device)
+        return family.dit.condition(prompts, tokens, (self._size[0] // TOKEN_PIXELS, self._size[1] // TOKEN_PIXELS))
+
+    def _write(self, family: GLMImage, prompts: list[str], names: list[tuple[int, int]]) -> None:
+        settings = self._config.rollout_sampling()
+        prompt = family.ar.encode_prompts(prompts, *self._size)
+        rollout = family.ar.rollout(
+            prompt,
+            1,
+            uniform(self._config.seed, "condition/tokens", names, (prompt.T,), device=family.ar.device),
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            do_sample=settings.do_sample,
+            micro_batch_size=self._config.rollout.micro_batch_size,
+        )
+        for name, tokens in zip(names, rollout.large_tokens.to("cpu", torch.int32), strict=True):
+            self._plans[name] = tokens.clone()

@@ -19,7 +19,6 @@ from glm_training.models.lora import adapters_disabled
 from glm_training.models.sdxl.family import SDXL
 from glm_training.trainers.dmdr_trainer import GUIDANCE
 from glm_training.trainers.errors import SettingsError
-from glm_training.trainers.families import draw_condition
 from glm_training.trainers.parts import Part
 from glm_training.trainers.run import build_trainer
 from glm_training.utils.distributed import init_world
@@ -82,7 +81,7 @@ def test_the_real_score_is_the_model_as_it_was_loaded(tmp_path):
         torch.randn(2, 4, 8, 8, generator=generator),
         trainer.scores.denoiser.levels(torch.tensor([0.3, 0.9])),
     )
-    condition = draw_condition(trainer.config, trainer.family, PROMPTS[:2], [0, 1])
+    condition = trainer.conditions.of(PROMPTS[:2], [0, 1], [0, 0])
     real = trainer.scores.real(latents, levels, condition, 0.0)
     denoiser = stock.denoiser(64, 64)
     with torch.no_grad():
@@ -136,7 +135,7 @@ def test_a_one_step_generator_draws_as_it_is_trained(tmp_path):
     trainer = trainer_of(tmp_path, *ONE_STEP)
     component, seen = trainer.generator.component, []
     component.register_forward_pre_hook(lambda _, given: seen.append(given[1]))
-    condition = draw_condition(trainer.config, trainer.family, PROMPTS[:2], [0, 1])
+    condition = trainer.conditions.of(PROMPTS[:2], [0, 1], [0, 0])
     noise = trainer._draws([0, 1]).start[:, 0]
     drawn = component.sample(noise, condition.text, condition.time_ids, steps=1, guidance_scale=1.0)
     with torch.no_grad():

@@ -75,8 +75,8 @@ class Conditions:
     """What the diffusion half is conditioned on, for prompts of the training data.
 
     SDXL's encoders read the prompt, for an uncropped image. GLM-Image's AR half writes plans for it, which are kept:
-    `dmdr.plans_per_prompt` different ones, taken in turn from epoch to epoch. Plan n of a prompt depends on its place in
-    the data, n and the seed alone, so a resumed run writes the same ones again.
+    `dmdr.plans_per_prompt` different ones, taken in turn from epoch to epoch. Plan n of a prompt depends on its place
+    in the data, n and the seed alone, so a resumed run writes the same ones again.
     """
 
     def __init__(self, config: Config, family: Family) -> None:

@@ -95,19 +95,19 @@ def test_the_real_score_is_the_model_as_it_was_loaded(tmp_path):
 
 @pytest.mark.parametrize("family", ["sdxl", "glm_image"])
 def test_gradient_checkpointing_and_chunks_change_nothing(tmp_path, family):
-    shared = ["training.optimizer=sgd", "training.adam_beta1=0", "training.learning_rate=0.05", "dmdr.fake_scale=0.5"]
-    first = trainer_of(tmp_path, *shared, family=family)
+    shared = ["training.optimizer=sgd", "training.adam_beta1=0", "training.max_grad_norm=0", "dmdr.fake_scale=0.5"]
+    first = trainer_of(tmp_path, *shared, "dmdr.guidance_learning_rate=0.5", family=family)
     before, plain = weights_of(first), stepped(first)
     chunked = [
         "training.batch_size=1",
         "training.gradient_accumulation_steps=2",
         "training.gradient_checkpointing=true",
     ]
-    other = stepped(trainer_of(tmp_path, *shared, *chunked, family=family))
-    assert all(moved(before[part], plain[part]) > 0.9 for part in plain if part != GUIDANCE)
+    other = stepped(trainer_of(tmp_path, *shared, "dmdr.guidance_learning_rate=0.5", *chunked, family=family))
     for part, weights in plain.items():
-        for name, value in weights.items():
-            torch.testing.assert_close(value, other[part][name], rtol=0, atol=1e-6)
+        change = max((before[part][name] - value).abs().max() for name, value in weights.items())
+        error = max((other[part][name] - value).abs().max() for name, value in weights.items())
+        assert change > 1e-4 and error < 0.01 * change, (part, change, error)
 
 
 # -- one step ----------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from glm_training.trainers.run import build_trainer
 from glm_training.utils.distributed import init_world
-from tests import dmdr_runs
+from tests import dmdr_runs, preference_runs
 from tests.config_reads import ReadTracker
 from tests.runs import config_of
 
@@ -62,6 +62,11 @@ def test_every_key_is_read(tmp_path):
     config = dmdr_runs.config_of(tmp_path, *scorers, "dmdr.reward.method=srpo", f"output_dir={tmp_path}/dmdr")
     with tracker:
         build_trainer(config, init_world(True, None)).train()
+    for family, part in (("sdxl", "unet"), ("glm_image", "both")):
+        pairs = [f"evaluation.eval_pairs={tmp_path}/pairs", f"output_dir={tmp_path}/{part}"]
+        config = preference_runs.config_of(tmp_path, family, *pairs)
+        with tracker:
+            build_trainer(config, init_world(True, None)).train()
     with tracker:  # what run_training looks at before there is a trainer
         assert config.distributed.backend is None and config.resume.accept == [] and config.model.device_map is None
     assert tracker.unread() == []

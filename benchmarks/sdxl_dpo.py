@@ -1,0 +1,272 @@
+"""A step of SDXL DPO with a LoRA: this package against a plain loop, on one model and the same pairs in one run.
+
+    python benchmarks/sdxl_dpo.py --out benchmarks/results/sdxl_dpo.json
+
+The plain loop does what a training script does without further thought: it decodes, VAE-encodes and text-encodes its
+batch at every step, sends preferred and rejected images through the UNet one after the other, and asks a second, frozen
+UNet for the reference. Ours is `DPOTrainer` as a configuration starts it: everything is encoded once, both images of a
+pair share a forward pass, and the reference is the same UNet with its adapters off. Pairs, batch, adapters, optimizer
+and gradient checkpointing are alike. The files are JPEGs of 1024 px, as in pickapic_v2, decoded in the loop's own
+thread; `speedup_without_decoding` leaves that out, for loops with threads to spare. The two take turns and medians are
+compared, so that other load on the machine meets both. The peak counts what each adds to a process that has loaded the
+model: ours with the encoding before the first step. Prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gc
+import json
+import multiprocessing
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+
+from glm_training.algorithms.preference import diffusion_dpo_loss
+from glm_training.config import Config, load_config
+from glm_training.data.preference import PreferenceDataset
+from glm_training.data.preference_scan import load_pairs
+from glm_training.models.lora import add_lora
+from glm_training.models.sdxl.family import SDXL
+from glm_training.models.sdxl.schedule import NoiseSchedule
+from glm_training.models.sdxl.types import add_time_ids
+from glm_training.trainers.dpo_trainer import DPOTrainer
+from glm_training.utils.distributed import init_world
+
+RESET_PEAK = Path("/proc/self/clear_refs")
+"""Linux: writing 5 sets the peak of resident memory to its present value."""
+
+LEARNING_RATE, BETA, RANK = 1e-5, 5000.0, 8
+Step = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    model: str
+    pairs: int
+    batch_size: int
+    size: int
+    file_size: int
+    repeats: int
+    steps: int
+    checkpointing: bool
+    dtype: str
+
+
+def main() -> None:
+    options, out = read_options()
+    with tempfile.TemporaryDirectory() as folder:
+        write_pairs(Path(folder) / "pairs", options)
+        loop = Plain(Path(folder), options)
+        steps = {"ours": ours(Path(folder), options)(), "plain": loop.start()}
+        for step in steps.values():
+            step()
+        seconds: dict[str, list[float]] = {name: [] for name in steps}
+        for _ in range(options.repeats):
+            for name, step in steps.items():
+                seconds[name].append(timed(step))
+        memory = {name: peak_memory(name, Path(folder), options) for name in steps}
+    decoding = statistics.median(loop.decode_seconds)
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    report = {
+        "benchmark": "sdxl_dpo",
+        **asdict(options),
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
+        "median_step_seconds": {name: round(value, 4) for name, value in medians.items()},
+        "all_step_seconds": {name: [round(value, 4) for value in times] for name, times in seconds.items()},
+        "speedup": round(medians["plain"] / medians["ours"], 2),
+        "decoding_seconds": round(decoding, 4),
+        "speedup_without_decoding": round((medians["plain"] - decoding) / medians["ours"], 2),
+        "peak_memory_added_mib": {name: round(value, 1) for name, value in memory.items()},
+        "memory_ratio": round(memory["ours"] / memory["plain"], 3),
+    }
+    text = json.dumps(report, indent=2) + "\n"
+    sys.stdout.write(text)
+    if out is not None:
+        out.write_text(text, encoding="utf-8")
+
+
+def read_options() -> tuple[Options, Path | None]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="tiny-random", help="tiny-random, an SDXL folder or a hub id")
+    parser.add_argument("--pairs", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, default=4, help="pairs per step")
+    parser.add_argument("--size", type=int, default=256, help="pixels of a side")
+    parser.add_argument("--file-size", type=int, default=1024, help="pixels of a side of the files")
+    parser.add_argument("--repeats", type=int, default=9, help="steps of each that are timed")
+    parser.add_argument("--steps", type=int, default=3, help="steps in which the peak of memory is taken")
+    parser.add_argument("--no-checkpointing", dest="checkpointing", action="store_false")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--out", type=Path, help="also write the report there")
+    values = vars(parser.parse_args())
+    out = values.pop("out")
+    return Options(**values), out
+
+
+def write_pairs(folder: Path, options: Options) -> None:
+    """JPEGs of blurred noise."""
+    rng = np.random.default_rng(0)
+    (folder / "images").mkdir(parents=True)
+    lines = []
+    for i in range(options.pairs):
+        for role in ("preferred", "rejected"):
+            small = Image.fromarray(rng.integers(0, 255, (128, 128, 3), dtype=np.uint8))
+            small.resize((options.file_size, options.file_size)).save(folder / "images" / f"{i}_{role}.jpg", quality=90)
+        paths = {role: f"images/{i}_{role}.jpg" for role in ("preferred", "rejected")}
+        lines.append({"prompt": f"a photo of the red circle, number {i}"} | paths)
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def config_of(folder: Path, options: Options) -> Config:
+    tree = {
+        "output_dir": str(folder / "run"),
+        "model": {"family": "sdxl", "name": options.model, "torch_dtype": options.dtype},
+        "data": {
+            "pairs": str(folder / "pairs"),
+            "image_size": {"height": options.size, "width": options.size},
+            "num_workers": 0,
+        },
+        "training": {
+            "method": "dpo",
+            "batch_size": options.batch_size,
+            "gradient_accumulation_steps": 1,
+            "max_steps": 1000,
+            "learning_rate": LEARNING_RATE,
+            "lr_scheduler": "constant",
+            "warmup_steps": 0,
+            "gradient_checkpointing": options.checkpointing,
+            "mixed_precision": "no",
+        },
+        "dpo": {"beta": BETA, "vae_batch_size": 1},
+        "lora": {"enabled": True, "rank": RANK, "alpha": float(RANK)},
+    }
+    path = folder / "dpo.yaml"
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return load_config(path)
+
+
+def ours(folder: Path, options: Options) -> Callable[[], Step]:
+    """The trainer, loaded; called, it encodes everything and hands over its step."""
+    trainer = DPOTrainer(config_of(folder, options), init_world(True, None))
+
+    def start() -> Step:
+        trainer.prepare()
+        return lambda: void(trainer.training_step())
+
+    return start
+
+
+class Plain:
+    """The plain loop. `decode_seconds`: what each step spent on reading and decoding its images."""
+
+    def __init__(self, folder: Path, options: Options) -> None:
+        self.options = options
+        self.decode_seconds: list[float] = []
+        config = config_of(folder, options)
+        self.dataset = PreferenceDataset(load_pairs(folder / "pairs").pairs, height=options.size, width=options.size)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = getattr(torch, options.dtype)
+        self.family = SDXL.load(options.model, dtype=dtype, device=self.device, seed=config.seed)
+        if options.checkpointing:
+            self.family.unet.enable_gradient_checkpointing()
+
+    def start(self) -> Step:
+        """Copies the reference, and hands over the step."""
+        unet = self.family.unet
+        self.reference = unet.sharing(copy.deepcopy(unet.unet))
+        add_lora(unet.unet, unet.lora_targets, RANK, RANK)
+        self.family.set_trainable(unet=True)
+        self.family.train()
+        self.params = list(self.family.trainable("unet").values())
+        self.optimizer = torch.optim.AdamW(self.params, lr=LEARNING_RATE)
+        self.schedule = NoiseSchedule(unet.scheduler)
+        self.next = 0
+        return self.step
+
+    def step(self) -> None:
+        options, unet = self.options, self.family.unet
+        rows = [(self.next + i) % len(self.dataset) for i in range(options.batch_size)]
+        self.next += options.batch_size
+        started = time.perf_counter()
+        batch = self.dataset.batch(rows)
+        self.decode_seconds.append(time.perf_counter() - started)
+        images = batch.images
+        clean = unet.encode_images(images.pixels, micro_batch_size=len(images.pixels))
+        text = unet.encode_prompts(batch.prompts)
+        size = (options.size, options.size)
+        ids = add_time_ids(images.original_sizes, images.crops, size, rows=len(clean)).to(self.device)
+        times = torch.randint(0, self.schedule.length, (len(rows),), device=self.device)
+        signal, spread = (level.view(-1, 1, 1, 1) for level in self.schedule.coefficients(times))
+        noise = torch.randn(len(rows), *clean.shape[1:], device=self.device)
+        errors, before = [], []
+        for latents, time_ids in zip(clean.chunk(2), ids.chunk(2), strict=True):
+            noisy = signal * latents + spread * noise
+            errors.append((unet(noisy, times, text, time_ids) - noise).square().flatten(1).mean(1))
+            with torch.no_grad():
+                before.append((self.reference(noisy, times, text, time_ids) - noise).square().flatten(1).mean(1))
+        diffusion_dpo_loss(*errors, *before, beta=BETA).loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.params, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+def void(_: object) -> None:
+    """Nothing: a step has no result."""
+
+
+def timed(step: Step) -> float:
+    """Seconds one step takes, the device's queue emptied."""
+    start = time.perf_counter()
+    step()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def peak_memory(name: str, folder: Path, options: Options) -> float:
+    """MiB that all steps add, at their peak, to a process of its own that has loaded the model: resident on CPU,
+    allocated on CUDA. Ours starts with an empty cache."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_added_memory, (name, folder, options))
+
+
+def _added_memory(name: str, folder: Path, options: Options) -> float:
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as own:
+        (Path(own) / "pairs").symlink_to(folder / "pairs")
+        start = ours(Path(own), options) if name == "ours" else Plain(Path(own), options).start
+        gc.collect()
+        if RESET_PEAK.exists():
+            RESET_PEAK.write_text("5")
+        on_cuda = torch.cuda.is_available()
+        before = torch.cuda.memory_allocated() if on_cuda else _peak_resident()
+        step = start()
+        for _ in range(options.steps):
+            step()
+        after = torch.cuda.max_memory_allocated() if on_cuda else _peak_resident()
+    return (after - before) / 2**20
+
+
+def _peak_resident() -> int:
+    """Bytes. On Linux of this program alone: `ru_maxrss` remembers the process that started it."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+if __name__ == "__main__":
+    main()

@@ -79,7 +79,7 @@ def build_dataset(config: Config) -> ImageDataset:
         data.source_images_dir if config.training.mode == "i2i" else None,
         height=data.image_size.height,
         width=data.image_size.width,
-        require_targets=config.uses_supervision() or config.target_reason() is not None,
+        require_targets=config.uses_supervision() or (config.uses_reward() and config.target_reason() is not None),
         num_workers=data.num_workers,
         max_bad_fraction=data.max_bad_fraction,
     )

@@ -22,6 +22,7 @@ from glm_training.trainers.errors import SettingsError
 from glm_training.trainers.parts import Part
 from glm_training.trainers.run import build_trainer
 from glm_training.utils.distributed import init_world
+from glm_training.utils.randomness import normal
 from tests.dmdr_runs import random_scorers, stepped, trainer_of
 from tests.runs import PROMPTS, weights_of
 from tests.same import assert_identical
@@ -95,19 +96,32 @@ def test_the_real_score_is_the_model_as_it_was_loaded(tmp_path):
 
 @pytest.mark.parametrize("family", ["sdxl", "glm_image"])
 def test_gradient_checkpointing_and_chunks_change_nothing(tmp_path, family):
-    shared = ["training.optimizer=sgd", "training.adam_beta1=0", "training.max_grad_norm=0", "dmdr.fake_scale=0.5"]
-    first = trainer_of(tmp_path, *shared, "dmdr.guidance_learning_rate=0.5", family=family)
-    before, plain = weights_of(first), stepped(first)
+    """Also with an adapter at half its strength, which blocks that run again in the backward pass must find so."""
+    found = []
     chunked = [
         "training.batch_size=1",
         "training.gradient_accumulation_steps=2",
         "training.gradient_checkpointing=true",
     ]
-    other = stepped(trainer_of(tmp_path, *shared, "dmdr.guidance_learning_rate=0.5", *chunked, family=family))
+    for keys in ([], chunked):
+        shared = ["training.optimizer=sgd", "training.adam_beta1=0", "training.max_grad_norm=0", "dmdr.fake_scale=0.5"]
+        trainer = trainer_of(tmp_path, *shared, "training.learning_rate=0.1", *keys, family=family)
+        for name, param in trainer.guidance.parameters.items():
+            param.data.copy_(normal(0, name, [(0,)], tuple(param.shape))[0] / 4)
+        found.append((weights_of(trainer), stepped(trainer)))
+    (before, plain), (_, other) = found
     for part, weights in plain.items():
         change = max((before[part][name] - value).abs().max() for name, value in weights.items())
         error = max((other[part][name] - value).abs().max() for name, value in weights.items())
-        assert change > 1e-4 and error < 0.01 * change, (part, change, error)
+        assert change > 1e-4 and error < 1e-3 * change, (part, change, error)
+
+
+def test_every_weight_learns_under_autocast(tmp_path):
+    """Weights that autocast has cast for the simulation, which has no gradient, are not the ones trained on."""
+    trainer = trainer_of(tmp_path, "training.mixed_precision=bf16", "dmdr.update_ratio=1")
+    before = weights_of(trainer)
+    after = stepped(trainer, 2)
+    assert moved(before["unet"], after["unet"]) > 0.95 and moved(before[GUIDANCE], after[GUIDANCE]) > 0.95
 
 
 # -- one step ----------------------------------------------------------------------------------------------------------

@@ -161,7 +161,7 @@ class DMDRTrainer(BaseTrainer):
             inputs = self.simulation.inputs(self.generator.component, draws.start, picks, condition)
             if not due:
                 generated = self.simulation.generate(self.generator.component, inputs, picks, condition)
-        if due:  # under an autocast of its own: weights cast without gradient are kept until one ends
+        if due:  # backward passes lie outside autocast
             with self.generator.accumulating(last):
                 with self.autocast():
                     generated = self.simulation.generate(self.generator.policy, inputs, picks, condition)

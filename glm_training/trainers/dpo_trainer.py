@@ -228,8 +228,11 @@ class DPOTrainer(BaseTrainer):
 
     def _evaluate(self) -> None:
         """With the encoders on the device, where anything is drawn."""
-        draws = self.evaluations.due(self.step) or self.evaluations.samples_due(self.step)
-        with self.encoder.awake() if draws or self.evaluations.before is None else nullcontext():
+        due = self.evaluations
+        first = due.calculator is not None and due.before is None
+        with (
+            self.encoder.awake() if first or due.scores_due(self.step) or due.samples_due(self.step) else nullcontext()
+        ):
             super()._evaluate()
 
 

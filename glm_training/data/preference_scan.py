@@ -91,7 +91,7 @@ def _read_listing(value: str | Path, split: str) -> PairListing:
         return read_json_list(path)
     reason = "is no listing of preference pairs" if path.exists() else "does not exist"
     remedy = f"Name a folder with {METADATA_NAME}, a .jsonl or .json file, or a Hugging Face dataset folder"
-    if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(value)):
+    if not path.exists() and not path.parent.is_dir() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(value)):
         reason += ", and data sets are not downloaded by a run"
         remedy = (
             f'Save it once: python -c "from datasets import load_dataset; '

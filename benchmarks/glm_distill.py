@@ -6,8 +6,8 @@
 Draws the held-out prompts with the teacher at many and at few steps and with the student at few: the same plans (AR
 tokens) and the same noise for all, so that only the renderer differs. SSIM with the target image, OCR accuracy of the
 quoted words. `energy_distance`: between the latents of four renders of a plan and four of the teacher's at many steps,
-mean over plans; the teacher's own, with other noise, is the floor. Images per second of the renderer (DiT and VAE) and of
-the whole model, each the median of three runs.
+mean over plans; the teacher's own, with other noise, is the floor. Images per second of the renderer (DiT and VAE) and
+of the whole model, each the median of three runs.
 """
 
 from __future__ import annotations

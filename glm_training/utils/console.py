@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 # Last part of a metric's name -> how a progress line calls it. The rest is in metrics.jsonl.
 SHOWN = {
     "loss": "loss",
+    "accuracy": "accuracy",
+    "dmd_loss": "DMD loss",
+    "fake_loss": "fake loss",
+    "reward_loss": "reward loss",
     "kl": "kl",
     "clip_fraction": "clip",
     "images_per_second": "images/s",

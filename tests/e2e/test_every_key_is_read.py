@@ -62,6 +62,9 @@ def test_every_key_is_read(tmp_path):
     config = dmdr_runs.config_of(tmp_path, *scorers, "dmdr.reward.method=srpo", f"output_dir={tmp_path}/dmdr")
     with tracker:
         build_trainer(config, init_world(True, None)).train()
+    config = dmdr_runs.config_of(tmp_path, f"output_dir={tmp_path}/plans", family="glm_image")
+    with tracker:
+        build_trainer(config, init_world(True, None)).train()
     for family, part in (("sdxl", "unet"), ("glm_image", "both")):
         pairs = [f"evaluation.eval_pairs={tmp_path}/pairs", f"output_dir={tmp_path}/{part}"]
         config = preference_runs.config_of(tmp_path, family, *pairs)

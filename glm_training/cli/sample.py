@@ -20,7 +20,9 @@ from glm_training.utils.console import Console
 from glm_training.utils.pictures import save_image
 
 GUIDANCE = {"glm_image": 1.5, "sdxl": 5.0}
-"""The stock pipelines' guidance."""
+"""The stock pipelines' guidance, and their number of steps."""
+
+STEPS = 50
 
 
 def sample(arguments: argparse.Namespace) -> int:
@@ -30,9 +32,9 @@ def sample(arguments: argparse.Namespace) -> int:
         return EXIT_CONFIG
     hide_progress_bars()
     kind = arguments.family or family_of(arguments.model)
-    guidance = GUIDANCE[kind] if arguments.guidance is None else arguments.guidance
     try:
         family = _load(arguments, kind)
+        steps, guidance = _how(arguments, family, kind)
         size = _own_size(family)
         height, width = arguments.height or size, arguments.width or size
         sources = [load_image(Path(path), height, width) for path in arguments.source]
@@ -41,7 +43,7 @@ def sample(arguments: argparse.Namespace) -> int:
             height=height,
             width=width,
             seed=arguments.seed,
-            sampling=Sampling(arguments.temperature, arguments.top_p, True, arguments.steps, guidance),
+            sampling=Sampling(arguments.temperature, arguments.top_p, True, steps, guidance),
             samples=arguments.samples,
             sources=torch.stack(sources).to(family.component(family.components[0]).device) if sources else None,
         )
@@ -55,6 +57,13 @@ def sample(arguments: argparse.Namespace) -> int:
         save_image(folder / f"{number}-{drawn}.png", image)
     Console().line(f"{len(images)} pictures in {folder}")
     return 0
+
+
+def _how(arguments: argparse.Namespace, family: Family, kind: str) -> tuple[int, float]:
+    """Steps and guidance: as asked for, or as the model was distilled, or the stock pipeline's."""
+    few = family.few_steps
+    steps, guidance = (STEPS, GUIDANCE[kind]) if few is None else (few.steps, 1.0)
+    return arguments.steps or steps, guidance if arguments.guidance is None else arguments.guidance
 
 
 def family_of(model: str) -> str:

@@ -44,10 +44,10 @@ class DMDRConfig(Section):
     """`training.method: dmdr`: distribution matching to a frozen teacher, then rewards as well.
 
     A training step is one update of the guidance network (fake score); the generator is updated at every
-    `update_ratio`-th.
+    `update_ratio`-th. All lengths count training steps, where the published scripts count the generator's updates.
     """
 
-    student_steps: int = Field(default=4, ge=1, description="Denoising steps of the generator.")
+    student_steps: int = Field(default=4, ge=1, le=1000, description="Denoising steps of the generator.")
     one_step_timestep: int | None = Field(
         default=None,
         ge=0,
@@ -85,7 +85,9 @@ class DMDRConfig(Section):
         default=True, description="DynaRS: noise levels from Beta(4, 1.5) to uniform; false = uniform from the start."
     )
     dynamic_steps: int | None = Field(
-        default=None, ge=1, description="Training steps over which both do that; null = `cold_start_steps`, or the run."
+        default=None,
+        ge=1,
+        description="Training steps over which both do that; null = `cold_start_steps`, or the run.",
     )
     renoise_range: list[float] = Field(
         default=[0.02, 0.98],
@@ -95,6 +97,8 @@ class DMDRConfig(Section):
         json_schema_extra={"allowed": "two numbers in [0, 1]"},
     )
     cold_start_steps: int | None = Field(
-        default=None, ge=0, description="Training steps before rewards count; null = no rewards at all."
+        default=None,
+        ge=0,
+        description="Training steps before rewards count; null = no rewards at all.",
     )
     reward: DMDRRewardConfig = DMDRRewardConfig()

@@ -21,7 +21,7 @@ def family_issues(config: Config) -> list[Issue]:
     if config.training.method == "dpo":
         issues += _dpo(config)
     if config.training.method == "dmdr":
-        issues += [*_dmdr(config), *_dmdr_reward(config)]
+        issues += [*_dmdr(config), *_dmdr_reward(config), *_dmdr_without_effect(config)]
     return issues
 
 
@@ -156,6 +156,20 @@ def _dmdr(config: Config) -> Iterator[Issue]:
             "the generator draws in `dmdr.student_steps` steps without guidance.",
             "Remove both keys of `evaluation`.",
         )
+
+
+def _dmdr_without_effect(config: Config) -> Iterator[Issue]:
+    dmdr, plain = config.dmdr, type(config.dmdr)()
+    if dmdr.cold_start_steps is None and dmdr.reward != plain.reward:
+        yield Issue(("dmdr.reward", "dmdr.cold_start_steps"), "rewards never count.", "Set `dmdr.cold_start_steps`.")
+    if dmdr.real_scale != plain.real_scale and not dmdr.dynamic_guidance:
+        yield Issue(("dmdr.real_scale", "dmdr.dynamic_guidance"), "the real score has no adapter then.", "Remove it.")
+    if dmdr.dynamic_steps is not None and not (dmdr.dynamic_guidance or dmdr.dynamic_renoise):
+        yield Issue(("dmdr.dynamic_steps", "dmdr.dynamic_guidance"), "nothing is dynamic.", "Remove it.")
+    if dmdr.plans_per_prompt != plain.plans_per_prompt and config.model.family == "sdxl":
+        yield Issue(("dmdr.plans_per_prompt", "model.family"), "SDXL has no plans.", "Remove it.")
+    if dmdr.reward.srpo_strength != plain.reward.srpo_strength and dmdr.reward.method != "srpo":
+        yield Issue(("dmdr.reward.srpo_strength", "dmdr.reward.method"), "for `srpo` only.", "Remove it.")
 
 
 def _dmdr_reward(config: Config) -> Iterator[Issue]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from glm_training.models.denoising import Denoiser
+from glm_training.models.few_steps import FewSteps
 from glm_training.models.lora import adapter_parameters, trainable_parameters
 
 
@@ -29,10 +30,11 @@ class Sampling:
 class Family(ABC):
     """A whole model. Its `components` are what can be trained, each with the frozen parts around it.
 
-    Nothing is trainable until `set_trainable`.
+    Nothing is trainable until `set_trainable`. `few_steps`: how a distilled model is drawn from; None for another.
     """
 
     components: ClassVar[tuple[str, ...]]
+    few_steps: FewSteps | None = None
 
     # -- what a family says --------------------------------------------------------------------------------------------
 
@@ -76,6 +78,10 @@ class Family(ABC):
     @abstractmethod
     def save_lora(self, component: str, folder: str | Path) -> None:
         """Write the adapter of a component alone, as the libraries of this family read it."""
+
+    def draw_in_few_steps(self, few_steps: FewSteps) -> None:
+        """From here on the model is a distilled one; pipeline folders that are written say so."""
+        self.few_steps = few_steps
 
     # -- what they share -----------------------------------------------------------------------------------------------
 

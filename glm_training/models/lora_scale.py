@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from glm_training.models.lora import ADAPTER
+from glm_training.models.lora import ADAPTER, adapters_disabled
 
 
 @contextmanager
@@ -24,6 +24,10 @@ def adapters_scaled(module: nn.Module, scale: float) -> Iterator[None]:
     layers = [child for child in module.modules() if isinstance(child, LoraLayer)]
     if not layers:
         raise ValueError("the module carries no LoRA adapters")
+    if scale == 0:  # not computed at all
+        with adapters_disabled(module):
+            yield
+        return
     before = [layer.scaling[ADAPTER] for layer in layers]
     try:
         for layer, strength in zip(layers, before, strict=True):

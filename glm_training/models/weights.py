@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 from copy import deepcopy
 from pathlib import Path
+from zipfile import is_zipfile
 
 import torch
 from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -35,13 +38,11 @@ def frozen_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 def load_weights(module: nn.Module, path: Path) -> None:
     """Set all weights of `module`, adapters left out, from a state dict (.safetensors, or a torch file).
 
-    Raises FileNotFoundError, or ValueError for a state dict that does not fit.
+    Raises FileNotFoundError, or ValueError for a damaged file and for a state dict that does not fit.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file of weights at {path}")
-    saved: dict[str, Tensor] = (
-        load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    )
+    saved = _read(path)
     wanted = {name.replace(_BASE, ""): tensor for name, tensor in module.state_dict().items() if "lora_" not in name}
     unfit = sorted(saved.keys() ^ wanted.keys())
     unfit += [name for name in saved.keys() & wanted.keys() if saved[name].shape != wanted[name].shape]
@@ -52,3 +53,17 @@ def load_weights(module: nn.Module, path: Path) -> None:
         )
     for name, tensor in wanted.items():
         tensor.copy_(saved[name])
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file, mapped into memory where its format allows it."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+    except (OSError, SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, AttributeError, TypeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ValueError(f"{path} is no file of weights, or a damaged one ({reason})") from error
+    if not isinstance(saved, dict) or not all(isinstance(value, Tensor) for value in saved.values()):
+        raise ValueError(f"{path} holds no state dict: names with a tensor each")
+    return saved

@@ -111,7 +111,7 @@ class DifferentiableOptions:
     method: str = "refl"
     threshold: float = 0.7
     positive_words: str = ""
-    negative_words: str = "CG Render"
+    negative_words: str = "CG Render."
     strength: float = 0.1
     clip_h: ClipHOptions = field(default_factory=ClipHOptions)
     hps_v2: HpsV2Options = field(default_factory=HpsV2Options)

@@ -23,9 +23,12 @@ from pathlib import Path
 from typing import Literal
 
 from glm_training.config import Config
+from glm_training.trainers.errors import SettingsError
 from glm_training.utils.step_lines import keep_until
 
 Network = Literal["gen", "gui"]
+
+_TO_CHECKPOINTS = f"..{os.sep}step-"
 
 GUIDANCE_EXPORT = "lora_guidance"
 """Folder of a checkpoint that holds the guidance network's adapter."""
@@ -43,7 +46,11 @@ class OutputTree:
 
     def open(self, step: int) -> None:
         """Where the run begins or goes on after `step` steps: lines of later steps move to `*.discarded.jsonl`."""
-        self._run.mkdir(parents=True, exist_ok=True)
+        for folder in (self.loss_log("gen").parent, *(self._checkpoints / name for name in self._folders)):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise SettingsError(f"{folder} is to be a folder of the run: {error.strerror}") from error
         arguments = self._config.model_dump(mode="json")
         (self._run / "args.json").write_text(json.dumps(arguments, indent=2, ensure_ascii=False) + "\n", "utf-8")
         _link(self._run / "log.txt", self._run / "train.log")
@@ -59,7 +66,6 @@ class OutputTree:
         """Appends the line of an update made in training step `step`, the first being 1."""
         finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}  # JSON has no NaN
         path = self.loss_log(network)
-        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
 
@@ -74,14 +80,11 @@ class OutputTree:
     def _remove_dead_links(self) -> None:
         for folder in self._folders:
             for path in (self._checkpoints / folder).glob("step-*"):
-                if path.is_symlink() and not path.exists():
+                if path.is_symlink() and not path.exists() and os.readlink(path).startswith(_TO_CHECKPOINTS):
                     path.unlink()
 
 
 def _link(path: Path, target: Path) -> None:
-    """A relative link at `path`, in place of an earlier one; whatever else is there stays."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_symlink():
-        path.unlink()
-    if not path.exists():
+    """A relative link at `path`; what is there already, an earlier link to it or anything else, stays."""
+    if not path.exists() and not path.is_symlink():
         path.symlink_to(os.path.relpath(target, path.parent), target_is_directory=target.is_dir())

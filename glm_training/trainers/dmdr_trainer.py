@@ -20,6 +20,7 @@ from glm_training.config.base import Part as PartName
 from glm_training.config.schema import first
 from glm_training.methods.distillation import BackwardSimulation, Dynamics, Scores, fake_score_loss, generator_loss
 from glm_training.methods.losses import MethodLoss
+from glm_training.models.few_steps import FewSteps
 from glm_training.models.lora import add_lora, save_lora, trainable_parameters
 from glm_training.models.lora_scale import adapters_scaled
 from glm_training.models.sdxl.family import SDXL, save_lora_for_diffusers
@@ -82,8 +83,7 @@ class DMDRTrainer(BaseTrainer):
     def build_parts(self) -> dict[str, Part]:
         """The generator, and the guidance network: the teacher, as the generator was loaded, with an adapter."""
         config, dmdr = self.config, self.config.dmdr
-        if isinstance(self.family, SDXL):
-            self.family.unet.sample_in_few_steps(dmdr.student_steps, dmdr.one_step_timestep)
+        self.family.draw_in_few_steps(FewSteps(dmdr.student_steps, dmdr.one_step_timestep))
         generator = self.family.module(self.name)
         self.teacher: nn.Module = frozen_copy(generator, DTYPES[config.model.torch_dtype])
         targets = config.lora_for(self.name).targets
@@ -223,7 +223,7 @@ class DMDRTrainer(BaseTrainer):
         names = [(position,) for position in positions]
         noise = normal(seed, "dmdr/noise", names, (steps + 2, *shape), device=device)
         draws = uniform(seed, "dmdr/levels", names, (3,))
-        renoised, levels = noise[:, steps:], draws[:, 1:].to(device)
+        renoised, levels = noise[:, steps:], draws[:, 1:]
         return Draws(noise[:, :steps], draws[:, 0], (renoised[:, 0], levels[:, 0]), (renoised[:, 1], levels[:, 1]))
 
     def _update(self, part: Part, terms: Terms) -> dict[str, float]:

@@ -76,7 +76,8 @@ class Conditions:
 
     SDXL's encoders read the prompt, for an uncropped image. GLM-Image's AR half writes plans for it, which are kept:
     `dmdr.plans_per_prompt` different ones, taken in turn from epoch to epoch. Plan n of a prompt depends on its place
-    in the data, n and the seed alone, so a resumed run writes the same ones again.
+    in the data, n and the seed alone, so a resumed run writes the same ones again: in fp32; in half precision what is
+    written beside it may tip a token.
     """
 
     def __init__(self, config: Config, family: Family) -> None:

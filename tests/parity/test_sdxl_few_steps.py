@@ -6,7 +6,8 @@ import pytest
 import torch
 from diffusers import LCMScheduler, StableDiffusionXLPipeline
 
-from glm_training.models.sdxl.family import SDXL
+from glm_training.models.few_steps import FewSteps
+from glm_training.models.sdxl.family import SDXL, ModelLoadError
 from glm_training.utils.randomness import make_generator, normal
 
 PROMPTS = ["a red circle", "a cat"]
@@ -37,6 +38,19 @@ def test_the_exported_pipeline_samples_the_same_in_stock_diffusers(tmp_path, ste
         **({"num_inference_steps": steps} if timestep is None else {"timesteps": [timestep]}),
     ).images
     torch.testing.assert_close(drawn(family, steps), images, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("steps", "timestep"), [(4, None), (1, 399)])
+def test_a_saved_one_knows_how_it_is_drawn(tmp_path, steps, timestep) -> None:
+    family = SDXL.load("tiny-random", seed=1)
+    family.draw_in_few_steps(FewSteps(steps, timestep))
+    family.save_pretrained(tmp_path)
+    again = SDXL.load(tmp_path)
+    assert again.few_steps == FewSteps(steps, timestep)
+    torch.testing.assert_close(drawn(again, steps), drawn(family, steps))
+    (tmp_path / "few_steps.json").write_text("{")
+    with pytest.raises(ModelLoadError, match="few_steps.json does not say how to draw"):
+        SDXL.load(tmp_path)
 
 
 def test_a_step_is_the_denoisers_step() -> None:

@@ -12,6 +12,7 @@ from diffusers.pipelines.glm_image.pipeline_glm_image import GlmImagePipeline
 from torch import Tensor, nn
 
 from glm_training.models.family import Family, Sampling
+from glm_training.models.few_steps import read_few_steps
 from glm_training.models.glm_image.ar import ARComponent
 from glm_training.models.glm_image.denoiser import DiTDenoiser
 from glm_training.models.glm_image.dit import DiTComponent
@@ -67,7 +68,12 @@ class GLMImage(Family):
             local_files_only=local_files_only,
             seed=seed,
         )
-        return GLMImage.from_pipeline(pipeline).to(device)
+        family = GLMImage.from_pipeline(pipeline).to(device)
+        try:
+            family.few_steps = read_few_steps(name_or_path)
+        except ValueError as error:
+            raise ModelLoadError(str(error)) from error
+        return family
 
     def to_pipeline(self) -> GlmImagePipeline:
         """A stock pipeline over these very modules, adapters included."""
@@ -98,6 +104,8 @@ class GLMImage(Family):
             for module in adapted:
                 stack.enter_context(merged(module))
             self.to_pipeline().save_pretrained(str(path), safe_serialization=True)
+        if self.few_steps is not None:
+            self.few_steps.write(path)
 
     def save_lora(self, component: str, folder: str | Path) -> None:
         """Write the adapter of a half as a PEFT folder."""

@@ -14,6 +14,7 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
 from torch import Tensor, nn
 
 from glm_training.models.family import Family, Sampling
+from glm_training.models.few_steps import FewSteps, read_few_steps
 from glm_training.models.loading import ModelLoadError
 from glm_training.models.lora import ADAPTER, adapter_parameters, has_lora, merged
 from glm_training.models.sdxl.denoiser import UNetDenoiser
@@ -77,7 +78,10 @@ class SDXL(Family):
         if small is not None:
             decoder = load_taesd(small, dtype=dtype, local_files_only=local_files_only, seed=seed)
         try:
-            return SDXL.from_pipeline(pipeline, decoder).to(device)
+            family, few_steps = SDXL.from_pipeline(pipeline, decoder).to(device), read_few_steps(name_or_path)
+            if few_steps is not None:
+                family.draw_in_few_steps(few_steps)
+            return family
         except ValueError as error:
             raise ModelLoadError(f"cannot use {name_or_path} as an SDXL: {error}") from error
 
@@ -116,8 +120,14 @@ class SDXL(Family):
             if adapted:
                 stack.enter_context(merged(self.unet.unet))
             self.to_pipeline().save_pretrained(str(path), safe_serialization=True)
+        if self.few_steps is not None:
+            self.few_steps.write(path)
         if self.unet.taesd is not None:
             self.unet.taesd.save_pretrained(str(Path(path) / TAESD_FOLDER), safe_serialization=True)
+
+    def draw_in_few_steps(self, few_steps: FewSteps) -> None:
+        super().draw_in_few_steps(few_steps)
+        self.unet.sample_in_few_steps(few_steps.steps, few_steps.one_step_timestep)
 
     def save_lora(self, component: str, folder: str | Path) -> None:
         """Write the adapter alone as `pytorch_lora_weights.safetensors`, which a stock `load_lora_weights` takes.

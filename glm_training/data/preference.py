@@ -25,10 +25,14 @@ Crop = Literal["center", "random"]
 
 
 class PairImage(Protocol):
-    """Where an image of a pair lies. ``path`` and ``row`` name it in messages; ``read`` gives its encoded bytes."""
+    """Where an image of a pair lies. ``path`` and ``place`` (inside it, before a reason) name it in messages; ``read``
+    gives its encoded bytes."""
 
     @property
     def path(self) -> Path: ...
+
+    @property
+    def place(self) -> str: ...
 
     def read(self) -> bytes:
         """The file's bytes; raises ``DataError`` when they are gone."""
@@ -40,6 +44,7 @@ class FileImage:
     """An image in a file of its own, links resolved."""
 
     path: Path
+    place: str = ""
 
     def read(self) -> bytes:
         try:
@@ -141,16 +146,20 @@ class CroppedImage:
     crop: tuple[int, int]
 
 
-def load_resized(image: PairImage, height: int, width: int) -> ResizedImage:
+def load_resized(image: PairImage, height: int, width: int, digest: str | None = None) -> ResizedImage:
     """The image, decoded by the rules of :mod:`glm_training.data.images`, resized (Lanczos) to cover the size.
 
     Raises:
-        DataError: when the image is gone or cannot be decoded.
+        DataError: when the image is gone, cannot be decoded or, with ``digest``, has another one by now.
         ValueError: unless both sides are at least 1.
     """
     if height < 1 or width < 1:
         raise ValueError(f"an image cannot be resized to height {height} x width {width}: both must be at least 1")
-    decoded = decode_image(image.path, image.read())
+    data = image.read()
+    if digest is not None and hashlib.sha256(data).hexdigest() != digest:
+        reason = f"{image.place}changed since the start of the run"
+        raise DataError([Problem(image.path, reason, "Put the old one back and resume, or start a new run")])
+    decoded = decode_image(image.path, data)
     scale = max(height / decoded.height, width / decoded.width)
     covering = max(width, round(decoded.width * scale)), max(height, round(decoded.height * scale))
     pixels = np.asarray(decoded.resize(covering, Image.Resampling.LANCZOS))
@@ -169,9 +178,16 @@ def cropped(image: ResizedImage, height: int, width: int, position: tuple[float,
     return CroppedImage(torch.from_numpy(cut).permute(2, 0, 1).contiguous(), image.original_size, (top, left))
 
 
-def load_cropped(image: PairImage, height: int, width: int, position: tuple[float, float] = (0.5, 0.5)) -> CroppedImage:
+def load_cropped(
+    image: PairImage,
+    height: int,
+    width: int,
+    position: tuple[float, float] = (0.5, 0.5),
+    *,
+    digest: str | None = None,
+) -> CroppedImage:
     """The image resized to cover ``height`` x ``width``, then cut; see :func:`load_resized` and :func:`cropped`."""
-    return cropped(load_resized(image, height, width), height, width, position)
+    return cropped(load_resized(image, height, width, digest), height, width, position)
 
 
 def stack_rows(images: Iterable[CroppedImage]) -> ImageRows:
@@ -197,6 +213,8 @@ class PreferenceDataset:
         pin_memory: page-lock the pixels for faster copies to a GPU; without CUDA it has no effect.
 
     ``decodes``: whether batches bring their pixels; a caller that has the images' latents switches it off.
+    ``expected``: image -> the digest that its bytes must have when they are decoded, where that is known; from the first
+    :meth:`image_digests` on that of all.
     ``held_out``: pairs to validate on. ``remarks``: what is worth telling of the pairs, one line each.
     """
 
@@ -219,6 +237,7 @@ class PreferenceDataset:
         self.height = height
         self.width = width
         self.decodes = True
+        self.expected: dict[PairImage, str] = {}
         self.held_out: PreferenceDataset | None = None
         self.remarks: list[str] = []
         self._crop = crop
@@ -240,6 +259,7 @@ class PreferenceDataset:
             images = list(dict.fromkeys(image for pair in self.pairs for image in (pair.preferred, pair.rejected)))
             read = map(image_digest, images) if self._num_workers < 1 else self._threads().map(image_digest, images)
             self._digests = dict(zip(images, read, strict=True))
+            self.expected |= self._digests
         return self._digests
 
     def example_digests(self) -> dict[str, str]:
@@ -321,7 +341,7 @@ class PreferenceDataset:
 
     def _resized(self, images: Sequence[PairImage]) -> list[ResizedImage]:
         if self._num_workers < 1:
-            return [load_resized(image, self.height, self.width) for image in images]
+            return [load_resized(image, self.height, self.width, self.expected.get(image)) for image in images]
         for image in images:
             self._start(image)
         done = {image: self._pending.pop(image).result() for image in dict.fromkeys(images)}
@@ -329,7 +349,8 @@ class PreferenceDataset:
 
     def _start(self, image: PairImage) -> None:
         if image not in self._pending:
-            self._pending[image] = self._threads().submit(load_resized, image, self.height, self.width)
+            digest = self.expected.get(image)
+            self._pending[image] = self._threads().submit(load_resized, image, self.height, self.width, digest)
 
     def _threads(self) -> ThreadPoolExecutor:
         if self._pool is None:

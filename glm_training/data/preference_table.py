@@ -45,11 +45,15 @@ class TableImage:
     column: str
     table: Table = field(repr=False, compare=False)
 
+    @property
+    def place(self) -> str:
+        return f"row {self.row}: "
+
     def read(self) -> bytes:
         value = self.table[self.column][self.row]  # one column: the other image stays on disk
         data = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(data, bytes) or not data:
-            reason = f"row {self.row}: column {self.column!r} holds no image bytes but {type(data).__name__}"
+            reason = f"{self.place}column {self.column!r} holds no image bytes but {type(data).__name__}"
             raise DataError([Problem(self.path, reason, "Save the dataset with its images inside", index=self.row)])
         return data
 

@@ -55,7 +55,8 @@ class EncodedPairs:
 class PairEncoder(ABC):
     """From pairs to what their losses read, through the frozen parts of a family.
 
-    With `dpo.cache` every image and prompt is encoded once (`fill`) and the encoders then sleep on the CPU, but inside
+    An image counts as what it was when the run started: DataError where it has changed since, never an entry under a name
+    that is not its own. With `dpo.cache` every image and prompt is encoded once (`fill`) and the encoders then sleep on the CPU, but inside
     `awake`; an entry that is gone or damaged is made anew when it is met.
     """
 
@@ -106,6 +107,8 @@ class PairEncoder(ABC):
         """
         for dataset in datasets:
             self.digests |= dataset.image_digests()
+        for dataset in datasets:
+            dataset.expected |= self.digests
         if self.cache is None:
             return
         self._facts = self.fingerprints()
@@ -175,7 +178,8 @@ class PairEncoder(ABC):
 
     def _images(self, images: list[PairImage]) -> Encoded:
         def anew(row: int) -> Encoded:
-            return self._with_sizes(stack_rows([load_cropped(images[row], *self.size)]))
+            image = images[row]
+            return self._with_sizes(stack_rows([load_cropped(image, *self.size, digest=self.digests[image])]))
 
         return self._looked_up([self._image_key(image) for image in images], anew)
 

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from glm_training.data.problems import DataError
 from glm_training.models.sdxl.family import SDXL
+from glm_training.trainers.encoded_cache import EncodedCache
 from glm_training.trainers.encoded_pairs import PairEncoder
 from glm_training.trainers.errors import TrainingError
 from tests.preference_runs import stepped, trainer_of, write_pairs
@@ -90,14 +92,34 @@ def test_an_entry_that_is_gone_or_damaged_in_training_is_made_anew(tmp_path, fam
     assert trainer.encoder.cache.get(files(tmp_path)[0].stem) is not None
 
 
-def test_an_image_that_changes_after_the_scan_does_not_pass_for_the_old_one(tmp_path) -> None:
-    trainer = trainer_of(tmp_path, "sdxl")
-    (tmp_path / "pairs/images/0_preferred.png").unlink()
+def overwrite(path: Path) -> None:
+    Image.new("RGB", (72, 64), "red").save(path)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("cache", [[], ["dpo.cache=false", "dpo.cache_dir=null"]], ids=["cached", "uncached"])
+def test_an_image_that_changes_after_the_scan_does_not_pass_for_the_old_one(tmp_path, workers, cache) -> None:
+    trainer = trainer_of(tmp_path, "sdxl", f"data.num_workers={workers}", *cache)
+    trainer.dataset.image_digests()
+    image = tmp_path / "pairs/images/0_preferred.png"
+    overwrite(image)
+    with pytest.raises(DataError, match="0_preferred.png: changed since the start of the run. Put .* or start a new run"):
+        trainer.prepare()
+        trainer.encoder.encode(trainer.dataset.batch([0]))
+    image.unlink()
     with pytest.raises(DataError, match="0_preferred.png: does not exist"):
         trainer.prepare()
-    kept = len(files(tmp_path))
-    write_pairs(tmp_path / "pairs")
-    assert kept < 12
+        trainer.encoder.encode(trainer.dataset.batch([0]))
+
+
+def test_an_image_that_changes_in_training_is_not_encoded_under_the_old_name(tmp_path) -> None:
+    trainer = stepped(tmp_path, "sdxl", f"evaluation.eval_pairs={write_pairs(tmp_path / 'held_out', bright=True)}")
+    for folder, dataset in (("pairs", trainer.dataset), ("held_out", trainer.dataset.held_out)):
+        image = tmp_path / folder / "images/0_rejected.png"
+        overwrite(image)
+        trainer.encoder.cache = EncodedCache(tmp_path / "another")
+        with pytest.raises(DataError, match=f"{folder}/images/0_rejected.png: changed since the start of the run"):
+            trainer.encoder.encode(dataset.batch([0]))
 
 
 def test_chunks_of_the_vae_give_the_whole(tmp_path) -> None:

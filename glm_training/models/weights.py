@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+_DAMAGED = (OSError, SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, AttributeError, TypeError)
 _BASE = ".base_layer"  # what PEFT puts between the name of a wrapped layer and those of its weights
 
 
@@ -61,7 +62,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
-    except (OSError, SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, AttributeError, TypeError) as error:
+    except _DAMAGED as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise ValueError(f"{path} is no file of weights, or a damaged one ({reason})") from error
     if not isinstance(saved, dict) or not all(isinstance(value, Tensor) for value in saved.values()):

@@ -117,6 +117,10 @@ class BaseTrainer(ABC):
     def prepare(self) -> None:  # noqa: B027  (most have nothing to do here)
         """Work before the first step, after an earlier run's state was loaded."""
 
+    def validates(self) -> bool:
+        """Whether `validate` has figures to give."""
+        return False
+
     def validate(self) -> dict[str, float]:
         """Figures on held-out data besides the scores of pictures, at each evaluation; logged as `eval/<name>`."""
         return {}
@@ -161,7 +165,7 @@ class BaseTrainer(ABC):
         ):
             try:
                 self.prepare()
-                if not resumed or self.evaluations.lacking(self.step):
+                if not resumed or self.evaluations.lacking(self.step, validates=self.validates()):
                     self._evaluate()
                 while self.step < self.total_steps:
                     self._advance(progress)
@@ -247,7 +251,7 @@ class BaseTrainer(ABC):
     def _evaluate(self) -> None:
         self._changed = False
         with self._stopping_when_rewards_fail(), self.phase("evaluation"), self.autocast():
-            figures = self.validate() if self.evaluations.due(self.step) else {}
+            figures = self.validate() if self.validates() and self.evaluations.due(self.step) else {}
             if figures:
                 self.logger.log(self.step, {f"eval/{name}": value for name, value in figures.items()})
             scores = self.evaluations.run(self.step, self.logger, self.signals.check)

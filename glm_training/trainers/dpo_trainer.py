@@ -192,6 +192,9 @@ class DPOTrainer(BaseTrainer):
 
     # -- held-out pairs ------------------------------------------------------------------------------------------------
 
+    def validates(self) -> bool:
+        return self.dataset.held_out is not None and self.config.evaluation.enabled
+
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Figures of each part on the held-out pairs, every one at the same noise and levels at each evaluation."""

@@ -20,6 +20,7 @@ from glm_training.trainers.summary import append_scores, write_pictures, write_s
 from glm_training.utils.console import Console
 from glm_training.utils.distributed import World, broadcast_object
 from glm_training.utils.logging import RunLogger
+from glm_training.utils.metrics_file import METRICS
 from glm_training.utils.pictures import save_image
 from glm_training.utils.step_lines import has_step
 
@@ -70,14 +71,16 @@ class Evaluations:
         interval = self.config.logging.sample_every()
         return interval is not None and (step == self.total_steps or step % interval == 0)
 
-    def lacking(self, step: int) -> bool:
+    def lacking(self, step: int, *, validates: bool) -> bool:
         """Whether a run that resumes at `step` has to evaluate first: it has no first scores, or the run before it was
-        stopped before it evaluated there."""
+        stopped before it evaluated there. `validates`: whether it also logs figures of held-out data."""
         if self.calculator is not None and self.before is None:
             return True
-        return broadcast_object(self.world, not self._recorded(step))
+        return broadcast_object(self.world, not self._recorded(step, validates))
 
-    def _recorded(self, step: int) -> bool:
+    def _recorded(self, step: int, validates: bool) -> bool:
+        if validates and self.due(step) and not has_step(self.config.output_dir / METRICS, step, prefix="eval/"):
+            return False
         scored = has_step(self.config.output_dir / "evaluations.jsonl", step)
         drawn = (self.samples_dir(step) / "prompts.txt").is_file()
         return (scored or not self.scores_due(step)) and (drawn or not self.samples_due(step))

@@ -2,12 +2,12 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from glm_training.utils.step_lines import keep_until
+
 METRICS = "metrics.jsonl"
-DISCARDED = "metrics.discarded.jsonl"
 RESERVED = ("step", "nonfinite")
 
 
@@ -22,25 +22,8 @@ class MetricsFile:
 
     def __init__(self, run_dir: Path, resume_step: int | None) -> None:
         self.path = run_dir / METRICS
-        if self.path.exists():
-            self._set_aside(run_dir / DISCARDED, -1 if resume_step is None else resume_step)
+        keep_until(self.path, -1 if resume_step is None else resume_step)
         self._handle = self.path.open("a", encoding="utf-8")
-
-    def _set_aside(self, discarded: Path, last_step: int) -> None:
-        lines = self.path.read_bytes().splitlines(keepends=True)
-        kept: list[bytes] = []
-        later: list[bytes] = []
-        for line in lines:
-            (kept if _belongs(line, last_step) else later).append(line)
-        if not later:
-            return
-        with discarded.open("ab") as handle:
-            handle.writelines(line if line.endswith(b"\n") else line + b"\n" for line in later)
-            handle.flush()
-            os.fsync(handle.fileno())
-        fresh = self.path.with_name(f".{self.path.name}.new")
-        fresh.write_bytes(b"".join(kept))
-        os.replace(fresh, self.path)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """One line. NaN and infinities, which JSON lacks, become null and are listed under ``nonfinite``."""
@@ -58,11 +41,3 @@ class MetricsFile:
     def close(self) -> None:
         """Close the file; safe to call twice."""
         self._handle.close()
-
-
-def _belongs(line: bytes, last_step: int) -> bool:
-    """A whole line of a step up to ``last_step``; a kill can leave the last line torn."""
-    try:
-        return line.endswith(b"\n") and json.loads(line)["step"] <= last_step
-    except (ValueError, KeyError, TypeError):
-        return False

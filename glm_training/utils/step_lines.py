@@ -3,30 +3,47 @@
 from __future__ import annotations
 
 import json
-import math
+import os
 from pathlib import Path
+from typing import Any
 
 
-def step_of(line: str) -> float:
-    """The step of a line; infinite for one that a kill or a full disk has torn."""
-    try:
-        return json.loads(line)["step"] if line.endswith("\n") else math.inf
-    except json.JSONDecodeError:
-        return math.inf
-
-
-def has_step(path: Path, step: int) -> bool:
-    """Whether the file has a line of `step`."""
-    return path.is_file() and any(step_of(line) == step for line in path.read_text(encoding="utf-8").splitlines(True))
+def has_step(path: Path, step: int, *, prefix: str = "") -> bool:
+    """Whether the file has a whole line of `step`, with a key that starts with `prefix`."""
+    if not path.is_file():
+        return False
+    records = (_record(line) for line in path.read_bytes().splitlines(keepends=True))
+    return any(
+        record is not None and record["step"] == step and any(key.startswith(prefix) for key in record)
+        for record in records
+    )
 
 
 def keep_until(path: Path, step: int) -> None:
-    """Leaves the lines up to `step`; the others move to a file beside it, `<name>.discarded<suffix>`."""
+    """Leaves the lines up to `step`; the others, and one that a kill has torn, move to a file beside it,
+    `<name>.discarded<suffix>`."""
     if not path.is_file():
         return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    dropped = [line for line in lines if step_of(line) > step]
-    if dropped:
-        with path.with_name(f"{path.stem}.discarded{path.suffix}").open("a", encoding="utf-8") as file:
-            file.writelines(line if line.endswith("\n") else line + "\n" for line in dropped)
-        path.write_text("".join(line for line in lines if step_of(line) <= step), encoding="utf-8")
+    kept: list[bytes] = []
+    later: list[bytes] = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        record = _record(line)
+        (kept if record is not None and record["step"] <= step else later).append(line)
+    if not later:
+        return
+    with path.with_name(f"{path.stem}.discarded{path.suffix}").open("ab") as file:
+        file.writelines(line if line.endswith(b"\n") else line + b"\n" for line in later)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.write_bytes(b"".join(kept))
+    os.replace(fresh, path)
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """The object on a whole line that has a number as its step; None for anything else."""
+    try:
+        record = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int | float) else None

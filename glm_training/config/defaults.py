@@ -15,6 +15,7 @@ Tree = dict[str, Any]
 I2I_EPOCHS, I2I_WARMUP = 10, 500
 T2I_WEIGHTS = {"lpips": 0.4, "aesthetic": 0.3, "text_accuracy": 0.3}
 I2I_WEIGHTS = {"lpips": 0.35, "aesthetic": 0.25, "text_accuracy": 0.25, "structure": 0.15}
+SDXL_NAME = "stabilityai/stable-diffusion-xl-base-1.0"
 GROUP_DEFAULT = {"ar": (4, 1), "dit": (1, 4), "both": (2, 2)}
 
 
@@ -71,6 +72,7 @@ def _fill_method(tree: Tree) -> None:
     sdxl = _get(model, "family") == "sdxl"
     if sdxl:
         _fill(model, "component", "unet")
+        _fill(model, "name", SDXL_NAME)
     if method in ("dpo", "dmdr"):
         _fill(tree["reward"], "enabled", False)
     if method == "dmdr":

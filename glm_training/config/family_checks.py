@@ -40,6 +40,13 @@ def _component(config: Config) -> Iterator[Issue]:
             "`finetune` trains GLM-Image only.",
             "SDXL takes `dpo` (with `dpo.loss: sft` for supervised finetuning) and `dmdr`.",
         )
+    rates = {
+        "ar_learning_rate": config.training.ar_learning_rate,
+        "dit_learning_rate": config.training.dit_learning_rate,
+    }
+    for key, rate in rates.items():
+        if model.family == "sdxl" and rate is not None:
+            yield Issue((f"training.{key}", "model.family"), "SDXL has no such half.", "Set `training.learning_rate`.")
     if model.family == "glm_image" and model.taesd is not None:
         yield Issue(("model.taesd", "model.family"), "GLM-Image has no such decoder.", "Remove it.")
     if method != "dpo" and config.data.pairs is not None:

@@ -49,6 +49,7 @@ class ModelConfig(Section):
         default="zai-org/GLM-Image",
         min_length=1,
         description="Hub id, local folder, `tiny` (a small GLM-Image in the package) or `tiny-random` (untrained).",
+        json_schema_extra={"default_text": "`zai-org/GLM-Image` (sdxl: `stabilityai/stable-diffusion-xl-base-1.0`)"},
     )
     component: Literal["ar", "dit", "both", "unet"] = Field(
         default="both",

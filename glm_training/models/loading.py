@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx2
-from huggingface_hub import HfApi, constants, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -89,6 +89,19 @@ def hub_options(
         if not local_files_only:
             logger.warning("%s: %s; loading what the local cache holds", name, fault)
     return {"revision": revision, "local_files_only": fault is not None}
+
+
+def check_hub_class(name: str, options: Mapping[str, Any], classes: Sequence[str]) -> None:
+    """Raise ModelLoadError unless the hub id `name` declares one of the pipelines `classes`; fetches one small file.
+
+    `options` are those of `hub_options`.
+    """
+    with load_errors_explained(f"{name} from the Hugging Face hub or its local cache", hub_remedy(name)):
+        declared = json.loads(Path(hf_hub_download(name, "model_index.json", **options)).read_bytes())["_class_name"]
+    if declared not in classes:
+        raise ModelLoadError(
+            f"{name} is a {declared}, not a {classes[0]}: correct model.name, or model.family (--family of sample)"
+        )
 
 
 def _hub_fault(name: str, revision: str | None, key: str) -> tuple[str | None, str]:

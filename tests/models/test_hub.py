@@ -107,6 +107,12 @@ def test_the_cache_serves_without_a_hub(only: bool, no_hub: Path, caplog: pytest
     assert only or "owner/model: the hub cannot be reached" in told[0] and "local cache" in told[0]
 
 
+def test_a_model_of_another_family_is_named_before_its_weights_are_fetched(no_hub: Path) -> None:
+    SDXL.load("tiny-random").save_pretrained(cached(no_hub))
+    with pytest.raises(ModelLoadError, match="is a StableDiffusionXLPipeline, not a GlmImagePipeline: .*model.family"):
+        LOADS["glm_image"](True)
+
+
 @pytest.mark.parametrize("only", [True, False])
 def test_the_cache_serves_taesd_without_a_hub(only: bool, no_hub: Path) -> None:
     made = build_tiny_taesd(seed=2)

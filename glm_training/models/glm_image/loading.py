@@ -11,6 +11,7 @@ from diffusers.pipelines.glm_image.pipeline_glm_image import GlmImagePipeline
 from glm_training.models.glm_image.tiny import TINY_FOLDER, build_tiny
 from glm_training.models.loading import (
     ModelLoadError,
+    check_hub_class,
     check_pipeline_folder,
     hub_options,
     hub_remedy,
@@ -20,6 +21,7 @@ from glm_training.models.loading import (
 
 __all__ = ["ModelLoadError", "load_pipeline"]
 
+_CLASSES = ("GlmImagePipeline",)
 _PARTS = ("tokenizer", "processor", "text_encoder", "vision_language_encoder", "vae", "transformer", "scheduler")
 
 
@@ -54,6 +56,8 @@ def load_pipeline(
             return GlmImagePipeline.from_pretrained(str(folder), **options)
     if looks_like_path(name):
         raise ModelLoadError(f"model.name {name} is neither a folder here nor a hub id (owner/name): check the path")
-    options |= hub_options(name, "model_index.json", revision=revision, local_files_only=local_files_only)
+    hub = hub_options(name, "model_index.json", revision=revision, local_files_only=local_files_only)
+    check_hub_class(name, hub, _CLASSES)
+    options |= hub
     with load_errors_explained(f"{name} from the Hugging Face hub or its local cache", hub_remedy(name)):
         return GlmImagePipeline.from_pretrained(name, **options)

@@ -12,6 +12,7 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
 
 from glm_training.models.loading import (
     ModelLoadError,
+    check_hub_class,
     check_pipeline_folder,
     hub_options,
     hub_remedy,
@@ -57,6 +58,7 @@ def load_pipeline(
         hub = {}
     else:
         hub = hub_options(name, "model_index.json", revision=revision, local_files_only=local_files_only)
+        check_hub_class(name, hub, _CLASSES)
     options = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False} | hub
     source = name if folder is None else str(folder)
     with load_errors_explained(*_place(name, folder, "model.name")):

@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import time
+import uuid
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,11 @@ from glm_training.trainers.errors import TrainingError
 MEMORY_BYTES = 1 << 30
 """Encoded tensors that are held in memory, the most recently used ones."""
 
+STALE_SECONDS = 24 * 3600.0
+"""Age at which a half-written file is nobody's any more."""
+
 FORMAT = "1"
+_PARTIAL = ".partial-"
 
 
 def content_key(kind: str, **facts: Any) -> str:
@@ -60,6 +66,7 @@ class EncodedCache:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise TrainingError(f"dpo.cache_dir: {folder} cannot be made: {error.strerror}") from error
+        _sweep(folder)
 
     def get(self, key: str) -> dict[str, Tensor] | None:
         """What was put under `key`, on the CPU; None when there is nothing whole. Not to be changed in place."""
@@ -113,15 +120,22 @@ class EncodedCache:
 
 def _write_whole(path: Path, data: bytes) -> None:
     """The file appears with all of its content; another process that writes the same does no harm."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".partial-")
+    partial = path.with_name(f"{_PARTIAL}{uuid.uuid4().hex}")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with partial.open("xb") as file:
             file.write(data)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        os.replace(partial, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what killed runs left half written; what is young may be in the hands of a run."""
+    for path in folder.glob(f"*/{_PARTIAL}*"):
+        with suppress(OSError):  # another process sweeps too
+            if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                path.unlink()
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

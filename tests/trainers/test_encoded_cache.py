@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,28 @@ def test_a_disk_that_takes_no_more_is_explained(tmp_path, monkeypatch) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(TrainingError, match="dpo.cache_dir: .* cannot be made"):
         EncodedCache(tmp_path / "file/cache")
+
+
+def test_what_killed_runs_left_is_swept_after_a_day(tmp_path) -> None:
+    EncodedCache(tmp_path).put(KEY, TENSORS)
+    entry = file_of(tmp_path)
+    old, new = (entry.with_name(f".partial-{name}") for name in ("old", "new"))
+    for path, hours in ((old, 25), (new, 23), (entry, 25)):
+        path.touch()
+        os.utime(path, (time.time() - hours * 3600,) * 2)
+    cache = EncodedCache(tmp_path)
+    assert not old.exists() and new.exists(), "another run may be writing the new one"
+    assert cache.get(KEY) is not None
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_files_are_for_those_that_the_umask_lets_in(tmp_path, mask) -> None:
+    before = os.umask(mask)
+    try:
+        EncodedCache(tmp_path).put(KEY, TENSORS)
+    finally:
+        os.umask(before)
+    assert file_of(tmp_path).stat().st_mode & 0o777 == 0o666 & ~mask
 
 
 def test_a_fingerprint_follows_every_weight_and_its_dtype() -> None:

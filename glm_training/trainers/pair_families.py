@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
+from transformers import CLIPTokenizer, PreTrainedModel
 
 from glm_training.config import Config
 from glm_training.data.preference import ImageRows, PreferencePair
@@ -28,9 +30,30 @@ def build_encoder(config: Config, family: Family, world: World) -> PairEncoder:
     return GLMPairs(config, family, world)
 
 
-def _settings(vae: AutoencoderKL) -> dict[str, Any]:
-    """What its config says of the model; the rest is how it was made, and differs from process to process."""
-    return {name: value for name, value in vae.config.items() if not name.startswith("_")}
+_INCIDENTAL = {"transformers_version", "dtype", "torch_dtype", "architectures"}
+"""Not what a model computes; the dtype is told with the weights."""
+
+
+def _settings(*models: AutoencoderKL | PreTrainedModel) -> list[Any]:
+    """What their configs say of the models; the rest is how they were made, and differs from process to process."""
+    return [
+        _public(model.config.to_dict() if isinstance(model, PreTrainedModel) else dict(model.config))
+        for model in models
+    ]
+
+
+def _public(value: Any) -> Any:
+    if isinstance(value, dict):
+        kept = {str(name): item for name, item in value.items() if not str(name).startswith("_")}
+        return {name: _public(item) for name, item in kept.items() if name not in _INCIDENTAL}
+    return [_public(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _tokenizer(tokenizer: CLIPTokenizer) -> list[Any]:
+    """Vocabulary, merges, normalisation and lengths."""
+    told = json.loads(tokenizer.backend_tokenizer.to_str())
+    model = {name: value for name, value in told.items() if name not in ("padding", "truncation")}  # of the last call
+    return [type(tokenizer).__name__, model, tokenizer.model_max_length, tokenizer.pad_token]
 
 
 class SDXLPairs(PairEncoder):
@@ -54,13 +77,11 @@ class SDXLPairs(PairEncoder):
 
     def fingerprints(self) -> dict[str, str]:
         unet = self.unet
-        tokenizers = [
-            [type(tokenizer).__name__, tokenizer.get_vocab(), tokenizer.model_max_length, tokenizer.pad_token]
-            for tokenizer in (unet.tokenizer, unet.tokenizer_2)
-        ]
+        encoders = [unet.text_encoder, unet.text_encoder_2]
+        tokenizers = [_tokenizer(tokenizer) for tokenizer in (unet.tokenizer, unet.tokenizer_2)]
         return {
-            "image": weights_fingerprint([unet.vae], "posterior mode", _settings(unet.vae)),
-            "text": weights_fingerprint([unet.text_encoder, unet.text_encoder_2], *tokenizers),
+            "image": weights_fingerprint([unet.vae], "posterior mode", *_settings(unet.vae)),
+            "text": weights_fingerprint(encoders, *_settings(*encoders), *tokenizers),
         }
 
     def texts(self, prompts: Sequence[str]) -> list[str]:
@@ -100,10 +121,13 @@ class GLMPairs(PairEncoder):
         self.trains_ar, self.trains_dit = ("ar" in config.parts(), "dit" in config.parts())
 
     def encode_images(self, images: ImageRows) -> Encoded:
-        tokens = [self.family.ar.tokenize_images(images.pixels, grid) for grid in self.grids]
-        encoded = {"tokens": torch.cat(tokens, dim=1)}
+        at_once = self.config.dpo.vae_batch_size
+        tokens = [
+            torch.cat([self.family.ar.tokenize_images(part, grid) for grid in self.grids], dim=1)
+            for part in images.pixels.split(at_once)
+        ]
+        encoded = {"tokens": torch.cat(tokens)}
         if self.trains_dit:
-            at_once = self.config.dpo.vae_batch_size
             encoded["latents"] = self.family.dit.encode_images(images.pixels, micro_batch_size=at_once)
         return encoded
 
@@ -113,10 +137,11 @@ class GLMPairs(PairEncoder):
     def fingerprints(self) -> dict[str, str]:
         model, dit = self.family.ar.model.model, self.family.dit
         modules: list[nn.Module] = [model.visual, model.vqmodel]
-        facts: list[Any] = [self.family.ar.processor.image_processor.to_json_string(), self.trains_dit]
+        processor = self.family.ar.processor.image_processor.to_json_string()
+        facts: list[Any] = [processor, self.trains_dit, *_settings(model.visual, model.vqmodel)]
         if self.trains_dit:
             modules.append(dit.vae)
-            facts.append(_settings(dit.vae))
+            facts += _settings(dit.vae)
         return {"image": weights_fingerprint(modules, *facts)}
 
     def texts(self, prompts: Sequence[str]) -> list[str]:

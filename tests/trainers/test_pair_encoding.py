@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 
 from glm_training.data.problems import DataError
+from glm_training.models.glm_image.ar import ARComponent
 from glm_training.models.sdxl.family import SDXL
 from glm_training.trainers.encoded_cache import EncodedCache
 from glm_training.trainers.encoded_pairs import PairEncoder
@@ -73,6 +76,59 @@ def test_what_the_latents_depend_on_is_in_their_names(tmp_path, family) -> None:
     listing.write_text(listing.read_text().replace("0_preferred", "renamed"))
     stepped(tmp_path, family, steps=0)
     assert len(files(tmp_path)) == count, "a renamed image is the same image"
+
+
+def without_a_merge(unet) -> None:
+    backend = json.loads(unet.tokenizer_2.backend_tokenizer.to_str())
+    backend["model"]["merges"].pop()
+    unet.tokenizer_2._tokenizer = type(unet.tokenizer_2.backend_tokenizer).from_str(json.dumps(backend))
+
+
+SETTINGS = {
+    "an activation": ("sdxl", "text", lambda f: setattr(f.unet.text_encoder.config, "hidden_act", "quick_gelu")),
+    "the second encoder's": ("sdxl", "text", lambda f: setattr(f.unet.text_encoder_2.config, "layer_norm_eps", 1e-3)),
+    "a merge": ("sdxl", "text", lambda f: without_a_merge(f.unet)),
+    "the VAE's": ("sdxl", "image", lambda f: f.unet.vae.register_to_config(norm_num_groups=1)),
+    "the vision tower's": (
+        "glm_image", "image", lambda f: setattr(f.ar.model.model.visual.config, "hidden_act", "relu")
+    ),
+    "the quantizer's": (
+        "glm_image", "image", lambda f: setattr(f.ar.model.model.vqmodel.config, "num_embeddings", 7)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_what_encoders_compute_is_in_their_fingerprint_and_where_they_came_from_is_not(tmp_path, setting) -> None:
+    family, kind, change = SETTINGS[setting]
+    encoder, again = (trainer_of(tmp_path, family).encoder for _ in range(2))
+    assert encoder.fingerprints() == again.fingerprints()
+    model = again.unet if family == "sdxl" else again.family
+    for module in again.sleepers():
+        for part in module.modules():
+            if hasattr(getattr(part, "config", None), "_name_or_path"):
+                part.config._name_or_path = "/elsewhere"
+    again.encode_texts(["a cat"])  # sets how its tokenizers pad
+    assert encoder.fingerprints() == again.fingerprints(), "a path, or what a call left behind"
+    change(SimpleNamespace(unet=model) if family == "sdxl" else model)
+    assert encoder.fingerprints()[kind] != again.fingerprints()[kind]
+
+
+def test_no_more_images_than_asked_for_pass_the_vision_tower_at_once(tmp_path, monkeypatch) -> None:
+    seen: list[int] = []
+    tokenize = ARComponent.tokenize_images
+
+    def counted(self, images, grid):
+        seen.append(len(images))
+        return tokenize(self, images, grid)
+
+    monkeypatch.setattr(ARComponent, "tokenize_images", counted)
+    uncached = ["dpo.cache=false", "dpo.cache_dir=null", "model.component=ar", "training.batch_size=3"]
+    trainer = trainer_of(tmp_path, "glm_image", *uncached, "dpo.vae_batch_size=2")
+    chunked = trainer.encoder.encode(trainer.dataset.batch([0, 1, 2]))
+    assert max(seen) == 2 and sum(seen) == 6 * len(trainer.encoder.grids)
+    whole = trainer_of(tmp_path, "glm_image", *uncached, "dpo.vae_batch_size=6")
+    assert torch.equal(chunked.tokens, whole.encoder.encode(whole.dataset.batch([0, 1, 2])).tokens)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -27,7 +27,7 @@ from glm_training.models.denoising import Levels
 from glm_training.models.lora import has_lora
 from glm_training.trainers import setup
 from glm_training.trainers.base_trainer import BaseTrainer
-from glm_training.trainers.encoded_pairs import EncodedPairs
+from glm_training.trainers.encoded_pairs import EncodedPairs, Progress
 from glm_training.trainers.errors import TrainingError
 from glm_training.trainers.figures import mean_over_processes, stack_means
 from glm_training.trainers.pair_families import build_encoder
@@ -35,6 +35,7 @@ from glm_training.trainers.parts import Part
 from glm_training.trainers.reference_log_probs import ReferenceLogProbs
 from glm_training.utils.distributed import World, gather_objects
 from glm_training.utils.randomness import normal, uniform
+from glm_training.utils.signals import StopRequested
 
 TURBO_LEVELS = 4
 VALIDATION_LEVELS = 4
@@ -170,25 +171,49 @@ class DPOTrainer(BaseTrainer):
 
     @torch.no_grad()
     def _fill_references(self, dataset: PreferenceDataset) -> None:
-        """Log-probs of the pairs that the table lacks, under the starting model."""
-        part, size = self.parts["ar"], self.config.training.batch_size
+        """Log-probs of the pairs that the table lacks, under the starting model. A stop keeps what is there."""
+        part = self.parts["ar"]
         places = {pair_digest(pair, self.encoder.digests): row for row, pair in enumerate(dataset.pairs)}
         lacking = self.references.lacking(list(places))
-        if lacking and self.step > 0 and part.reference is None:
+        if not lacking:
+            return
+        if self.step > 0 and part.reference is None:
             raise TrainingError(
                 f"{len(lacking)} pairs are new since the start of the run, and the starting weights that they would be "
                 "compared with are gone: train adapters (lora.ar.enabled), or start a new run"
             )
-        mine = [places[digest] for digest in lacking[self.world.rank :: self.world.world_size]]
+        passes = self._passes([places[digest] for digest in lacking])
+        self.console.line(f"asking the starting model about {len(lacking)} pairs once")
+        progress = Progress(self.console, sum(len(rows) for rows, counts in passes if counts), "compared")
         found: dict[str, tuple[float, float]] = {}
         self.family.train()
-        for start in range(0, len(mine), size):
-            pairs = self.encoder.encode(dataset.batch(mine[start : start + size]))
-            assert pairs.prompt is not None and pairs.tokens is not None
-            with nullcontext() if part.reference is None else part.as_reference(), self.autocast():
-                values = sequence_log_probs(part.component, pairs.prompt, pairs.tokens).view(2, -1).T.tolist()
-            found |= {digest: (a, b) for digest, (a, b) in zip(self._pair_digests(pairs), values, strict=True)}
+        try:
+            for rows, counts in passes:
+                values = self._reference_of(part, self.encoder.encode(dataset.batch(rows)))
+                if counts:
+                    found |= values
+                    progress.add(len(rows))
+                self.signals.check()
+        except StopRequested:  # on all processes together
+            self.references.add(found)
+            raise
         self.references.add(found)
+        progress.finish()
+
+    def _reference_of(self, part: Part, pairs: EncodedPairs) -> dict[str, tuple[float, float]]:
+        assert pairs.prompt is not None and pairs.tokens is not None
+        with nullcontext() if part.reference is None else part.as_reference(), self.autocast():
+            values = sequence_log_probs(part.component, pairs.prompt, pairs.tokens).view(2, -1).T.tolist()
+        return {digest: (a, b) for digest, (a, b) in zip(self._pair_digests(pairs), values, strict=True)}
+
+    def _passes(self, rows: Sequence[int]) -> list[tuple[list[int], bool]]:
+        """This process' share of `rows`, in batches, and whether each counts: one that has fewer than the others repeats
+        a row in the rest, for networks in shards and stops need all processes in step."""
+        size, processes = self.config.training.batch_size, self.world.world_size
+        mine = rows[self.world.rank :: processes]
+        longest = len(rows[::processes])
+        shares = [list(mine[start : start + size]) for start in range(0, longest, size)]
+        return [(share or [rows[0]], bool(share)) for share in shares]
 
     # -- held-out pairs ------------------------------------------------------------------------------------------------
 
@@ -197,15 +222,18 @@ class DPOTrainer(BaseTrainer):
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Figures of each part on the held-out pairs, every one at the same noise and levels at each evaluation."""
-        dataset, size, seed = self.dataset.held_out, self.config.training.batch_size, self.config.evaluation.seed
+        """Figures of each part on the held-out pairs, every one at the same noise and levels at each evaluation.
+
+        Raises StopRequested, on all processes together.
+        """
+        dataset, seed = self.dataset.held_out, self.config.evaluation.seed
         if dataset is None:
             return {}
-        mine = list(range(len(dataset)))[self.world.rank :: self.world.world_size]
         collected: dict[str, list[tuple[int, dict[str, Tensor]]]] = {name: [] for name in self.parts}
         self.family.eval()
-        for start in range(0, len(mine), size):
-            batch = dataset.batch(mine[start : start + size])
+        for rows, counts in self._passes(range(len(dataset))):
+            self.signals.check()
+            batch = dataset.batch(rows)
             encoded = self.encoder.encode(batch)
             for level in range(VALIDATION_LEVELS):
                 names = [(pair.index, level) for pair in batch.pairs]
@@ -215,7 +243,8 @@ class DPOTrainer(BaseTrainer):
                     if name == "ar" and level > 0:
                         continue  # has no levels
                     term = self._loss(part, part.component, encoded, noise, self._levels(u))
-                    collected[name].append((term.rows, term.metrics | {"loss": term.loss}))
+                    if counts:
+                        collected[name].append((term.rows, term.metrics | {"loss": term.loss}))
         return {
             f"{name}/{key}": value
             for name, terms in collected.items()

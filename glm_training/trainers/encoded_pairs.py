@@ -129,7 +129,7 @@ class PairEncoder(ABC):
         self.sleep()
 
     def _run(self, jobs: list[Job], total: int, console: Console, on_step: Callable[[], None]) -> None:
-        progress = _Progress(console, total)
+        progress = Progress(console, total)
         for number in range(max(gather_objects(self.world, len(jobs)))):
             if number < len(jobs):
                 progress.add(jobs[number]())
@@ -242,11 +242,11 @@ class PairEncoder(ABC):
             torch.cuda.empty_cache()
 
 
-class _Progress:
-    """Lines on how far this process is, at most one in `TOLD_EVERY` seconds."""
+class Progress:
+    """Lines on how far this process is, at most one in `TOLD_EVERY` seconds; `verb` says with what."""
 
-    def __init__(self, console: Console, total: int) -> None:
-        self._console, self._total, self._done = console, total, 0
+    def __init__(self, console: Console, total: int, verb: str = "encoded") -> None:
+        self._console, self._total, self._verb, self._done = console, total, verb, 0
         self._started = self._told = time.monotonic()
 
     def add(self, count: int) -> None:
@@ -255,11 +255,11 @@ class _Progress:
         if now - self._told >= TOLD_EVERY:
             self._told = now
             left = (now - self._started) / self._done * (self._total - self._done)
-            self._console.line(f"encoded {self._done} of {self._total} of this process, about {left:.0f} s left")
+            self._console.line(f"{self._verb} {self._done} of {self._total} of this process, about {left:.0f} s left")
 
     def finish(self) -> None:
         if self._done:
-            self._console.line(f"encoded {self._done} in {time.monotonic() - self._started:.1f} s")
+            self._console.line(f"{self._verb} {self._done} in {time.monotonic() - self._started:.1f} s")
 
 
 def _chunks(items: list[str], size: int) -> list[list[str]]:

@@ -14,7 +14,10 @@ from diffusers import StableDiffusionXLPipeline
 
 from glm_training.cli.main import main
 from glm_training.models.sdxl.tiny import build_tiny
+from glm_training.trainers import dpo_trainer
 from glm_training.trainers.errors import TrainingError
+from glm_training.utils.distributed import World
+from glm_training.utils.signals import StopRequested
 from tests.preference_runs import config_of, stepped, trainer_of, write_pairs
 from tests.runs import weights_of
 
@@ -198,6 +201,62 @@ def test_ties_are_counted_for_the_user(tmp_path, capsys) -> None:
         file.write(json.dumps(tie) + "\n")
     trainer_of(tmp_path, "sdxl", "training.max_steps=1").train()
     assert "1 of 5 pairs in" in capsys.readouterr().out
+
+
+# -- stopping ----------------------------------------------------------------------------------------------------------
+
+AR = ["model.component=ar", "training.batch_size=1"]
+
+
+def test_a_stop_while_the_reference_is_asked_keeps_its_answers(tmp_path, monkeypatch, capsys) -> None:
+    trainer = trainer_of(tmp_path, "glm_image", *AR)
+    trainer.encoder.fill([trainer.dataset], trainer.console, lambda: None)
+    polls: list[int] = []
+
+    def stop() -> None:
+        polls.append(1)
+        if len(polls) == 2:
+            raise StopRequested
+
+    monkeypatch.setattr(trainer.signals, "check", stop)
+    with pytest.raises(StopRequested):
+        trainer.prepare()
+    assert trainer.references.state()["log_probs"].shape == (2, 2), "of four pairs"
+    again = trainer_of(tmp_path, "glm_image", *AR)
+    again.load_extra_state(trainer.extra_state())
+    asked: list[int] = []
+    score = dpo_trainer.sequence_log_probs
+    monkeypatch.setattr(
+        dpo_trainer, "sequence_log_probs", lambda *given: (asked.append(len(given[2])), score(*given))[1]
+    )
+    capsys.readouterr()
+    again.prepare()
+    assert sum(asked) == 2 * 2, "both images of the two pairs that were left"
+    assert "compared 2 in " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("pairs", [1, 3, 4])
+def test_every_process_makes_as_many_passes_and_polls_as_often(tmp_path, monkeypatch, pairs) -> None:
+    """Two processes played by one: networks in shards, and stops, need them in step."""
+    data = write_pairs(tmp_path / "pairs")
+    listing = data / "metadata.jsonl"
+    listing.write_text("\n".join(listing.read_text().splitlines()[:pairs]) + "\n")
+    counts, kept, weighed = [], {}, 0
+    for rank in (0, 1):
+        trainer = trainer_of(tmp_path, "glm_image", *AR, f"evaluation.eval_pairs={data}")
+        trainer.encoder.fill([trainer.dataset, trainer.dataset.held_out], trainer.console, lambda: None)
+        passes: list[str] = []
+        trainer.family.ar.register_forward_hook(lambda *_, seen=passes: seen.append("pass"))
+        monkeypatch.setattr(trainer.signals, "check", lambda seen=passes: seen.append("poll"))
+        trainer.world = World(rank, 2)
+        trainer._fill_references(trainer.dataset)
+        kept |= trainer.references._values
+        trainer.references._values = {digest: (0.0, 0.0) for digest in trainer.dataset.example_digests().values()}
+        monkeypatch.setattr(trainer, "_mean_of_all", lambda terms, seen=passes: {"rows": sum(n for n, _ in terms)})
+        weighed += trainer.validate()["ar/rows"]
+        counts.append(passes)
+    assert counts[0] == counts[1] and counts[0].count("poll") == counts[0].count("pass") == 2 * math.ceil(pairs / 2)
+    assert len(kept) == pairs and weighed == pairs, f"{weighed}: a repeat does not count"
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------

@@ -213,8 +213,8 @@ class PreferenceDataset:
         pin_memory: page-lock the pixels for faster copies to a GPU; without CUDA it has no effect.
 
     ``decodes``: whether batches bring their pixels; a caller that has the images' latents switches it off.
-    ``expected``: image -> the digest that its bytes must have when they are decoded, where that is known; from the first
-    :meth:`image_digests` on that of all.
+    ``expected``: image -> the digest that its bytes must have when they are decoded; from the first
+    :meth:`image_digests` on that of every image.
     ``held_out``: pairs to validate on. ``remarks``: what is worth telling of the pairs, one line each.
     """
 

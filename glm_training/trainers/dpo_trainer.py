@@ -207,8 +207,8 @@ class DPOTrainer(BaseTrainer):
         return {digest: (a, b) for digest, (a, b) in zip(self._pair_digests(pairs), values, strict=True)}
 
     def _passes(self, rows: Sequence[int]) -> list[tuple[list[int], bool]]:
-        """This process' share of `rows`, in batches, and whether each counts: one that has fewer than the others repeats
-        a row in the rest, for networks in shards and stops need all processes in step."""
+        """This process' share of `rows`, in batches, and whether each counts. A process that has fewer than the others
+        repeats a row in the rest: networks in shards, and stops, need all processes in step."""
         size, processes = self.config.training.batch_size, self.world.world_size
         mine = rows[self.world.rank :: processes]
         longest = len(rows[::processes])

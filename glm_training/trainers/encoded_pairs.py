@@ -55,8 +55,8 @@ class EncodedPairs:
 class PairEncoder(ABC):
     """From pairs to what their losses read, through the frozen parts of a family.
 
-    An image counts as what it was when the run started: DataError where it has changed since, never an entry under a name
-    that is not its own. With `dpo.cache` every image and prompt is encoded once (`fill`) and the encoders then sleep on the CPU, but inside
+    An image that has changed since the start of the run is a DataError, never an entry under a name not its own.
+    With `dpo.cache` every image and prompt is encoded once (`fill`) and the encoders then sleep on the CPU, but inside
     `awake`; an entry that is gone or damaged is made anew when it is met.
     """
 

@@ -159,7 +159,9 @@ def test_an_image_that_changes_after_the_scan_does_not_pass_for_the_old_one(tmp_
     trainer.dataset.image_digests()
     image = tmp_path / "pairs/images/0_preferred.png"
     overwrite(image)
-    with pytest.raises(DataError, match="0_preferred.png: changed since the start of the run. Put .* or start a new run"):
+    with pytest.raises(
+        DataError, match="0_preferred.png: changed since the start of the run. Put .* or start a new run"
+    ):
         trainer.prepare()
         trainer.encoder.encode(trainer.dataset.batch([0]))
     image.unlink()

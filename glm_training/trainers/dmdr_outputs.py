@@ -66,6 +66,7 @@ class OutputTree:
         """Appends the line of an update made in training step `step`, the first being 1."""
         finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}  # JSON has no NaN
         path = self.loss_log(network)
+        path.parent.mkdir(parents=True, exist_ok=True)  # a step may be taken outside a run
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
 

@@ -2,14 +2,15 @@
 
     python benchmarks/sdxl_dpo.py --out benchmarks/results/sdxl_dpo.json
 
-The plain loop does what a training script does without further thought: it decodes, VAE-encodes and text-encodes its
-batch at every step, sends preferred and rejected images through the UNet one after the other, and asks a second, frozen
-UNet for the reference. Ours is `DPOTrainer` as a configuration starts it: everything is encoded once, both images of a
-pair share a forward pass, and the reference is the same UNet with its adapters off. Pairs, batch, adapters, optimizer
-and gradient checkpointing are alike. The files are JPEGs of 1024 px, as in pickapic_v2, decoded in the loop's own
-thread; `speedup_without_decoding` leaves that out, for loops with threads to spare. The two take turns and medians are
-compared, so that other load on the machine meets both. The peak counts what each adds to a process that has loaded the
-model: ours with the encoding before the first step. Prints one JSON object.
+Two baselines, both of which decode, VAE-encode and text-encode their batch at every step. `plain` asks a second, frozen
+UNet for the reference; `adapter_off` asks the same UNet with its adapters off. Both send the pairs through a UNet in
+one forward pass. Ours is `DPOTrainer` as a configuration starts it: everything is encoded once, and the reference is
+the UNet with its adapters off. Pairs, batch, adapters, optimizer, gradient checkpointing and images per pass of the VAE
+are alike. The files are JPEGs of 1024 px, as in pickapic_v2, decoded in the loop's own thread;
+`speedup_without_decoding` leaves that out, for loops with threads to spare. The arms take turns and medians are
+compared, so that other load on the machine meets all. The peak counts what each adds to a process that has just loaded
+the model, before adapters, reference, optimizer or cache: ours with the encoding before the first step. Prints one JSON
+object.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -37,10 +40,10 @@ from glm_training.algorithms.preference import diffusion_dpo_loss
 from glm_training.config import Config, load_config
 from glm_training.data.preference import PreferenceDataset
 from glm_training.data.preference_scan import load_pairs
-from glm_training.models.lora import add_lora
+from glm_training.models.lora import adapters_disabled, add_lora
 from glm_training.models.sdxl.family import SDXL
 from glm_training.models.sdxl.schedule import NoiseSchedule
-from glm_training.models.sdxl.types import add_time_ids
+from glm_training.models.sdxl.types import SDXLText, add_time_ids
 from glm_training.trainers.dpo_trainer import DPOTrainer
 from glm_training.utils.distributed import init_world
 
@@ -48,6 +51,7 @@ RESET_PEAK = Path("/proc/self/clear_refs")
 """Linux: writing 5 sets the peak of resident memory to its present value."""
 
 LEARNING_RATE, BETA, RANK = 1e-5, 5000.0, 8
+ARMS = ("ours", "plain", "adapter_off")
 Step = Callable[[], None]
 
 
@@ -68,8 +72,8 @@ def main() -> None:
     options, out = read_options()
     with tempfile.TemporaryDirectory() as folder:
         write_pairs(Path(folder) / "pairs", options)
-        loop = Plain(Path(folder), options)
-        steps = {"ours": ours(Path(folder), options)(), "plain": loop.start()}
+        arms = {name: build(name, Path(folder), options) for name in ARMS}
+        steps = {name: arm.start() for name, arm in arms.items()}
         for step in steps.values():
             step()
         seconds: dict[str, list[float]] = {name: [] for name in steps}
@@ -77,7 +81,7 @@ def main() -> None:
             for name, step in steps.items():
                 seconds[name].append(timed(step))
         memory = {name: peak_memory(name, Path(folder), options) for name in steps}
-    decoding = statistics.median(loop.decode_seconds)
+    decoding = {name: statistics.median(arm.decode_seconds) for name, arm in arms.items() if isinstance(arm, Plain)}
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     report = {
         "benchmark": "sdxl_dpo",
@@ -86,11 +90,13 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "median_step_seconds": {name: round(value, 4) for name, value in medians.items()},
         "all_step_seconds": {name: [round(value, 4) for value in times] for name, times in seconds.items()},
-        "speedup": round(medians["plain"] / medians["ours"], 2),
-        "decoding_seconds": round(decoding, 4),
-        "speedup_without_decoding": round((medians["plain"] - decoding) / medians["ours"], 2),
+        "speedup": {name: round(medians[name] / medians["ours"], 2) for name in decoding},
+        "decoding_seconds": {name: round(value, 4) for name, value in decoding.items()},
+        "speedup_without_decoding": {
+            name: round((medians[name] - value) / medians["ours"], 2) for name, value in decoding.items()
+        },
         "peak_memory_added_mib": {name: round(value, 1) for name, value in memory.items()},
-        "memory_ratio": round(memory["ours"] / memory["plain"], 3),
+        "memory_ratio": {name: round(memory["ours"] / memory[name], 3) for name in decoding},
     }
     text = json.dumps(report, indent=2) + "\n"
     sys.stdout.write(text)
@@ -157,35 +163,49 @@ def config_of(folder: Path, options: Options) -> Config:
     return load_config(path)
 
 
-def ours(folder: Path, options: Options) -> Callable[[], Step]:
-    """The trainer, loaded; called, it encodes everything and hands over its step."""
-    trainer = DPOTrainer(config_of(folder, options), init_world(True, None))
+class Ours:
+    """The trainer, around a model that is loaded already."""
 
-    def start() -> Step:
+    def __init__(self, folder: Path, options: Options) -> None:
+        self.config = config_of(folder, options)
+        self.world = init_world(True, None)
+        self.family = load_model(self.config, options)
+
+    def start(self) -> Step:
+        """Builds the trainer, encodes everything, and hands over the step."""
+        with mock.patch.object(SDXL, "load", return_value=self.family):
+            trainer = DPOTrainer(self.config, self.world)
         trainer.prepare()
         return lambda: void(trainer.training_step())
 
-    return start
+
+def load_model(config: Config, options: Options) -> SDXL:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return SDXL.load(options.model, dtype=getattr(torch, options.dtype), device=device, seed=config.seed)
+
+
+def build(name: str, folder: Path, options: Options) -> Ours | Plain:
+    """An arm with its model loaded, and nothing else."""
+    return Ours(folder, options) if name == "ours" else Plain(folder, options, second=name == "plain")
 
 
 class Plain:
-    """The plain loop. `decode_seconds`: what each step spent on reading and decoding its images."""
+    """The plain loop, with a `second` UNet or not. `decode_seconds`: what each step spent on reading and decoding."""
 
-    def __init__(self, folder: Path, options: Options) -> None:
-        self.options = options
+    def __init__(self, folder: Path, options: Options, *, second: bool) -> None:
+        self.options, self.folder, self.second = options, folder, second
         self.decode_seconds: list[float] = []
-        config = config_of(folder, options)
-        self.dataset = PreferenceDataset(load_pairs(folder / "pairs").pairs, height=options.size, width=options.size)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = getattr(torch, options.dtype)
-        self.family = SDXL.load(options.model, dtype=dtype, device=self.device, seed=config.seed)
-        if options.checkpointing:
-            self.family.unet.enable_gradient_checkpointing()
+        self.config = config_of(folder, options)
+        self.family = load_model(self.config, options)
 
     def start(self) -> Step:
         """Copies the reference, and hands over the step."""
-        unet = self.family.unet
-        self.reference = unet.sharing(copy.deepcopy(unet.unet))
+        options, unet = self.options, self.family.unet
+        pairs = load_pairs(self.folder / "pairs").pairs
+        self.dataset = PreferenceDataset(pairs, height=options.size, width=options.size)
+        if options.checkpointing:
+            unet.enable_gradient_checkpointing()
+        self.reference = unet.sharing(copy.deepcopy(unet.unet)) if self.second else unet
         add_lora(unet.unet, unet.lora_targets, RANK, RANK)
         self.family.set_trainable(unet=True)
         self.family.train()
@@ -203,20 +223,19 @@ class Plain:
         batch = self.dataset.batch(rows)
         self.decode_seconds.append(time.perf_counter() - started)
         images = batch.images
-        clean = unet.encode_images(images.pixels, micro_batch_size=len(images.pixels))
+        clean = unet.encode_images(images.pixels, micro_batch_size=self.config.dpo.vae_batch_size)
         text = unet.encode_prompts(batch.prompts)
+        text = SDXLText.cat([text, text])
         size = (options.size, options.size)
-        ids = add_time_ids(images.original_sizes, images.crops, size, rows=len(clean)).to(self.device)
-        times = torch.randint(0, self.schedule.length, (len(rows),), device=self.device)
+        ids = add_time_ids(images.original_sizes, images.crops, size, rows=len(clean)).to(clean.device)
+        times = torch.randint(0, self.schedule.length, (len(rows),), device=clean.device).repeat(2)
         signal, spread = (level.view(-1, 1, 1, 1) for level in self.schedule.coefficients(times))
-        noise = torch.randn(len(rows), *clean.shape[1:], device=self.device)
-        errors, before = [], []
-        for latents, time_ids in zip(clean.chunk(2), ids.chunk(2), strict=True):
-            noisy = signal * latents + spread * noise
-            errors.append((unet(noisy, times, text, time_ids) - noise).square().flatten(1).mean(1))
-            with torch.no_grad():
-                before.append((self.reference(noisy, times, text, time_ids) - noise).square().flatten(1).mean(1))
-        diffusion_dpo_loss(*errors, *before, beta=BETA).loss.backward()
+        noise = torch.randn(len(rows), *clean.shape[1:], device=clean.device).repeat(2, 1, 1, 1)
+        noisy = signal * clean + spread * noise
+        with torch.no_grad(), nullcontext() if self.second else adapters_disabled(unet.unet):
+            before = (self.reference(noisy, times, text, ids) - noise).square().flatten(1).mean(1)
+        errors = (unet(noisy, times, text, ids) - noise).square().flatten(1).mean(1)
+        diffusion_dpo_loss(*errors.chunk(2), *before.chunk(2), beta=BETA).loss.backward()
         torch.nn.utils.clip_grad_norm_(self.params, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -246,13 +265,13 @@ def _added_memory(name: str, folder: Path, options: Options) -> float:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as own:
         (Path(own) / "pairs").symlink_to(folder / "pairs")
-        start = ours(Path(own), options) if name == "ours" else Plain(Path(own), options).start
+        arm = build(name, Path(own), options)
         gc.collect()
         if RESET_PEAK.exists():
             RESET_PEAK.write_text("5")
         on_cuda = torch.cuda.is_available()
         before = torch.cuda.memory_allocated() if on_cuda else _peak_resident()
-        step = start()
+        step = arm.start()
         for _ in range(options.steps):
             step()
         after = torch.cuda.max_memory_allocated() if on_cuda else _peak_resident()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
-from transformers import CLIPTokenizer, PreTrainedModel
+from transformers import CLIPTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from glm_training.config import Config
 from glm_training.data.preference import ImageRows, PreferencePair
@@ -49,8 +49,9 @@ def _public(value: Any) -> Any:
     return [_public(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _tokenizer(tokenizer: CLIPTokenizer) -> list[Any]:
+def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
     """Vocabulary, merges, normalisation and lengths."""
+    assert isinstance(tokenizer, CLIPTokenizer)  # SDXL has no other
     told = json.loads(tokenizer.backend_tokenizer.to_str())
     model = {name: value for name, value in told.items() if name not in ("padding", "truncation")}  # of the last call
     return [type(tokenizer).__name__, model, tokenizer.model_max_length, tokenizer.pad_token]

@@ -22,7 +22,9 @@ from typing import Any
 from glm_training.config import Config, iter_keys
 from glm_training.config.base import Section
 
-OWN_MODULES = frozenset(f"glm_training.config.{name}" for name in ("checks", "loading", "reference", "defaults"))
+OWN_MODULES = frozenset(
+    f"glm_training.config.{name}" for name in ("checks", "family_checks", "loading", "reference", "defaults")
+)
 
 
 class ReadTracker:

@@ -69,9 +69,7 @@ def _sample_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(side, type=int, metavar="PIXELS", help="a multiple of 32 (the model's own size)")
     add("--samples", 1, "N", "images per prompt")
     parser.add_argument("--steps", type=int, metavar="N", help="denoising steps (50, or what a model was distilled to)")
-    parser.add_argument(
-        "--guidance", type=float, metavar="SCALE", help="1 = off (1.5; sdxl: 5; distilled: 1)"
-    )
+    parser.add_argument("--guidance", type=float, metavar="SCALE", help="1 = off (1.5; sdxl: 5; distilled: 1)")
     add("--temperature", 0.9, "T", "of the AR half's sampling")
     add("--top-p", 0.75, "P", "nucleus of the AR half's sampling")
     add("--seed", 0, "N", "same seed, same images")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,18 @@ class Checkpoint:
         return f"hf download {self.repository} {self.file}"
 
 
+@contextmanager
+def _root_logger_left_alone() -> Iterator[None]:
+    """Inside, `logging.info` of open_clip does not give the root logger a handler, which would then repeat on stderr
+    whatever any logger of the process has to say."""
+    root, quiet = logging.getLogger(), logging.NullHandler()
+    root.addHandler(quiet)
+    try:
+        yield
+    finally:
+        root.removeHandler(quiet)
+
+
 class OpenClipModel:
     """A frozen fp32 model of open_clip with its tokenizer, loaded on demand."""
 
@@ -55,9 +69,10 @@ class OpenClipModel:
     def load(self) -> None:
         """Load the model. Raises RewardBackendError naming the extra to install, or what to fetch and the key."""
         if self._model is None:
-            open_clip, path = load_all((self._open_clip, self._path))
-            model = self._read(open_clip, path)
-            self._tokenizer = open_clip.get_tokenizer(self._architecture)
+            with _root_logger_left_alone():
+                open_clip, path = load_all((self._open_clip, self._path))
+                model = self._read(open_clip, path)
+                self._tokenizer = open_clip.get_tokenizer(self._architecture)
             self._model = model
 
     def image_embeddings(self, images: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:

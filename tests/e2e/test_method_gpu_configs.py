@@ -81,9 +81,7 @@ def test_two_stages_of_a_one_step_sdxl(workplace, monkeypatch, capfd, recwarn) -
     stage = ["checkpoint.resume_from=runs/sdxl_dmdr_cold_start/checkpoints/torch_units/step-000001.pt"]
     lengths = ["training.max_steps=2", "dmdr.cold_start_steps=1"]
     accept = "resume.accept=[training.batch_size, training.learning_rate, dmdr, reward.options]"
-    second = train(
-        workplace, monkeypatch, capfd, recwarn, "sdxl_dmdr_refl", *given, *SCORERS, *stage, *lengths, accept
-    )
+    second = train(workplace, monkeypatch, capfd, recwarn, "sdxl_dmdr_refl", *given, *SCORERS, *stage, *lengths, accept)
     assert {"unet/reward_loss", "unet/score_clip_h", "unet/score_hps_v2"} <= figures(second)
     lines = (second / "loss_logs" / "loss_gen_log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [2]

@@ -79,7 +79,7 @@ def load_taesd(
     name = str(name_or_path)
     if name == "tiny-random":
         taesd: Any = build_tiny_taesd(seed=seed)
-        return taesd.to(dtype)
+        return torch.nn.Module.to(taesd, dtype)
     folder = _local_folder(name)
     if folder is not None and not (folder / "config.json").is_file():
         raise ModelLoadError(f"{folder} has no config.json: a TAESD is a folder like the hub's madebyollin/taesdxl")

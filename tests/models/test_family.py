@@ -140,8 +140,13 @@ def test_missing_models_say_what_to_do(tmp_path, monkeypatch):
         GLMImage.load("some-owner/some-model", local_files_only=True)
 
 
-def test_hub_options_reach_the_loader(monkeypatch):
-    seen = {}
+def test_hub_options_reach_the_loader(monkeypatch, tmp_path):
+    seen, asked = {}, {}
+    (tmp_path / "model_index.json").write_text('{"_class_name": "GlmImagePipeline"}')
+
+    def give_index(name, file, **options):
+        asked.update(options, name=name)
+        return str(tmp_path / file)
 
     def refuse(name, **options):
         seen.update(options, name=name)
@@ -149,6 +154,7 @@ def test_hub_options_reach_the_loader(monkeypatch):
 
     monkeypatch.setattr(loading.GlmImagePipeline, "from_pretrained", refuse)
     monkeypatch.setattr("glm_training.models.loading.HfApi.model_info", lambda *name, **options: None)
+    monkeypatch.setattr("glm_training.models.loading.hf_hub_download", give_index)
     with pytest.raises(ModelLoadError, match="no network"):
         GLMImage.load("zai-org/GLM-Image", revision="abc", dtype=torch.bfloat16)
     assert seen == {
@@ -159,3 +165,4 @@ def test_hub_options_reach_the_loader(monkeypatch):
         "trust_remote_code": False,
         "local_files_only": False,
     }
+    assert asked == {"name": "zai-org/GLM-Image", "revision": "abc", "local_files_only": False}

@@ -1,6 +1,6 @@
 """Tokens plus their log-probs for a group of plans: this package against the stock path, on one model in one run.
 
-    python benchmarks/rollout.py
+    python -m benchmarks.rollout
 
 The stock path is what a trainer built on `generate` does: the prompt repeated once per sample, `generate` (kept to the
 codebook, as it would otherwise end early or leave it), then a teacher-forced `forward` for the log-probs. Its log-probs
@@ -14,7 +14,6 @@ import argparse
 import gc
 import json
 import multiprocessing
-import resource
 import statistics
 import sys
 import time
@@ -27,11 +26,9 @@ import torch
 from torch import Tensor
 from transformers import AutoProcessor, GlmImageForConditionalGeneration, LogitsProcessor, LogitsProcessorList
 
+from benchmarks.memory import peak_resident, reset_peak
 from glm_training.models.glm_image.ar import ARComponent
 from glm_training.models.glm_image.tiny import TINY_FOLDER, TinyShape, build_tiny
-
-RESET_PEAK = Path("/proc/self/clear_refs")
-"""Linux: writing 5 sets the peak of resident memory to its present value."""
 
 PROMPT = "a red circle above a blue square, next to a sign that says hello"
 
@@ -183,21 +180,11 @@ def _added_memory(name: str, options: Options) -> float:
     ar = load(options)
     on_cuda = options.device.startswith("cuda")
     gc.collect()
-    if RESET_PEAK.exists():
-        RESET_PEAK.write_text("5")
-    before = torch.cuda.memory_allocated() if on_cuda else _peak_resident()
+    reset_peak()
+    before = torch.cuda.memory_allocated() if on_cuda else peak_resident()
     {"ours": ours, "stock": stock}[name](ar, options)
-    after = torch.cuda.max_memory_allocated() if on_cuda else _peak_resident()
+    after = torch.cuda.max_memory_allocated() if on_cuda else peak_resident()
     return (after - before) / 2**20
-
-
-def _peak_resident() -> int:
-    """Bytes. On Linux of this program alone: `ru_maxrss` remembers the process that started it."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A step of SDXL DPO with a LoRA: this package against a plain loop, on one model and the same pairs in one run.
 
-    python benchmarks/sdxl_dpo.py --out benchmarks/results/sdxl_dpo.json
+    python -m benchmarks.sdxl_dpo --out benchmarks/results/sdxl_dpo.json
 
 Two baselines, both of which decode, VAE-encode and text-encode their batch at every step. `plain` asks a second, frozen
 UNet for the reference; `adapter_off` asks the same UNet with its adapters off. Both send the pairs through a UNet in
@@ -20,7 +20,6 @@ import copy
 import gc
 import json
 import multiprocessing
-import resource
 import statistics
 import sys
 import tempfile
@@ -36,6 +35,7 @@ import torch
 import yaml
 from PIL import Image
 
+from benchmarks.memory import peak_resident, reset_peak
 from glm_training.algorithms.preference import diffusion_dpo_loss
 from glm_training.config import Config, load_config
 from glm_training.data.preference import PreferenceDataset
@@ -46,9 +46,6 @@ from glm_training.models.sdxl.schedule import NoiseSchedule
 from glm_training.models.sdxl.types import SDXLText, add_time_ids
 from glm_training.trainers.dpo_trainer import DPOTrainer
 from glm_training.utils.distributed import init_world
-
-RESET_PEAK = Path("/proc/self/clear_refs")
-"""Linux: writing 5 sets the peak of resident memory to its present value."""
 
 LEARNING_RATE, BETA, RANK = 1e-5, 5000.0, 8
 ARMS = ("ours", "plain", "adapter_off")
@@ -271,24 +268,14 @@ def _added_memory(name: str, folder: Path, options: Options) -> float:
         (Path(own) / "pairs").symlink_to(folder / "pairs")
         arm = build(name, Path(own), options, folder / "run/cache" if name == CACHED else None)
         gc.collect()
-        if RESET_PEAK.exists():
-            RESET_PEAK.write_text("5")
+        reset_peak()
         on_cuda = torch.cuda.is_available()
-        before = torch.cuda.memory_allocated() if on_cuda else _peak_resident()
+        before = torch.cuda.memory_allocated() if on_cuda else peak_resident()
         step = arm.start()
         for _ in range(options.steps):
             step()
-        after = torch.cuda.max_memory_allocated() if on_cuda else _peak_resident()
+        after = torch.cuda.max_memory_allocated() if on_cuda else peak_resident()
     return (after - before) / 2**20
-
-
-def _peak_resident() -> int:
-    """Bytes. On Linux of this program alone: `ru_maxrss` remembers the process that started it."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 if __name__ == "__main__":

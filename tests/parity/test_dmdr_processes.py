@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +9,7 @@ import torch
 
 from tests.dmdr_runs import config_of, random_scorers, stepped, trainer_of
 from tests.parity.dmdr_worker import SHARED
+from tests.parity.launching import run_two_processes
 from tests.runs import weights_of
 
 REWARDED = ["dmdr.reward.decoder=vae", "dmdr.dynamic_steps=4"]
@@ -23,12 +21,7 @@ def two_processes(tmp_path_factory) -> tuple[Path, list[str]]:
     keys = [*random_scorers(folder / "scorers"), *REWARDED]
     for family in ("sdxl", "glm_image"):
         config_of(folder, family=family)
-    root = Path(__file__).parents[2]
-    worker = Path(__file__).with_name("dmdr_worker.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(worker)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    done = subprocess.run([*command, str(folder), *keys], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_two_processes("dmdr_worker.py", str(folder), *keys)
     return folder, keys
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +9,7 @@ import torch
 
 from glm_training.checkpoint.resume import load_checkpoint
 from glm_training.trainers import dpo_trainer
+from tests.parity.launching import run_two_processes
 from tests.parity.preference_worker import CASES
 from tests.preference_runs import config_of, stepped, trainer_of
 from tests.runs import weights_of
@@ -82,12 +80,7 @@ def two_processes(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("preference")
     for family in ("sdxl", "glm_image"):
         config_of(folder, family)  # writes the files
-    worker = Path(__file__).with_name("preference_worker.py")
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(worker)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    done = subprocess.run([*command, str(folder)], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_two_processes("preference_worker.py", str(folder))
     return folder
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +11,7 @@ import torch
 from glm_training.checkpoint.resume import load_checkpoint
 from glm_training.trainers.run import build_trainer
 from glm_training.utils.distributed import init_world
+from tests.parity.launching import run_two_processes
 from tests.parity.two_process_worker import CASES, EVALUATED
 from tests.runs import config_of, trainer_of, weights_of, write_config
 from tests.same import assert_identical
@@ -121,12 +119,7 @@ def two_processes(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("ddp")
     for mode in MODES:
         write_config(folder, mode)
-    worker = Path(__file__).with_name("two_process_worker.py")
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(worker)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    done = subprocess.run([*command, str(folder)], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_two_processes("two_process_worker.py", str(folder))
     return folder
 
 

@@ -20,7 +20,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from glm_training.config import Config, iter_keys
-from glm_training.config.base import Section
+from glm_training.config.sections.base import Section
 
 OWN_MODULES = frozenset(
     f"glm_training.config.{name}" for name in ("checks", "family_checks", "loading", "reference", "defaults")

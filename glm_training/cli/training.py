@@ -105,9 +105,9 @@ def _train(config: Config) -> int:
         return EXIT_FAILED
     from glm_training.checkpoint.state_tree import CheckpointError
     from glm_training.data import DataError
+    from glm_training.engine.errors import NonFiniteError, ScoringError, SettingsError, TrainingError
     from glm_training.models.glm_image.family import ModelLoadError
     from glm_training.rewards import RewardBackendError, RewardConfigError, RewardError
-    from glm_training.trainers.errors import NonFiniteError, ScoringError, SettingsError, TrainingError
     from glm_training.trainers.run import run_training
     from glm_training.utils.distributed import DistributedError
     from glm_training.utils.trackers import TrackerError

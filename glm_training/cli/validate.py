@@ -15,9 +15,9 @@ def validate(paths: list[str], overrides: list[str], mode: str | None) -> int:
         report_error(str(error))
         return EXIT_CONFIG
     from glm_training.data import DataError
+    from glm_training.engine import setup
+    from glm_training.engine.held_out_metrics import held_out_metrics
     from glm_training.rewards import RewardError
-    from glm_training.trainers import setup
-    from glm_training.trainers.held_out_metrics import held_out_metrics
     from glm_training.trainers.run import trainer_type
     from glm_training.utils.console import Console
     from glm_training.utils.distributed import World

@@ -3,11 +3,8 @@
 `load_config` turns a file and `key.path=value` overrides into a `Config`, or raises `ConfigError` with every problem.
 """
 
-from glm_training.config.base import Part
-from glm_training.config.describe import Key
-from glm_training.config.errors import ConfigError, Problem
-from glm_training.config.loading import load_config
-from glm_training.config.reference import (
+from glm_training.config.docs.describe import Key
+from glm_training.config.docs.reference import (
     compared,
     config_diff,
     docs_table,
@@ -17,14 +14,17 @@ from glm_training.config.reference import (
     resolved_yaml,
     update_docs,
 )
-from glm_training.config.resolved import (
+from glm_training.config.loading.errors import ConfigError, Problem
+from glm_training.config.loading.load import load_config
+from glm_training.config.schema import Config
+from glm_training.config.sections.base import Part
+from glm_training.config.sections.resolved import (
     ResolvedLora,
     ResolvedOptimizer,
     ResolvedPolicy,
     ResolvedSampling,
     RolloutGroup,
 )
-from glm_training.config.schema import Config
 
 __all__ = [
     "Config",

@@ -7,13 +7,13 @@ from typing import Any, TypeVar
 
 from pydantic import Field, model_validator
 
-from glm_training.config.base import FilePath, Part, Section
-from glm_training.config.checks import cross_field_issues
-from glm_training.config.defaults import with_dependent_defaults
-from glm_training.config.distillation_sections import DMDRConfig
-from glm_training.config.errors import CrossFieldError
-from glm_training.config.preference_sections import DPOConfig
-from glm_training.config.resolved import (
+from glm_training.config.checks.cross_field import cross_field_issues
+from glm_training.config.loading.errors import CrossFieldError
+from glm_training.config.sections.base import FilePath, Part, Section
+from glm_training.config.sections.defaults import with_dependent_defaults
+from glm_training.config.sections.distillation import DMDRConfig
+from glm_training.config.sections.preference import DPOConfig
+from glm_training.config.sections.resolved import (
     ResolvedLora,
     ResolvedOptimizer,
     ResolvedPolicy,
@@ -21,16 +21,16 @@ from glm_training.config.resolved import (
     RolloutGroup,
     split_group,
 )
-from glm_training.config.reward_options import REMOTE_PREFIX
-from glm_training.config.reward_sections import RewardConfig
-from glm_training.config.run_sections import (
+from glm_training.config.sections.reward import RewardConfig
+from glm_training.config.sections.reward_options import REMOTE_PREFIX
+from glm_training.config.sections.run import (
     CheckpointConfig,
     DistributedConfig,
     EvaluationConfig,
     LoggingConfig,
     ResumeConfig,
 )
-from glm_training.config.sections import (
+from glm_training.config.sections.training import (
     DataConfig,
     LoraConfig,
     ModelConfig,

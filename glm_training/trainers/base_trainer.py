@@ -16,19 +16,19 @@ from glm_training.checkpoint.resume import load_checkpoint, resolve_resume
 from glm_training.checkpoint.state_tree import StateTree
 from glm_training.config import Config, resolved_yaml
 from glm_training.data import ImageDataset, StatefulSampler, TrainingData
+from glm_training.engine import setup
+from glm_training.engine.errors import ScoringError
+from glm_training.engine.evaluations import Evaluations
+from glm_training.engine.families import build_family
+from glm_training.engine.held_out_metrics import held_out_metrics
+from glm_training.engine.parts import Part
+from glm_training.engine.phases import Phase, guarded
+from glm_training.engine.resuming import check_drift, save_context
+from glm_training.engine.summary import outline
 from glm_training.models.family import Family
 from glm_training.models.lora import has_lora
+from glm_training.reinforcement.monitors.monitors import Monitors
 from glm_training.rewards import RewardCalculator, RewardError
-from glm_training.trainers import setup
-from glm_training.trainers.errors import ScoringError
-from glm_training.trainers.evaluations import Evaluations
-from glm_training.trainers.families import build_family
-from glm_training.trainers.held_out_metrics import held_out_metrics
-from glm_training.trainers.monitors import Monitors
-from glm_training.trainers.parts import Part
-from glm_training.trainers.phases import Phase, guarded
-from glm_training.trainers.resuming import check_drift, save_context
-from glm_training.trainers.summary import outline
 from glm_training.utils.console import Console, Progress
 from glm_training.utils.distributed import World, barrier
 from glm_training.utils.logging import RunLogger

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 from glm_training.config import Config
-from glm_training.trainers.errors import SettingsError
+from glm_training.engine.errors import SettingsError
 from glm_training.utils.step_lines import keep_until
 
 Network = Literal["gen", "gui"]

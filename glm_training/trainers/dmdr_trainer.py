@@ -16,8 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from glm_training.config import Config
-from glm_training.config.base import Part as PartName
 from glm_training.config.schema import first
+from glm_training.config.sections.base import Part as PartName
+from glm_training.engine.errors import SettingsError
+from glm_training.engine.families import DTYPES, Condition, Conditions
+from glm_training.engine.figures import mean_over_processes, stack_means
+from glm_training.engine.parts import Part
+from glm_training.engine.reward_setup import differentiable_options
 from glm_training.methods.distillation import BackwardSimulation, Dynamics, Scores, fake_score_loss, generator_loss
 from glm_training.methods.losses import MethodLoss
 from glm_training.models.few_steps import FewSteps
@@ -28,11 +33,6 @@ from glm_training.models.weights import frozen_copy, load_weights
 from glm_training.rewards import DifferentiableScorers
 from glm_training.trainers.base_trainer import BaseTrainer
 from glm_training.trainers.dmdr_outputs import GUIDANCE_EXPORT, OutputTree
-from glm_training.trainers.errors import SettingsError
-from glm_training.trainers.families import DTYPES, Condition, Conditions
-from glm_training.trainers.figures import mean_over_processes, stack_means
-from glm_training.trainers.parts import Part
-from glm_training.trainers.reward_setup import differentiable_options
 from glm_training.utils.distributed import World
 from glm_training.utils.randomness import derive_seed, normal, uniform
 

@@ -14,6 +14,10 @@ from glm_training.config import Config
 from glm_training.data import ImageDataset, T2IDataset
 from glm_training.data.preference import PreferenceDataset, distinct_prompts, pair_digest
 from glm_training.data.preference_scan import load_pairs
+from glm_training.engine import setup
+from glm_training.engine.errors import TrainingError
+from glm_training.engine.figures import mean_over_processes, stack_means
+from glm_training.engine.parts import Part
 from glm_training.methods.losses import MethodLoss
 from glm_training.methods.preference import (
     DiffusionFinetuning,
@@ -25,14 +29,10 @@ from glm_training.methods.preference import (
 from glm_training.methods.supervised import TokenCrossEntropy
 from glm_training.models.denoising import Levels
 from glm_training.models.lora import has_lora
-from glm_training.trainers import setup
+from glm_training.preference.encoded_pairs import EncodedPairs, Progress
+from glm_training.preference.pair_families import build_encoder
+from glm_training.preference.reference_log_probs import ReferenceLogProbs
 from glm_training.trainers.base_trainer import BaseTrainer
-from glm_training.trainers.encoded_pairs import EncodedPairs, Progress
-from glm_training.trainers.errors import TrainingError
-from glm_training.trainers.figures import mean_over_processes, stack_means
-from glm_training.trainers.pair_families import build_encoder
-from glm_training.trainers.parts import Part
-from glm_training.trainers.reference_log_probs import ReferenceLogProbs
 from glm_training.utils.distributed import World, gather_objects
 from glm_training.utils.randomness import normal, uniform
 from glm_training.utils.signals import StopRequested

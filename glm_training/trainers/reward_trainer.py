@@ -12,18 +12,18 @@ from torch import Tensor
 from glm_training.algorithms.flow_sde import sde_window
 from glm_training.config import Config
 from glm_training.data import Batch
+from glm_training.engine.clock import Clock
+from glm_training.engine.errors import SettingsError
 from glm_training.methods.flow_policy_gradient import FlowPolicyGradient
 from glm_training.models.glm_image.family import GLMImage
+from glm_training.reinforcement import updates
+from glm_training.reinforcement.credit import Scored, ShareReader, assign_advantages
+from glm_training.reinforcement.gate.gate import OnPolicyGate
+from glm_training.reinforcement.resampling import replace_flat_groups
+from glm_training.reinforcement.rollout import Rollout, draw_rollout, rollout_settings
+from glm_training.reinforcement.scoring import ScoringQueue
 from glm_training.rewards import RewardBatch
-from glm_training.trainers import updates
 from glm_training.trainers.base_trainer import BaseTrainer
-from glm_training.trainers.clock import Clock
-from glm_training.trainers.credit import Scored, ShareReader, assign_advantages
-from glm_training.trainers.errors import SettingsError
-from glm_training.trainers.gate import OnPolicyGate
-from glm_training.trainers.resampling import replace_flat_groups
-from glm_training.trainers.rollout import Rollout, draw_rollout, rollout_settings
-from glm_training.trainers.scoring import ScoringQueue
 from glm_training.trainers.supervision import Supervision
 from glm_training.utils.distributed import World
 from glm_training.utils.randomness import uniform

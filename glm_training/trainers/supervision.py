@@ -13,12 +13,12 @@ from torch import Tensor
 from glm_training.algorithms.flow_matching import sample_timestep_density
 from glm_training.config import Config
 from glm_training.data import Batch
+from glm_training.engine.figures import mean_over_processes, stack_means
+from glm_training.engine.parts import Part
 from glm_training.methods.losses import MethodLoss
 from glm_training.methods.supervised import FlowMatching, TokenCrossEntropy
 from glm_training.models.glm_image.ar_types import ARPrompt
 from glm_training.models.glm_image.family import GLMImage
-from glm_training.trainers.figures import mean_over_processes, stack_means
-from glm_training.trainers.parts import Part
 from glm_training.utils.randomness import derive_seed, normal, uniform
 
 if TYPE_CHECKING:

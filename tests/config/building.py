@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from glm_training.config import Config
-from glm_training.config.errors import CrossFieldError, Issue
+from glm_training.config.loading.errors import CrossFieldError, Issue
 
 TEXT_REWARD: dict[str, Any] = {"metrics": {"text_accuracy": 1.0}}
 

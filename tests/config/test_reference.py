@@ -18,7 +18,7 @@ from glm_training.config import (
     resolved_yaml,
     update_docs,
 )
-from glm_training.config.reference import DRIFT_FREE
+from glm_training.config.docs.reference import DRIFT_FREE
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))

@@ -15,7 +15,7 @@ import pytest
 
 from glm_training.checkpoint.resume import load_checkpoint
 from glm_training.cli import training
-from glm_training.trainers.errors import ScoringError
+from glm_training.engine.errors import ScoringError
 from tests.reward_service import FaultyService
 from tests.runs import trainer_of, write_config
 from tests.same import assert_identical
@@ -104,7 +104,7 @@ WORKER = """
 import sys
 from pathlib import Path
 from glm_training.rewards import RewardServiceError
-from glm_training.trainers.errors import ScoringError
+from glm_training.engine.errors import ScoringError
 from glm_training.utils.distributed import init_world, shutdown
 from tests.runs import trainer_of
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from examples.reward_server import RewardServer
-from glm_training.config.reward_options import RemoteRewardConfig
+from glm_training.config.sections.reward_options import RemoteRewardConfig
 from glm_training.rewards import (
     RemoteOptions,
     RewardBackendError,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from glm_training.config import load_config
+from glm_training.engine.families import Conditions
 from glm_training.models.glm_image.family import GLMImage
-from glm_training.trainers.families import Conditions
 
 PROMPTS = ["a red circle", "a blue square"]
 

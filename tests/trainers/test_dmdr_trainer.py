@@ -15,11 +15,11 @@ from safetensors.torch import save_file
 from examples.random_scorers import write_scorers
 from glm_training.checkpoint.resume import load_checkpoint
 from glm_training.config import load_config
+from glm_training.engine.errors import SettingsError
+from glm_training.engine.parts import Part
 from glm_training.models.lora import adapters_disabled
 from glm_training.models.sdxl.family import SDXL
 from glm_training.trainers.dmdr_trainer import GUIDANCE
-from glm_training.trainers.errors import SettingsError
-from glm_training.trainers.parts import Part
 from glm_training.trainers.run import build_trainer
 from glm_training.utils.distributed import init_world
 from glm_training.utils.randomness import normal

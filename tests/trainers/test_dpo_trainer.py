@@ -13,9 +13,9 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 
 from glm_training.cli.main import main
+from glm_training.engine.errors import TrainingError
 from glm_training.models.sdxl.tiny import build_tiny
 from glm_training.trainers import dpo_trainer
-from glm_training.trainers.errors import TrainingError
 from glm_training.utils.distributed import World
 from glm_training.utils.signals import StopRequested
 from tests.preference_runs import config_of, stepped, trainer_of, write_pairs

@@ -8,8 +8,8 @@ import math
 import pytest
 import torch
 
+from glm_training.engine.errors import GateError, NonFiniteError, TrainingError
 from glm_training.models.glm_image import ar as ar_module
-from glm_training.trainers.errors import GateError, NonFiniteError, TrainingError
 from tests.runs import trainer_of, weights_of
 
 
@@ -138,7 +138,7 @@ def test_when_only_the_ar_half_learns_its_plans_share_the_render_noise(tmp_path)
 
 
 def test_shuffled_advantages_are_the_same_numbers_elsewhere(tmp_path):
-    from glm_training.trainers.credit import _shuffled
+    from glm_training.reinforcement.credit import _shuffled
 
     values = torch.arange(12.0).view(3, 4)
     shuffled = _shuffled(values, 1, "plan", 5)

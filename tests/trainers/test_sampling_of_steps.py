@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from glm_training.models.lora import adapter_parameters
+from glm_training.reinforcement import updates
+from glm_training.reinforcement.resampling import replace_flat_groups
 from glm_training.rewards import RewardResult
-from glm_training.trainers import updates
-from glm_training.trainers.resampling import replace_flat_groups
 from tests.runs import trainer_of, weights_of
 
 GROUP = ("rollout.plans_per_prompt=2", "rollout.renders_per_plan=2")

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from glm_training.checkpoint.resume import load_checkpoint
+from glm_training.engine.parts import Part
 from glm_training.models.glm_image.ar import ARComponent
 from glm_training.models.glm_image.dit import DiTComponent
-from glm_training.trainers.parts import Part
 from glm_training.utils.signals import StopRequested
 from tests.runs import trainer_of
 from tests.same import assert_identical

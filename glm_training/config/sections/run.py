@@ -1,0 +1,96 @@
+"""The run around the training: distributed, checkpoint, logging, evaluation, resume."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from glm_training.config.sections.base import FilePath, Section
+
+
+class DistributedConfig(Section):
+    """Several processes, started by torchrun."""
+
+    enabled: bool | None = Field(
+        default=None,
+        description="Null and true = as many processes as torchrun started; false = more than one is an error.",
+    )
+    backend: Literal["nccl", "gloo"] | None = Field(default=None, description="Null = nccl on GPUs, gloo on the CPU.")
+    find_unused_parameters: bool = Field(default=False, description="Let DDP look for parameters without gradient.")
+
+
+class CheckpointConfig(Section):
+    """What is kept of the training."""
+
+    save_dir: FilePath | None = Field(default=None, description="Checkpoints; null = `checkpoints` in `output_dir`.")
+    resume_from: str | None = Field(
+        default=None,
+        min_length=1,
+        description="`latest` (the newest whole checkpoint of the run) or a checkpoint's folder; null = start anew.",
+    )
+    save_total_limit: int | None = Field(default=3, ge=1, description="Newest checkpoints kept; null = all.")
+    save_optimizer: bool = Field(default=True, description="Save what exact resuming needs; false = weights only.")
+    save_lora: bool = Field(
+        default=False, description="With LoRA: also export the adapters as PEFT folders at each save."
+    )
+    lora_dir: FilePath | None = Field(default=None, description="Where those go; null = `lora` in `output_dir`.")
+    save_lora_only: bool = Field(
+        default=False, description="With LoRA: checkpoints hold the adapters, not the frozen weights."
+    )
+
+
+class LoggingConfig(Section):
+    """What a run tells, and how often. All intervals count training steps."""
+
+    log_dir: FilePath | None = Field(
+        default=None, description="TensorBoard files; null = `tensorboard` in `output_dir`."
+    )
+    log_interval: int = Field(default=10, ge=1, description="Steps between printed lines and tracked metrics.")
+    save_interval: int = Field(default=500, ge=1, description="Steps between checkpoints.")
+    eval_interval: int = Field(default=100, ge=1, description="Steps between evaluations.")
+    sample_interval: int | None = Field(
+        default=None, ge=1, description="Steps between sample images; null = `eval_interval`."
+    )
+    use_tensorboard: bool = Field(default=True, description="Write TensorBoard files.")
+    use_wandb: bool = Field(default=False, description="Report to Weights & Biases; the key comes from WANDB_API_KEY.")
+    wandb_project: str = Field(default="glm-image-training", min_length=1, description="Project there.")
+    wandb_entity: str | None = Field(default=None, min_length=1, description="User or team there; null = your default.")
+    wandb_mode: Literal["online", "offline", "disabled"] = Field(
+        default="online", description="`offline` = sync it later."
+    )
+    log_images: bool = Field(default=True, description="Draw sample images, for the `samples` folder and the trackers.")
+    num_log_images: int = Field(default=4, ge=1, description="Images per drawing: the first prompts, with fixed seeds.")
+
+    def sample_every(self) -> int | None:
+        """Training steps between sample images; None when none are drawn."""
+        if not self.log_images:
+            return None
+        return self.eval_interval if self.sample_interval is None else self.sample_interval
+
+
+class EvaluationConfig(Section):
+    """Held-out scores."""
+
+    enabled: bool = Field(default=True, description="Evaluate every `logging.eval_interval` steps and at the end.")
+    eval_prompts_file: FilePath | None = Field(default=None, description="Held-out prompts; null = the training data.")
+    eval_target_images_dir: FilePath | None = Field(default=None, description="Their targets.")
+    eval_source_images_dir: FilePath | None = Field(default=None, description="Their sources (i2i).")
+    eval_pairs: FilePath | None = Field(
+        default=None, description="DPO: held-out pairs, whose loss and accuracy are logged at each evaluation."
+    )
+    num_eval_samples: int = Field(default=10, ge=1, description="Prompts evaluated, from the first one on.")
+    samples_per_prompt: int = Field(default=1, ge=1, description="Images per prompt.")
+    num_inference_steps: int | None = Field(
+        default=None, ge=1, description="Denoising steps; null = `model.dit.num_inference_steps`."
+    )
+    guidance_scale: float | None = Field(
+        default=None, ge=1, description="Guidance; 1 = off; null = `model.dit.guidance_scale`."
+    )
+    seed: int = Field(default=1234, ge=0, description="Seed of its samples, the same at every evaluation.")
+
+
+class ResumeConfig(Section):
+    """Resuming under a changed configuration."""
+
+    accept: list[str] = Field(default=[], description="Keys, or sections, that may differ from the resumed run's.")

@@ -1,0 +1,305 @@
+"""What is trained, on what, and how: model, data, training, rollout, lora, optimizer."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from glm_training.config.sections.base import FilePath, Section, no_as_text
+
+AR_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"]
+UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
+DIT_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]
+
+OptimizerName = Literal["adamw", "adamw_8bit", "sgd"]
+SchedulerName = Literal["constant", "linear", "cosine"]
+
+
+class ModelARConfig(Section):
+    """How the autoregressive generator samples its prior tokens."""
+
+    temperature: float = Field(default=0.9, gt=0, description="Sampling temperature of the prior tokens.")
+    top_p: float = Field(
+        default=0.75, gt=0, le=1, description="Nucleus of the prior tokens' distribution; 1 = all of it."
+    )
+    do_sample: bool = Field(default=True, description="Sample prior tokens; false = take the likeliest one.")
+
+
+class ModelDiTConfig(Section):
+    """How the diffusion decoder draws."""
+
+    num_inference_steps: int = Field(default=50, ge=1, description="Denoising steps per image.")
+    guidance_scale: float = Field(default=1.5, ge=1, description="Classifier-free guidance; 1 = off.")
+
+
+class ModelUNetConfig(Section):
+    """How SDXL's UNet draws."""
+
+    num_inference_steps: int = Field(default=50, ge=1, description="Denoising steps per image.")
+    guidance_scale: float = Field(default=5.0, ge=1, description="Classifier-free guidance; 1 = off.")
+
+
+class ModelConfig(Section):
+    """Which model, and which part of it is trained."""
+
+    family: Literal["glm_image", "sdxl"] = Field(default="glm_image", description="What kind of model it is.")
+
+    name: str = Field(
+        default="zai-org/GLM-Image",
+        min_length=1,
+        description="Hub id, local folder, `tiny` (a small GLM-Image in the package) or `tiny-random` (untrained).",
+        json_schema_extra={"default_text": "`zai-org/GLM-Image` (sdxl: `stabilityai/stable-diffusion-xl-base-1.0`)"},
+    )
+    component: Literal["ar", "dit", "both", "unet"] = Field(
+        default="both",
+        description="What is trained: a half of GLM-Image or both; of SDXL the UNet.",
+        json_schema_extra={"default_text": "`both` (sdxl: `unet`)"},
+    )
+    torch_dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="bfloat16", description="Type in which the weights are loaded."
+    )
+    device_map: str | None = Field(
+        default=None,
+        pattern=r"^(cpu|cuda(:\d+)?)$",
+        description="Where the run computes: `cpu`, `cuda` (one GPU per process) or one certain GPU of a single "
+        "process; null = GPUs where there are any.",
+        json_schema_extra={"allowed": "`cpu`, `cuda`, `cuda:<number>` or null"},
+    )
+    revision: str | None = Field(
+        default=None, min_length=1, description="Branch, tag or commit on the hub; null = the newest."
+    )
+    local_files_only: bool = Field(default=False, description="Never download; use what is already on this machine.")
+    ar: ModelARConfig = ModelARConfig()
+    dit: ModelDiTConfig = ModelDiTConfig()
+    unet: ModelUNetConfig = ModelUNetConfig()
+    taesd: str | None = Field(
+        default=None,
+        min_length=1,
+        description="SDXL: small decoder for rewards, a hub id (madebyollin/taesdxl), folder or `tiny-random`; null = "
+        "the folder `taesd` of the model, if there is one.",
+    )
+
+
+class ImageSizeConfig(Section):
+    """Size of generated, target and source images."""
+
+    height: int = Field(default=1024, ge=32, multiple_of=32, description="Pixels.")
+    width: int = Field(default=1024, ge=32, multiple_of=32, description="Pixels.")
+
+
+class DataConfig(Section):
+    """Prompts and images. Line i of the prompts goes with `i.png` (or .jpg, .jpeg, .webp) of each folder."""
+
+    prompts_file: FilePath | None = Field(
+        default=None,
+        description="One prompt per line.",
+        json_schema_extra={"default_text": "`data/<mode>/prompts.txt`, or null with `metadata_file`"},
+    )
+    source_images_dir: FilePath | None = Field(
+        default=None,
+        description="Images to edit (i2i).",
+        json_schema_extra={"default_text": "`data/i2i/source_images` in i2i without `metadata_file`, else null"},
+    )
+    target_images_dir: FilePath | None = Field(
+        default=None,
+        description="Images to reach; null = `reward.target_images_dir`. If both are given they must agree.",
+    )
+    pairs: FilePath | None = Field(
+        default=None,
+        description="DPO: preference pairs, as a folder with metadata.jsonl, a human_feedback.json list or a Hugging "
+        "Face dataset on disk.",
+    )
+    pairs_split: str = Field(default="train", min_length=1, description="DPO: split of a Hugging Face dataset.")
+    metadata_file: FilePath | None = Field(
+        default=None,
+        description="JSON lines with a prompt and its images each, in place of `prompts_file`; paths start at its "
+        "folder, or at the folders above where those are given.",
+    )
+    num_workers: int = Field(default=4, ge=0, description="Threads that decode images ahead; 0 = decode when needed.")
+    shuffle: bool = Field(default=True, description="New order in every epoch, from `seed`; false = file order.")
+    pin_memory: bool = Field(default=True, description="Page-locked memory for copies to the GPU.")
+    augmentation: bool = Field(
+        default=False,
+        description="Flip images, target and source alike; not where the prompt quotes text or names a side.",
+    )
+    max_bad_fraction: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of prompts that may be left out because they or their images are at fault; 0 = none.",
+    )
+    image_size: ImageSizeConfig = ImageSizeConfig()
+
+
+class TrainingConfig(Section):
+    """The loop, and what both halves share of their optimizers."""
+
+    method: Literal["finetune", "dpo", "dmdr"] = Field(
+        default="finetune",
+        description="`finetune` = rewards (GRPO) or target images, as `use_reward` says; `dpo` = preference pairs; "
+        "`dmdr` = distillation to few steps.",
+    )
+    mode: Literal["t2i", "i2i"] = Field(default="t2i", description="Text to image, or image (and text) to image.")
+    batch_size: int = Field(default=1, ge=1, description="Prompts per process and accumulation chunk.")
+    gradient_accumulation_steps: int = Field(default=8, ge=1, description="Chunks per optimizer step.")
+    num_epochs: int = Field(
+        default=2, ge=1, description="Passes over the prompts.", json_schema_extra={"default_text": "2 (i2i: 10)"}
+    )
+    max_steps: int | None = Field(default=None, ge=1, description="Training steps; overrides `num_epochs`.")
+    learning_rate: float | None = Field(
+        default=None, gt=0, description="For each half without one of its own; null = the documented one of each half."
+    )
+    ar_learning_rate: float | None = Field(
+        default=None, gt=0, description="Of the AR half; null = `learning_rate`, and 5e-6 without that."
+    )
+    dit_learning_rate: float | None = Field(
+        default=None, gt=0, description="Of the DiT half; null = `learning_rate`, and 1e-5 without that."
+    )
+    optimizer: OptimizerName = Field(
+        default="adamw", description="Update rule; `adamw_8bit` needs bitsandbytes and a GPU."
+    )
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of the first moment; the momentum of `sgd`.")
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1, description="Decay of the second moment.")
+    adam_epsilon: float = Field(default=1e-8, gt=0, description="Added to the root of the second moment.")
+    weight_decay: float = Field(default=0.01, ge=0, description="Decoupled weight decay.")
+    max_grad_norm: float = Field(
+        default=1.0, ge=0, description="Gradients of a half are scaled to this norm; 0 = no limit."
+    )
+    lr_scheduler: SchedulerName = Field(default="cosine", description="Course of the learning rate after the warmup.")
+    warmup_steps: int = Field(
+        default=50,
+        ge=0,
+        description="Steps in which the learning rate rises from 0.",
+        json_schema_extra={"default_text": "50 (i2i: 500)"},
+    )
+    gradient_checkpointing: bool = Field(
+        default=True, description="Recompute activations in the backward pass to save memory."
+    )
+    mixed_precision: Annotated[Literal["no", "fp32", "bf16", "fp16"], BeforeValidator(no_as_text)] = Field(
+        default="bf16", description="Autocast type of the forward passes; `no` and `fp32` = no autocast."
+    )
+    use_reward: bool = Field(
+        default=True, description="Reward training; false = supervised finetuning on the target images."
+    )
+    reward_frequency: int = Field(
+        default=1, ge=1, description="Every k-th step is a reward step; the steps between are supervised. 1 = all are."
+    )
+    preview_loss_weight: float = Field(
+        default=1.0, ge=0, description="Supervised AR, t2i: weight of the preview tokens in the cross-entropy."
+    )
+    large_loss_weight: float = Field(
+        default=1.0, ge=0, description="Supervised AR, t2i: weight of the full-size tokens in the cross-entropy."
+    )
+    prior_dropout: float = Field(
+        default=0.1, ge=0, le=1, description="Supervised DiT: share of samples trained without condition, for guidance."
+    )
+    timestep_density: Literal["uniform", "logit_normal"] = Field(
+        default="uniform", description="Supervised DiT: distribution of the noise level."
+    )
+
+
+class RolloutConfig(Section):
+    """How the samples of a reward step are drawn: N plans (AR) per prompt, M renders (DiT) per plan."""
+
+    plans_per_prompt: int | None = Field(
+        default=None, ge=1, description="N; null = what `reward.grpo.num_samples` = N x M leaves, by `model.component`."
+    )
+    renders_per_plan: int | None = Field(
+        default=None, ge=1, description="M; null = what `reward.grpo.num_samples` = N x M leaves, by `model.component`."
+    )
+    num_inference_steps: int | None = Field(
+        default=None, ge=1, description="Denoising steps in training; null = `model.dit.num_inference_steps`."
+    )
+    guidance_scale: float | None = Field(
+        default=None, ge=1, description="Guidance in training; 1 = off; null = `model.dit.guidance_scale`."
+    )
+    temperature: float | None = Field(default=None, gt=0, description="In training; null = `model.ar.temperature`.")
+    top_p: float | None = Field(default=None, gt=0, le=1, description="In training; null = `model.ar.top_p`.")
+    sde_kernel: Literal["ode", "flow", "dance", "cps"] = Field(
+        default="flow",
+        description="Noise of the denoising steps; `ode` = none.",
+        json_schema_extra={"default_text": "`flow`; `ode` if the DiT is not trained or with method `nft`"},
+    )
+    eta: float = Field(default=0.7, gt=0, description="Strength of that noise.")
+    sde_window_size: int | None = Field(
+        default=None, ge=1, description="Noisy denoising steps, the others being `ode` and without loss; null = all."
+    )
+    sde_window_strategy: Literal["all", "progressive", "random", "decay"] = Field(
+        default="all",
+        description="Where that window lies from step to step of the training: anywhere, or moving from noise to image "
+        "(`decay`: faster and faster).",
+        json_schema_extra={"default_text": "`all`; `random` with `sde_window_size`"},
+    )
+    sde_window_range: list[int] | None = Field(
+        default=None,
+        description="Denoising steps that may be noisy: from the first number up to before the second; null = all.",
+        json_schema_extra={"allowed": "two integers or null"},
+    )
+    sde_window_interval: int = Field(
+        default=25, ge=1, description="`progressive` and `decay`: training steps before the window moves on."
+    )
+    branch: bool = Field(
+        default=False,
+        description="`flow_grpo`: the renders of a plan start from the same noise and part at the first noisy step; "
+        "the steps before it are computed once (Flow-GRPO-Fast).",
+    )
+    micro_batch_size: int | None = Field(
+        default=None, ge=1, description="Samples per forward pass in rollout and replay; null = all at once."
+    )
+    vae_batch_size: int | None = Field(default=None, ge=1, description="Images per VAE pass; null = all at once.")
+
+
+class LoraPartConfig(Section):
+    """LoRA of one half; null = what the `lora` section says."""
+
+    enabled: bool | None = Field(default=None, description="Whether this half trains adapters; null = `lora.enabled`.")
+    rank: int | None = Field(default=None, ge=1, description="Null = `lora.rank`.")
+    alpha: float | None = Field(default=None, gt=0, description="Null = `lora.alpha`.")
+    dropout: float | None = Field(default=None, ge=0, lt=1, description="Null = `lora.dropout`.")
+
+
+class LoraConfig(Section):
+    """Train low-rank adapters in place of the full weights."""
+
+    enabled: bool = Field(default=False, description="Adapters for every trained half; false = full finetuning.")
+    rank: int = Field(default=32, ge=1, description="Rank of the update.")
+    alpha: float = Field(default=64.0, gt=0, description="The update is scaled by alpha / rank.")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout at the adapters' input.")
+    ar_targets: list[str] = Field(
+        default=AR_TARGETS, min_length=1, description="Modules of the AR half, by name ending."
+    )
+    dit_targets: list[str] = Field(
+        default=DIT_TARGETS, min_length=1, description="Modules of the DiT half, by name ending."
+    )
+    unet_targets: list[str] = Field(default=UNET_TARGETS, min_length=1, description="Modules of the UNet, likewise.")
+    ar: LoraPartConfig = LoraPartConfig()
+    dit: LoraPartConfig = LoraPartConfig()
+    unet: LoraPartConfig = LoraPartConfig()
+
+
+class OptimizerPartConfig(Section):
+    """Optimizer of one half; null = the value of the `training` section."""
+
+    learning_rate: float | None = Field(default=None, gt=0, description="Null = the one of this half in `training`.")
+    name: OptimizerName | None = Field(default=None, description="Null = `training.optimizer`.")
+    beta1: float | None = Field(default=None, ge=0, lt=1, description="Null = `training.adam_beta1`.")
+    beta2: float | None = Field(default=None, ge=0, lt=1, description="Null = `training.adam_beta2`.")
+    epsilon: float | None = Field(default=None, gt=0, description="Null = `training.adam_epsilon`.")
+    weight_decay: float | None = Field(default=None, ge=0, description="Null = `training.weight_decay`.")
+    max_grad_norm: float | None = Field(
+        default=None, ge=0, description="0 = no limit; null = `training.max_grad_norm`."
+    )
+    scheduler: SchedulerName | None = Field(default=None, description="Null = `training.lr_scheduler`.")
+    warmup_steps: int | None = Field(default=None, ge=0, description="Null = `training.warmup_steps`.")
+    min_lr_ratio: float | None = Field(
+        default=None, ge=0, le=1, description="The scheduler ends at this share of the learning rate; null = 0."
+    )
+
+
+class OptimizerConfig(Section):
+    """Where one half is to differ from what `training` says of both."""
+
+    ar: OptimizerPartConfig = OptimizerPartConfig()
+    dit: OptimizerPartConfig = OptimizerPartConfig()
+    unet: OptimizerPartConfig = OptimizerPartConfig()

@@ -1,0 +1,57 @@
+"""Metrics that are scored at each evaluation and never trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from glm_training.config import Config
+from glm_training.data import ImageDataset
+from glm_training.engine.reward_setup import reward_options
+from glm_training.rewards import RewardBatch, RewardCalculator, RewardConfigError, build_calculator
+from glm_training.utils.distributed import World
+
+
+class HeldOutMetrics:
+    """`reward.monitors.metrics`, each with a calculator of its own: one that does not apply to a prompt is left out
+    there, and none counts in a total."""
+
+    def __init__(self, calculators: Mapping[str, RewardCalculator]) -> None:
+        self.calculators = dict(calculators)
+
+    def scores(self, batch: RewardBatch) -> dict[str, Tensor]:
+        """[B] by metric, NaN where it does not apply. Raises RewardError as a calculator does."""
+        has_target, has_source = batch.targets is not None, batch.sources is not None
+        columns = {}
+        for name, calculator in self.calculators.items():
+            rows = [
+                row
+                for row, prompt in enumerate(batch.prompts)
+                if calculator.check_prompts([prompt], has_target, has_source).applies[name]
+            ]
+            values = torch.full((len(batch),), torch.nan)
+            if rows:
+                values[rows] = calculator.compute_rewards(batch.select(rows)).components[name]
+            columns[name] = values
+        return columns
+
+
+def held_out_metrics(config: Config, world: World, held_out: ImageDataset) -> HeldOutMetrics | None:
+    """Those that the configuration names, their backends loaded; None without any.
+
+    Raises RewardConfigError where one can score none of the prompts, RewardBackendError where a backend is missing.
+    """
+    calculators = {}
+    prompts = [example.prompt for example in held_out.examples]
+    for name in config.reward.monitors.metrics:
+        calculator = build_calculator(None, {name: 1.0}, reward_options(config), world.device)
+        calculator.check()
+        if not calculator.check_prompts(prompts, held_out.has_targets, held_out.has_sources).applies[name]:
+            raise RewardConfigError(
+                f"reward.monitors.metrics: {name} can score none of the held-out prompts; take it out, or provide the "
+                "images or the quoted words that it needs"
+            )
+        calculators[name] = calculator
+    return HeldOutMetrics(calculators) if calculators else None

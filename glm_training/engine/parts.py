@@ -1,0 +1,193 @@
+"""A trained half of the model: its parameters, the policy that is called, optimizer, schedule and snapshots."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from glm_training.checkpoint.state_tree import StateTree, load_optimizer_state_tree, optimizer_state_tree
+from glm_training.config.sections.resolved import ResolvedOptimizer
+from glm_training.engine.errors import NonFiniteError, SettingsError, TrainingError
+from glm_training.methods.losses import Context
+from glm_training.models.snapshot import ParameterSnapshot
+from glm_training.utils.distributed import World
+
+MAX_SKIPPED = 20
+"""Updates in a row that fp16 loss scaling may skip: halved as often, its first scale of 65536 is below 1."""
+
+
+class Part:
+    """One half under training. `policy` is `component`, inside DDP when there are several processes."""
+
+    def __init__(
+        self,
+        name: str,
+        component: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        settings: ResolvedOptimizer,
+        world: World,
+        *,
+        total_steps: int,
+        find_unused_parameters: bool = False,
+        loss_scaling: bool = False,
+    ) -> None:
+        self.name = name
+        self.component = component
+        self.parameters = dict(parameters)
+        self.settings = settings
+        self.total_steps = total_steps
+        self.world = world
+        self.policy: nn.Module = component
+        if world.world_size > 1:
+            self.policy = DistributedDataParallel(
+                component, find_unused_parameters=find_unused_parameters, forward_sync_buffers=False
+            )
+        self.optimizer = _build_optimizer(settings, list(self.parameters.values()))
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=loss_scaling)
+        self.skipped = 0
+        self.reference: Context | None = None
+        self.average: ParameterSnapshot | None = None
+        self.old: ParameterSnapshot | None = None
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradient of `loss`."""
+        self.scaler.scale(loss).backward()
+
+    def accumulating(self, last: bool) -> AbstractContextManager[Any]:
+        """Around forward and backward of one term: gradients are exchanged at the last one only."""
+        if isinstance(self.policy, DistributedDataParallel) and not last:
+            return self.policy.no_sync()
+        return nullcontext()
+
+    def step(self, training_step: int) -> dict[str, float]:
+        """One optimizer step with the rate of `training_step` (from 0); clears the gradients.
+
+        Returns gradient norm (before clipping) and learning rate. With loss scaling a gradient that overflows is left
+        out, and the scale lowered; `skipped_updates` counts those in a row. Raises NonFiniteError, before anything is
+        changed, for a gradient that is not finite without it, and after `MAX_SKIPPED` of them with it.
+        """
+        rate = self.learning_rate(training_step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.scaler.unscale_(self.optimizer)
+        limit = self.settings.max_grad_norm or math.inf
+        norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), limit).item()
+        if not math.isfinite(norm) and not self.scaler.is_enabled():
+            raise NonFiniteError(f"the gradient norm of the {self.name} half is {norm}", training_step)
+        self.scaler.step(self.optimizer)
+        self.optimizer.zero_grad(set_to_none=True)
+        figures = {"grad_norm": norm, "learning_rate": rate}
+        if self.scaler.is_enabled():
+            figures |= self._adapt_scale(training_step)
+        return figures
+
+    def _adapt_scale(self, training_step: int) -> dict[str, float]:
+        """Lowers the loss scale after an overflow, raises it after many steps without one."""
+        before = self.scaler.get_scale()
+        self.scaler.update()
+        scale = self.scaler.get_scale()
+        self.skipped = self.skipped + 1 if scale < before else 0
+        if self.skipped >= MAX_SKIPPED:
+            raise NonFiniteError(
+                f"fp16 gradients of the {self.name} half overflowed in {self.skipped} updates in a row, down to a loss "
+                f"scale of {scale:g}",
+                training_step,
+            )
+        return {"loss_scale": scale, "skipped_updates": float(self.skipped)}
+
+    def learning_rate(self, training_step: int) -> float:
+        """Linear warmup from 0, then constant, linear or cosine down to `min_lr_ratio` at the last step."""
+        settings = self.settings
+        if training_step < settings.warmup_steps:
+            return settings.learning_rate * (training_step + 1) / (settings.warmup_steps + 1)
+        if settings.scheduler == "constant":
+            return settings.learning_rate
+        span = max(1, self.total_steps - settings.warmup_steps)
+        progress = min(1.0, (training_step - settings.warmup_steps) / span)
+        factor = 1 - progress if settings.scheduler == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+        return settings.learning_rate * (settings.min_lr_ratio + (1 - settings.min_lr_ratio) * factor)
+
+    @contextmanager
+    def as_reference(self) -> Iterator[None]:
+        """Inside, the component is what the KL is measured against, without gradient: the starting model, or the slow
+        `average` of the trained one."""
+        if self.reference is None:
+            raise TrainingError(f"{self.name}: no reference was kept because kl_coef is 0")
+        with torch.no_grad(), self.reference():
+            yield
+
+    @contextmanager
+    def as_old(self) -> Iterator[None]:
+        """Inside, the component is the slow policy that draws (DiffusionNFT); itself where none is kept."""
+        if self.old is None:
+            yield
+            return
+        with self.old.applied():
+            yield
+
+    def state(self, *, with_optimizer: bool) -> dict[str, StateTree]:
+        """Named states for a checkpoint. The starting model as reference is not among them: the run loads it anew."""
+        weights: dict[str, Any] = {name: parameter.detach() for name, parameter in self.parameters.items()}
+        state: dict[str, StateTree] = {f"{self.name}_weights": weights}
+        if with_optimizer:
+            state[f"{self.name}_optimizer"] = optimizer_state_tree(self.optimizer)
+            if self.scaler.is_enabled():
+                state[f"{self.name}_scaler"] = {"scaler": self.scaler.state_dict(), "skipped": self.skipped}
+        for kind, snapshot in self._snapshots():
+            state[f"{self.name}_{kind}"] = cast(StateTree, snapshot.state_dict())
+        return state
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, StateTree]) -> None:
+        """Takes what `state` gave. Raises TrainingError when the checkpoint does not fit the run."""
+        weights = cast(Mapping[str, Tensor], state[f"{self.name}_weights"])
+        if weights.keys() != self.parameters.keys():
+            raise TrainingError(
+                f"the checkpoint's {self.name} weights do not fit: {len(weights.keys() ^ self.parameters.keys())} "
+                "names differ; resume with the model and lora settings of the run that saved it"
+            )
+        for name, parameter in self.parameters.items():
+            parameter.copy_(weights[name])
+        if f"{self.name}_optimizer" not in state:
+            raise TrainingError(
+                "the checkpoint was saved with checkpoint.save_optimizer: false and cannot be resumed; start a new run "
+                "with model.name set to its pipeline folder"
+            )
+        load_optimizer_state_tree(self.optimizer, state[f"{self.name}_optimizer"])
+        if self.scaler.is_enabled():
+            scaling = cast(dict[str, Any], state[f"{self.name}_scaler"])
+            self.scaler.load_state_dict(scaling["scaler"])
+            self.skipped = scaling["skipped"]
+        for kind, snapshot in self._snapshots():
+            snapshot.load_state_dict(cast(Mapping[str, Tensor], state[f"{self.name}_{kind}"]))
+
+    def _snapshots(self) -> list[tuple[str, ParameterSnapshot]]:
+        """The slow copies that training moves, by name."""
+        named = [("old", self.old), ("average", self.average)]
+        return [(kind, snapshot) for kind, snapshot in named if snapshot is not None]
+
+
+def _build_optimizer(settings: ResolvedOptimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    rate, decay = settings.learning_rate, settings.weight_decay
+    if settings.name == "sgd":
+        return torch.optim.SGD(parameters, lr=rate, momentum=settings.beta1, weight_decay=decay)
+    options: dict[str, Any] = {
+        "lr": rate,
+        "betas": (settings.beta1, settings.beta2),
+        "eps": settings.epsilon,
+        "weight_decay": decay,
+    }
+    if settings.name == "adamw":
+        return torch.optim.AdamW(parameters, **options)
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise SettingsError('optimizer adamw_8bit needs bitsandbytes: pip install "glm_training[bitsandbytes]"')
+    import bitsandbytes
+
+    return bitsandbytes.optim.AdamW8bit(parameters, **options)

@@ -1,0 +1,177 @@
+"""From a configuration to the things a trainer composes: model, data, rewards. Each fails before training starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from glm_training.config import Config
+from glm_training.data import Example, I2IDataset, ImageDataset, T2IDataset, TrainingData, load_examples
+from glm_training.engine.families import evaluation_sampling
+from glm_training.engine.parts import Part
+from glm_training.engine.reward_setup import reward_options
+from glm_training.evaluation.held_out import EvaluationSettings
+from glm_training.models.family import Family
+from glm_training.models.lora import adapters_disabled, has_lora
+from glm_training.models.snapshot import ParameterSnapshot
+from glm_training.rewards import (
+    RewardCalculator,
+    RewardConfigError,
+    build_calculator,
+)
+from glm_training.utils.distributed import World
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def build_parts(config: Config, family: Family, world: World, total_steps: int) -> dict[str, Part]:
+    """The trained parts, each with its own optimizer and, where a method needs it, its snapshots."""
+    parts: dict[str, Part] = {}
+    for name in config.parts():
+        part = Part(
+            name,
+            family.component(name),
+            family.trainable(name),
+            config.optimizer_for(name),
+            world,
+            total_steps=total_steps,
+            find_unused_parameters=config.distributed.find_unused_parameters,
+            loss_scaling=config.training.mixed_precision == "fp16",
+        )
+        if config.uses_reward() and config.policy_for(name).kl_coef > 0:
+            keep_reference(part, family.module(name), config.reward.grpo.reference)
+        if config.uses_reward() and name == "dit" and config.reward.grpo.dit.method == "nft":
+            part.old = ParameterSnapshot(part.parameters)
+        parts[name] = part
+    return parts
+
+
+def keep_reference(part: Part, module: nn.Module, kind: str) -> None:
+    """What the part is compared with: `start`, the model it starts as, or `ema`, its slow average. The start of
+    adapters is the model with them switched off: no copy."""
+    if kind == "start" and has_lora(module):
+        part.reference = partial(adapters_disabled, module)
+        return
+    snapshot = ParameterSnapshot(part.parameters)
+    part.reference = snapshot.applied
+    if kind == "ema":
+        part.average = snapshot
+
+
+def autocast(config: Config, world: World) -> AbstractContextManager[Any]:
+    """The context of every forward pass, in rollout and replay alike."""
+    dtype = AUTOCAST.get(config.training.mixed_precision)
+    return nullcontext() if dtype is None else torch.autocast(world.device.type, dtype)
+
+
+def build_dataset(config: Config) -> ImageDataset:
+    """The training data, scanned whole; DataError lists every problem."""
+    data = config.data
+    examples = load_examples(
+        config.training.mode,
+        config.dataset_file(),
+        config.target_images_dir(),
+        data.source_images_dir if config.training.mode == "i2i" else None,
+        height=data.image_size.height,
+        width=data.image_size.width,
+        require_targets=config.uses_supervision() or (config.uses_reward() and config.target_reason() is not None),
+        num_workers=data.num_workers,
+        max_bad_fraction=data.max_bad_fraction,
+    )
+    return _dataset(config, examples, augmentation=data.augmentation)
+
+
+def build_evaluation_dataset(config: Config, training: ImageDataset) -> ImageDataset:
+    """The held-out prompts, or the first training prompts when there are none.
+
+    To be scored they need targets where a metric compares with them, and for a reward of the user's own, which may,
+    where the training data has them. DataError lists every problem.
+    """
+    evaluation, data = config.evaluation, config.data
+    may_compare = config.target_reason() is not None or (config.has_own_reward() and training.has_targets)
+    if evaluation.eval_prompts_file is None:
+        return _dataset(config, training.examples[: evaluation.num_eval_samples], augmentation=False)
+    examples = load_examples(
+        config.training.mode,
+        evaluation.eval_prompts_file,
+        evaluation.eval_target_images_dir,
+        evaluation.eval_source_images_dir if config.training.mode == "i2i" else None,
+        height=data.image_size.height,
+        width=data.image_size.width,
+        require_targets=evaluation.enabled and may_compare,
+        num_workers=data.num_workers,
+    )
+    return _dataset(config, examples[: evaluation.num_eval_samples], augmentation=False)
+
+
+def _dataset(config: Config, examples: Sequence[Example], *, augmentation: bool) -> ImageDataset:
+    kind = I2IDataset if config.training.mode == "i2i" else T2IDataset
+    return kind(
+        examples,
+        height=config.data.image_size.height,
+        width=config.data.image_size.width,
+        augmentation=augmentation,
+        seed=config.seed,
+        num_workers=config.data.num_workers,
+        pin_memory=config.data.pin_memory,
+    )
+
+
+def scores(config: Config) -> bool:
+    """Whether the run scores pictures: in its reward steps, or in its evaluations alone."""
+    return config.uses_reward() or (config.reward.enabled and config.evaluation.enabled)
+
+
+def build_rewards(
+    config: Config, world: World, datasets: Mapping[str, ImageDataset]
+) -> tuple[RewardCalculator, list[str]]:
+    """The calculator, its backends loaded, and every prompt of `datasets` (by what messages call them) known to be
+    scorable; and what is worth telling the user about the metrics.
+
+    Raises RewardConfigError when rewards and data do not fit, RewardBackendError when a backend is missing.
+    """
+    reward = config.reward
+    calculator = build_calculator(
+        reward.calculator,
+        config.scored_weights(),
+        reward_options(config),
+        world.device,
+    )
+    calculator.check()
+    problems: dict[str, None] = {}
+    notes: dict[str, None] = {}
+    own = [weights for part in config.parts() if (weights := config.reward_weights_for(part)) is not None]
+    for name, dataset in datasets.items():
+        prompts = [example.prompt for example in dataset.examples]
+        for weights in (None, *own):
+            report = calculator.check_prompts(prompts, dataset.has_targets, dataset.has_sources, weights)
+            problems |= dict.fromkeys(f"{name}: {line}" for line in report.problems)
+            notes |= dict.fromkeys(f"{name}: {line}" for line in report.notes)
+    if problems:
+        raise RewardConfigError("the rewards do not fit the data:\n" + "\n".join(f"  {line}" for line in problems))
+    return calculator, list(notes)
+
+
+def datasets_to_score(config: Config, training: TrainingData, held_out: ImageDataset) -> dict[str, ImageDataset]:
+    """The data that the rewards meet, by the name that messages give it."""
+    named = {"training data": training} if config.uses_reward() and isinstance(training, ImageDataset) else {}
+    if config.evaluation.enabled and (config.evaluation.eval_prompts_file is not None or not named):
+        named["held-out data"] = held_out
+    return named
+
+
+def evaluation_settings(config: Config) -> EvaluationSettings:
+    """How held-out images and samples are drawn."""
+    return EvaluationSettings(
+        height=config.data.image_size.height,
+        width=config.data.image_size.width,
+        samples=config.evaluation.samples_per_prompt,
+        seed=config.evaluation.seed,
+        sampling=evaluation_sampling(config),
+        micro_batch_size=config.rollout.micro_batch_size,
+    )

@@ -1,0 +1,180 @@
+"""From the raw rewards of a step to the advantages of its plans and renders, over all processes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from glm_training.algorithms.advantages import PlanRenderAdvantages, Scale, plan_render_advantages, plan_render_gdpo
+from glm_training.config import Config
+from glm_training.config.sections.base import Part
+from glm_training.reinforcement.rollout import Rollout
+from glm_training.rewards import RewardResult
+from glm_training.utils.distributed import World, gather_tensor
+from glm_training.utils.randomness import make_generator
+
+ONE_HALF_DECIDES = 2 / 3
+"""From this part of the reward's spread on, a half is called the one to train."""
+
+
+@dataclass
+class Scored:
+    """A rollout of P prompts with its scores and, once the whole step is known, the advantages of its rows.
+
+    first_prompt: the place of its first prompt among all prompts of the step, over chunks and processes.
+    plan_advantages: [P*N]; render_advantages: [P*N*M].
+    """
+
+    rollout: Rollout
+    result: RewardResult
+    first_prompt: int = 0
+    plan_advantages: Tensor = field(default_factory=lambda: torch.empty(0))
+    render_advantages: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def rewards(self, weights: Mapping[str, float] | None = None) -> Tensor:
+        """Totals [P, N, M] on the CPU, under `weights` or those of the calculator; NaN where there is none."""
+        total = self.result.total if weights is None else self.result.total_for(weights)
+        return self.shaped(total)
+
+    def shaped(self, values: Tensor) -> Tensor:
+        """[P*N*M] as [P, N, M]."""
+        prompts = len(self.rollout.prompts)
+        return values.view(prompts, len(self.rollout.plans) // prompts, -1)
+
+
+def plan_share_reading(share: float) -> str:
+    """One line on what `plan_variance_share` in [0, 1] advises; NaN, a share that could not be told, is said to be so.
+
+    Raises ValueError for a share outside [0, 1].
+    """
+    if math.isnan(share):
+        return (
+            "the plan's share of the reward's spread cannot be told: "
+            "that takes 2 plans per prompt, 2 renders per plan, and rewards that differ"
+        )
+    if not 0 <= share <= 1:
+        raise ValueError(f"share must lie in [0, 1], got {share}")
+    plan = round(100 * share)
+    if share >= ONE_HALF_DECIDES:
+        return f"{plan} % of the reward's spread comes from the plan: train the AR"
+    if share <= 1 - ONE_HALF_DECIDES:
+        return f"{100 - plan} % of the reward's spread comes from the render: train the DiT"
+    return f"{plan} % of the reward's spread comes from the plan, {100 - plan} % from the render: train both"
+
+
+class ShareReader:
+    """The plan's share of the variance over several steps, single ones being noisy, and its reading."""
+
+    def __init__(self) -> None:
+        self._shares: list[float] = []
+
+    def add(self, metrics: Mapping[str, float]) -> None:
+        """Takes the share from a step's figures, where there is one."""
+        if "reward/plan_variance_share" in metrics:
+            self._shares.append(metrics["reward/plan_variance_share"])
+
+    def read(self) -> str | None:
+        """The reading of the steps since the last one, None without any."""
+        shares, self._shares = self._shares, []
+        if not shares:
+            return None
+        return f"{plan_share_reading(sum(shares) / len(shares))} (mean of {len(shares)} steps)"
+
+
+def assign_advantages(chunks: list[Scored], config: Config, world: World, step: int) -> dict[str, float]:
+    """Fills in the advantages of `chunks`, compared over the whole step, and returns the figures of its raw rewards.
+
+    A sample that could not be scored, and a plan none of whose renders could, counts nowhere and gets zero. The reward
+    weight of a half scales its advantages last, so that the KL beside them keeps its own weight.
+    """
+    grpo = config.reward.grpo
+    rewards = gather_tensor(world, torch.cat([chunk.rewards() for chunk in chunks]))
+    figures = _figures(chunks, world, rewards)
+    chosen: dict[Part, Tensor] = {}
+    shared: dict[Scale, PlanRenderAdvantages] = {}  # of what both halves are rewarded for
+    halves: tuple[tuple[Part, str], ...] = (("ar", "plan"), ("dit", "render"))
+    for part, level in halves:
+        own, policy = config.reward_weights_for(part), config.policy_for(part)
+        if own is None:
+            if policy.advantage_scale not in shared:
+                shared[policy.advantage_scale] = _compare(chunks, config, world, rewards, policy.advantage_scale, None)
+            compared = shared[policy.advantage_scale]
+            if not compared.plan_variance_share.isnan():
+                figures["reward/plan_variance_share"] = compared.plan_variance_share.item()
+        else:
+            totals = gather_tensor(world, torch.cat([chunk.rewards(own) for chunk in chunks]))
+            if not totals.isnan().all():
+                figures[f"reward/{part}_total"] = totals.nanmean().item()
+            compared = _compare(chunks, config, world, totals, policy.advantage_scale, own)
+        values = compared.plan if part == "ar" else compared.render
+        if grpo.shuffle_advantages:
+            values = _shuffled(values, config.seed, level, step)
+        chosen[part] = values.clamp(-grpo.advantage_clip, grpo.advantage_clip) * policy.reward_weight
+    start = world.rank * sum(len(chunk.rollout.prompts) for chunk in chunks)
+    for chunk in chunks:
+        rows = slice(start, start + len(chunk.rollout.prompts))
+        chunk.plan_advantages = chosen["ar"][rows].flatten().to(world.device)
+        chunk.render_advantages = chosen["dit"][rows].flatten().to(world.device)
+        start += len(chunk.rollout.prompts)
+    return figures
+
+
+def _compare(
+    chunks: list[Scored],
+    config: Config,
+    world: World,
+    rewards: Tensor,
+    scale: Scale,
+    own: Mapping[str, float] | None,
+) -> PlanRenderAdvantages:
+    """Advantages of the whole step's plans and renders, by their totals `rewards` [P, N, M] or metric by metric."""
+    scored = ~rewards.isnan()
+    tree = plan_render_advantages(rewards, scale=scale, scored=scored)
+    if config.reward.combine == "sum":
+        return tree
+    weights = own or config.reward.metric_weights()
+    if not set(weights) <= set(chunks[0].result.components):  # a calculator of the user's has scores of its own
+        weights = dict.fromkeys(chunks[0].result.components, 1.0)
+    columns = torch.stack(
+        [torch.cat([chunk.shaped(chunk.result.components[name]) for chunk in chunks]) for name in weights], dim=-1
+    )
+    gathered = gather_tensor(world, columns).masked_fill(~scored[..., None], math.nan)
+    plan, render = plan_render_gdpo({name: gathered[..., k] for k, name in enumerate(weights)}, weights)
+    return replace(tree, plan=plan, render=render)
+
+
+def _shuffled(advantages: Tensor, seed: int, level: str, step: int) -> Tensor:
+    """The same advantages on other samples: what a control run learns from."""
+    order = torch.randperm(advantages.numel(), generator=make_generator(seed, f"shuffle/{level}", step))
+    return advantages.flatten()[order].view_as(advantages)
+
+
+def _figures(chunks: list[Scored], world: World, rewards: Tensor) -> dict[str, float]:
+    """Raw rewards: the mean of the total and of each component over all samples of the step, and their spread."""
+    figures = {} if rewards.isnan().all() else {"reward/total": rewards.nanmean().item()}
+    names = list(chunks[0].result.components)
+    columns = [torch.cat([chunk.result.components[name] for chunk in chunks]) for name in names]
+    gathered = gather_tensor(world, torch.stack(columns, dim=1))
+    for column, name in enumerate(names):
+        values = gathered[:, column]
+        if not values.isnan().all():
+            figures[f"reward/{name}"] = values.nanmean().item()
+    groups = [group[~group.isnan()] for group in rewards.flatten(1)]
+    spreads = [group.std() for group in groups if len(group) > 1]
+    if spreads:
+        figures["reward/group_std"] = torch.stack(spreads).mean().item()
+    figures["reward/zero_spread_groups"] = float(flat_groups(rewards).sum())
+    figures["reward/skipped_samples"] = float(rewards.isnan().sum())
+    return figures
+
+
+def flat_groups(rewards: Tensor) -> Tensor:
+    """[P] bool: the prompts whose scored rewards [P, N, M] are all equal, from which nothing can be learned."""
+    values = rewards.flatten(1)
+    highest = values.nan_to_num(-math.inf).amax(dim=1)
+    lowest = values.nan_to_num(math.inf).amin(dim=1)
+    return ~(highest > lowest)

@@ -1,0 +1,176 @@
+"""Monitors for hacked rewards: plain figures of the samples, KL, held-out metrics and distance from the start.
+
+A reward that rises says little about the pictures. These figures are never trained on; when one leaves its range while
+training goes on, somebody should look. What each means: docs/monitors.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glm_training.config import Config
+from glm_training.evaluation.held_out import Evaluation
+from glm_training.evaluation.image_statistics import NAMES, group_diversity, image_statistics
+from glm_training.reinforcement.monitors.limits import METRIC, limits_of
+from glm_training.rewards.structure import ssim
+from glm_training.utils.distributed import World, gather_tensor
+
+
+@dataclass
+class Series:
+    """One figure over the run: its first `window` values, its latest ones, and since when it has been on its way.
+
+    departed: the first step from which on the figure has used more than half of its limit; None before. tripped: the
+    step at which it went over, None while it is within.
+    """
+
+    first: list[float] = field(default_factory=list)
+    latest: list[float] = field(default_factory=list)
+    departed: int | None = None
+    tripped: int | None = None
+
+    def add(self, value: float, window: int) -> bool:
+        """Takes a value; whether there is something to compare by now: a full start, and a value after it."""
+        complete = len(self.first) >= window
+        if not complete:
+            self.first.append(value)
+        self.latest = [*self.latest, value][-window:]
+        return complete
+
+    @property
+    def start(self) -> float:
+        return sum(self.first) / len(self.first)
+
+    @property
+    def now(self) -> float:
+        return sum(self.latest) / len(self.latest)
+
+    def state(self) -> dict[str, Any]:
+        return {"first": self.first, "latest": self.latest, "departed": self.departed, "tripped": self.tripped}
+
+
+class Monitors:
+    """Watches a run. `messages` collects what is to be told; `halt` is the reason to stop, None while there is none."""
+
+    def __init__(self, config: Config, world: World) -> None:
+        settings = config.reward.monitors
+        self.world = world
+        self.action = settings.action
+        self.window = settings.window
+        self.limits = limits_of(settings)
+        self.held_out = tuple(settings.metrics)
+        self.active = config.uses_reward()
+        self.series: dict[str, Series] = {}
+        self.messages: list[str] = []
+        self.halt: str | None = None
+
+    # -- what is seen --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def look(self, pictures: Sequence[tuple[Tensor, int]]) -> dict[str, float]:
+        """Statistics of the samples of a step over all processes, which must all call it: images [B, 3, H, W] on their
+        device with the size of their groups. The device is read once."""
+        rows = [
+            torch.cat(
+                [
+                    image_statistics(images).unflatten(0, (-1, group)).mean(dim=1),
+                    group_diversity(images, group)[:, None],
+                ],
+                dim=1,
+            )
+            for images, group in pictures
+        ]
+        means = gather_tensor(self.world, torch.cat(rows)).mean(dim=0).tolist()
+        figures = dict(zip((*NAMES, "diversity"), means, strict=True))
+        return {f"monitor/{name}": value for name, value in figures.items() if not math.isnan(value)}
+
+    def after_step(self, step: int, figures: Mapping[str, float]) -> None:
+        """Judges the figures of training step `step`: those of `look`, and the KL of each half."""
+        for name in ("brightness", "saturation", "clipped", "edges", "diversity"):
+            self._judge(step, name, figures.get(f"monitor/{name}"), self.window)
+        for half in ("ar", "dit"):
+            self._judge(step, f"{half}_kl", figures.get(f"{half}/kl"), self.window)
+
+    def after_evaluation(
+        self, step: int, before: Evaluation, now: Evaluation, sources: Tensor | None
+    ) -> dict[str, float]:
+        """Judges an evaluation against the first one; `sources` [p, 3, H, W] of the kept pictures, in i2i. Returns the
+        figures for the log."""
+        if not self.active:
+            return {}
+        figures: dict[str, float] = {}
+        count = min(len(before.images), len(now.images))
+        if count and now is not before:
+            figures["picture_change"] = 1 - _similarity(now.images[:count], before.images[:count])
+            self._judge(step, "picture_change", figures["picture_change"], 1)
+        if count and sources is not None:
+            figures["source_similarity"] = _similarity(now.images[:count], sources[:count])
+            first = _similarity(before.images[:count], sources[:count])
+            self._judge(step, "source_similarity", figures["source_similarity"], 1, start=first)
+        means, first_means = now.means(), before.means()
+        rising = means.get("total", math.nan) > first_means.get("total", math.nan)
+        for name in self.held_out:
+            if name in means and name in first_means:
+                value = means[name] if rising else max(means[name], first_means[name])
+                self._judge(step, f"{METRIC}{name}", value, 1, start=first_means[name])
+        return {f"monitor/{name}": value for name, value in figures.items()}
+
+    # -- what is made of it --------------------------------------------------------------------------------------------
+
+    def _judge(self, step: int, name: str, value: float | None, window: int, *, start: float | None = None) -> None:
+        limit = self.limits.get(name, self.limits.get(METRIC) if name.startswith(METRIC) else None)
+        if value is None or limit is None or not self.active:
+            return
+        series = self.series.setdefault(name, Series())
+        if start is not None:
+            series.first = [start]
+        comparable = series.add(value, window) or limit.absolute
+        if not comparable:
+            return
+        used = limit.used(series.start, series.now)
+        if not used <= limit.limit / 2:
+            series.departed = step if series.departed is None else series.departed
+        else:
+            series.departed = None
+        if used <= limit.limit:
+            if series.tripped is not None:
+                self.messages.append(f"the monitor {_label(name)} is back within its limit at step {step}")
+            series.tripped = None
+            return
+        message = limit.message(_label(name), step, series.start, series.now, series.departed or step)
+        if series.tripped is None:
+            series.tripped = step
+            self.messages.append(message)
+        if self.action == "stop" and self.halt is None:
+            self.halt = message
+
+    def take_messages(self) -> Iterator[str]:
+        """Everything there is to be told since the last call."""
+        while self.messages:
+            yield self.messages.pop(0)
+
+    # -- what is kept --------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Start values and the latest ones, for a checkpoint."""
+        return {name: series.state() for name, series in self.series.items()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Takes what `state` gave; a shorter window keeps the latest values."""
+        self.series = {name: Series(**dict(values)) for name, values in state.items()}
+
+
+def _label(name: str) -> str:
+    return f"{name.removeprefix(METRIC)} (held out)" if name.startswith(METRIC) else name
+
+
+def _similarity(images: Tensor, others: Tensor) -> float:
+    """Mean SSIM of pairs of pictures, one pair at a time: fp64 copies of large ones add up."""
+    pairs = zip(images.cpu().split(1), others.cpu().split(1), strict=True)
+    return torch.cat([ssim(image.float(), other.float()) for image, other in pairs]).mean().item()

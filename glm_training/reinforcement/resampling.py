@@ -1,0 +1,126 @@
+"""Groups whose rewards are all equal teach nothing: the next prompts are drawn in their place (DAPO's dynamic sampling,
+arXiv:2503.14476), for a bounded number of rounds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from glm_training.data.sampler import Place
+from glm_training.models.glm_image.joining import join_plans, join_renders
+from glm_training.reinforcement.credit import Scored, flat_groups
+from glm_training.reinforcement.rollout import Rollout
+from glm_training.rewards import RewardResult
+from glm_training.utils.distributed import gather_tensor
+
+if TYPE_CHECKING:
+    from glm_training.trainers.reward_trainer import RewardTrainer
+
+
+def replace_flat_groups(trainer: RewardTrainer, chunks: list[Scored]) -> tuple[list[Scored], dict[str, float]]:
+    """The chunks with flat groups replaced, and the figures of it; at most `reward.grpo.max_resamples` rounds.
+
+    Every flat group takes the next prompt of the run's sequence, in the order of the step's prompts, whatever the
+    number of processes. What is still flat at the end stays, and counts among the zero-spread groups. The rewards that
+    are logged are then those of the groups that were kept: `reward/total_before_resampling` has the others too.
+    """
+    rounds = trainer.config.reward.grpo.max_resamples
+    if rounds == 0:
+        return chunks, {}
+    totals = gather_tensor(trainer.world, torch.cat([chunk.rewards() for chunk in chunks]))
+    figures = {} if totals.isnan().all() else {"reward/total_before_resampling": totals.nanmean().item()}
+    drawn = 0
+    for _ in range(rounds):
+        flat = torch.stack([_flat(trainer, chunk) for chunk in chunks])  # [C, b]
+        ranks = gather_tensor(trainer.world, flat[None].int())  # [W, C, b]
+        order = ranks.transpose(0, 1).flatten().cumsum(0).view(len(chunks), -1, flat.shape[1])  # [C, W, b]
+        total = int(order.flatten()[-1])
+        if total == 0:
+            break
+        drawn += total
+        taken = trainer.sampler.take(total)
+        places = (order[:, trainer.world.rank][flat] - 1).tolist()  # of this process's flat groups, among all
+        chunks = _redraw(trainer, chunks, flat, [taken[place] for place in places], int(ranks.sum(dim=(1, 2)).max()))
+    return chunks, figures | {"reward/resampled_groups": float(drawn)}
+
+
+def _redraw(
+    trainer: RewardTrainer, chunks: list[Scored], flat: Tensor, prompts: list[Place], most: int
+) -> list[Scored]:
+    """`chunks` with new samples of `prompts` at the places of `flat` [C, b]; `most` is the largest number of prompts
+    that any process draws, at most batch_size of them at once.
+
+    All processes poll after each part, equally often: there one whose rewards fail is waited for.
+    """
+    size = trainer.config.training.batch_size
+    waiting = flat.flatten().nonzero().flatten()
+    for start in range(0, most, size):
+        part = prompts[start : start + size]
+        if part:
+            batch = trainer.dataset.batch([item.index for item in part], epoch=[item.epoch for item in part])
+            fresh = trainer.score(trainer.draw(batch, [item.position for item in part], on_step=None))
+            places = torch.zeros(flat.numel(), dtype=torch.bool)
+            places[waiting[start : start + size]] = True
+            chunks = _fill(chunks, places.view_as(flat), fresh)
+        trainer.check_stop()
+    return chunks
+
+
+def _flat(trainer: RewardTrainer, chunk: Scored) -> Tensor:
+    """[P] bool: the prompts whose rewards are all equal for every trained half."""
+    weights = [trainer.config.reward_weights_for("ar" if part == "ar" else "dit") for part in trainer.parts]
+    return torch.stack([flat_groups(chunk.rewards(own)) for own in weights]).all(dim=0)
+
+
+def _fill(chunks: list[Scored], flat: Tensor, fresh: Scored) -> list[Scored]:
+    """`chunks` with the prompts at `flat` [C, b] replaced by those of `fresh`, in order."""
+    filled, used = [], 0
+    for chunk, row in zip(chunks, flat, strict=True):
+        count = int(row.sum())
+        if count:
+            prompts = torch.arange(len(row))
+            prompts[row] = len(row) + used + torch.arange(count)
+            chunk = replace(_select(chunk, fresh, prompts), first_prompt=chunk.first_prompt)
+        used += count
+        filled.append(chunk)
+    return filled
+
+
+def _select(first: Scored, second: Scored, prompts: Tensor) -> Scored:
+    """The given prompts of both, the second's counted after the first's."""
+    one, two = first.rollout, second.rollout
+    plans = _rows(prompts, len(one.plans) // len(one.prompts))
+    images = _rows(prompts, len(one.images) // len(one.prompts))
+    positions, names = one.positions + two.positions, one.prompts + two.prompts
+    device = one.images.device
+    rollout = Rollout(
+        [names[p] for p in prompts.tolist()],
+        [positions[p] for p in prompts.tolist()],
+        join_plans(one.plans, two.plans).select(plans.to(device)),
+        join_renders(one.renders, two.renders).select(images.to(device)),
+        torch.cat([one.images, two.images])[images.to(device)],
+        _joined(one.targets, two.targets, prompts),
+        _joined(one.sources, two.sources, prompts),
+    )
+    return Scored(rollout, _results(first.result, second.result, images))
+
+
+def _rows(prompts: Tensor, each: int) -> Tensor:
+    return (prompts[:, None] * each + torch.arange(each)).flatten()
+
+
+def _joined(first: Tensor | None, second: Tensor | None, rows: Tensor) -> Tensor | None:
+    return None if first is None or second is None else torch.cat([first, second])[rows.to(first.device)]
+
+
+def _results(first: RewardResult, second: RewardResult, rows: Tensor) -> RewardResult:
+    shifted = {row + len(first.total): why for row, why in second.failures.items()}
+    failures = first.failures | shifted
+    return RewardResult(
+        torch.cat([first.total, second.total])[rows],
+        {name: torch.cat([values, second.components[name]])[rows] for name, values in first.components.items()},
+        {place: failures[row] for place, row in enumerate(rows.tolist()) if row in failures},
+    )

@@ -1,0 +1,229 @@
+"""From scored rollouts to optimizer steps: which method a half learns by, and how its terms make up an update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from glm_training.algorithms.nft import DecaySchedule, old_policy_decay
+from glm_training.config import Config
+from glm_training.engine.figures import mean_over_processes, stack_means
+from glm_training.engine.parts import Part
+from glm_training.methods.ar_policy_gradient import ARPolicyGradient
+from glm_training.methods.awm import AWM
+from glm_training.methods.flow_policy_gradient import FlowPolicyGradient
+from glm_training.methods.losses import DiTPolicies, MatchingDraws, MethodLoss
+from glm_training.methods.nft import NFT
+from glm_training.reinforcement.credit import Scored
+from glm_training.reinforcement.rollout import Rollout
+from glm_training.utils.randomness import make_generator, normal
+
+if TYPE_CHECKING:
+    from glm_training.trainers.reward_trainer import RewardTrainer
+
+Terms = Callable[[int, Tensor], Iterator[MethodLoss]]
+"""(chunk, rows of it) -> the terms of that slice."""
+
+DiTMethod = FlowPolicyGradient | NFT | AWM
+
+
+def ar_method(config: Config) -> ARPolicyGradient:
+    """What `reward.grpo` says of the AR half."""
+    grpo, policy = config.reward.grpo, config.policy_for("ar")
+    capped = grpo.ar.objective == "cispo"
+    return ARPolicyGradient(
+        clip=(0.0, grpo.ar.cispo_cap) if capped else (policy.clip_low, policy.clip_high),
+        kl_coef=policy.kl_coef,
+        level=grpo.ratio_level,
+        aggregation=grpo.loss_aggregation,
+        objective=grpo.ar.objective,
+        entropy_coef=grpo.ar.entropy_coef,
+        preview_weight=grpo.ar.preview_weight,
+        large_weight=grpo.ar.large_weight,
+    )
+
+
+def dit_method(config: Config) -> DiTMethod:
+    """What `reward.grpo` says of the DiT half."""
+    dit, policy = config.reward.grpo.dit, config.policy_for("dit")
+    clip = (policy.clip_low, policy.clip_high)
+    if dit.method == "nft":
+        return NFT(dit.nft_beta, dit.advantage_max, policy.kl_coef)
+    if dit.method == "awm":
+        return AWM(clip, policy.kl_coef, dit.huber)
+    return FlowPolicyGradient(clip, policy.kl_coef, dit.ratio == "guard", dit.divergence_threshold)
+
+
+# -- the AR half -------------------------------------------------------------------------------------------------------
+
+
+def update_ar(trainer: RewardTrainer, method: ARPolicyGradient, chunks: list[Scored]) -> dict[str, float]:
+    """The optimizer steps of the AR half on the plans of `chunks`."""
+    part = trainer.parts["ar"]
+    anchors = [_reference_scores(trainer, method, part, chunk.rollout) for chunk in chunks]
+
+    def terms(chunk: int, rows: Tensor) -> Iterator[MethodLoss]:
+        anchor = anchors[chunk]
+        yield from method.losses(
+            part.policy,
+            chunks[chunk].rollout.plans.select(rows),
+            chunks[chunk].plan_advantages[rows],
+            None if anchor is None else anchor[rows],
+        )
+
+    return _optimise(trainer, part, chunks, trainer.settings.plans, terms, method.terms)
+
+
+@torch.no_grad()
+def _reference_scores(trainer: RewardTrainer, method: ARPolicyGradient, part: Part, rollout: Rollout) -> Tensor | None:
+    """The reference's log-probs [B, T] of the drawn tokens, once per rollout."""
+    if method.kl_coef == 0:
+        return None
+    rows = torch.arange(len(rollout.plans), device=trainer.world.device)
+    with part.as_reference(), trainer.autocast():
+        pieces = [method.score(part.component, rollout.plans.select(piece)) for piece in trainer.micro(rows)]
+    return torch.cat(pieces)
+
+
+# -- the DiT half ------------------------------------------------------------------------------------------------------
+
+
+def update_dit(trainer: RewardTrainer, method: DiTMethod, chunks: list[Scored]) -> dict[str, float]:
+    """The optimizer steps of the DiT half on the renders of `chunks`."""
+    part, group = trainer.parts["dit"], trainer.settings.group
+    policies = DiTPolicies(
+        part.policy, part.component, None if part.reference is None else part.as_reference, part.as_old
+    )
+    if isinstance(method, FlowPolicyGradient):
+
+        def terms(chunk: int, rows: Tensor) -> Iterator[MethodLoss]:
+            scored = chunks[chunk]
+            yield from method.losses(policies, scored.rollout.renders.select(rows), scored.render_advantages[rows])
+
+        return _optimise(trainer, part, chunks, group, terms, len(chunks[0].rollout.renders.sde_indices))
+    levels = _levels(trainer)
+    draws = partial(_matching_draws, trainer, chunks, levels)
+    if isinstance(method, AWM):
+        olds = _old_densities(trainer, method, part, chunks, draws)
+
+        def awm_terms(chunk: int, rows: Tensor) -> Iterator[MethodLoss]:
+            scored, old = chunks[chunk], olds[chunk]
+            yield from method.losses(
+                policies,
+                scored.rollout.renders.select(rows),
+                scored.render_advantages[rows],
+                draws(chunk, rows),
+                None if old is None else old[rows],
+            )
+
+        return _optimise(trainer, part, chunks, group, awm_terms, len(levels))
+
+    def nft_terms(chunk: int, rows: Tensor) -> Iterator[MethodLoss]:
+        scored = chunks[chunk]
+        yield from method.losses(
+            policies, scored.rollout.renders.select(rows), scored.render_advantages[rows], draws(chunk, rows)
+        )
+
+    metrics = _optimise(trainer, part, chunks, group, nft_terms, len(levels))
+    assert part.old is not None
+    part.old.update(_old_decay(trainer.config, trainer.step))
+    return metrics
+
+
+def _levels(trainer: RewardTrainer) -> tuple[int, ...]:
+    """The noise levels of this step: all of the schedule, or a random choice of `timesteps_per_sample`."""
+    steps = trainer.settings.num_inference_steps
+    wanted = trainer.config.reward.grpo.dit.timesteps_per_sample
+    if wanted is None or wanted >= steps:
+        return tuple(range(steps))
+    order = torch.randperm(steps, generator=make_generator(trainer.config.seed, "nft/levels", trainer.step))
+    return tuple(sorted(order[:wanted].tolist()))
+
+
+def _matching_draws(
+    trainer: RewardTrainer, chunks: list[Scored], levels: tuple[int, ...], chunk: int, rows: Tensor
+) -> MatchingDraws:
+    """The noise of the given rows of a chunk, named by prompt and sample."""
+    rollout, group = chunks[chunk].rollout, trainer.settings.group
+    final = rollout.renders.final
+    names = [(rollout.positions[row // group], row % group) for row in rows.tolist()]
+
+    def noise(level: int) -> Tensor:
+        return normal(trainer.config.seed, f"nft/{level}", names, tuple(final.shape[1:]), device=final.device)
+
+    return MatchingDraws(levels, noise)
+
+
+def _old_densities(
+    trainer: RewardTrainer,
+    method: AWM,
+    part: Part,
+    chunks: list[Scored],
+    draws: Callable[[int, Tensor], MatchingDraws],
+) -> list[Tensor | None]:
+    """AWM's densities [rows, levels] under the policy that drew, per chunk; None where one update needs no other."""
+    if trainer.config.policy_for("dit").updates_per_rollout == 1:
+        return [None] * len(chunks)
+    olds: list[Tensor | None] = []
+    for index, chunk in enumerate(chunks):
+        rows = torch.arange(len(chunk.rollout.renders.final), device=trainer.world.device)
+        with trainer.autocast():
+            pieces = [
+                method.densities(part.component, chunk.rollout.renders.select(piece), draws(index, piece))
+                for piece in trainer.micro(rows)
+            ]
+        olds.append(torch.cat(pieces))
+    return olds
+
+
+def _old_decay(config: Config, step: int) -> float:
+    decay = config.reward.grpo.dit.old_decay
+    if isinstance(decay, float):
+        return decay
+    schedule: DecaySchedule = "ramp" if decay == "fast" else "late_ramp"
+    return old_policy_decay(step, schedule)
+
+
+# -- both --------------------------------------------------------------------------------------------------------------
+
+
+def _optimise(
+    trainer: RewardTrainer, part: Part, chunks: list[Scored], rows_per_prompt: int, terms: Terms, terms_per_slice: int
+) -> dict[str, float]:
+    """`updates_per_rollout` optimizer steps; row r of the step belongs to update r mod their number.
+
+    Each term's loss is a mean over its rows; it is scaled to its share of all rows of the update, over chunks and
+    processes (DDP averages, hence the factor).
+    """
+    grpo = trainer.config.reward.grpo
+    updates = trainer.config.policy_for("ar" if part.name == "ar" else "dit").updates_per_rollout
+    local = sum(len(chunk.rollout.prompts) for chunk in chunks) * rows_per_prompt
+    collected: list[tuple[int, dict[str, Tensor]]] = []
+    figures: dict[str, float] = {}
+    for update in range(updates):
+        slices = []
+        for index, chunk in enumerate(chunks):
+            rows = torch.arange(len(chunk.rollout.prompts) * rows_per_prompt, device=trainer.world.device)
+            rows = rows[(rows + chunk.first_prompt * rows_per_prompt) % updates == update]
+            slices += [(index, piece) for piece in trainer.micro(rows) if len(piece)]
+        total = len(slices) * terms_per_slice
+        done = 0
+        for index, rows in slices:
+            stream = terms(index, rows)
+            for _ in range(terms_per_slice):
+                done += 1
+                trainer.check_stop()
+                with part.accumulating(last=done == total):
+                    with trainer.autocast():
+                        term = next(stream)
+                    part.backward(term.loss * (term.rows * updates / local))
+                collected.append((term.rows, term.metrics | {"loss": term.loss.detach() * terms_per_slice}))
+        figures = trainer.update(part)
+    if part.average is not None:
+        part.average.update(grpo.reference_decay)
+    metrics = mean_over_processes(trainer.world, stack_means(collected)) | figures
+    return {f"{part.name}/{name}": value for name, value in metrics.items()}

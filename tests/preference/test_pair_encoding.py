@@ -1,0 +1,265 @@
+"""Images and prompts encoded once: the same training as without a cache, and what happens when the cache is hurt."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+
+from glm_training.data.problems import DataError
+from glm_training.engine.encoded_cache import EncodedCache
+from glm_training.engine.errors import TrainingError
+from glm_training.models.glm_image.ar import ARComponent
+from glm_training.models.sdxl.family import SDXL
+from glm_training.preference.encoded_pairs import PairEncoder
+from tests.preference_runs import stepped, trainer_of, write_pairs
+from tests.runs import weights_of
+
+FAMILIES = ["sdxl", "glm_image"]
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted((folder / "cache").rglob("*.safetensors"))
+
+
+def largest_difference(left, right) -> float:
+    a, b = weights_of(left), weights_of(right)
+    return max((a[part][name] - b[part][name]).abs().max().item() for part in a for name in a[part])
+
+
+@pytest.fixture
+def no_encoding(monkeypatch):
+    """From here on, an image or a prompt that is encoded is an error."""
+
+    def start(encoder: PairEncoder) -> None:
+        def refuse(*_: object) -> None:
+            raise AssertionError("encoded")
+
+        monkeypatch.setattr(type(encoder), "encode_images", refuse)
+        if isinstance(encoder.__dict__.get("unet"), torch.nn.Module):
+            monkeypatch.setattr(type(encoder), "encode_texts", refuse)
+
+    return start
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_cache_changes_nothing_and_is_filled_once(tmp_path, family, no_encoding) -> None:
+    cached = stepped(tmp_path, family)
+    plain = stepped(tmp_path, family, "dpo.cache=false", "dpo.cache_dir=null")
+    start = trainer_of(tmp_path, family)
+    assert largest_difference(cached, start) > 1e-4, "nothing was learnt"
+    assert largest_difference(cached, plain) <= 1e-6
+    assert len(files(tmp_path)) == (12 if family == "sdxl" else 8), "8 images; prompts of SDXL"
+    again = trainer_of(tmp_path, family)
+    no_encoding(again.encoder)
+    again.prepare()
+    assert again.dataset.batch([0]).images is None, "pixels are not decoded any more"
+    again.training_step()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_the_latents_depend_on_is_in_their_names(tmp_path, family) -> None:
+    stepped(tmp_path, family, steps=0)
+    before = len(files(tmp_path))
+    others = ["data.image_size.height=96", "model.torch_dtype=bfloat16", "seed=4"]  # the seed draws other weights
+    for number, other in enumerate(others):
+        stepped(tmp_path, family, other, steps=0)
+        assert len(files(tmp_path)) >= before + 8 * (number + 1), f"{other}: entries of another encoder were taken"
+    count = len(files(tmp_path))
+    image = tmp_path / "pairs/images/0_preferred.png"
+    image.rename(tmp_path / "pairs/images/renamed.png")
+    listing = tmp_path / "pairs/metadata.jsonl"
+    listing.write_text(listing.read_text().replace("0_preferred", "renamed"))
+    stepped(tmp_path, family, steps=0)
+    assert len(files(tmp_path)) == count, "a renamed image is the same image"
+
+
+def without_a_merge(unet) -> None:
+    backend = json.loads(unet.tokenizer_2.backend_tokenizer.to_str())
+    backend["model"]["merges"].pop()
+    unet.tokenizer_2._tokenizer = type(unet.tokenizer_2.backend_tokenizer).from_str(json.dumps(backend))
+
+
+SETTINGS = {
+    "an activation": ("sdxl", "text", lambda f: setattr(f.unet.text_encoder.config, "hidden_act", "quick_gelu")),
+    "the second encoder's": ("sdxl", "text", lambda f: setattr(f.unet.text_encoder_2.config, "layer_norm_eps", 1e-3)),
+    "a merge": ("sdxl", "text", lambda f: without_a_merge(f.unet)),
+    "the VAE's": ("sdxl", "image", lambda f: f.unet.vae.register_to_config(norm_num_groups=1)),
+    "the vision tower's": (
+        "glm_image", "image", lambda f: setattr(f.ar.model.model.visual.config, "hidden_act", "relu")
+    ),
+    "the quantizer's": (
+        "glm_image", "image", lambda f: setattr(f.ar.model.model.vqmodel.config, "num_embeddings", 7)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_what_encoders_compute_is_in_their_fingerprint_and_where_they_came_from_is_not(tmp_path, setting) -> None:
+    family, kind, change = SETTINGS[setting]
+    encoder, again = (trainer_of(tmp_path, family).encoder for _ in range(2))
+    assert encoder.fingerprints() == again.fingerprints()
+    model = again.unet if family == "sdxl" else again.family
+    for module in again.sleepers():
+        for part in module.modules():
+            if hasattr(getattr(part, "config", None), "_name_or_path"):
+                part.config._name_or_path = "/elsewhere"
+    again.encode_texts(["a cat"])  # sets how its tokenizers pad
+    assert encoder.fingerprints() == again.fingerprints(), "a path, or what a call left behind"
+    change(SimpleNamespace(unet=model) if family == "sdxl" else model)
+    assert encoder.fingerprints()[kind] != again.fingerprints()[kind]
+
+
+def test_no_more_images_than_asked_for_pass_the_vision_tower_at_once(tmp_path, monkeypatch) -> None:
+    seen: list[int] = []
+    tokenize = ARComponent.tokenize_images
+
+    def counted(self, images, grid):
+        seen.append(len(images))
+        return tokenize(self, images, grid)
+
+    monkeypatch.setattr(ARComponent, "tokenize_images", counted)
+    uncached = ["dpo.cache=false", "dpo.cache_dir=null", "model.component=ar", "training.batch_size=3"]
+    trainer = trainer_of(tmp_path, "glm_image", *uncached, "dpo.vae_batch_size=2")
+    chunked = trainer.encoder.encode(trainer.dataset.batch([0, 1, 2]))
+    assert max(seen) == 2 and sum(seen) == 6 * len(trainer.encoder.grids)
+    whole = trainer_of(tmp_path, "glm_image", *uncached, "dpo.vae_batch_size=6")
+    assert torch.equal(chunked.tokens, whole.encoder.encode(whole.dataset.batch([0, 1, 2])).tokens)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_entry_that_is_gone_or_damaged_in_training_is_made_anew(tmp_path, family) -> None:
+    whole = stepped(tmp_path, family)
+    trainer = trainer_of(tmp_path, family)
+    entries = files(tmp_path)
+    entries[0].unlink()
+    trainer.prepare()
+    for path in files(tmp_path)[1:]:
+        path.write_bytes(path.read_bytes()[:-4] + b"ruin")
+    entries[1].unlink(missing_ok=True)
+    trainer.training_step()
+    trainer.step += 1
+    trainer.training_step()
+    assert largest_difference(trainer, whole) <= 1e-6
+    assert trainer.encoder.cache.get(files(tmp_path)[0].stem) is not None
+
+
+def overwrite(path: Path) -> None:
+    Image.new("RGB", (72, 64), "red").save(path)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("cache", [[], ["dpo.cache=false", "dpo.cache_dir=null"]], ids=["cached", "uncached"])
+def test_an_image_that_changes_after_the_scan_does_not_pass_for_the_old_one(tmp_path, workers, cache) -> None:
+    trainer = trainer_of(tmp_path, "sdxl", f"data.num_workers={workers}", *cache)
+    trainer.dataset.image_digests()
+    image = tmp_path / "pairs/images/0_preferred.png"
+    overwrite(image)
+    with pytest.raises(
+        DataError, match="0_preferred.png: changed since the start of the run. Put .* or start a new run"
+    ):
+        trainer.prepare()
+        trainer.encoder.encode(trainer.dataset.batch([0]))
+    image.unlink()
+    with pytest.raises(DataError, match="0_preferred.png: does not exist"):
+        trainer.prepare()
+        trainer.encoder.encode(trainer.dataset.batch([0]))
+
+
+def test_an_image_that_changes_in_training_is_not_encoded_under_the_old_name(tmp_path) -> None:
+    trainer = stepped(tmp_path, "sdxl", f"evaluation.eval_pairs={write_pairs(tmp_path / 'held_out', bright=True)}")
+    for folder, dataset in (("pairs", trainer.dataset), ("held_out", trainer.dataset.held_out)):
+        image = tmp_path / folder / "images/0_rejected.png"
+        overwrite(image)
+        trainer.encoder.cache = EncodedCache(tmp_path / "another")
+        with pytest.raises(DataError, match=f"{folder}/images/0_rejected.png: changed since the start of the run"):
+            trainer.encoder.encode(dataset.batch([0]))
+
+
+def test_chunks_of_the_vae_give_the_whole(tmp_path) -> None:
+    chunked = stepped(tmp_path, "sdxl", "dpo.vae_batch_size=1", f"dpo.cache_dir={tmp_path}/one")
+    whole = stepped(tmp_path, "sdxl", "dpo.vae_batch_size=8", f"dpo.cache_dir={tmp_path}/all")
+    ours, theirs = (t.encoder.encode(t.dataset.batch([0, 1, 2, 3])) for t in (chunked, whole))
+    torch.testing.assert_close(ours.clean, theirs.clean, atol=1e-5, rtol=1e-5)
+    assert largest_difference(chunked, whole) <= 1e-6
+
+
+def test_rows_are_those_of_their_pairs(tmp_path) -> None:
+    trainer = stepped(tmp_path, "sdxl", steps=0)
+    encoded = trainer.encoder.encode(trainer.dataset.batch([2, 0]))
+    fresh = trainer_of(tmp_path, "sdxl").dataset.batch([2, 0])
+    assert [pair.index for pair in encoded.pairs] == [2, 0]
+    unet = trainer.family.unet
+    torch.testing.assert_close(encoded.clean, unet.encode_images(fresh.images.pixels), atol=1e-5, rtol=1e-5)
+    text = unet.encode_prompts(fresh.prompts * 2)
+    torch.testing.assert_close(encoded.condition.text.prompt_embeds, text.prompt_embeds, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(encoded.condition.text.pooled, text.pooled, atol=1e-5, rtol=1e-5)
+    assert encoded.condition.time_ids.tolist() == [[64, 72, 0, 4, 64, 64]] * 4
+
+
+def test_tokens_and_conditions_are_each_images_own(tmp_path) -> None:
+    trainer = stepped(tmp_path, "glm_image", steps=0)
+    encoded = trainer.encoder.encode(trainer.dataset.batch([2, 0]))
+    fresh = trainer_of(tmp_path, "glm_image").dataset.batch([2, 0])
+    family = trainer.family
+    prompt = family.ar.encode_prompts(fresh.prompts * 2, 64, 64)
+    tokens = family.ar.targets(fresh.images.pixels, prompt)
+    assert torch.equal(encoded.tokens, tokens) and torch.equal(encoded.prompt.input_ids, prompt.input_ids)
+    assert torch.equal(encoded.condition.prior_tokens, tokens[:, prompt.preview_length :])
+    assert encoded.condition.glyph_mask[0].sum() > encoded.condition.glyph_mask[1].sum(), "CAFE is written"
+    torch.testing.assert_close(encoded.clean, family.dit.encode_images(fresh.images.pixels), atol=1e-5, rtol=1e-5)
+
+
+def test_dropped_prompts_are_what_guidance_leads_away_from(tmp_path) -> None:
+    drop = torch.tensor([False, True])
+    trainer = stepped(tmp_path, "sdxl", "dpo.prompt_dropout=0.5", steps=0)
+    text = trainer.encoder.encode(trainer.dataset.batch([0, 1]), drop).condition.text
+    kept = trainer.encoder.encode(trainer.dataset.batch([0, 1])).condition.text
+    for ours, whole in ((text.prompt_embeds, kept.prompt_embeds), (text.pooled, kept.pooled)):
+        assert torch.equal(ours[[0, 2]], whole[[0, 2]]) and ours[[1, 3]].count_nonzero() == 0
+    unet = trainer.family.unet
+    unet.force_zeros_for_empty_prompt = False
+    trainer.encoder.fill([trainer.dataset], trainer.console, lambda: None)
+    empty = trainer.encoder.encode(trainer.dataset.batch([0, 1]), drop).condition.text
+    torch.testing.assert_close(empty.pooled[[1, 3]], unet.encode_prompts(["", ""]).pooled)
+    glm = stepped(tmp_path, "glm_image", steps=0)
+    condition = glm.encoder.encode(glm.dataset.batch([0, 1]), drop).condition
+    assert condition.dropped.tolist() == [False, True, False, True]
+
+
+def test_encoders_sleep_while_it_trains(tmp_path, monkeypatch) -> None:
+    """Devices stand in for each other: this machine has a CPU alone."""
+    moves: list[tuple[int, str]] = []
+    trainer = trainer_of(tmp_path, "sdxl", "training.max_steps=3", "logging.log_images=true")
+    monkeypatch.setattr(PairEncoder, "_move", lambda self, device: moves.append((len(self.sleepers()), str(device))))
+    trainer.train()
+    asleep = [number for number, _ in moves]
+    assert asleep == [3] * 5, "asleep after encoding, awake for the samples before the first step and after the last"
+    assert isinstance(trainer.family, SDXL) and trainer.encoder._asleep
+    half = stepped(tmp_path, "glm_image", "model.component=dit", steps=0).encoder
+    assert half.family.ar in half.sleepers() and half.family.dit.text_encoder not in half.sleepers()
+
+
+def test_a_stop_while_encoding_keeps_what_was_encoded(tmp_path) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop() -> None:
+        raise Stop
+
+    trainer = trainer_of(tmp_path, "sdxl", "dpo.vae_batch_size=2")
+    with pytest.raises(Stop):
+        trainer.encoder.fill([trainer.dataset], trainer.console, stop)
+    assert len(files(tmp_path)) == 2 and not trainer.encoder._asleep
+    stepped(tmp_path, "sdxl", "dpo.vae_batch_size=2", steps=0)
+    assert len(files(tmp_path)) == 12
+
+
+def test_a_cache_that_cannot_be_made_is_explained(tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrainingError, match="dpo.cache_dir"):
+        trainer_of(tmp_path, "sdxl", f"dpo.cache_dir={tmp_path}/file/cache")

@@ -1,0 +1,97 @@
+"""From rewards to advantages: what was not scored learns nothing, and a half's reward weight leaves its KL alone."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from glm_training.reinforcement.credit import Scored, assign_advantages, plan_share_reading
+from glm_training.rewards import RewardResult
+from glm_training.utils.distributed import World
+from tests.runs import config_of, trainer_of
+
+NAN = float("nan")
+
+
+def assigned(tmp_path, rewards: torch.Tensor, *overrides: str) -> tuple[Scored, dict[str, float]]:
+    """The one chunk of a step with `rewards` [P, N, M]."""
+    result = RewardResult(rewards.flatten(), {"structure": rewards.flatten()}, {})
+    prompts, plans, _ = rewards.shape
+    rollout = SimpleNamespace(prompts=["a dog"] * prompts, plans=range(prompts * plans))
+    chunk = Scored(rollout, result)  # type: ignore[arg-type]
+    return chunk, assign_advantages([chunk], config_of(tmp_path, *overrides), World(), 0)
+
+
+def test_plans_that_were_not_scored_get_no_advantage(tmp_path):
+    rewards = torch.tensor([[[1.0, 2.0], [NAN, NAN], [4.0, NAN], [9.0, 7.0]], [[NAN] * 2] * 4, [[0.5] * 2] * 4])
+    chunk, figures = assigned(tmp_path, rewards)
+    plan, render = chunk.plan_advantages.view(3, 4), chunk.render_advantages.view(3, 4, 2)
+    assert (plan[0] == 0).tolist() == [False, True, False, False]
+    assert not plan[1:].any() and not render[1:].any()
+    assert not render[0, 1:3].any() and render[0, 0].all() and render[0, 3].all()
+    assert plan[0].sum().abs() < 1e-6
+    assert figures["reward/skipped_samples"] == 11
+    assert figures["reward/zero_spread_groups"] == 2
+    assert figures["reward/total"] == pytest.approx(rewards.nanmean().item())
+    assert figures["reward/group_std"] == pytest.approx((rewards[0][~rewards[0].isnan()].std().item() + 0) / 2)
+
+
+def test_the_reward_weight_scales_advantages_after_their_clip(tmp_path):
+    rewards = torch.randn(2, 3, 2, generator=torch.Generator().manual_seed(0))
+    plain, _ = assigned(tmp_path, rewards, "reward.grpo.advantage_clip=0.5")
+    scaled, _ = assigned(
+        tmp_path,
+        rewards,
+        "reward.grpo.advantage_clip=0.5",
+        "reward.ar_reward_weight=3.0",
+        "reward.dit_reward_weight=0.25",
+    )
+    assert plain.plan_advantages.abs().max() == 0.5
+    torch.testing.assert_close(scaled.plan_advantages, 3 * plain.plan_advantages)
+    torch.testing.assert_close(scaled.render_advantages, 0.25 * plain.render_advantages)
+
+
+def test_a_reward_weight_of_zero_leaves_the_kl(tmp_path):
+    trainer = trainer_of(tmp_path, "reward.ar_reward_weight=0", "reward.dit_reward_weight=0", "reward.grpo.gate=false")
+    figures = trainer.training_step()
+    assert figures["ar/grad_norm"] < 1e-6 and figures["dit/grad_norm"] < 1e-6
+    for part in trainer.parts.values():
+        for parameter in part.parameters.values():
+            parameter.data.mul_(1.1)
+    trainer.step += 1
+    figures = trainer.training_step()
+    assert figures["ar/grad_norm"] > 1e-4 and figures["dit/grad_norm"] > 1e-7
+
+
+@pytest.mark.parametrize(
+    ("share", "reading"),
+    [
+        (0.72, "72 % of the reward's spread comes from the plan: train the AR"),
+        (1.0, "100 % of the reward's spread comes from the plan: train the AR"),
+        (0.0, "100 % of the reward's spread comes from the render: train the DiT"),
+        (0.146, "85 % of the reward's spread comes from the render: train the DiT"),
+        (0.45, "45 % of the reward's spread comes from the plan, 55 % from the render: train both"),
+    ],
+)
+def test_the_share_reads_as_one_line(share, reading):
+    assert plan_share_reading(share) == reading
+
+
+def test_a_share_that_is_none_is_not_read_as_one():
+    assert plan_share_reading(NAN).startswith("the plan's share of the reward's spread cannot be told")
+    for wrong in (-0.01, 1.01):
+        with pytest.raises(ValueError, match="share must lie in"):
+            plan_share_reading(wrong)
+
+
+def test_each_half_may_have_its_own_scale(tmp_path):
+    rewards = torch.randn(2, 3, 2, generator=torch.Generator().manual_seed(0))
+    chunk, _ = assigned(
+        tmp_path, rewards, "reward.grpo.ar.advantage_scale=none", "reward.grpo.dit.advantage_scale=group"
+    )
+    plans = rewards.mean(2)
+    torch.testing.assert_close(chunk.plan_advantages.view(2, 3), plans - plans.mean(1, keepdim=True))
+    render = (rewards - rewards.mean(2, keepdim=True)) / (rewards.std(2, keepdim=True) + 1e-4)
+    torch.testing.assert_close(chunk.render_advantages.view(2, 3, 2), render)

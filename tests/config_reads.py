@@ -22,9 +22,7 @@ from typing import Any
 from glm_training.config import Config, iter_keys
 from glm_training.config.sections.base import Section
 
-OWN_MODULES = frozenset(
-    f"glm_training.config.{name}" for name in ("checks", "family_checks", "loading", "reference", "defaults")
-)
+OWN_MODULES = tuple(f"glm_training.config.{room}" for room in ("checks.", "docs.", "loading.", "sections.defaults"))
 
 
 class ReadTracker:
@@ -70,7 +68,7 @@ class ReadTracker:
 
 def _by_config_itself(frame: FrameType | None) -> bool:
     while frame is not None:
-        if frame.f_globals.get("__name__") in OWN_MODULES:
+        if frame.f_globals.get("__name__", "").startswith(OWN_MODULES):
             return True
         frame = frame.f_back
     return False

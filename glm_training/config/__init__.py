@@ -14,7 +14,7 @@ from glm_training.config.docs.reference import (
     resolved_yaml,
     update_docs,
 )
-from glm_training.config.loading.errors import ConfigError, Problem
+from glm_training.config.errors import ConfigError, Problem
 from glm_training.config.loading.load import load_config
 from glm_training.config.schema import Config
 from glm_training.config.sections.base import Part

@@ -7,8 +7,6 @@ from typing import Any, TypeVar
 
 from pydantic import Field, model_validator
 
-from glm_training.config.checks.cross_field import cross_field_issues
-from glm_training.config.loading.errors import CrossFieldError
 from glm_training.config.sections.base import FilePath, Part, Section
 from glm_training.config.sections.defaults import with_dependent_defaults
 from glm_training.config.sections.distillation import DMDRConfig
@@ -79,13 +77,6 @@ class Config(Section):
     @classmethod
     def _fill_dependent_defaults(cls, raw: Any) -> Any:
         return with_dependent_defaults(raw, cls)
-
-    @model_validator(mode="after")
-    def _check_across_fields(self) -> Config:
-        issues = cross_field_issues(self)
-        if issues:
-            raise CrossFieldError(issues)
-        return self
 
     def parts(self) -> tuple[Part, ...]:
         """The parts that are trained, in the order AR, DiT."""

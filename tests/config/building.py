@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-from pydantic import ValidationError
-
 from glm_training.config import Config
-from glm_training.config.loading.errors import CrossFieldError, Issue
+from glm_training.config.checks.cross_field import cross_field_issues
+from glm_training.config.errors import Issue
 
 TEXT_REWARD: dict[str, Any] = {"metrics": {"text_accuracy": 1.0}}
 
@@ -18,11 +16,9 @@ def build(**sections: Any) -> Config:
 
 
 def issues(**sections: Any) -> list[Issue]:
-    with pytest.raises(ValidationError) as caught:
-        build(**sections)
-    causes = [detail["ctx"]["error"] for detail in caught.value.errors()]
-    assert len(causes) == 1 and isinstance(causes[0], CrossFieldError)
-    return causes[0].issues
+    found = cross_field_issues(build(**sections))
+    assert found
+    return found
 
 
 def first_paths(**sections: Any) -> list[str]:

@@ -12,7 +12,7 @@ from glm_training.config.checks.family import family_issues
 from glm_training.config.checks.method import method_issues
 from glm_training.config.checks.monitors import monitor_issues
 from glm_training.config.docs.describe import walk
-from glm_training.config.loading.errors import Issue
+from glm_training.config.errors import Issue
 from glm_training.config.sections.resolved import split_group
 from glm_training.config.sections.reward import CLASS_PATTERN
 from glm_training.config.sections.reward_options import METRICS, REMOTE_PREFIX

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from glm_training.config.loading.errors import Issue
+from glm_training.config.errors import Issue
 
 if TYPE_CHECKING:
     from glm_training.config.schema import Config

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from glm_training.config.loading.errors import Issue
+from glm_training.config.errors import Issue
 from glm_training.config.sections.reward_options import METRICS
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ from tempfile import TemporaryDirectory
 
 from pydantic import ValidationError
 
+from glm_training.config.checks.cross_field import cross_field_issues
 from glm_training.config.docs.describe import KeyPath, split_path
-from glm_training.config.loading.errors import ConfigError, CrossFieldError, Issue, Problem
+from glm_training.config.errors import ConfigError, Issue, Problem
 from glm_training.config.loading.explain import faults
 from glm_training.config.loading.overrides import apply_override, lay_over, set_key
 from glm_training.config.loading.yaml_source import Source, Tree, read_source
@@ -64,15 +65,14 @@ def _validate(source: Source) -> Config | None:
     tree, faulty = deepcopy(source.tree), set[KeyPath]()
     while True:
         try:
-            return Config.model_validate(tree)
+            config = Config.model_validate(tree)
         except ValidationError as error:
             details = error.errors(include_url=False)
-        for detail in details:
-            cause = detail.get("ctx", {}).get("error")
-            if isinstance(cause, CrossFieldError):
-                for issue in cause.issues:
-                    _report(issue, source, faulty)
-                return None
+        else:
+            issues = cross_field_issues(config)
+            for issue in issues:
+                _report(issue, source, faulty)
+            return None if issues else config
         found = [fault for fault in faults(details, tree, Config) if fault.path not in faulty]
         if not found:
             return None

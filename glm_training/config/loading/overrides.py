@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel
 
 from glm_training.config.docs.describe import KeyPath, section_type, split_path
-from glm_training.config.loading.errors import Problem
+from glm_training.config.errors import Problem
 from glm_training.config.loading.yaml_source import Source, Tree, parse_yaml
 
 

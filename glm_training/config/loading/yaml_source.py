@@ -11,7 +11,7 @@ import yaml
 from yaml.constructor import ConstructorError
 
 from glm_training.config.docs.describe import KeyPath
-from glm_training.config.loading.errors import Problem
+from glm_training.config.errors import Problem
 
 Tree = dict[str, Any]
 

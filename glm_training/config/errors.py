@@ -44,11 +44,3 @@ class ConfigError(Exception):
         count = len(self.problems)
         head = "1 problem in the configuration" if count == 1 else f"{count} problems in the configuration"
         return "\n".join([f"{head}:", *(f"  {problem}" for problem in self.problems)])
-
-
-class CrossFieldError(ValueError):
-    """Raised inside validation with every `Issue` between keys that are valid one by one."""
-
-    def __init__(self, issues: list[Issue]) -> None:
-        self.issues = issues
-        super().__init__("; ".join(issue.message for issue in issues))

@@ -1,4 +1,4 @@
-"""Imports point down only, and the parts that must start fast do not load torch."""
+"""Imports point down only and in no circle, and the parts that must start fast do not load torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 import time
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ ALLOWED = {
     "evaluation": {"data", "models", "rewards", "utils"},
     "engine": {"algorithms", "methods", "evaluation", "models", "rewards", "data", "checkpoint", "config", "utils"},
     "preference": {"engine", "methods", "models", "data", "checkpoint", "config", "utils"},
-    "reinforcement": {  # "trainers": the type of the trainer, until its helpers get what they need
+    "reinforcement": {
         "engine",
         "algorithms",
         "methods",
@@ -34,7 +35,6 @@ ALLOWED = {
         "data",
         "config",
         "utils",
-        "trainers",
     },
     "trainers": {
         "reinforcement",
@@ -80,6 +80,62 @@ def test_imports_point_down_only(layer):
 def test_every_folder_of_the_package_has_a_layer():
     folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
     assert folders == set(ALLOWED)
+
+
+def import_graph() -> dict[str, set[str]]:
+    """module -> the modules of the package that it imports, at the top, inside functions or for types alone."""
+    files = {}
+    for path in PACKAGE.rglob("*.py"):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        files[name.removesuffix(".__init__")] = path
+    graph = {}
+    for module, path in files.items():
+        wanted = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                for alias in node.names:
+                    whole = f"{node.module}.{alias.name}"
+                    wanted.add(whole if whole in files else node.module)
+            elif isinstance(node, ast.Import):
+                wanted |= {alias.name for alias in node.names}
+        graph[module] = (wanted & set(files)) - {module}
+    return graph
+
+
+def without_circles(graph: dict[str, set[str]]) -> None:
+    """Raises graphlib.CycleError, which holds the circle."""
+    TopologicalSorter(graph).prepare()
+
+
+def test_no_module_imports_itself_in_a_circle():
+    graph = import_graph()
+    assert len(graph) > 150
+    without_circles(graph)
+    with pytest.raises(CycleError):
+        without_circles(graph | {"glm_training.config.schema": {"glm_training.config.loading.load"}})
+
+
+ROOMS = {
+    "config": ["errors", "sections", "schema", "docs", "checks", "loading"],
+    "reinforcement": ["rollout", "credit", "scoring", "resampling", "monitors", "gate", "updates"],
+}
+"""Rooms of a layer from the bottom up: each imports only from those before it."""
+
+
+@pytest.mark.parametrize("layer", sorted(ROOMS))
+def test_rooms_of_a_layer_import_downwards_only(layer):
+    order, prefix = ROOMS[layer], f"glm_training.{layer}."
+    found = {path.stem for path in (PACKAGE / layer).iterdir()} - {"__init__", "__pycache__"}
+    assert found == set(order)
+    for module, wanted in import_graph().items():
+        if not module.startswith(prefix):
+            continue
+        room = module.removeprefix(prefix).split(".")[0]
+        below = order[: order.index(room) + 1]
+        wrong = {
+            name for name in wanted if name.startswith(prefix) and name.removeprefix(prefix).split(".")[0] not in below
+        }
+        assert not wrong, f"{module} imports {sorted(wrong)}"
 
 
 def test_algorithms_import_torch_alone():

@@ -3,75 +3,85 @@ arXiv:2503.14476), for a bounded number of rounds."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from glm_training.data.sampler import Place
+from glm_training.config import Config
+from glm_training.data.sampler import Place, StatefulSampler
 from glm_training.models.glm_image.joining import join_plans, join_renders
 from glm_training.reinforcement.credit import Scored, flat_groups
 from glm_training.reinforcement.rollout import Rollout
 from glm_training.rewards import RewardResult
-from glm_training.utils.distributed import gather_tensor
-
-if TYPE_CHECKING:
-    from glm_training.trainers.reward_trainer import RewardTrainer
+from glm_training.utils.distributed import World, gather_tensor
 
 
-def replace_flat_groups(trainer: RewardTrainer, chunks: list[Scored]) -> tuple[list[Scored], dict[str, float]]:
+@dataclass(frozen=True)
+class Resampling:
+    """What new samples need of the run."""
+
+    config: Config
+    world: World
+    sampler: StatefulSampler
+    parts: Collection[str]
+    """The trained halves."""
+    sample: Callable[[list[Place]], Scored]
+    """New samples of these prompts with their scores."""
+    check_stop: Callable[[], None]
+    """Raises StopRequested while the step can still be dropped; every process calls it equally often."""
+
+
+def replace_flat_groups(run: Resampling, chunks: list[Scored]) -> tuple[list[Scored], dict[str, float]]:
     """The chunks with flat groups replaced, and the figures of it; at most `reward.grpo.max_resamples` rounds.
 
     Every flat group takes the next prompt of the run's sequence, in the order of the step's prompts, whatever the
     number of processes. What is still flat at the end stays, and counts among the zero-spread groups. The rewards that
     are logged are then those of the groups that were kept: `reward/total_before_resampling` has the others too.
     """
-    rounds = trainer.config.reward.grpo.max_resamples
+    rounds = run.config.reward.grpo.max_resamples
     if rounds == 0:
         return chunks, {}
-    totals = gather_tensor(trainer.world, torch.cat([chunk.rewards() for chunk in chunks]))
+    totals = gather_tensor(run.world, torch.cat([chunk.rewards() for chunk in chunks]))
     figures = {} if totals.isnan().all() else {"reward/total_before_resampling": totals.nanmean().item()}
     drawn = 0
     for _ in range(rounds):
-        flat = torch.stack([_flat(trainer, chunk) for chunk in chunks])  # [C, b]
-        ranks = gather_tensor(trainer.world, flat[None].int())  # [W, C, b]
+        flat = torch.stack([_flat(run, chunk) for chunk in chunks])  # [C, b]
+        ranks = gather_tensor(run.world, flat[None].int())  # [W, C, b]
         order = ranks.transpose(0, 1).flatten().cumsum(0).view(len(chunks), -1, flat.shape[1])  # [C, W, b]
         total = int(order.flatten()[-1])
         if total == 0:
             break
         drawn += total
-        taken = trainer.sampler.take(total)
-        places = (order[:, trainer.world.rank][flat] - 1).tolist()  # of this process's flat groups, among all
-        chunks = _redraw(trainer, chunks, flat, [taken[place] for place in places], int(ranks.sum(dim=(1, 2)).max()))
+        taken = run.sampler.take(total)
+        places = (order[:, run.world.rank][flat] - 1).tolist()  # of this process's flat groups, among all
+        chunks = _redraw(run, chunks, flat, [taken[place] for place in places], int(ranks.sum(dim=(1, 2)).max()))
     return chunks, figures | {"reward/resampled_groups": float(drawn)}
 
 
-def _redraw(
-    trainer: RewardTrainer, chunks: list[Scored], flat: Tensor, prompts: list[Place], most: int
-) -> list[Scored]:
+def _redraw(run: Resampling, chunks: list[Scored], flat: Tensor, prompts: list[Place], most: int) -> list[Scored]:
     """`chunks` with new samples of `prompts` at the places of `flat` [C, b]; `most` is the largest number of prompts
     that any process draws, at most batch_size of them at once.
 
     All processes poll after each part, equally often: there one whose rewards fail is waited for.
     """
-    size = trainer.config.training.batch_size
+    size = run.config.training.batch_size
     waiting = flat.flatten().nonzero().flatten()
     for start in range(0, most, size):
         part = prompts[start : start + size]
         if part:
-            batch = trainer.dataset.batch([item.index for item in part], epoch=[item.epoch for item in part])
-            fresh = trainer.score(trainer.draw(batch, [item.position for item in part], on_step=None))
+            fresh = run.sample(part)
             places = torch.zeros(flat.numel(), dtype=torch.bool)
             places[waiting[start : start + size]] = True
             chunks = _fill(chunks, places.view_as(flat), fresh)
-        trainer.check_stop()
+        run.check_stop()
     return chunks
 
 
-def _flat(trainer: RewardTrainer, chunk: Scored) -> Tensor:
+def _flat(run: Resampling, chunk: Scored) -> Tensor:
     """[P] bool: the prompts whose rewards are all equal for every trained half."""
-    weights = [trainer.config.reward_weights_for("ar" if part == "ar" else "dit") for part in trainer.parts]
+    weights = [run.config.reward_weights_for("ar" if part == "ar" else "dit") for part in run.parts]
     return torch.stack([flat_groups(chunk.rewards(own)) for own in weights]).all(dim=0)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,16 +21,34 @@ from glm_training.methods.flow_policy_gradient import FlowPolicyGradient
 from glm_training.methods.losses import DiTPolicies, MatchingDraws, MethodLoss
 from glm_training.methods.nft import NFT
 from glm_training.reinforcement.credit import Scored
-from glm_training.reinforcement.rollout import Rollout
+from glm_training.reinforcement.rollout import Rollout, RolloutSettings
+from glm_training.utils.distributed import World
 from glm_training.utils.randomness import make_generator, normal
-
-if TYPE_CHECKING:
-    from glm_training.trainers.reward_trainer import RewardTrainer
 
 Terms = Callable[[int, Tensor], Iterator[MethodLoss]]
 """(chunk, rows of it) -> the terms of that slice."""
 
 DiTMethod = FlowPolicyGradient | NFT | AWM
+
+
+@dataclass(frozen=True)
+class Learning:
+    """What the updates of a training step need of its run; `step` counts the finished steps."""
+
+    config: Config
+    world: World
+    parts: Mapping[str, Part]
+    settings: RolloutSettings
+    step: int
+    autocast: Callable[[], AbstractContextManager[Any]]
+    check_stop: Callable[[], None]
+    """Raises StopRequested while the step can still be dropped; every process calls it equally often."""
+    update: Callable[[Part], dict[str, float]]
+    """The optimizer step of a half, with its figures."""
+
+    def micro(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """`rows` in pieces of at most `rollout.micro_batch_size`."""
+        return rows.split(self.settings.micro_batch_size or max(len(rows), 1))
 
 
 def ar_method(config: Config) -> ARPolicyGradient:
@@ -61,10 +81,10 @@ def dit_method(config: Config) -> DiTMethod:
 # -- the AR half -------------------------------------------------------------------------------------------------------
 
 
-def update_ar(trainer: RewardTrainer, method: ARPolicyGradient, chunks: list[Scored]) -> dict[str, float]:
+def update_ar(run: Learning, method: ARPolicyGradient, chunks: list[Scored]) -> dict[str, float]:
     """The optimizer steps of the AR half on the plans of `chunks`."""
-    part = trainer.parts["ar"]
-    anchors = [_reference_scores(trainer, method, part, chunk.rollout) for chunk in chunks]
+    part = run.parts["ar"]
+    anchors = [_reference_scores(run, method, part, chunk.rollout) for chunk in chunks]
 
     def terms(chunk: int, rows: Tensor) -> Iterator[MethodLoss]:
         anchor = anchors[chunk]
@@ -75,26 +95,26 @@ def update_ar(trainer: RewardTrainer, method: ARPolicyGradient, chunks: list[Sco
             None if anchor is None else anchor[rows],
         )
 
-    return _optimise(trainer, part, chunks, trainer.settings.plans, terms, method.terms)
+    return _optimise(run, part, chunks, run.settings.plans, terms, method.terms)
 
 
 @torch.no_grad()
-def _reference_scores(trainer: RewardTrainer, method: ARPolicyGradient, part: Part, rollout: Rollout) -> Tensor | None:
+def _reference_scores(run: Learning, method: ARPolicyGradient, part: Part, rollout: Rollout) -> Tensor | None:
     """The reference's log-probs [B, T] of the drawn tokens, once per rollout."""
     if method.kl_coef == 0:
         return None
-    rows = torch.arange(len(rollout.plans), device=trainer.world.device)
-    with part.as_reference(), trainer.autocast():
-        pieces = [method.score(part.component, rollout.plans.select(piece)) for piece in trainer.micro(rows)]
+    rows = torch.arange(len(rollout.plans), device=run.world.device)
+    with part.as_reference(), run.autocast():
+        pieces = [method.score(part.component, rollout.plans.select(piece)) for piece in run.micro(rows)]
     return torch.cat(pieces)
 
 
 # -- the DiT half ------------------------------------------------------------------------------------------------------
 
 
-def update_dit(trainer: RewardTrainer, method: DiTMethod, chunks: list[Scored]) -> dict[str, float]:
+def update_dit(run: Learning, method: DiTMethod, chunks: list[Scored]) -> dict[str, float]:
     """The optimizer steps of the DiT half on the renders of `chunks`."""
-    part, group = trainer.parts["dit"], trainer.settings.group
+    part, group = run.parts["dit"], run.settings.group
     policies = DiTPolicies(
         part.policy, part.component, None if part.reference is None else part.as_reference, part.as_old
     )
@@ -104,11 +124,11 @@ def update_dit(trainer: RewardTrainer, method: DiTMethod, chunks: list[Scored]) 
             scored = chunks[chunk]
             yield from method.losses(policies, scored.rollout.renders.select(rows), scored.render_advantages[rows])
 
-        return _optimise(trainer, part, chunks, group, terms, len(chunks[0].rollout.renders.sde_indices))
-    levels = _levels(trainer)
-    draws = partial(_matching_draws, trainer, chunks, levels)
+        return _optimise(run, part, chunks, group, terms, len(chunks[0].rollout.renders.sde_indices))
+    levels = _levels(run)
+    draws = partial(_matching_draws, run, chunks, levels)
     if isinstance(method, AWM):
-        olds = _old_densities(trainer, method, part, chunks, draws)
+        olds = _old_densities(run, method, part, chunks, draws)
 
         def awm_terms(chunk: int, rows: Tensor) -> Iterator[MethodLoss]:
             scored, old = chunks[chunk], olds[chunk]
@@ -120,7 +140,7 @@ def update_dit(trainer: RewardTrainer, method: DiTMethod, chunks: list[Scored]) 
                 None if old is None else old[rows],
             )
 
-        return _optimise(trainer, part, chunks, group, awm_terms, len(levels))
+        return _optimise(run, part, chunks, group, awm_terms, len(levels))
 
     def nft_terms(chunk: int, rows: Tensor) -> Iterator[MethodLoss]:
         scored = chunks[chunk]
@@ -128,53 +148,53 @@ def update_dit(trainer: RewardTrainer, method: DiTMethod, chunks: list[Scored]) 
             policies, scored.rollout.renders.select(rows), scored.render_advantages[rows], draws(chunk, rows)
         )
 
-    metrics = _optimise(trainer, part, chunks, group, nft_terms, len(levels))
+    metrics = _optimise(run, part, chunks, group, nft_terms, len(levels))
     assert part.old is not None
-    part.old.update(_old_decay(trainer.config, trainer.step))
+    part.old.update(_old_decay(run.config, run.step))
     return metrics
 
 
-def _levels(trainer: RewardTrainer) -> tuple[int, ...]:
+def _levels(run: Learning) -> tuple[int, ...]:
     """The noise levels of this step: all of the schedule, or a random choice of `timesteps_per_sample`."""
-    steps = trainer.settings.num_inference_steps
-    wanted = trainer.config.reward.grpo.dit.timesteps_per_sample
+    steps = run.settings.num_inference_steps
+    wanted = run.config.reward.grpo.dit.timesteps_per_sample
     if wanted is None or wanted >= steps:
         return tuple(range(steps))
-    order = torch.randperm(steps, generator=make_generator(trainer.config.seed, "nft/levels", trainer.step))
+    order = torch.randperm(steps, generator=make_generator(run.config.seed, "nft/levels", run.step))
     return tuple(sorted(order[:wanted].tolist()))
 
 
 def _matching_draws(
-    trainer: RewardTrainer, chunks: list[Scored], levels: tuple[int, ...], chunk: int, rows: Tensor
+    run: Learning, chunks: list[Scored], levels: tuple[int, ...], chunk: int, rows: Tensor
 ) -> MatchingDraws:
     """The noise of the given rows of a chunk, named by prompt and sample."""
-    rollout, group = chunks[chunk].rollout, trainer.settings.group
+    rollout, group = chunks[chunk].rollout, run.settings.group
     final = rollout.renders.final
     names = [(rollout.positions[row // group], row % group) for row in rows.tolist()]
 
     def noise(level: int) -> Tensor:
-        return normal(trainer.config.seed, f"nft/{level}", names, tuple(final.shape[1:]), device=final.device)
+        return normal(run.config.seed, f"nft/{level}", names, tuple(final.shape[1:]), device=final.device)
 
     return MatchingDraws(levels, noise)
 
 
 def _old_densities(
-    trainer: RewardTrainer,
+    run: Learning,
     method: AWM,
     part: Part,
     chunks: list[Scored],
     draws: Callable[[int, Tensor], MatchingDraws],
 ) -> list[Tensor | None]:
     """AWM's densities [rows, levels] under the policy that drew, per chunk; None where one update needs no other."""
-    if trainer.config.policy_for("dit").updates_per_rollout == 1:
+    if run.config.policy_for("dit").updates_per_rollout == 1:
         return [None] * len(chunks)
     olds: list[Tensor | None] = []
     for index, chunk in enumerate(chunks):
-        rows = torch.arange(len(chunk.rollout.renders.final), device=trainer.world.device)
-        with trainer.autocast():
+        rows = torch.arange(len(chunk.rollout.renders.final), device=run.world.device)
+        with run.autocast():
             pieces = [
                 method.densities(part.component, chunk.rollout.renders.select(piece), draws(index, piece))
-                for piece in trainer.micro(rows)
+                for piece in run.micro(rows)
             ]
         olds.append(torch.cat(pieces))
     return olds
@@ -192,38 +212,38 @@ def _old_decay(config: Config, step: int) -> float:
 
 
 def _optimise(
-    trainer: RewardTrainer, part: Part, chunks: list[Scored], rows_per_prompt: int, terms: Terms, terms_per_slice: int
+    run: Learning, part: Part, chunks: list[Scored], rows_per_prompt: int, terms: Terms, terms_per_slice: int
 ) -> dict[str, float]:
     """`updates_per_rollout` optimizer steps; row r of the step belongs to update r mod their number.
 
     Each term's loss is a mean over its rows; it is scaled to its share of all rows of the update, over chunks and
     processes (DDP averages, hence the factor).
     """
-    grpo = trainer.config.reward.grpo
-    updates = trainer.config.policy_for("ar" if part.name == "ar" else "dit").updates_per_rollout
+    grpo = run.config.reward.grpo
+    updates = run.config.policy_for("ar" if part.name == "ar" else "dit").updates_per_rollout
     local = sum(len(chunk.rollout.prompts) for chunk in chunks) * rows_per_prompt
     collected: list[tuple[int, dict[str, Tensor]]] = []
     figures: dict[str, float] = {}
     for update in range(updates):
         slices = []
         for index, chunk in enumerate(chunks):
-            rows = torch.arange(len(chunk.rollout.prompts) * rows_per_prompt, device=trainer.world.device)
+            rows = torch.arange(len(chunk.rollout.prompts) * rows_per_prompt, device=run.world.device)
             rows = rows[(rows + chunk.first_prompt * rows_per_prompt) % updates == update]
-            slices += [(index, piece) for piece in trainer.micro(rows) if len(piece)]
+            slices += [(index, piece) for piece in run.micro(rows) if len(piece)]
         total = len(slices) * terms_per_slice
         done = 0
         for index, rows in slices:
             stream = terms(index, rows)
             for _ in range(terms_per_slice):
                 done += 1
-                trainer.check_stop()
+                run.check_stop()
                 with part.accumulating(last=done == total):
-                    with trainer.autocast():
+                    with run.autocast():
                         term = next(stream)
                     part.backward(term.loss * (term.rows * updates / local))
                 collected.append((term.rows, term.metrics | {"loss": term.loss.detach() * terms_per_slice}))
-        figures = trainer.update(part)
+        figures = run.update(part)
     if part.average is not None:
         part.average.update(grpo.reference_decay)
-    metrics = mean_over_processes(trainer.world, stack_means(collected)) | figures
+    metrics = mean_over_processes(run.world, stack_means(collected)) | figures
     return {f"{part.name}/{name}": value for name, value in metrics.items()}

@@ -7,11 +7,11 @@ from contextlib import nullcontext
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from glm_training.algorithms.flow_sde import sde_window
 from glm_training.config import Config
 from glm_training.data import Batch
+from glm_training.data.sampler import Place
 from glm_training.engine.clock import Clock
 from glm_training.engine.errors import SettingsError
 from glm_training.methods.flow_policy_gradient import FlowPolicyGradient
@@ -19,12 +19,13 @@ from glm_training.models.glm_image.family import GLMImage
 from glm_training.reinforcement import updates
 from glm_training.reinforcement.credit import Scored, ShareReader, assign_advantages
 from glm_training.reinforcement.gate.gate import OnPolicyGate
-from glm_training.reinforcement.resampling import replace_flat_groups
+from glm_training.reinforcement.resampling import Resampling, replace_flat_groups
 from glm_training.reinforcement.rollout import Rollout, draw_rollout, rollout_settings
 from glm_training.reinforcement.scoring import ScoringQueue
+from glm_training.reinforcement.updates import Learning
 from glm_training.rewards import RewardBatch
 from glm_training.trainers.base_trainer import BaseTrainer
-from glm_training.trainers.supervision import Supervision
+from glm_training.trainers.supervised_trainer import Supervision
 from glm_training.utils.distributed import World
 from glm_training.utils.randomness import uniform
 
@@ -55,7 +56,7 @@ class RewardTrainer(BaseTrainer):
             return self.supervision.step(self)
         clock = Clock(self.world)
         chunks = self._draw_and_score(clock)
-        chunks, metrics = replace_flat_groups(self, chunks)
+        chunks, metrics = replace_flat_groups(self.resampling(), chunks)
         with self.phase("reward"):
             metrics |= assign_advantages(chunks, self.config, self.world, self.step)
         metrics |= self.monitors.look([(chunk.rollout.images, self.settings.group) for chunk in chunks])
@@ -66,13 +67,14 @@ class RewardTrainer(BaseTrainer):
         if self.gate.due(self.step):
             with self.phase("AR update" if "ar" in self.parts else "DiT update"), self.autocast():
                 metrics |= self.gate.check(self.step, chunks[0].rollout, self.ar_method, self.dit_method)
+        learning = self.learning()
         if self.ar_method is not None:
             with self.phase("AR update"):
-                metrics |= updates.update_ar(self, self.ar_method, chunks)
+                metrics |= updates.update_ar(learning, self.ar_method, chunks)
         clock.lap("ar_update")
         if self.dit_method is not None:
             with self.phase("DiT update"):
-                metrics |= updates.update_dit(self, self.dit_method, chunks)
+                metrics |= updates.update_dit(learning, self.dit_method, chunks)
         clock.lap("dit_update")
         metrics["images_per_second"] = images / clock.total()
         metrics |= clock.laps
@@ -151,9 +153,20 @@ class RewardTrainer(BaseTrainer):
             uniform=draw,
         )
 
-    def micro(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """`rows` in pieces of at most `rollout.micro_batch_size`."""
-        return rows.split(self.settings.micro_batch_size or max(len(rows), 1))
+    def _sample(self, places: list[Place]) -> Scored:
+        """New samples of the prompts at `places`, with their scores."""
+        batch = self.dataset.batch([place.index for place in places], epoch=[place.epoch for place in places])
+        return self.score(self.draw(batch, [place.position for place in places], on_step=None))
+
+    def resampling(self) -> Resampling:
+        """What `replace_flat_groups` needs of this run."""
+        return Resampling(self.config, self.world, self.sampler, tuple(self.parts), self._sample, self.check_stop)
+
+    def learning(self) -> Learning:
+        """What the updates of the step in flight need of this run."""
+        return Learning(
+            self.config, self.world, self.parts, self.settings, self.step, self.autocast, self.check_stop, self.update
+        )
 
     def _check_updates(self) -> None:
         prompts = self.config.training.batch_size

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from glm_training.config import Config
 from glm_training.engine.phases import guarded
-from glm_training.trainers.ar_trainer import ARTrainer
 from glm_training.trainers.base_trainer import BaseTrainer, TrainResult
-from glm_training.trainers.dit_trainer import DiTTrainer
 from glm_training.trainers.dmdr_trainer import DMDRTrainer
 from glm_training.trainers.dpo_trainer import DPOTrainer
 from glm_training.trainers.reward_trainer import RewardTrainer
-from glm_training.trainers.supervised_trainer import SupervisedTrainer
+from glm_training.trainers.supervised_trainer import ARTrainer, DiTTrainer, SupervisedTrainer
 from glm_training.utils.distributed import World, init_world, shutdown
 
 

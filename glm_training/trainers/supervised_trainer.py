@@ -1,12 +1,121 @@
-"""Supervised finetuning of one half or both."""
+"""Supervised finetuning on target images, of one half or both."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from glm_training.algorithms.flow_matching import sample_timestep_density
 from glm_training.config import Config
+from glm_training.data import Batch
+from glm_training.engine.figures import mean_over_processes, stack_means
+from glm_training.engine.parts import Part
+from glm_training.methods.losses import MethodLoss
+from glm_training.methods.supervised import FlowMatching, TokenCrossEntropy
+from glm_training.models.glm_image.ar_types import ARPrompt
 from glm_training.models.glm_image.family import GLMImage
 from glm_training.trainers.base_trainer import BaseTrainer
-from glm_training.trainers.supervision import Supervision
 from glm_training.utils.distributed import World
+from glm_training.utils.randomness import derive_seed, normal, uniform
+
+
+@dataclass
+class Encoded:
+    """A batch of B prompts as both halves need it: the AR half's prompt and target tokens [B, T], the images [B, 3, H,
+    W] on the device, and the places of the prompts in the run's sequence of samples, which name the random draws."""
+
+    prompts: list[str]
+    positions: list[int]
+    prompt: ARPrompt
+    tokens: Tensor
+    targets: Tensor
+    sources: Tensor | None
+
+
+class Supervision:
+    """Cross-entropy of the AR half on the target's tokens; flow matching of the DiT half under those tokens."""
+
+    def __init__(self, config: Config, family: GLMImage) -> None:
+        self.config = config
+        self.family = family
+        training = config.training
+        self.tokens = TokenCrossEntropy(training.preview_loss_weight, training.large_loss_weight)
+        self.flow = FlowMatching()
+
+    def step(self, trainer: BaseTrainer) -> dict[str, float]:
+        """One optimizer step of every part, over all accumulation chunks; the figures of the log."""
+        chunks = self.config.training.gradient_accumulation_steps
+        collected: dict[str, list[tuple[int, dict[str, Tensor]]]] = {name: [] for name in trainer.parts}
+        figures: dict[str, float] = {}
+        self.family.train()
+        with trainer.phase("supervised step"):
+            for chunk in range(chunks):
+                trainer.check_stop()
+                with trainer.autocast():
+                    batch = self._encode(*trainer.next_batch())
+                for name, part in trainer.parts.items():
+                    with part.accumulating(last=chunk == chunks - 1):
+                        with trainer.autocast(), self._dropout_masks(trainer, name, chunk):
+                            term = self._loss(part, batch)
+                        part.backward(term.loss / chunks)
+                    collected[name].append((term.rows, term.metrics | {"loss": term.loss.detach()}))
+            for name, part in trainer.parts.items():
+                metrics = mean_over_processes(trainer.world, stack_means(collected[name])) | trainer.update(part)
+                figures |= {f"{name}/{key}": value for key, value in metrics.items()}
+        return figures
+
+    @contextmanager
+    def _dropout_masks(self, trainer: BaseTrainer, part: str, chunk: int) -> Iterator[None]:
+        """Inside, LoRA dropout draws masks that depend on the run's seed, step, process and chunk alone."""
+        if self.config.lora_for("ar" if part == "ar" else "dit").dropout == 0:
+            yield
+            return
+        device = trainer.world.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            place = (trainer.step, trainer.world.rank, chunk)
+            torch.manual_seed(derive_seed(self.config.seed, f"supervised/dropout/{part}", *place))
+            yield
+
+    @torch.no_grad()
+    def _encode(self, batch: Batch, positions: list[int]) -> Encoded:
+        device = self.family.dit.device
+        assert batch.targets is not None  # the data was scanned with require_targets
+        targets = batch.targets.to(device)
+        sources = None if batch.sources is None else batch.sources.to(device)
+        height, width = targets.shape[-2:]
+        prompt = self.family.ar.encode_prompts(batch.prompts, height, width, sources)
+        tokens = self.family.ar.targets(targets, prompt)
+        return Encoded(list(batch.prompts), positions, prompt, tokens, targets, sources)
+
+    def _loss(self, part: Part, batch: Encoded) -> MethodLoss:
+        if part.name == "ar":
+            return self.tokens.loss(part.policy, batch.prompt, batch.tokens)
+        seed, names, prompt = self.config.seed, [(position,) for position in batch.positions], batch.prompt
+        device = self.family.dit.device
+        with torch.no_grad():
+            clean = self.family.dit.encode_images(batch.targets)
+            condition = self.family.dit.condition(
+                batch.prompts,
+                batch.tokens[:, prompt.preview_length :],
+                prompt.large_grid,
+                batch.sources,
+                prompt.source_tokens,
+                prompt.source_grid,
+            )
+        draws = uniform(seed, "supervised/level", names, (2,), device=device)
+        return self.flow.loss(
+            part.policy,
+            self.family.dit,
+            clean,
+            condition,
+            noise=normal(seed, "supervised/noise", names, tuple(clean.shape[1:]), device=device),
+            u=sample_timestep_density(draws[:, 0], self.config.training.timestep_density),
+            drop=draws[:, 1] < self.config.training.prior_dropout,
+        )
 
 
 class SupervisedTrainer(BaseTrainer):
@@ -20,3 +129,21 @@ class SupervisedTrainer(BaseTrainer):
 
     def training_step(self) -> dict[str, float]:
         return self.supervision.step(self)
+
+
+class ARTrainer(SupervisedTrainer):
+    """Cross-entropy on the tokens of the target image; preview and large grid are logged apart."""
+
+    def __init__(self, config: Config, world: World) -> None:
+        if config.parts() != ("ar",):
+            raise ValueError(f"ARTrainer trains model.component ar, not {config.model.component}")
+        super().__init__(config, world)
+
+
+class DiTTrainer(SupervisedTrainer):
+    """Flow matching under the real image's prior tokens, with condition dropout for guidance."""
+
+    def __init__(self, config: Config, world: World) -> None:
+        if config.parts() != ("dit",):
+            raise ValueError(f"DiTTrainer trains model.component dit, not {config.model.component}")
+        super().__init__(config, world)

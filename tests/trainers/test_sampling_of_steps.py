@@ -63,7 +63,7 @@ def test_flat_groups_are_replaced_by_the_next_prompts(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer.calculator, "compute_rewards", Flat(trainer, {0, 2, 3}))
     chunks = [trainer.score(trainer.draw(*trainer.next_batch(), on_step=None))]
     kept = chunks[0].rollout
-    filled, figures = replace_flat_groups(trainer, chunks)
+    filled, figures = replace_flat_groups(trainer.resampling(), chunks)
     rollout = filled[0].rollout
     # groups 0 and 2 were flat; the fourth prompt (position 3) was flat too, then the sixth (5) came
     assert rollout.positions == [5, 1, 4]
@@ -122,7 +122,7 @@ def test_each_half_is_rewarded_for_its_own(tmp_path, monkeypatch):
     )
     seen = {}
 
-    def keep(trainer, method, chunks):
+    def keep(run, method, chunks):
         seen["scored"] = chunks[0]
         return {}
 

@@ -17,6 +17,19 @@ from glm_training.utils.distributed import World
 from glm_training.utils.pictures import save_grid
 
 
+def opening_lines(config: Config, world: World, items: int, steps: int) -> list[str]:
+    """What a run says before its first step: `items` prompts (or pairs) in the data, `steps` of the whole run."""
+    lines = [outline(config, world, items, steps)]
+    for part in config.parts():
+        warmup = config.optimizer_for(part).warmup_steps
+        if warmup >= steps > 1:
+            lines.append(
+                f"note: {part} warms up for {warmup} steps and the run has {steps}: it never reaches its learning rate "
+                "(training.warmup_steps)"
+            )
+    return lines
+
+
 def outline(config: Config, world: World, prompts: int, steps: int) -> str:
     """One line on what a run trains: `prompts` (or pairs) in the data, `steps` of the whole run."""
     halves = " and ".join({"ar": "AR", "dit": "DiT", "unet": "UNet"}[part] for part in config.parts())

@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from glm_training.checkpoint.commit import begin_run, checkpoint_name, save_checkpoint
+from glm_training.checkpoint.commit import checkpoint_name, save_checkpoint
 from glm_training.checkpoint.resume import load_checkpoint, resolve_resume
 from glm_training.checkpoint.state_tree import StateTree
-from glm_training.config import Config, resolved_yaml
+from glm_training.config import Config
 from glm_training.data import ImageDataset, StatefulSampler, TrainingData
 from glm_training.engine import setup
 from glm_training.engine.errors import ScoringError
@@ -24,7 +24,8 @@ from glm_training.engine.held_out_metrics import held_out_metrics
 from glm_training.engine.parts import Part
 from glm_training.engine.phases import Phase, guarded
 from glm_training.engine.resuming import check_drift, save_context
-from glm_training.engine.summary import outline
+from glm_training.engine.run_directory import open_run_directory
+from glm_training.engine.summary import opening_lines
 from glm_training.models.family import Family
 from glm_training.models.lora import has_lora
 from glm_training.reinforcement.monitors.monitors import Monitors
@@ -33,7 +34,6 @@ from glm_training.utils.console import Console, Progress
 from glm_training.utils.distributed import World, barrier
 from glm_training.utils.logging import RunLogger
 from glm_training.utils.signals import StopRequested, StopSignals
-from glm_training.utils.step_lines import keep_until
 
 
 @dataclass
@@ -274,36 +274,13 @@ class BaseTrainer(ABC):
             self.load(load_checkpoint(point.path, verify=False))
             self.saved = point.path
             self.console.line(f"resumed from {point.path}, step {self.step} of {self.total_steps}")
-        self.console.line(outline(config, self.world, len(self.dataset), self.total_steps))
+        for line in opening_lines(config, self.world, len(self.dataset), self.total_steps):
+            self.console.line(line)
         for note in self.notes:
             self.console.line(f"note: {note}")
-        for part in self.parts.values():
-            if part.settings.warmup_steps >= self.total_steps > 1:
-                self.console.line(
-                    f"note: {part.name} warms up for {part.settings.warmup_steps} steps and the run has "
-                    f"{self.total_steps}: it never reaches its learning rate (training.warmup_steps)"
-                )
-        if self.world.is_main:
-            config.output_dir.mkdir(parents=True, exist_ok=True)
-            (config.output_dir / "config.yaml").write_text(resolved_yaml(config), encoding="utf-8")
-            if point is None or point.path.parent.resolve() != config.checkpoint_dir().resolve():
-                begin_run(config.checkpoint_dir())
-            keep_until(config.output_dir / "evaluations.jsonl", self.step if point is not None else -1)
-        self.logger = RunLogger(
-            config.output_dir,
-            self.world,
-            use_tensorboard=config.logging.use_tensorboard,
-            use_wandb=config.logging.use_wandb,
-            wandb_project=config.logging.wandb_project,
-            wandb_entity=config.logging.wandb_entity,
-            wandb_mode=config.logging.wandb_mode,
-            log_dir=config.tensorboard_dir(),
-            resume_step=self.step if point is not None else None,
-            config=config.model_dump(mode="json"),
-        )
+        self.logger = open_run_directory(config, self.world, point)
         for note in self.notes:
             self.logger.text(note)
-        barrier(self.world)
         return point is not None
 
     def _count_steps(self) -> int:

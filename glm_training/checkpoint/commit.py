@@ -28,8 +28,8 @@ from glm_training.checkpoint.state_tree import (
     StateTree,
     encode,
     structure_bytes,
-    tensor_file_chunks,
 )
+from glm_training.utils.tensor_file import tensor_file_chunks
 
 logger = logging.getLogger(__name__)
 

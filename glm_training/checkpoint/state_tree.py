@@ -7,7 +7,7 @@ included. A tensor that occurs twice (tied weights) is stored once and comes bac
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,15 +19,10 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
+from glm_training.utils.tensor_file import DTYPE_NAMES
+
 # A recursive alias would make every reader of a loaded tree cast at every level; encode() checks at run time instead.
 StateTree: TypeAlias = Any
-
-DTYPE_NAMES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.complex64: "C64", torch.bool: "BOOL",
-    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
-    torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8",
-}  # fmt: skip
 
 
 class CheckpointError(RuntimeError):
@@ -122,34 +117,6 @@ def decode(structure: Any, tensors: Mapping[str, Tensor]) -> StateTree:
     if "$items" in structure:
         return {key: decode(item, tensors) for key, item in structure["$items"]}
     return {key: decode(item, tensors) for key, item in structure.items()}
-
-
-def tensor_file_chunks(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
-    """The bytes of a safetensors file, a tensor at a time.
-
-    Written here rather than by ``safetensors.torch.save_file`` so that only one tensor at a time is copied to the CPU,
-    the digest is of the bytes in memory and not of what the disk gave back, and a full disk is an ``OSError``.
-    Format: https://github.com/huggingface/safetensors#format
-    """
-    # Widest elements first keeps every tensor aligned to its own element size without holes.
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header: dict[str, Any] = {}
-    offset = 0
-    for name in order:
-        tensor = tensors[name]
-        end = offset + tensor.numel() * tensor.element_size()
-        header[name] = {
-            "dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end],
-        }  # fmt: skip
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode("utf-8")
-    text += b" " * (-len(text) % 8)
-    yield len(text).to_bytes(8, "little") + text
-    for name in order:
-        if tensors[name].numel():
-            dense = tensors[name].to("cpu").resolve_conj().resolve_neg().contiguous()
-            # Not reshape: a contiguous tensor of one element may keep any stride, which a view as bytes refuses.
-            yield dense.as_strided((dense.numel(),), (1,)).view(torch.uint8).numpy().data
 
 
 def structure_bytes(encoded: EncodedTree) -> bytes:

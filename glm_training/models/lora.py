@@ -5,6 +5,7 @@ The module stays what it was (same class, same forward, same hooks), with the ta
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +14,11 @@ from typing import Any
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from glm_training.utils.randomness import uniform
+from glm_training.utils.tensor_file import write_tensor_file
 
 ADAPTER = "default"
 """Name of the one adapter a module carries."""
@@ -120,13 +122,18 @@ def save_lora(module: nn.Module, folder: str | Path) -> None:
     """Write the adapter as a PEFT folder (adapter_config.json, adapter_model.safetensors); `PeftModel` loads it too."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    config = _config(module)
-    config.save_pretrained(str(folder))
+    text = json.dumps(described(_config(module)), indent=2, sort_keys=True)
+    (folder / "adapter_config.json").write_text(text, encoding="utf-8")
     weights = {
-        _PREFIX + name.replace(f".{ADAPTER}.", "."): param.detach().to("cpu", copy=True).contiguous()
+        _PREFIX + name.replace(f".{ADAPTER}.", "."): param.detach()
         for name, param in adapter_parameters(module).items()
     }
-    save_file(weights, folder / _WEIGHTS, metadata={"format": "pt"})
+    write_tensor_file(folder / _WEIGHTS, weights, {"format": "pt"})
+
+
+def described(config: LoraConfig) -> dict[str, Any]:
+    """What PEFT keeps of `config`, its sets as sorted lists: the same adapter is the same bytes in every process."""
+    return {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
 
 
 def load_lora(module: nn.Module, folder: str | Path) -> None:

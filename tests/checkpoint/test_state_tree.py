@@ -18,8 +18,8 @@ from glm_training.checkpoint.state_tree import (
     read_tree,
     shard_like,
     structure_bytes,
-    tensor_file_chunks,
 )
+from glm_training.utils.tensor_file import tensor_file_chunks
 
 
 def through_files(tree, folder):

@@ -20,6 +20,7 @@ from glm_training.models.glm_image.loading import ModelLoadError, load_pipeline
 from glm_training.models.glm_image.sampling import step_hooks
 from glm_training.models.lora import has_lora, merged, save_lora
 from glm_training.utils.randomness import normal, uniform
+from glm_training.utils.tensor_file import share_files
 
 __all__ = ["GLMImage", "ModelLoadError"]
 
@@ -106,6 +107,7 @@ class GLMImage(Family):
             self.to_pipeline().save_pretrained(str(path), safe_serialization=True)
         if self.few_steps is not None:
             self.few_steps.write(path)
+        share_files(Path(path))
 
     def save_lora(self, component: str, folder: str | Path) -> None:
         """Write the adapter of a half as a PEFT folder."""

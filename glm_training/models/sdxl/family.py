@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
@@ -16,12 +18,13 @@ from torch import Tensor, nn
 from glm_training.models.family import Family, Sampling
 from glm_training.models.few_steps import FewSteps, read_few_steps
 from glm_training.models.loading import ModelLoadError
-from glm_training.models.lora import ADAPTER, adapter_parameters, has_lora, merged
+from glm_training.models.lora import ADAPTER, adapter_parameters, described, has_lora, merged
 from glm_training.models.sdxl.denoiser import UNetDenoiser
 from glm_training.models.sdxl.loading import TAESD_FOLDER, load_pipeline, load_taesd, taesd_in
 from glm_training.models.sdxl.types import add_time_ids
 from glm_training.models.sdxl.unet import UNetComponent
 from glm_training.utils.randomness import make_generator, normal
+from glm_training.utils.tensor_file import share_files, write_tensor_file
 
 __all__ = ["ModelLoadError", "SDXL", "save_lora_for_diffusers"]
 
@@ -124,6 +127,7 @@ class SDXL(Family):
             self.few_steps.write(path)
         if self.unet.taesd is not None:
             self.unet.taesd.save_pretrained(str(Path(path) / TAESD_FOLDER), safe_serialization=True)
+        share_files(Path(path))
 
     def draw_in_few_steps(self, few_steps: FewSteps) -> None:
         super().draw_in_few_steps(few_steps)
@@ -251,14 +255,11 @@ def save_lora_for_diffusers(unet: nn.Module, folder: str | Path) -> None:
     """Write the adapter of an SDXL UNet for a stock `load_lora_weights`; see `SDXL.save_lora`."""
     if not has_lora(unet):
         raise ValueError("the model carries no LoRA adapters")
-    weights: dict[str, Any] = {
-        name.replace(f".{ADAPTER}.", "."): param.detach().to("cpu", copy=True).contiguous()
-        for name, param in adapter_parameters(unet).items()
+    weights = {
+        f"unet.{name.replace(f'.{ADAPTER}.', '.')}": param.detach() for name, param in adapter_parameters(unet).items()
     }
     config: Any = unet.peft_config
-    described = {
-        key: sorted(value) if isinstance(value, set) else value for key, value in config[ADAPTER].to_dict().items()
-    }
-    StableDiffusionXLPipeline.save_lora_weights(
-        str(folder), unet_lora_layers=weights, unet_lora_adapter_metadata=described
-    )
+    told = {f"unet.{key}": value for key, value in described(config[ADAPTER]).items()}
+    metadata = {"format": "pt", LORA_ADAPTER_METADATA_KEY: json.dumps(told, indent=2, sort_keys=True)}
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    write_tensor_file(Path(folder) / LORA_FILE, weights, metadata)

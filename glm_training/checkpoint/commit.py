@@ -8,18 +8,20 @@ them.
 
 import errno
 import hashlib
+import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from glm_training.checkpoint import disk
+from glm_training.checkpoint.disk_errors import SaveError, naming_disk_errors
 from glm_training.checkpoint.ledger import LEDGER, Ledger, LedgerEntry
 from glm_training.checkpoint.manifest import MANIFEST, FileRecord, Manifest, digest_file, verify_checkpoint
 from glm_training.checkpoint.state_tree import (
@@ -29,6 +31,7 @@ from glm_training.checkpoint.state_tree import (
     encode,
     structure_bytes,
 )
+from glm_training.utils.failures import beside_training
 from glm_training.utils.tensor_file import tensor_file_chunks
 
 logger = logging.getLogger(__name__)
@@ -39,10 +42,6 @@ CHECKPOINT_NAME = re.compile(r"step-\d{6,}")
 PARTIAL, REMOVED, REPLACED = ".partial-", ".removed-", ".replaced-"
 PART_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 SLACK_BYTES = 1 << 20  # folders, manifest, pointer and ledger
-
-
-class DiskFullError(CheckpointError):
-    """The disk has no room for the checkpoint; the message says how many bytes it takes."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,8 @@ def save_checkpoint(
         The committed folder.
 
     Raises:
-        DiskFullError: before or while writing; what was written is removed and the previous checkpoint is as it was.
+        DiskFullError, SaveError: before or while writing; what was written is removed, and the previous checkpoint is
+            as it was. Once the new one is committed nothing is raised: what then fails is told.
         CheckpointError: for a value that cannot be stored, naming its place.
     """
     extras = dict(extra_dirs or {})
@@ -99,7 +99,7 @@ def save_checkpoint(
     states = [_encode_state(name, tree) for name, tree in state.items()]
     needed = sum(item.size for item in states) + extra_bytes + SLACK_BYTES
     unknown = bool(extras) and not extra_bytes
-    with _naming_full_disk(step, needed, unknown, checkpoints_dir):
+    with naming_disk_errors(step, needed, unknown, checkpoints_dir):
         if not checkpoints_dir.is_dir():
             checkpoints_dir.mkdir(parents=True)
             disk.sync_folder(checkpoints_dir.parent)
@@ -113,7 +113,8 @@ def save_checkpoint(
             final = _publish(partial, checkpoints_dir / checkpoint_name(step))
             undo.pop_all()
     if total_limit is not None:
-        _prune(checkpoints_dir, total_limit)
+        with beside_training("removing old checkpoints"):
+            _prune(checkpoints_dir, total_limit)
     return final
 
 
@@ -146,24 +147,6 @@ def _encode_state(name: str, tree: StateTree) -> _State:
     except CheckpointError as error:
         raise CheckpointError(f"state {name!r}: {error}") from None
     return _State(name, encoded, structure_bytes(encoded))
-
-
-@contextmanager
-def _naming_full_disk(step: int, needed: int, exports_unknown: bool, folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        code = error.errno if isinstance(error, OSError) else None
-        # The exporters' safetensors library reports the operating system's error as text.
-        if code not in (errno.ENOSPC, errno.EDQUOT) and "No space left" not in str(error):
-            raise
-        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        more = " plus what its exports take" if exports_unknown else ""
-        raise DiskFullError(
-            f"the checkpoint of step {step} needs {needed} bytes ({needed / 2**30:.2f} GiB){more}, and {folder} has "
-            f"{disk.free_bytes(existing)} free; the previous checkpoint is untouched. Free some space, lower "
-            "checkpoint.save_total_limit, or move checkpoint.save_dir to a larger disk"
-        ) from error
 
 
 def _discard(partial: Path) -> None:
@@ -231,10 +214,26 @@ def _settle_extra(partial: Path, folder: Path) -> dict[str, FileRecord]:
         if path.is_file():
             with path.open("rb") as handle:
                 disk.sync_file(handle)
+            _check_export(partial, path)
             files[path.relative_to(partial).as_posix()] = digest_file(path)
     for path in (*(path for path in folder.rglob("*") if path.is_dir()), folder):
         disk.sync_folder(path)
     return files
+
+
+def _check_export(partial: Path, path: Path) -> None:
+    """Opens what an exporter wrote: the digest of a torn file would vouch for it, since only the disk has its bytes."""
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt"):
+                pass
+        elif path.suffix == ".json":
+            json.loads(path.read_bytes())
+    except (SafetensorError, ValueError) as error:
+        raise SaveError(
+            f"{path.relative_to(partial)} was not written whole ({error}); the previous checkpoint is untouched. The "
+            "disk loses what it is given: look at the system's log, or move checkpoint.save_dir elsewhere"
+        ) from error
 
 
 def _publish(partial: Path, final: Path) -> Path:
@@ -253,8 +252,9 @@ def _publish(partial: Path, final: Path) -> Path:
     disk.sync_folder(parent)
     verify_checkpoint(final)
     _write_atomically(parent / POINTER, f"{final.name}\n".encode("ascii"))
-    if replaced.exists():
-        disk.remove_tree(replaced)
+    with beside_training("removing old checkpoints"):  # the new one stands
+        if replaced.exists():
+            disk.remove_tree(replaced)
     return final
 
 
@@ -270,7 +270,8 @@ def _tidy(checkpoints_dir: Path) -> None:
     for path in sorted(checkpoints_dir.iterdir()):
         for prefix in (PARTIAL, REMOVED):
             if path.name.startswith(prefix) and CHECKPOINT_NAME.fullmatch(path.name.removeprefix(prefix)):
-                disk.remove_tree(path)
+                with beside_training("removing what earlier saves left"):
+                    disk.remove_tree(path)
         if path.name.startswith(REPLACED) and CHECKPOINT_NAME.fullmatch(path.name.removeprefix(REPLACED)):
             _settle_replaced(path, checkpoints_dir / path.name.removeprefix(REPLACED))
 
@@ -283,7 +284,8 @@ def _settle_replaced(replaced: Path, final: Path) -> None:
             _set_aside(final)
         disk.rename(replaced, final)
     else:
-        disk.remove_tree(replaced)
+        with beside_training("removing what earlier saves left"):
+            disk.remove_tree(replaced)
 
 
 def _prune(checkpoints_dir: Path, total_limit: int) -> None:

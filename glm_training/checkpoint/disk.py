@@ -3,6 +3,7 @@
 ``commit`` changes the disk through these functions only, each of which is one step that happens or does not.
 """
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -31,10 +32,15 @@ def sync_file(handle: BinaryIO) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Force a folder's entries (names made, renamed and removed in it) onto the disk."""
+    """Force a folder's entries (names made, renamed and removed in it) onto the disk, where the system can do that."""
+    if os.name == "nt":
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems sync files alone
+            raise
     finally:
         os.close(descriptor)
 

@@ -12,7 +12,8 @@ import safetensors
 import torch
 
 from glm_training.checkpoint import disk
-from glm_training.checkpoint.commit import DiskFullError, begin_run, save_checkpoint
+from glm_training.checkpoint.commit import begin_run, save_checkpoint
+from glm_training.checkpoint.disk_errors import DiskFullError
 from glm_training.checkpoint.manifest import read_manifest, verify_checkpoint
 from glm_training.checkpoint.resume import load_checkpoint, resolve_resume
 from glm_training.checkpoint.state_tree import CheckpointError

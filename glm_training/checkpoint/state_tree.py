@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from glm_training.utils.tensor_file import DTYPE_NAMES
@@ -162,34 +163,72 @@ def shard_like(whole: Tensor, parameter: Tensor) -> Tensor:
     return distribute_tensor(on_device, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
-def optimizer_state_tree(optimizer: Optimizer) -> StateTree:
-    """The optimizer's state with its integer parameter numbers. Tensors are the live ones, not copies."""
-    return optimizer.state_dict()
+def optimizer_state_tree(optimizer: Optimizer, parameters: Mapping[str, Parameter]) -> StateTree:
+    """What an optimizer remembers of each of `parameters`, by name, and its class. Tensors are the live ones.
+
+    Hyperparameters are left out: they are the configuration's to say, also of a run that goes on.
+    """
+    packed, numbers = optimizer.state_dict(), _numbers(optimizer, parameters)
+    state = {name: packed["state"][number] for name, number in numbers.items() if number in packed["state"]}
+    return {"optimizer": type(optimizer).__name__, "state": state}
 
 
-def load_optimizer_state_tree(optimizer: Optimizer, tree: StateTree) -> None:
-    """Give an optimizer the state another had, bit for bit; tensors are copied to their parameters' devices and shards.
+def load_optimizer_state_tree(optimizer: Optimizer, parameters: Mapping[str, Parameter], tree: StateTree) -> None:
+    """Give an optimizer what another remembered, bit for bit; it keeps its own groups and hyperparameters.
 
-    Torch's own ``load_state_dict`` casts state to the parameter's dtype, which would round fp32 moments of bf16
-    parameters; here each tensor keeps the dtype it was saved with.
+    Tensors are copied to their parameters' devices and shards. Torch's own ``load_state_dict`` casts state to the
+    parameter's dtype, which would round fp32 moments of bf16 parameters; here each tensor keeps the dtype it was saved
+    with.
 
     Raises:
-        CheckpointError: when the parameter groups do not have the sizes they were saved with.
+        CheckpointError: for the state of another class of optimizer, or of parameters that are not these.
     """
-    saved = [len(group["params"]) for group in tree["param_groups"]]
-    here = [len(group["params"]) for group in optimizer.param_groups]
-    if saved != here:
+    here, saved = type(optimizer).__name__, tree.get("optimizer")
+    if saved is not None and saved != here:
         raise CheckpointError(
-            f"the saved optimizer state has groups of {saved} parameters, this optimizer has {here}; resume with the "
-            "trained component, the LoRA targets and the optimizer the checkpoint was made with"
+            f"the checkpoint holds the state of the optimizer {saved}, from which this run's {here} cannot go on; "
+            "resume with the one the checkpoint was made with"
         )
-    optimizer.load_state_dict(tree)
-    numbers = [number for group in tree["param_groups"] for number in group["params"]]
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for number, parameter in zip(numbers, parameters, strict=True):
-        for key, value in tree["state"].get(number, {}).items():
+    numbers, state = _numbers(optimizer, parameters), _state_by_name(tree, parameters)
+    strange = sorted(state.keys() - numbers.keys())
+    if strange:
+        raise CheckpointError(
+            f"the saved optimizer state has {len(strange)} parameters that are not trained here, first {strange[0]}; "
+            "resume with the trained component and the LoRA targets the checkpoint was made with"
+        )
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict(
+        {"state": {numbers[name]: entry for name, entry in state.items()}, "param_groups": groups}
+    )
+    for name, entry in state.items():
+        parameter = parameters[name]
+        for key, value in entry.items():
             if isinstance(value, Tensor):
                 # Counters stay where the optimizer put them (mostly the CPU); moments have their parameter's layout.
                 moment = value.shape == parameter.shape and key != "step"
                 like = parameter if moment else optimizer.state[parameter][key]
                 optimizer.state[parameter][key] = shard_like(value, like)
+
+
+def _numbers(optimizer: Optimizer, parameters: Mapping[str, Parameter]) -> dict[str, int]:
+    """The number that ``optimizer.state_dict()`` gives each of `parameters`: their place over all groups."""
+    places = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    number_of = {id(parameter): number for number, parameter in enumerate(places)}
+    return {name: number_of[id(parameter)] for name, parameter in parameters.items()}
+
+
+def _state_by_name(tree: StateTree, parameters: Mapping[str, Parameter]) -> dict[str, Any]:
+    """The saved state by name. Checkpoints once held what torch gives: one group, numbers in the order of `parameters`.
+
+    Raises CheckpointError when those are not as many as there are parameters.
+    """
+    if "param_groups" not in tree:
+        return dict(tree["state"])
+    numbers = [number for group in tree["param_groups"] for number in group["params"]]
+    if len(numbers) != len(parameters):
+        raise CheckpointError(
+            f"the saved optimizer state is of {len(numbers)} parameters, {len(parameters)} are trained here; resume "
+            "with the trained component and the LoRA targets the checkpoint was made with"
+        )
+    pairs = zip(parameters, numbers, strict=True)
+    return {name: tree["state"][number] for name, number in pairs if number in tree["state"]}

@@ -118,6 +118,7 @@ class Config(Section):
             scheduler=first(own.scheduler, shared.lr_scheduler),
             warmup_steps=first(own.warmup_steps, shared.warmup_steps),
             min_lr_ratio=first(own.min_lr_ratio, 0.0),
+            decay_norms_and_biases=self.optimizer.decay_norms_and_biases,
         )
 
     def policy_for(self, part: Part) -> ResolvedPolicy:

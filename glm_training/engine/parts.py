@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -14,7 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from glm_training.checkpoint.state_tree import StateTree, load_optimizer_state_tree, optimizer_state_tree
 from glm_training.config.sections.resolved import ResolvedOptimizer
-from glm_training.engine.errors import NonFiniteError, SettingsError, TrainingError
+from glm_training.engine.errors import NonFiniteError, TrainingError
+from glm_training.engine.optimizers import build_optimizer
 from glm_training.methods.losses import Context
 from glm_training.models.snapshot import ParameterSnapshot
 from glm_training.utils.distributed import World
@@ -49,7 +49,7 @@ class Part:
             self.policy = DistributedDataParallel(
                 component, find_unused_parameters=find_unused_parameters, forward_sync_buffers=False
             )
-        self.optimizer = _build_optimizer(settings, list(self.parameters.values()))
+        self.optimizer = build_optimizer(settings, self.parameters)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=loss_scaling)
         self.skipped = 0
         self.reference: Context | None = None
@@ -103,13 +103,14 @@ class Part:
         return {"loss_scale": scale, "skipped_updates": float(self.skipped)}
 
     def learning_rate(self, training_step: int) -> float:
-        """Linear warmup from 0, then constant, linear or cosine down to `min_lr_ratio` at the last step."""
+        """The rate of `training_step` (from 0): w warmup steps of k / (w + 1) of it, k = 1 .. w, then all of it; from
+        there constant, linear or cosine down to `min_lr_ratio`, which the last step of the run has."""
         settings = self.settings
         if training_step < settings.warmup_steps:
             return settings.learning_rate * (training_step + 1) / (settings.warmup_steps + 1)
         if settings.scheduler == "constant":
             return settings.learning_rate
-        span = max(1, self.total_steps - settings.warmup_steps)
+        span = max(1, self.total_steps - 1 - settings.warmup_steps)
         progress = min(1.0, (training_step - settings.warmup_steps) / span)
         factor = 1 - progress if settings.scheduler == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
         return settings.learning_rate * (settings.min_lr_ratio + (1 - settings.min_lr_ratio) * factor)
@@ -137,7 +138,7 @@ class Part:
         weights: dict[str, Any] = {name: parameter.detach() for name, parameter in self.parameters.items()}
         state: dict[str, StateTree] = {f"{self.name}_weights": weights}
         if with_optimizer:
-            state[f"{self.name}_optimizer"] = optimizer_state_tree(self.optimizer)
+            state[f"{self.name}_optimizer"] = optimizer_state_tree(self.optimizer, self.parameters)
             if self.scaler.is_enabled():
                 state[f"{self.name}_scaler"] = {"scaler": self.scaler.state_dict(), "skipped": self.skipped}
         for kind, snapshot in self._snapshots():
@@ -146,7 +147,10 @@ class Part:
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, StateTree]) -> None:
-        """Takes what `state` gave. Raises TrainingError when the checkpoint does not fit the run."""
+        """Takes what `state` gave: weights, moments and snapshots. What the configuration says of the optimizer stays.
+
+        Raises TrainingError or CheckpointError when the checkpoint does not fit the run.
+        """
         weights = cast(Mapping[str, Tensor], state[f"{self.name}_weights"])
         if weights.keys() != self.parameters.keys():
             raise TrainingError(
@@ -160,34 +164,19 @@ class Part:
                 "the checkpoint was saved with checkpoint.save_optimizer: false and cannot be resumed; start a new run "
                 "with model.name set to its pipeline folder"
             )
-        load_optimizer_state_tree(self.optimizer, state[f"{self.name}_optimizer"])
-        if self.scaler.is_enabled():
-            scaling = cast(dict[str, Any], state[f"{self.name}_scaler"])
+        load_optimizer_state_tree(self.optimizer, self.parameters, state[f"{self.name}_optimizer"])
+        scaling = cast(dict[str, Any] | None, state.get(f"{self.name}_scaler"))
+        if self.scaler.is_enabled() and scaling is not None:
             self.scaler.load_state_dict(scaling["scaler"])
             self.skipped = scaling["skipped"]
         for kind, snapshot in self._snapshots():
-            snapshot.load_state_dict(cast(Mapping[str, Tensor], state[f"{self.name}_{kind}"]))
+            values = cast(Mapping[str, Tensor] | None, state.get(f"{self.name}_{kind}"))
+            if values is None:  # a run that kept none, resumed with `resume.accept`: it starts with what was loaded
+                snapshot.copy_from_current()
+            else:
+                snapshot.load_state_dict(values)
 
     def _snapshots(self) -> list[tuple[str, ParameterSnapshot]]:
         """The slow copies that training moves, by name."""
         named = [("old", self.old), ("average", self.average)]
         return [(kind, snapshot) for kind, snapshot in named if snapshot is not None]
-
-
-def _build_optimizer(settings: ResolvedOptimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    rate, decay = settings.learning_rate, settings.weight_decay
-    if settings.name == "sgd":
-        return torch.optim.SGD(parameters, lr=rate, momentum=settings.beta1, weight_decay=decay)
-    options: dict[str, Any] = {
-        "lr": rate,
-        "betas": (settings.beta1, settings.beta2),
-        "eps": settings.epsilon,
-        "weight_decay": decay,
-    }
-    if settings.name == "adamw":
-        return torch.optim.AdamW(parameters, **options)
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise SettingsError('optimizer adamw_8bit needs bitsandbytes: pip install "glm_training[bitsandbytes]"')
-    import bitsandbytes
-
-    return bitsandbytes.optim.AdamW8bit(parameters, **options)

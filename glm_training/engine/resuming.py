@@ -20,10 +20,15 @@ def save_context(config: Config, digests: dict[str, str]) -> dict[str, Any]:
 
 
 def check_drift(point: ResumePoint, config: Config, digests: dict[str, str]) -> None:
-    """Raises TrainingError with a diff when configuration or data changed; `resume.accept` lists what may."""
+    """Raises TrainingError with a diff when configuration or data changed; `resume.accept` lists what may.
+
+    Another class of optimizer is refused whatever is accepted: what one remembers means nothing to the other.
+    """
     context = point.manifest.metadata
     accepted = [*LENGTH, *config.resume.accept]
-    lines = config_diff(config_from_yaml(context["config"]), config, accepted)
+    before = config_from_yaml(context["config"])
+    _require_same_optimizers(point, before, config)
+    lines = config_diff(before, config, accepted)
     if "data" not in config.resume.accept:
         lines += describe_drift(context["data"], digests)
     if lines:
@@ -31,4 +36,20 @@ def check_drift(point: ResumePoint, config: Config, digests: dict[str, str]) -> 
         raise TrainingError(
             f"{point.path} was made under other settings or data:\n{listed}\n"
             "put them back, or list the keys under resume.accept (data: the images or prompts)"
+        )
+
+
+def _require_same_optimizers(point: ResumePoint, before: Config, now: Config) -> None:
+    changed = []
+    for part in now.parts():
+        saved, wanted = before.optimizer_for(part).name, now.optimizer_for(part).name
+        if saved != wanted:
+            changed.append(f"  the {part} half was trained with {saved}, and this run asks for {wanted}")
+    if changed:
+        listed = "\n".join(changed)
+        raise TrainingError(
+            f"{point.path} cannot be continued with another optimizer:\n{listed}\n"
+            "put training.optimizer (or optimizer.<half>.name) back; resume.accept cannot allow it, as what one "
+            "remembers means nothing to the other. To go on with new moments, start a run with model.name set to the "
+            "checkpoint's pipeline folder"
         )

@@ -127,8 +127,9 @@ def test_only_one_tensor_is_copied_at_a_time():
 
 
 def trained_optimizer(kind, dtype, steps):
-    parameters = [torch.nn.Parameter(torch.linspace(-1, 1, n, dtype=dtype)) for n in (3, 5)]
-    optimizer = kind([{"params": parameters[:1], "lr": 0.1}, {"params": parameters[1:]}], lr=0.01)
+    parameters = {f"p{n}": torch.nn.Parameter(torch.linspace(-1, 1, n, dtype=dtype)) for n in (3, 5)}
+    first, second = parameters.values()
+    optimizer = kind([{"params": [first], "lr": 0.1}, {"params": [second]}], lr=0.01)
     advance(optimizer, range(steps))
     return optimizer, parameters
 
@@ -145,50 +146,84 @@ def advance(optimizer, steps):
 def test_an_optimizer_goes_on_bit_for_bit(kind, tmp_path):
     straight, expected = trained_optimizer(kind, torch.float32, 7)
     first, weights = trained_optimizer(kind, torch.float32, 4)
-    loaded = through_files({"optimizer": optimizer_state_tree(first), "weights": [*weights]}, tmp_path)
-    assert list(loaded["optimizer"]["state"]) == list(first.state_dict()["state"])
+    state = {"optimizer": optimizer_state_tree(first, weights), "weights": [*weights.values()]}
+    loaded = through_files(state, tmp_path)
+    assert loaded["optimizer"]["optimizer"] == kind.__name__
     second, parameters = trained_optimizer(kind, torch.float32, 0)
-    load_optimizer_state_tree(second, loaded["optimizer"])
+    load_optimizer_state_tree(second, parameters, loaded["optimizer"])
     with torch.no_grad():
-        for parameter, weight in zip(parameters, loaded["weights"], strict=True):
+        for parameter, weight in zip(parameters.values(), loaded["weights"], strict=True):
             parameter.copy_(weight)
     advance(second, range(4, 7))
-    for parameter, wanted in zip(parameters, expected, strict=True):
-        assert torch.equal(parameter, wanted)
-    assert_same(optimizer_state_tree(straight), optimizer_state_tree(second))
+    for name, wanted in expected.items():
+        assert torch.equal(parameters[name], wanted)
+    assert_same(optimizer_state_tree(straight, expected), optimizer_state_tree(second, parameters))
+
+
+def test_the_state_of_a_parameter_is_found_by_its_name():
+    """In other groups, another order, or as torch numbers it: each moment goes back to its own parameter."""
+    first, weights = trained_optimizer(torch.optim.AdamW, torch.float32, 2)
+    wanted = {name: first.state[parameter]["exp_avg"].clone() for name, parameter in weights.items()}
+    for tree in (optimizer_state_tree(first, weights), first.state_dict()):
+        parameters = {f"p{n}": torch.nn.Parameter(torch.zeros(n)) for n in (3, 5)}
+        second = torch.optim.AdamW([parameters["p5"], parameters["p3"]])
+        load_optimizer_state_tree(second, parameters, tree)
+        for name, parameter in parameters.items():
+            assert torch.equal(second.state[parameter]["exp_avg"], wanted[name]), name
+
+
+def test_hyperparameters_are_those_of_the_optimizer_that_goes_on():
+    first, weights = trained_optimizer(torch.optim.AdamW, torch.float32, 2)
+    options = {"lr": 0.5, "betas": (0.1, 0.2), "eps": 0.3, "weight_decay": 0.4}
+    for tree in (optimizer_state_tree(first, weights), first.state_dict()):
+        parameters = {f"p{n}": torch.nn.Parameter(torch.zeros(n)) for n in (3, 5)}
+        second = torch.optim.AdamW(parameters.values(), **options)
+        load_optimizer_state_tree(second, parameters, tree)
+        assert {key: second.param_groups[0][key] for key in options} == options
 
 
 def test_wide_moments_of_narrow_parameters_are_not_rounded():
     first, parameters = trained_optimizer(torch.optim.AdamW, torch.bfloat16, 2)
-    for parameter in parameters:
+    for parameter in parameters.values():
         first.state[parameter]["exp_avg"] = torch.full(parameter.shape, 1 / 3)
     second, others = trained_optimizer(torch.optim.AdamW, torch.bfloat16, 0)
-    load_optimizer_state_tree(second, optimizer_state_tree(first))
-    moment = second.state[others[0]]["exp_avg"]
+    load_optimizer_state_tree(second, others, optimizer_state_tree(first, parameters))
+    moment = second.state[others["p3"]]["exp_avg"]
     assert moment.dtype == torch.float32 and moment[0].item() == torch.tensor(1 / 3).item()
 
 
 def test_a_loaded_optimizer_shares_nothing_with_the_tree():
-    first, _ = trained_optimizer(torch.optim.AdamW, torch.float32, 2)
-    second, _ = trained_optimizer(torch.optim.AdamW, torch.float32, 0)
-    tree = optimizer_state_tree(first)
-    load_optimizer_state_tree(second, tree)
-    before = tree["state"][0]["exp_avg"].clone()
+    first, weights = trained_optimizer(torch.optim.AdamW, torch.float32, 2)
+    second, parameters = trained_optimizer(torch.optim.AdamW, torch.float32, 0)
+    tree = optimizer_state_tree(first, weights)
+    load_optimizer_state_tree(second, parameters, tree)
+    before = {key: value.clone() for key, value in tree["state"]["p3"].items()}
     advance(second, range(2))
-    assert torch.equal(tree["state"][0]["exp_avg"], before)
+    for key, value in before.items():
+        assert torch.equal(tree["state"]["p3"][key], value), key
 
 
-def test_another_number_of_parameters_is_refused():
-    first, _ = trained_optimizer(torch.optim.AdamW, torch.float32, 1)
-    other = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))])
-    with pytest.raises(CheckpointError, match=r"groups of \[1, 1\] parameters, this optimizer has \[1\]"):
-        load_optimizer_state_tree(other, optimizer_state_tree(first))
+def test_state_that_is_not_of_these_parameters_is_refused():
+    first, weights = trained_optimizer(torch.optim.AdamW, torch.float32, 1)
+    parameters = {"p3": torch.nn.Parameter(torch.ones(3))}
+    other = torch.optim.AdamW(parameters.values())
+    with pytest.raises(CheckpointError, match="1 parameters that are not trained here, first p5"):
+        load_optimizer_state_tree(other, parameters, optimizer_state_tree(first, weights))
+    with pytest.raises(CheckpointError, match="is of 2 parameters, 1 are trained here"):
+        load_optimizer_state_tree(other, parameters, first.state_dict())
+
+
+def test_the_state_of_another_class_is_refused_by_name():
+    first, weights = trained_optimizer(torch.optim.AdamW, torch.float32, 1)
+    second, parameters = trained_optimizer(torch.optim.SGD, torch.float32, 0)
+    with pytest.raises(CheckpointError, match="the optimizer AdamW, from which this run's SGD cannot go on"):
+        load_optimizer_state_tree(second, parameters, optimizer_state_tree(first, weights))
 
 
 def sharded_optimizer(mesh, steps):
-    whole = [torch.arange(15.0).view(5, 3), torch.linspace(0, 1, 5)]
-    parameters = [torch.nn.Parameter(distribute_tensor(tensor, mesh, [Shard(0)])) for tensor in whole]
-    optimizer = torch.optim.AdamW(parameters, lr=0.1)
+    whole = {"a": torch.arange(15.0).view(5, 3), "b": torch.linspace(0, 1, 5)}
+    parameters = {k: torch.nn.Parameter(distribute_tensor(value, mesh, [Shard(0)])) for k, value in whole.items()}
+    optimizer = torch.optim.AdamW(parameters.values(), lr=0.1)
     advance_sharded(optimizer, range(steps))
     return optimizer, parameters
 
@@ -205,19 +240,19 @@ def check_shards(rank, meeting):
     mesh = init_device_mesh("cpu", (2,))
     _, wanted = sharded_optimizer(mesh, 4)
     first, weights = sharded_optimizer(mesh, 2)
-    with pytest.raises(CheckpointError, match="weights.0 is sharded.*gather_shards"):
-        encode({"weights": [*weights]})
-    tree = gather_shards({"weights": [*weights], "optimizer": optimizer_state_tree(first)})
-    assert encode(tree).tensors["weights.0"].shape == (5, 3) and type(tree["weights"][0]) is torch.Tensor
-    assert gather_shards([*weights], keep=False)[0].numel() == 0
+    with pytest.raises(CheckpointError, match="weights.a is sharded.*gather_shards"):
+        encode({"weights": weights})
+    tree = gather_shards({"weights": weights, "optimizer": optimizer_state_tree(first, weights)})
+    assert encode(tree).tensors["weights.a"].shape == (5, 3) and type(tree["weights"]["a"]) is torch.Tensor
+    assert gather_shards([*weights.values()], keep=False)[0].numel() == 0
     second, parameters = sharded_optimizer(mesh, 0)
     with torch.no_grad():
-        for parameter, weight in zip(parameters, tree["weights"], strict=True):
-            parameter.copy_(shard_like(weight, parameter))
-    load_optimizer_state_tree(second, tree["optimizer"])
+        for name, parameter in parameters.items():
+            parameter.copy_(shard_like(tree["weights"][name], parameter))
+    load_optimizer_state_tree(second, parameters, tree["optimizer"])
     advance_sharded(second, range(2, 4))
-    for parameter, reference in zip(parameters, wanted, strict=True):
-        assert torch.equal(parameter.to_local(), reference.to_local())
+    for name, parameter in parameters.items():
+        assert torch.equal(parameter.to_local(), wanted[name].to_local())
     dist.destroy_process_group()
 
 

@@ -301,9 +301,9 @@ def test_four_steps_equal_two_and_a_resume_bit_for_bit(tmp_path, family, lora):
 
 
 def test_the_second_stage_goes_on_with_both_optimizers(tmp_path, scorers):
-    """At the step where the first one ended, at its own learning rate, in a directory of its own."""
+    """At the step where the first one ended, with its own rate, decay, betas and epsilon, in a directory of its own."""
     trainer_of(tmp_path, f"output_dir={tmp_path}/first").train()
-    accepted = "[training.learning_rate, dmdr.cold_start_steps, dmdr.reward, reward.options]"
+    accepted = "[training, dmdr.cold_start_steps, dmdr.reward, reward.options]"
     second = trainer_of(
         tmp_path,
         *scorers,
@@ -311,10 +311,20 @@ def test_the_second_stage_goes_on_with_both_optimizers(tmp_path, scorers):
         "dmdr.dynamic_steps=null",
         "training.max_steps=6",
         "training.learning_rate=1e-4",
+        "training.weight_decay=0.25",
+        "training.adam_beta1=0.5",
+        "training.adam_beta2=0.75",
+        "training.adam_epsilon=1e-6",
         f"checkpoint.resume_from={tmp_path}/first/checkpoints/torch_units/step-000004.pt",
         f"resume.accept={accepted}",
     )
     second.train()
+    wanted = {"lr": 1e-4, "betas": (0.5, 0.75), "eps": 1e-6}
+    for part in second.parts.values():
+        for group in part.optimizer.param_groups:
+            assert {key: group[key] for key in wanted} == wanted, part.name
+        assert {group["weight_decay"] for group in part.optimizer.param_groups} <= {0.25, 0.0}
+        assert 0.25 in {group["weight_decay"] for group in part.optimizer.param_groups}, part.name
     saved = load_checkpoint(tmp_path / "first/checkpoints/step-000004")
     after = load_checkpoint(tmp_path / "run/checkpoints/step-000006")
     counts = {name: _adam_steps(state) for name, state in (("first", saved), ("second", after))}

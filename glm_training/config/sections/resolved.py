@@ -22,6 +22,7 @@ class ResolvedOptimizer:
     scheduler: SchedulerName
     warmup_steps: int
     min_lr_ratio: float
+    decay_norms_and_biases: bool = False
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,9 @@ class TrainingConfig(Section):
     adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of the first moment; the momentum of `sgd`.")
     adam_beta2: float = Field(default=0.999, ge=0, lt=1, description="Decay of the second moment.")
     adam_epsilon: float = Field(default=1e-8, gt=0, description="Added to the root of the second moment.")
-    weight_decay: float = Field(default=0.01, ge=0, description="Decoupled weight decay.")
+    weight_decay: float = Field(
+        default=0.01, ge=0, description="Decoupled weight decay: each step takes learning rate x this off a weight."
+    )
     max_grad_norm: float = Field(
         default=1.0, ge=0, description="Gradients of a half are scaled to this norm; 0 = no limit."
     )
@@ -293,13 +295,17 @@ class OptimizerPartConfig(Section):
     scheduler: SchedulerName | None = Field(default=None, description="Null = `training.lr_scheduler`.")
     warmup_steps: int | None = Field(default=None, ge=0, description="Null = `training.warmup_steps`.")
     min_lr_ratio: float | None = Field(
-        default=None, ge=0, le=1, description="The scheduler ends at this share of the learning rate; null = 0."
+        default=None, ge=0, le=1, description="The last step has this share of the learning rate; null = 0."
     )
 
 
 class OptimizerConfig(Section):
-    """Where one half is to differ from what `training` says of both."""
+    """Where one half is to differ from what `training` says of both, and what decays."""
 
+    decay_norms_and_biases: bool = Field(
+        default=False,
+        description="Let weight decay act on biases and on the scales of norms too; false = on matrices alone.",
+    )
     ar: OptimizerPartConfig = OptimizerPartConfig()
     dit: OptimizerPartConfig = OptimizerPartConfig()
     unet: OptimizerPartConfig = OptimizerPartConfig()

@@ -1,0 +1,47 @@
+"""Whether a checkpoint may be continued under another configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from glm_training.checkpoint.manifest import Manifest
+from glm_training.checkpoint.resume import ResumePoint
+from glm_training.engine.errors import TrainingError
+from glm_training.engine.resuming import check_drift, save_context
+from tests.runs import config_of
+
+
+def point_of(folder: Path, *overrides: str) -> ResumePoint:
+    """A checkpoint that such a run would have left."""
+    metadata = save_context(config_of(folder, *overrides), {})
+    return ResumePoint(folder / "step-000001", Manifest(1, (), metadata, {}))
+
+
+ACCEPT = "resume.accept=[training, optimizer]"
+
+
+def test_hyperparameters_of_the_optimizer_may_change_where_that_is_accepted(tmp_path):
+    changed = ("training.optimizer=adamw", "training.weight_decay=0.5", "training.adam_beta2=0.5")
+    point = point_of(tmp_path, "training.optimizer=adamw")
+    with pytest.raises(TrainingError, match=r"training.adam_beta2: 0.999 -> 0.5\n.*training.weight_decay: 0.01 -> 0.5"):
+        check_drift(point, config_of(tmp_path, *changed), {})
+    check_drift(point, config_of(tmp_path, *changed, ACCEPT), {})
+
+
+@pytest.mark.parametrize(
+    "changed", ["training.optimizer=adamw", "optimizer.dit.name=adamw"], ids=["training", "one half"]
+)
+def test_another_optimizer_is_refused_by_name_even_if_accepted(tmp_path, changed):
+    point = point_of(tmp_path, "training.optimizer=sgd")
+    wanted = r"cannot be continued with another optimizer:(.|\n)*the dit half was trained with sgd, .* asks for adamw"
+    for options in ((), (ACCEPT,)):
+        with pytest.raises(TrainingError, match=wanted):
+            check_drift(point, config_of(tmp_path, "training.optimizer=sgd", changed, *options), {})
+
+
+def test_the_same_optimizer_named_in_another_place_is_no_other(tmp_path):
+    point = point_of(tmp_path, "training.optimizer=sgd")
+    named = ("training.optimizer=adamw", "optimizer.ar.name=sgd", "optimizer.dit.name=sgd", ACCEPT)
+    check_drift(point, config_of(tmp_path, *named), {})

@@ -1,0 +1,86 @@
+"""A supervised step's draws and weights, with a family that only notes what it is given."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from glm_training.trainers.supervised_trainer import Encoded, Supervision
+from tests.methods.toys import prompt_of
+from tests.runs import config_of, trainer_of
+
+PART = SimpleNamespace(name="dit", policy=None)
+
+
+def played(tmp_path, *overrides: str, positions=range(600)):
+    """What the flow-matching loss is given for the samples at `positions`, and the condition's arguments."""
+    given, asked = {}, []
+    count = len(positions)
+    dit = SimpleNamespace(
+        device=torch.device("cpu"),
+        encode_images=lambda images: images[:, :1, :1, :1] + 10,
+        condition=lambda *arguments: asked.append(arguments),
+    )
+    supervision = Supervision(config_of(tmp_path, *overrides), SimpleNamespace(dit=dit))  # type: ignore[arg-type]
+    supervision.flow = SimpleNamespace(loss=lambda *arguments, **named: given.update(named, clean=arguments[2]))
+    tokens = torch.arange(6 * count).view(count, 6)
+    targets = torch.arange(count).float().view(-1, 1, 1, 1).repeat(1, 3, 2, 2)
+    supervision._loss(PART, Encoded(["a"] * count, list(positions), prompt_of(count), tokens, targets, None))
+    return given, asked[0]
+
+
+def test_which_rows_lose_their_condition_has_nothing_to_do_with_their_noise_level(tmp_path):
+    """Of 600 rows 40 % are dropped, and those have the mean level of all, 1/2; bounds are five standard deviations."""
+    given, _ = played(tmp_path, "training.prior_dropout=0.4")
+    drop, u = given["drop"], given["u"]
+    assert drop.float().mean().item() == pytest.approx(0.4, abs=5 * (0.4 * 0.6 / 600) ** 0.5)
+    assert u[drop].mean().item() == pytest.approx(0.5, abs=5 / (12 * 240) ** 0.5)
+    assert u[~drop].mean().item() == pytest.approx(0.5, abs=5 / (12 * 360) ** 0.5)
+    assert u.min() < 0.02 and u.max() > 0.98
+
+
+@pytest.mark.parametrize(("share", "dropped"), [(0, 0), (1, 600)])
+def test_all_or_none_may_lose_it(tmp_path, share, dropped):
+    assert int(played(tmp_path, f"training.prior_dropout={share}")[0]["drop"].sum()) == dropped
+
+
+def test_levels_follow_the_density_that_was_asked_for(tmp_path):
+    """Of a logit-normal 68.3 % lie where |logit u| < 1."""
+    u = played(tmp_path, "training.timestep_density=logit_normal")[0]["u"]
+    share = (torch.logit(u).abs() < 1).float().mean().item()
+    assert share == pytest.approx(0.683, abs=5 * (0.683 * 0.317 / 600) ** 0.5)
+
+
+def test_draws_belong_to_a_place_in_the_run_alone(tmp_path):
+    whole, part = played(tmp_path, positions=range(8))[0], played(tmp_path, positions=[5, 2])[0]
+    for name in ("u", "noise", "drop"):
+        assert torch.equal(whole[name][[5, 2]], part[name]), name
+    other = played(tmp_path, "seed=4", positions=range(8))[0]
+    assert not torch.equal(other["u"], whole["u"]) and not torch.equal(other["noise"], whole["noise"])
+    assert len(whole["noise"].flatten().unique()) == 8
+
+
+def test_the_dit_half_learns_under_the_large_grids_own_tokens(tmp_path):
+    given, (prompts, tokens, grid, *_) = played(tmp_path, positions=[0, 1])
+    assert tokens.tolist() == [[2, 3, 4, 5], [8, 9, 10, 11]] and grid == (2, 2) and prompts == ["a", "a"]
+    assert given["clean"].flatten().tolist() == [10, 11]
+
+
+def test_both_grids_are_weighted_as_the_configuration_says(tmp_path):
+    config = config_of(tmp_path, "training.preview_loss_weight=0.25", "training.large_loss_weight=3")
+    tokens = Supervision(config, None).tokens  # type: ignore[arg-type]
+    assert (tokens.preview_weight, tokens.large_weight) == (0.25, 3)
+
+
+@pytest.mark.parametrize(("epochs", "chunks", "steps"), [(3, 1, 6), (3, 4, 2), (1, 2, 1)])
+def test_a_run_has_the_steps_of_its_epochs(tmp_path, epochs, chunks, steps):
+    """Four prompts, two at once: two batches per epoch, `chunks` of them in a step; the last one may overshoot."""
+    keys = [
+        f"training.num_epochs={epochs}",
+        f"training.gradient_accumulation_steps={chunks}",
+        "training.max_steps=null",
+    ]
+    trainer = trainer_of(tmp_path, *keys, "training.use_reward=false", "model.component=dit")
+    assert trainer.total_steps == trainer.parts["dit"].total_steps == steps

@@ -14,7 +14,6 @@ from glm_training.data import DataError, load_image
 from glm_training.models.family import Family, Sampling
 from glm_training.models.glm_image.family import GLMImage
 from glm_training.models.loading import ModelLoadError
-from glm_training.models.lora import load_lora
 from glm_training.models.sdxl.family import SDXL
 from glm_training.utils.console import Console
 from glm_training.utils.pictures import save_image
@@ -35,7 +34,7 @@ def sample(arguments: argparse.Namespace) -> int:
     try:
         family = _load(arguments, kind)
         steps, guidance = _how(arguments, family, kind)
-        size = _own_size(family)
+        size = family.own_size()
         height, width = arguments.height or size, arguments.width or size
         sources = [load_image(Path(path), height, width) for path in arguments.source]
         images = family.draw(
@@ -78,14 +77,6 @@ def family_of(model: str) -> str:
     return "sdxl" if str(name).startswith("StableDiffusionXL") else "glm_image"
 
 
-def _own_size(family: Family) -> int:
-    """Pixels along a side of what the model was trained to draw: 128 for the tiny model and pipelines made from it."""
-    if isinstance(family, GLMImage):
-        return min(family.dit.vae.config["sample_size"], 1024)
-    assert isinstance(family, SDXL)
-    return family.unet.unet.config["sample_size"] * family.unet.latent_scale
-
-
 def _load(arguments: argparse.Namespace, kind: str) -> Family:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = arguments.dtype or ("bfloat16" if device == "cuda" and arguments.model != "tiny" else "float32")
@@ -95,8 +86,5 @@ def _load(arguments: argparse.Namespace, kind: str) -> Family:
         name, _, folder = entry.partition("=")
         if name not in family.components or not folder:
             raise ValueError(f"--lora {entry}: write {' or '.join(f'{part}=FOLDER' for part in family.components)}")
-        if isinstance(family, SDXL):
-            family.load_lora(folder)
-        else:
-            load_lora(family.module(name), folder)
+        family.load_lora(name, folder)
     return family.eval()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +32,7 @@ def build_family(config: Config, world: World) -> Family:
 
     Optimizers need fp32: a step of 1e-5 is lost in bf16 weights. The other weights stay in `model.torch_dtype`.
     """
-    family = _load(config, world)
+    family = load_family(config, world)
     for part in config.parts():
         lora = config.lora_for(part)
         if lora.enabled:
@@ -44,76 +46,106 @@ def build_family(config: Config, world: World) -> Family:
     return family
 
 
-def _load(config: Config, world: World) -> Family:
-    settings, dtype = config.model, DTYPES[config.model.torch_dtype]
-    if settings.family == "sdxl":
-        return SDXL.load(
-            settings.name,
-            dtype=dtype,
-            device=world.device,
-            revision=settings.revision,
-            local_files_only=settings.local_files_only,
-            seed=config.seed,
-            taesd=settings.taesd,
-        )
-    return GLMImage.load(
-        settings.name,
-        dtype=dtype,
-        device=world.device,
-        revision=settings.revision,
-        local_files_only=settings.local_files_only,
-        seed=config.seed,
-    )
-
-
 def evaluation_sampling(config: Config) -> Sampling:
     """How held-out images are drawn."""
     return Sampling(**asdict(config.evaluation_sampling()))
 
 
-class Conditions:
-    """What the diffusion half is conditioned on, for prompts of the training data.
+class Conditions(ABC):
+    """What the diffusion half is conditioned on, for prompts of the training data."""
 
-    SDXL's encoders read the prompt, for an uncropped image. GLM-Image's AR half writes plans for it, which are kept:
-    `dmdr.plans_per_prompt` different ones, taken in turn from epoch to epoch. Plan n of a prompt depends on its place
-    in the data, n and the seed alone, so a resumed run writes the same ones again: in fp32; in half precision what is
-    written beside it may tip a token.
+    def __init__(self, config: Config, family: Any) -> None:
+        self.config = config
+        self.family = family
+        self.size = config.data.image_size.height, config.data.image_size.width
+
+    @abstractmethod
+    def of(self, prompts: Sequence[str], indices: Sequence[int], epochs: Sequence[int]) -> Condition:
+        """For B prompts at places `indices` of the data, in the given `epochs` of the run."""
+
+
+class TextConditions(Conditions):
+    """SDXL's encoders read the prompt, for an uncropped image."""
+
+    family: SDXL
+
+    @torch.no_grad()
+    def of(self, prompts: Sequence[str], indices: Sequence[int], epochs: Sequence[int]) -> UNetCondition:
+        component = self.family.unet
+        ids = add_time_ids(self.size, (0, 0), self.size, rows=len(prompts)).to(component.device)
+        return UNetCondition(component.encode_prompts(prompts), ids)
+
+
+class PlanConditions(Conditions):
+    """GLM-Image's AR half writes plans for a prompt, which are kept: `dmdr.plans_per_prompt` different ones, taken in
+    turn from epoch to epoch.
+
+    Plan n of a prompt depends on its place in the data, n and the seed alone, so a resumed run writes the same ones
+    again: in fp32; in half precision what is written beside it may tip a token.
     """
 
-    def __init__(self, config: Config, family: Family) -> None:
-        self._config = config
-        self._family = family
-        self._size = config.data.image_size.height, config.data.image_size.width
+    family: GLMImage
+
+    def __init__(self, config: Config, family: GLMImage) -> None:
+        super().__init__(config, family)
         self._plans: dict[tuple[int, int], Tensor] = {}
 
     @torch.no_grad()
-    def of(self, prompts: Sequence[str], indices: Sequence[int], epochs: Sequence[int]) -> Condition:
-        """For B prompts at places `indices` of the data, in the given `epochs` of the run."""
-        family = self._family
-        if isinstance(family, SDXL):
-            component, size = family.unet, self._size
-            ids = add_time_ids(size, (0, 0), size, rows=len(prompts)).to(component.device)
-            return UNetCondition(component.encode_prompts(prompts), ids)
-        assert isinstance(family, GLMImage)
-        count = self._config.dmdr.plans_per_prompt
+    def of(self, prompts: Sequence[str], indices: Sequence[int], epochs: Sequence[int]) -> DiTCondition:
+        count, dit = self.config.dmdr.plans_per_prompt, self.family.dit
         names = [(index, epoch % count) for index, epoch in zip(indices, epochs, strict=True)]
         missing = {name: prompt for name, prompt in zip(names, prompts, strict=True) if name not in self._plans}
         if missing:
-            self._write(family, list(missing.values()), list(missing))
-        tokens = torch.stack([self._plans[name] for name in names]).long().to(family.dit.device)
-        return family.dit.condition(prompts, tokens, (self._size[0] // TOKEN_PIXELS, self._size[1] // TOKEN_PIXELS))
+            self._write(list(missing.values()), list(missing))
+        tokens = torch.stack([self._plans[name] for name in names]).long().to(dit.device)
+        return dit.condition(prompts, tokens, (self.size[0] // TOKEN_PIXELS, self.size[1] // TOKEN_PIXELS))
 
-    def _write(self, family: GLMImage, prompts: list[str], names: list[tuple[int, int]]) -> None:
-        settings = self._config.rollout_sampling()
-        prompt = family.ar.encode_prompts(prompts, *self._size)
-        rollout = family.ar.rollout(
+    def _write(self, prompts: list[str], names: list[tuple[int, int]]) -> None:
+        settings, ar = self.config.rollout_sampling(), self.family.ar
+        prompt = ar.encode_prompts(prompts, *self.size)
+        rollout = ar.rollout(
             prompt,
             1,
-            uniform(self._config.seed, "condition/tokens", names, (prompt.T,), device=family.ar.device),
+            uniform(self.config.seed, "condition/tokens", names, (prompt.T,), device=ar.device),
             temperature=settings.temperature,
             top_p=settings.top_p,
             do_sample=settings.do_sample,
-            micro_batch_size=self._config.rollout.micro_batch_size,
+            micro_batch_size=self.config.rollout.micro_batch_size,
         )
         for name, tokens in zip(names, rollout.large_tokens.to("cpu", torch.int32), strict=True):
             self._plans[name] = tokens.clone()
+
+
+@dataclass(frozen=True)
+class FamilyKit:
+    """What trainers need of a family besides its own methods."""
+
+    load: Callable[..., Family]
+    conditions: Callable[[Config, Any], Conditions]
+
+
+FAMILIES = {
+    "glm_image": FamilyKit(GLMImage.load, PlanConditions),
+    "sdxl": FamilyKit(SDXL.load, TextConditions),
+}
+"""By `model.family`. A family is added here, and to `preference.pair_families.ENCODERS` for preference tuning."""
+
+
+def load_family(config: Config, world: World) -> Family:
+    """The model as its files have it, on the device of this process."""
+    settings = config.model
+    own = {} if settings.taesd is None else {"taesd": settings.taesd}
+    return FAMILIES[settings.family].load(
+        settings.name,
+        dtype=DTYPES[settings.torch_dtype],
+        device=world.device,
+        revision=settings.revision,
+        local_files_only=settings.local_files_only,
+        seed=config.seed,
+        **own,
+    )
+
+
+def build_conditions(config: Config, family: Family) -> Conditions:
+    """The conditions of the family."""
+    return FAMILIES[config.model.family].conditions(config, family)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from glm_training.algorithms.distillation import distribution_matching_loss, guidance_scale_decay, renoise_beta
 from glm_training.methods.losses import MethodLoss
 from glm_training.models.denoising import Denoiser, Levels, Network
-from glm_training.models.lora_scale import adapters_scaled
+from glm_training.models.lora import adapters_scaled
 
 
 class BackwardSimulation:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -12,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from glm_training.models.denoising import Denoiser
-from glm_training.models.few_steps import FewSteps
-from glm_training.models.lora import adapter_parameters, trainable_parameters
+from glm_training.models.lora import adapter_parameters, has_lora, merged, trainable_parameters
+from glm_training.utils.tensor_file import share_files
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,37 @@ class Sampling:
     do_sample: bool
     num_inference_steps: int
     guidance_scale: float
+
+
+FEW_STEPS_FILE = "few_steps.json"
+"""In a pipeline folder: how a distilled model is to be drawn from. Stock diffusers passes it over."""
+
+
+@dataclass(frozen=True)
+class FewSteps:
+    """A model drawn from in `steps` steps without guidance.
+
+    `one_step_timestep`: what the network of a one-step SDXL is told of pure noise; None for the last timestep.
+    """
+
+    steps: int
+    one_step_timestep: int | None = None
+
+    def write(self, folder: str | Path) -> None:
+        """Into a pipeline folder."""
+        (Path(folder) / FEW_STEPS_FILE).write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
+
+
+def read_few_steps(folder: str | Path) -> FewSteps | None:
+    """What `FewSteps.write` left in `folder`; None for a model that is not distilled. Raises ValueError for a file that
+    cannot be read."""
+    path = Path(folder) / FEW_STEPS_FILE
+    if not path.is_file():
+        return None
+    try:
+        return FewSteps(**json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} does not say how to draw: {error}") from error
 
 
 class Family(ABC):
@@ -72,18 +105,55 @@ class Family(ABC):
         """`samples` images per prompt ``[P * samples, 3, height, width]`` in [0, 1], prompt-major; see `generate`."""
 
     @abstractmethod
-    def save_pretrained(self, path: str | Path, *, merge_lora: bool = False) -> None:
-        """Write a pipeline folder that stock diffusers loads; adapters must be merged (`merge_lora`) or absent."""
+    def own_size(self) -> int:
+        """Pixels along a side of what the model was trained to draw."""
+
+    @abstractmethod
+    def to_pipeline(self) -> Any:
+        """A stock pipeline over these very modules, adapters included."""
 
     @abstractmethod
     def save_lora(self, component: str, folder: str | Path) -> None:
         """Write the adapter of a component alone, as the libraries of this family read it."""
+
+    @abstractmethod
+    def load_lora(self, component: str, folder: str | Path) -> None:
+        """Add the adapter that `save_lora` wrote. FileNotFoundError where there is none, ValueError where it does not
+        fit."""
+
+    def save_beside(self, folder: Path) -> None:  # noqa: B027  (most have nothing to add)
+        """Writes into a pipeline folder what the stock pipeline does not know of."""
+
+    def has_small_decoder(self) -> bool:
+        """Whether a small decoder (TAESD) came with the model."""
+        return False
 
     def draw_in_few_steps(self, few_steps: FewSteps) -> None:
         """From here on the model is a distilled one; pipeline folders that are written say so."""
         self.few_steps = few_steps
 
     # -- what they share -----------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, path: str | Path, *, merge_lora: bool = False) -> None:
+        """Write a pipeline folder that the stock pipeline's `from_pretrained` loads (safetensors).
+
+        With adapters, ``merge_lora=True`` writes weights with them added and leaves the model in memory as it is;
+        without it ValueError is raised, since a stock pipeline would lose them.
+        """
+        adapted = [self.module(name) for name in self.components if has_lora(self.module(name))]
+        if adapted and not merge_lora:
+            raise ValueError(
+                "the model carries LoRA adapters, which a pipeline folder cannot hold: pass merge_lora=True, or write "
+                "them alone with save_lora"
+            )
+        with ExitStack() as stack:
+            for module in adapted:
+                stack.enter_context(merged(module))
+            self.to_pipeline().save_pretrained(str(path), safe_serialization=True)
+        if self.few_steps is not None:
+            self.few_steps.write(path)
+        self.save_beside(Path(path))
+        share_files(Path(path))
 
     def set_trainable(self, **wanted: bool) -> None:
         """Switch gradients of each component by name, off where it is not named: of its adapters if it carries any,

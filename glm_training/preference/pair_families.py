@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,15 +20,6 @@ from glm_training.models.sdxl.family import SDXL
 from glm_training.models.sdxl.types import SDXLText, UNetCondition, add_time_ids
 from glm_training.preference.encoded_pairs import Encoded, EncodedPairs, PairEncoder
 from glm_training.utils.distributed import World
-
-
-def build_encoder(config: Config, family: Family, world: World) -> PairEncoder:
-    """The encoder of the family."""
-    if isinstance(family, SDXL):
-        return SDXLPairs(config, family, world)
-    assert isinstance(family, GLMImage)
-    return GLMPairs(config, family, world)
-
 
 _INCIDENTAL = {"transformers_version", "dtype", "torch_dtype", "architectures"}
 """Not what a model computes; the dtype is told with the weights."""
@@ -169,3 +160,12 @@ class GLMPairs(PairEncoder):
             rows = torch.arange(len(pairs), device=device).repeat(copies)
             encoded.prompt = self.family.ar.encode_prompts(prompts, *self.size).select(rows)
         return encoded
+
+
+ENCODERS: dict[str, Callable[..., PairEncoder]] = {"glm_image": GLMPairs, "sdxl": SDXLPairs}
+"""By `model.family`: what makes of pairs what its losses read."""
+
+
+def build_encoder(config: Config, family: Family, world: World) -> PairEncoder:
+    """The encoder of the family."""
+    return ENCODERS[config.model.family](config, family, world)

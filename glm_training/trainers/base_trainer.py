@@ -32,7 +32,6 @@ from glm_training.reinforcement.monitors.monitors import Monitors
 from glm_training.rewards import RewardCalculator, RewardError
 from glm_training.utils.console import Console, Progress
 from glm_training.utils.distributed import World, barrier
-from glm_training.utils.logging import RunLogger
 from glm_training.utils.signals import StopRequested, StopSignals
 
 

@@ -19,16 +19,15 @@ from glm_training.config import Config
 from glm_training.config.schema import first
 from glm_training.config.sections.base import Part as PartName
 from glm_training.engine.errors import SettingsError
-from glm_training.engine.families import DTYPES, Condition, Conditions
+from glm_training.engine.families import DTYPES, Condition, build_conditions
 from glm_training.engine.figures import mean_over_processes, stack_means
 from glm_training.engine.parts import Part
 from glm_training.engine.reward_setup import differentiable_options
 from glm_training.methods.distillation import BackwardSimulation, Dynamics, Scores, fake_score_loss, generator_loss
 from glm_training.methods.losses import MethodLoss
-from glm_training.models.few_steps import FewSteps
-from glm_training.models.lora import add_lora, save_lora, trainable_parameters
-from glm_training.models.lora_scale import adapters_scaled
-from glm_training.models.sdxl.family import SDXL, save_lora_for_diffusers
+from glm_training.models.family import FewSteps
+from glm_training.models.lora import adapters_scaled, add_lora, save_lora, trainable_parameters
+from glm_training.models.sdxl.family import save_lora_for_diffusers
 from glm_training.models.weights import frozen_copy, load_weights
 from glm_training.rewards import DifferentiableScorers
 from glm_training.trainers.base_trainer import BaseTrainer
@@ -69,7 +68,7 @@ class DMDRTrainer(BaseTrainer):
             denoiser, self.guidance.component, self.teacher, config.dmdr.fake_scale, config.dmdr.real_guidance_scale
         )
         self.dynamics = dynamics(config, self.total_steps)
-        self.conditions = Conditions(config, self.family)
+        self.conditions = build_conditions(config, self.family)
         self.scorers = self._build_scorers()
         self.outputs = OutputTree(config, self.name)
 
@@ -113,11 +112,7 @@ class DMDRTrainer(BaseTrainer):
         cold_start = self.config.dmdr.cold_start_steps
         if cold_start is None or cold_start >= self.total_steps:
             return None
-        if (
-            isinstance(self.family, SDXL)
-            and self.family.unet.taesd is None
-            and self.config.dmdr.reward.decoder == "taesd"
-        ):
+        if self.config.dmdr.reward.decoder == "taesd" and not self.family.has_small_decoder():
             raise SettingsError(
                 f"dmdr.reward.decoder is taesd and {self.config.model.name} has none: set model.taesd to "
                 "madebyollin/taesdxl or a folder, or dmdr.reward.decoder to vae"

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from glm_training.methods.distillation import BackwardSimulation, Dynamics, Scores, fake_score_loss, generator_loss
 from glm_training.models.denoising import Denoiser, Levels, Network
-from glm_training.models.lora import adapter_parameters, add_lora
-from glm_training.models.lora_scale import adapters_scaled
+from glm_training.models.lora import adapter_parameters, adapters_scaled, add_lora
 from glm_training.utils.randomness import normal, uniform
 
 

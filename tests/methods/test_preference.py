@@ -18,8 +18,7 @@ from glm_training.methods.preference import (
     errors,
     sequence_log_probs,
 )
-from glm_training.models.glm_image.denoiser import DiTDenoiser
-from glm_training.models.glm_image.family import GLMImage
+from glm_training.models.glm_image.family import DiTDenoiser, GLMImage
 from glm_training.models.lora import adapter_parameters, adapters_disabled, add_lora
 from glm_training.models.sdxl.denoiser import UNetDenoiser
 from glm_training.models.sdxl.family import SDXL

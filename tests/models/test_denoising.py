@@ -7,8 +7,7 @@ import torch
 from diffusers import DDPMScheduler, LCMScheduler
 
 from glm_training.models.denoising import Denoiser, Levels
-from glm_training.models.glm_image.denoiser import DiTDenoiser
-from glm_training.models.glm_image.family import GLMImage
+from glm_training.models.glm_image.family import DiTDenoiser, GLMImage
 from glm_training.models.sdxl.denoiser import UNetDenoiser
 from glm_training.models.sdxl.family import SDXL
 from glm_training.models.sdxl.schedule import NoiseSchedule

@@ -10,8 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from glm_training.models.lora import adapter_parameters, adapters_disabled, add_lora, load_lora, save_lora
-from glm_training.models.lora_scale import adapters_scaled
+from glm_training.models.lora import (
+    adapter_parameters,
+    adapters_disabled,
+    adapters_scaled,
+    add_lora,
+    load_lora,
+    save_lora,
+)
 from glm_training.models.sdxl.family import SDXL, ModelLoadError
 from glm_training.models.sdxl.tiny import build_tiny, build_tiny_taesd
 from glm_training.models.sdxl.types import add_time_ids

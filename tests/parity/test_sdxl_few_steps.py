@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import LCMScheduler, StableDiffusionXLPipeline
 
-from glm_training.models.few_steps import FewSteps
+from glm_training.models.family import FewSteps
 from glm_training.models.sdxl.family import SDXL, ModelLoadError
 from glm_training.utils.randomness import make_generator, normal
 

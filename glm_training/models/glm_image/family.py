@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,18 +10,46 @@ import torch
 from diffusers.pipelines.glm_image.pipeline_glm_image import GlmImagePipeline
 from torch import Tensor, nn
 
-from glm_training.models.family import Family, Sampling
-from glm_training.models.few_steps import read_few_steps
+from glm_training.models.denoising import Denoiser, Levels, Network
+from glm_training.models.family import Family, Sampling, read_few_steps
 from glm_training.models.glm_image.ar import ARComponent
-from glm_training.models.glm_image.denoiser import DiTDenoiser
 from glm_training.models.glm_image.dit import DiTComponent
+from glm_training.models.glm_image.dit_types import DiTCondition
 from glm_training.models.glm_image.loading import ModelLoadError, load_pipeline
 from glm_training.models.glm_image.sampling import step_hooks
-from glm_training.models.lora import has_lora, merged, save_lora
+from glm_training.models.lora import load_lora, save_lora
 from glm_training.utils.randomness import normal, uniform
-from glm_training.utils.tensor_file import share_files
 
-__all__ = ["GLMImage", "ModelLoadError"]
+__all__ = ["DiTDenoiser", "GLMImage", "ModelLoadError"]
+
+
+class DiTDenoiser(Denoiser):
+    """GLM-Image's noise levels, for images of `height` x `width` px: sigma = shift(u) is the spread and 1 - sigma the
+    signal; the network is told the unshifted time of a shifted level.
+
+    Few-step sampling is the stock pipeline's Euler steps.
+    """
+
+    prediction = "velocity"
+    renoises = False
+
+    def __init__(self, component: DiTComponent, height: int, width: int) -> None:
+        self._component = component
+        self._size = height, width
+
+    def levels(self, u: Tensor) -> Levels:
+        timestep, sigma = self._component.training_sigmas(u, *self._size)
+        return Levels(timestep, 1 - sigma, sigma)
+
+    def sampling_levels(self, steps: int) -> Levels:
+        schedule = self._component.schedule(steps, *self._size)
+        sigma = schedule.sigmas[:-1]
+        return Levels(schedule.timesteps, 1 - sigma, sigma)
+
+    def predict(
+        self, network: Network, noisy: Tensor, levels: Levels, condition: DiTCondition, *, guidance_scale: float = 1.0
+    ) -> Tensor:
+        return network(noisy, levels.timestep.to(noisy.device), condition, guidance_scale=guidance_scale)
 
 
 class GLMImage(Family):
@@ -89,29 +116,12 @@ class GLMImage(Family):
         }
         return GlmImagePipeline(**parts)
 
-    def save_pretrained(self, path: str | Path, *, merge_lora: bool = False) -> None:
-        """Write a pipeline folder that the stock `GlmImagePipeline.from_pretrained` loads (safetensors).
-
-        With adapters, ``merge_lora=True`` writes weights with them added and leaves the model in memory as it is;
-        without it ValueError is raised, since a stock pipeline would lose them (`lora.save_lora` writes them alone).
-        """
-        adapted = [module for module in (self.ar.model, self.dit.transformer) if has_lora(module)]
-        if adapted and not merge_lora:
-            raise ValueError(
-                "the model carries LoRA adapters, which a pipeline folder cannot hold: pass merge_lora=True, or write "
-                "them alone with glm_training.models.lora.save_lora"
-            )
-        with ExitStack() as stack:
-            for module in adapted:
-                stack.enter_context(merged(module))
-            self.to_pipeline().save_pretrained(str(path), safe_serialization=True)
-        if self.few_steps is not None:
-            self.few_steps.write(path)
-        share_files(Path(path))
-
     def save_lora(self, component: str, folder: str | Path) -> None:
         """Write the adapter of a half as a PEFT folder."""
         save_lora(self.module(component), folder)
+
+    def load_lora(self, component: str, folder: str | Path) -> None:
+        load_lora(self.module(component), folder)
 
     # -- what is trained -----------------------------------------------------------------------------------------------
 
@@ -129,6 +139,10 @@ class GLMImage(Family):
 
     def denoiser(self, height: int, width: int) -> DiTDenoiser:
         return DiTDenoiser(self.dit, height, width)
+
+    def own_size(self) -> int:
+        """128 for the tiny model and what is made from it."""
+        return min(self.dit.vae.config["sample_size"], 1024)
 
     # -- images --------------------------------------------------------------------------------------------------------
 

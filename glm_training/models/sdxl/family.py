@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,16 +14,15 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from torch import Tensor, nn
 
-from glm_training.models.family import Family, Sampling
-from glm_training.models.few_steps import FewSteps, read_few_steps
+from glm_training.models.family import Family, FewSteps, Sampling, read_few_steps
 from glm_training.models.loading import ModelLoadError
-from glm_training.models.lora import ADAPTER, adapter_parameters, described, has_lora, merged
+from glm_training.models.lora import ADAPTER, adapter_parameters, described, has_lora
 from glm_training.models.sdxl.denoiser import UNetDenoiser
 from glm_training.models.sdxl.loading import TAESD_FOLDER, load_pipeline, load_taesd, taesd_in
 from glm_training.models.sdxl.types import add_time_ids
 from glm_training.models.sdxl.unet import UNetComponent
 from glm_training.utils.randomness import make_generator, normal
-from glm_training.utils.tensor_file import share_files, write_tensor_file
+from glm_training.utils.tensor_file import write_tensor_file
 
 __all__ = ["ModelLoadError", "SDXL", "save_lora_for_diffusers"]
 
@@ -107,27 +105,13 @@ class SDXL(Family):
             **modules, force_zeros_for_empty_prompt=part.force_zeros_for_empty_prompt, add_watermarker=False
         )
 
-    def save_pretrained(self, path: str | Path, *, merge_lora: bool = False) -> None:
-        """Write a pipeline folder that the stock `StableDiffusionXLPipeline.from_pretrained` loads (safetensors).
-
-        TAESD goes into its folder "taesd", where `load` finds it again. With adapters, ``merge_lora=True`` writes
-        weights with them added and leaves the model in memory as it is; without it ValueError is raised.
-        """
-        adapted = has_lora(self.unet.unet)
-        if adapted and not merge_lora:
-            raise ValueError(
-                "the model carries LoRA adapters, which a pipeline folder cannot hold: pass merge_lora=True, or write "
-                "them alone with save_lora"
-            )
-        with ExitStack() as stack:
-            if adapted:
-                stack.enter_context(merged(self.unet.unet))
-            self.to_pipeline().save_pretrained(str(path), safe_serialization=True)
-        if self.few_steps is not None:
-            self.few_steps.write(path)
+    def save_beside(self, folder: Path) -> None:
+        """TAESD goes into its folder "taesd", where `load` finds it again."""
         if self.unet.taesd is not None:
-            self.unet.taesd.save_pretrained(str(Path(path) / TAESD_FOLDER), safe_serialization=True)
-        share_files(Path(path))
+            self.unet.taesd.save_pretrained(str(folder / TAESD_FOLDER), safe_serialization=True)
+
+    def has_small_decoder(self) -> bool:
+        return self.unet.taesd is not None
 
     def draw_in_few_steps(self, few_steps: FewSteps) -> None:
         super().draw_in_few_steps(few_steps)
@@ -141,18 +125,19 @@ class SDXL(Family):
         """
         save_lora_for_diffusers(self.module(component), folder)
 
-    def load_lora(self, folder: str | Path) -> None:
+    def load_lora(self, component: str, folder: str | Path) -> None:
         """Add an adapter that `save_lora`, or diffusers' `save_lora_weights`, wrote for the UNet.
 
         Raises FileNotFoundError when the folder holds none, ValueError when it does not fit or one is there already.
         """
-        if has_lora(self.unet.unet):
+        module = self.module(component)
+        if has_lora(module):
             raise ValueError("the model carries LoRA adapters already")
         file = Path(folder) / LORA_FILE
         if not file.is_file():
             raise FileNotFoundError(f"{folder} holds no {LORA_FILE}")
         try:
-            self.unet.unet.load_lora_adapter(str(folder), prefix="unet", weight_name=LORA_FILE, adapter_name=ADAPTER)
+            module.load_lora_adapter(str(folder), prefix="unet", weight_name=LORA_FILE, adapter_name=ADAPTER)
         except (RuntimeError, ValueError, KeyError, OSError) as error:
             raise ValueError(f"the adapter in {folder} does not fit the model: {str(error)[:300]}") from error
 
@@ -173,6 +158,9 @@ class SDXL(Family):
     def denoiser(self, height: int, width: int) -> UNetDenoiser:
         """The noise levels, the same at every size."""
         return UNetDenoiser(self.unet.schedule, self.unet.one_step_timestep)
+
+    def own_size(self) -> int:
+        return self.unet.unet.config["sample_size"] * self.unet.latent_scale
 
     # -- images --------------------------------------------------------------------------------------------------------
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import torch
 
 from glm_training.config import load_config
-from glm_training.engine.families import Conditions
+from glm_training.engine.families import PlanConditions
 from glm_training.models.glm_image.family import GLMImage
 
 PROMPTS = ["a red circle", "a blue square"]
 
 
-def conditions(tmp_path, family: GLMImage, *overrides: str) -> Conditions:
+def conditions(tmp_path, family: GLMImage, *overrides: str) -> PlanConditions:
     prompts, file = tmp_path / "prompts.txt", tmp_path / "run.yaml"
     prompts.write_text("\n".join(PROMPTS), encoding="utf-8")
     file.write_text(f"data: {{prompts_file: {prompts}}}\ntraining: {{method: dmdr}}\n", encoding="utf-8")
     keys = ["model.name=tiny-random", "data.image_size.height=64", "data.image_size.width=64", *overrides]
-    return Conditions(load_config(file, keys), family)
+    return PlanConditions(load_config(file, keys), family)
 
 
 def test_plans_are_kept_and_taken_in_turn(tmp_path, monkeypatch) -> None:

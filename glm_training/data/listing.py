@@ -1,7 +1,7 @@
 """The two dataset layouts, read without opening an image: which prompt goes with which files.
 
 * numbered: line i of ``prompts.txt`` (from 0) goes with ``target_images/i.png`` and, to edit, ``source_images/i.png``;
-* metadata: every line of ``metadata.jsonl`` names its own files (the Hugging Face *imagefolder* convention).
+* metadata: every record of ``metadata.jsonl`` names its own files (the Hugging Face *imagefolder* convention).
 """
 
 import os
@@ -12,7 +12,7 @@ from typing import Literal
 
 from glm_training.data.paths import PathRefused, local_path, resolve_below
 from glm_training.data.problems import Problem
-from glm_training.data.text_lines import TextLine, read_lines
+from glm_training.data.text_lines import TextLine
 
 Mode = Literal["t2i", "i2i"]
 Role = Literal["target", "source"]
@@ -23,9 +23,11 @@ _OTHER_IMAGE_SUFFIXES = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".he
 
 @dataclass
 class Row:
-    """One line of the listing; ``prompt`` is None when the line is at fault, an image when it is absent or refused."""
+    """One entry of the listing, at ``line`` from 1; ``prompt`` is None when it is at fault, an image when it is absent
+    or refused."""
 
     index: int
+    line: int
     prompt: str | None = None
     images: dict[Role, Path] = field(default_factory=dict)
 
@@ -70,12 +72,10 @@ def folder_problem(value: str | Path, key: str) -> Problem | None:
     return None
 
 
-def read_numbered(request: Request, path: Path) -> Listing:
-    """The listing of ``prompts.txt`` and its folders of numbered images."""
+def read_numbered(request: Request, path: Path, lines: list[TextLine]) -> Listing:
+    """The listing of the prompts of ``path`` and its folders of numbered images."""
     listing = Listing(path)
-    lines, encoding_problems = read_lines(path)
-    listing.problems += encoding_problems
-    listing.rows = [Row(line.index, line.text or None) for line in lines]
+    listing.rows = [Row(line.index, line.number, line.text or None) for line in lines]
     for line in lines:
         if line.text == "":
             remedy = "Write a prompt; removing the line would renumber those after it"

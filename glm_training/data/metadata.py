@@ -1,21 +1,24 @@
-"""The metadata layout: one JSON object per line, naming the prompt and its images."""
+"""The metadata layout: JSON objects, one per line or in one list, each naming the prompt and its images."""
 
 import difflib
-import json
+from collections.abc import Sequence
 from pathlib import Path
 
+from glm_training.data.json_records import Record
 from glm_training.data.listing import Listing, Request, Role, Row, folder_problem
 from glm_training.data.paths import PathRefused, path_below
 from glm_training.data.problems import Problem
-from glm_training.data.text_lines import TextLine, prompt_fault, read_lines
+from glm_training.data.text_lines import TextLine, prompt_fault
 
 METADATA_NAME = "metadata.jsonl"
 _KEYS = ("prompt", "target", "file_name", "source")
 """``file_name`` is ``target`` under the name that Hugging Face's imagefolder gives it."""
 
+EXAMPLE = 'Write {"prompt": "...", "target": "images/0.png"}'
 
-def read_metadata(request: Request, path: Path) -> Listing:
-    """The listing of a ``metadata.jsonl``; images are relative to its folder, or to their own folder when given."""
+
+def read_metadata(request: Request, path: Path, entries: Sequence[Record]) -> Listing:
+    """The listing of the records of ``path``; images are relative to its folder, or to their own folder when given."""
     listing = Listing(path)
     roots: dict[Role, Path] = {}
     folders: tuple[tuple[Role, str | Path | None], ...] = (
@@ -28,12 +31,10 @@ def read_metadata(request: Request, path: Path) -> Listing:
             listing.problems.append(problem)
         else:
             roots[role] = path.parent if folder is None else Path(folder)
-    lines, encoding_problems = read_lines(path)
-    listing.problems += encoding_problems
-    records = [_read_record(listing, line) for line in lines]
+    records = [_read_record(listing, entry) for entry in entries]
     wants_target = request.require_targets or request.target_images_dir is not None or any(map(_names_target, records))
-    for line, record in zip(lines, records, strict=True):
-        row = Row(line.index)
+    for line, record in zip((entry.line for entry in entries), records, strict=True):
+        row = Row(line.index, line.number)
         listing.rows.append(row)
         if record is None:
             continue
@@ -51,42 +52,17 @@ def _names_target(record: dict[str, object] | None) -> bool:
     return record is not None and ("target" in record or "file_name" in record)
 
 
-class _DuplicateKey(ValueError):
-    pass
-
-
-def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    record: dict[str, object] = {}
-    for key, value in pairs:
-        if key in record:
-            raise _DuplicateKey(f"key {key!r} is given twice")
-        record[key] = value
-    return record
-
-
-def _read_record(listing: Listing, line: TextLine) -> dict[str, object] | None:
-    """The object on ``line``, or None with its fault reported."""
-    example = 'Write {"prompt": "...", "target": "images/0.png"} on one line'
-    if line.text is None:
+def _read_record(listing: Listing, entry: Record) -> dict[str, object] | None:
+    """The object of ``entry``, or None with its fault reported."""
+    if entry.line.text is None:
         return None  # its encoding is reported already
-    if line.text == "":
-        listing.add(line, "the line is empty", example)
+    if entry.fault is not None:
+        listing.add(entry.line, *entry.fault)
         return None
-    try:
-        record = json.loads(line.text, object_pairs_hook=_unique_keys)
-    except _DuplicateKey as error:
-        listing.add(line, str(error), "Keep one of them")
+    if not isinstance(entry.value, dict):
+        listing.add(entry.line, f"not a JSON object but {type(entry.value).__name__}", EXAMPLE)
         return None
-    except json.JSONDecodeError as error:
-        listing.add(line, f"not JSON: {error.msg} at column {error.colno}", example)
-        return None
-    except (ValueError, RecursionError) as error:  # a number or a nesting beyond the parser's limits
-        listing.add(line, f"not readable as JSON: {error}", example)
-        return None
-    if not isinstance(record, dict):
-        listing.add(line, f"not a JSON object but {type(record).__name__}", example)
-        return None
-    return record
+    return entry.value
 
 
 def _read_prompt(listing: Listing, line: TextLine, record: dict[str, object]) -> str | None:
@@ -133,11 +109,6 @@ def _read_image(
         row.images[role] = path_below(roots[role], value)
     except PathRefused as refusal:
         listing.add(line, f"{role} image: {refusal.reason}", refusal.remedy)
-
-
-def is_metadata(path: Path) -> bool:
-    """Whether ``path`` is read as JSON lines rather than as one prompt per line."""
-    return path.suffix.lower() == ".jsonl"
 
 
 def metadata_in(folder: Path) -> Path | Problem:

@@ -1,7 +1,8 @@
 """Preference pairs: one prompt, the image that was preferred and the one that was rejected.
 
-Three layouts, told apart by what the path is: a folder with ``metadata.jsonl`` (or the file itself), a JSON list such
-as ``human_feedback.json``, and a Hugging Face dataset on disk in the shape of pickapic_v2 (extra ``datasets``).
+Three layouts, told apart by what is there: JSON lines such as ``metadata.jsonl``, a JSON list such as
+``human_feedback.json`` (the file, or its folder), and a Hugging Face dataset on disk in the shape of pickapic_v2 (extra
+``datasets``).
 """
 
 import hashlib

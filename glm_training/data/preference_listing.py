@@ -5,19 +5,19 @@ jpg_0, jpg_1, label_0``, where label_0 is 1 when the first image is preferred, 0
 """
 
 import difflib
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from glm_training.data.json_records import read_json_lines, read_json_list
 from glm_training.data.paths import PathRefused, path_below
 from glm_training.data.preference import FileImage, PairImage, PreferencePair
 from glm_training.data.problems import Problem
-from glm_training.data.text_lines import prompt_fault, read_lines
+from glm_training.data.text_lines import TextFile, prompt_fault
 
 _PLAIN = ("prompt", "preferred", "rejected")
 _JUDGED = ("caption", "jpg_0", "jpg_1", "label_0")
-_EXAMPLE = 'Write {"prompt": "...", "preferred": "images/0_a.png", "rejected": "images/0_b.png"}'
+EXAMPLE = 'Write {"prompt": "...", "preferred": "images/0_a.png", "rejected": "images/0_b.png"}'
 LABELS = (0, 0.5, 1)
 
 
@@ -38,94 +38,38 @@ class PairListing:
         self.problems.append(Problem(self.path, reason, remedy, line=self.lines.get(index), index=index))
 
 
-def read_json_lines(path: Path) -> PairListing:
-    """The pairs of a ``metadata.jsonl``, images relative to its folder."""
-    listing = PairListing(path)
-    lines, encoding_problems = read_lines(path)
-    listing.problems += encoding_problems
-    listing.total = len(lines)
-    for line in lines:
-        listing.lines[line.index] = line.number
-        if line.text == "":
-            listing.add(line.index, "the line is empty", f"{_EXAMPLE} on one line, or remove it")
-        elif line.text is not None:
-            try:
-                record = json.loads(line.text, object_pairs_hook=_unique_keys)
-            except json.JSONDecodeError as error:
-                listing.add(line.index, f"not JSON: {error.msg} at column {error.colno}", f"{_EXAMPLE} on one line")
-            except (ValueError, RecursionError) as error:  # a key twice, or a nesting beyond the parser's limits
-                listing.add(line.index, f"not readable as JSON: {error}", f"{_EXAMPLE} on one line")
-            else:
-                _read_record(listing, line.index, record)
+def read_listing(file: TextFile) -> PairListing:
+    """The pairs of a file: JSON lines or one JSON list, as its content says; images relative to its folder.
+
+    What begins as neither, under a name that promises neither, is a problem of the file as a whole.
+    """
+    if not file.lines:
+        empty = Problem(file.path, "holds no pair", EXAMPLE)
+        return PairListing(file.path, problems=file.problems or [empty])
+    listing = PairListing(file.path)
+    start = next((line.text for line in file.lines if line.text), "")
+    if start.startswith("["):
+        records, listing.problems = read_json_list(file)
+    elif start.startswith("{") or file.path.suffix.lower() in (".json", ".jsonl", ".ndjson"):
+        records, listing.problems = read_json_lines(file.lines, EXAMPLE), list(file.problems)
+    else:
+        reason = "is no listing of preference pairs: it does not begin as JSON"
+        return PairListing(file.path, problems=[Problem(file.path, reason, f"{EXAMPLE} on each line")])
+    listing.total = len(records)
+    for record in records:
+        listing.lines[record.line.index] = record.line.number
+        if record.fault is not None:
+            listing.add(record.line.index, *record.fault)
+        elif record.line.text is not None:
+            _read_record(listing, record.line.index, record.value)
+    if not records and not listing.problems:
+        listing.problems.append(Problem(file.path, "holds no pair", EXAMPLE))
     return listing
-
-
-def read_json_list(path: Path) -> PairListing:
-    """The pairs of a ``human_feedback.json``, images relative to its folder."""
-    listing = PairListing(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        listing.problems.append(Problem(path, f"is not UTF-8: {error.reason}", "Save the file as UTF-8"))
-        return listing
-    except OSError as error:
-        listing.problems.append(Problem(path, f"cannot be read: {error.strerror}", "Correct the path"))
-        return listing
-    try:
-        for index, (offset, record) in enumerate(_elements(text)):
-            listing.lines[index] = text.count("\n", 0, offset) + 1
-            listing.total = index + 1
-            _read_record(listing, index, record)
-    except json.JSONDecodeError as error:
-        reason = f"not JSON: {error.msg} at column {error.colno}; what comes after it was not read"
-        listing.problems.append(Problem(path, reason, "Correct it, or write one record per line into metadata.jsonl",
-                                        line=error.lineno))  # fmt: skip
-    except (ValueError, RecursionError) as error:
-        listing.problems.append(Problem(path, f"not readable as JSON: {error}", "Correct the record"))
-    if not listing.total and not listing.problems:
-        listing.problems.append(Problem(path, "holds no pair", _EXAMPLE))
-    return listing
-
-
-def _elements(text: str) -> Iterator[tuple[int, object]]:
-    """Offset and value of each element of the JSON list ``text``; raises JSONDecodeError where it stops being one."""
-    decoder = json.JSONDecoder(object_pairs_hook=_unique_keys)
-    position = _skip_space(text, 0)
-    if text[position : position + 1] != "[":
-        raise json.JSONDecodeError("the file must hold one list, [{...}, ...]", text, position)
-    position = _skip_space(text, position + 1)
-    closed = text[position : position + 1] == "]"
-    while not closed:
-        value, end = decoder.raw_decode(text, position)
-        yield position, value
-        position = _skip_space(text, end)
-        mark = text[position : position + 1]
-        if mark not in (",", "]"):
-            raise json.JSONDecodeError("expecting ',' or ']'", text, position)
-        closed = mark == "]"
-        position = position if closed else _skip_space(text, position + 1)
-    position = _skip_space(text, position + 1)
-    if position < len(text):
-        raise json.JSONDecodeError("extra data after the list", text, position)
-
-
-def _skip_space(text: str, position: int) -> int:
-    while position < len(text) and text[position] in " \t\n\r":
-        position += 1
-    return position
-
-
-def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    record = dict(pairs)
-    if len(record) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} is given twice")
-    return record
 
 
 def _read_record(listing: PairListing, index: int, record: object) -> None:
     if not isinstance(record, dict):
-        listing.add(index, f"not a JSON object but {type(record).__name__}", _EXAMPLE)
+        listing.add(index, f"not a JSON object but {type(record).__name__}", EXAMPLE)
         return
     before = len(listing.problems)
     judged = any(key in record for key in _JUDGED)

@@ -11,9 +11,10 @@ from glm_training.data.images import decode_image
 from glm_training.data.metadata import METADATA_NAME
 from glm_training.data.paths import PathRefused, local_path
 from glm_training.data.preference import FileImage, PairImage, PreferencePair
-from glm_training.data.preference_listing import PairListing, read_json_lines, read_json_list
+from glm_training.data.preference_listing import PairListing, read_listing
 from glm_training.data.preference_table import is_table, open_table, read_table
 from glm_training.data.problems import DataError, Problem, format_problems
+from glm_training.data.text_lines import read_text
 
 logger = logging.getLogger(__name__)
 
@@ -48,9 +49,9 @@ def load_pairs(
     """Read the pairs at ``path`` and decode every image.
 
     Args:
-        path: a ``.jsonl`` file, a ``.json`` list, a folder with ``metadata.jsonl`` or ``human_feedback.json``, or a
-            Hugging Face dataset on disk (``save_to_disk``, or parquet files). Images of the first three lie below the
-            listing's folder.
+        path: a file of JSON lines or with one JSON list, told by its content; a folder with ``metadata.jsonl`` or
+            ``human_feedback.json``; or a Hugging Face dataset on disk (``save_to_disk``, or parquet files). Images of
+            the first two lie below the listing's folder.
         split: which part of a Hugging Face dataset that has several.
         check_images: whether to decode all images first; False for a table too large for it.
         max_bad_fraction: the part of the rows, in [0, 1], that may be at fault. Up to it they are logged and left out,
@@ -85,13 +86,11 @@ def _read_listing(value: str | Path, split: str) -> PairListing:
             )
             raise DataError([Problem(path, reason, "Name the file to read" if found else "Add one of them")])
         path = found[0]
-    if path.suffix.lower() == ".jsonl":
-        return read_json_lines(path)
-    if path.suffix.lower() == ".json":
-        return read_json_list(path)
-    reason = "is no listing of preference pairs" if path.exists() else "does not exist"
+    if path.exists():
+        return read_listing(read_text(path))
+    reason = f"does not exist; the current directory is {Path.cwd()}"
     remedy = f"Name a folder with {METADATA_NAME}, a .jsonl or .json file, or a Hugging Face dataset folder"
-    if not path.exists() and not path.parent.is_dir() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(value)):
+    if not path.parent.is_dir() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(value)):
         reason += ", and data sets are not downloaded by a run"
         remedy = (
             f'Save it once: python -c "from datasets import load_dataset; '

@@ -8,10 +8,13 @@ from pathlib import Path
 
 from glm_training.data.examples import Example
 from glm_training.data.images import decode_image
+from glm_training.data.json_records import read_json_lines, read_json_list
+from glm_training.data.layout import is_record, layout_of
 from glm_training.data.listing import Listing, Mode, Request, Row, read_numbered
-from glm_training.data.metadata import is_metadata, metadata_in, read_metadata
+from glm_training.data.metadata import EXAMPLE, metadata_in, read_metadata
 from glm_training.data.paths import PathRefused, local_path
 from glm_training.data.problems import DataError, Problem, format_problems
+from glm_training.data.text_lines import TextFile, prompt_fault, read_text
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +80,8 @@ def scan_dataset(
 
     Args:
         mode: ``"i2i"`` gives every example a source image, ``"t2i"`` none.
-        prompts_file: one prompt per line; or a ``.jsonl`` file, or the folder of a ``metadata.jsonl``.
+        prompts_file: one prompt per line, JSON lines or one JSON list, told by the content; or the folder of a
+            ``metadata.jsonl``.
         target_images_dir: the numbered target images; with JSON lines, the root of their target paths.
         source_images_dir: the same for the sources of ``i2i``; must be None for ``t2i``.
         height, width: pixels of the images in training, each a multiple of 32.
@@ -118,7 +122,46 @@ def _read_listing(request: Request) -> Listing:
         if isinstance(found, Problem):
             return Listing(path, problems=[found])
         path = found
-    return read_metadata(request, path) if is_metadata(path) else read_numbered(request, path)
+    file = read_text(path)
+    if not file.lines:
+        empty = Problem(path, "holds no prompt", "Write one prompt per line")
+        return Listing(path, problems=file.problems or [empty])
+    return _read_file(request, file)
+
+
+def _read_file(request: Request, file: TextFile) -> Listing:
+    """The listing of a file with lines, as its content says."""
+    layout = layout_of(file)
+    if isinstance(layout, Problem):
+        return Listing(file.path, problems=[layout])
+    if layout == "json list":
+        return _read_list(request, file)
+    if layout == "json lines":
+        listing = read_metadata(request, file.path, read_json_lines(file.lines, EXAMPLE))
+    else:
+        listing = read_numbered(request, file.path, file.lines)
+        for line in filter(is_record, file.lines):
+            listing.add(line, "a JSON record among lines that are prompts", "Write its prompt alone on the line")
+    listing.problems[:0] = file.problems
+    return listing
+
+
+def _read_list(request: Request, file: TextFile) -> Listing:
+    """The listing of a JSON list of records, or of prompts alone, which go with numbered images."""
+    records, problems = read_json_list(file)
+    if not records:
+        empty = Problem(file.path, "holds no prompt", EXAMPLE)
+        return Listing(file.path, problems=problems or [empty])
+    if not all(isinstance(record.value, str) for record in records):
+        listing = read_metadata(request, file.path, records)
+    else:
+        listing = read_numbered(request, file.path, [record.line for record in records])
+        for record in records:
+            fault = prompt_fault({"prompt": record.value}, "prompt", record.line.index)
+            if fault is not None and record.line.text:  # an empty one is reported already
+                listing.add(record.line, *fault)
+    listing.problems += problems
+    return listing
 
 
 def _size_problems(path: Path, height: int, width: int) -> Iterable[Problem]:
@@ -138,7 +181,7 @@ def _decode_problems(listing: Listing, num_workers: int) -> Iterable[Problem]:
             if path in faults:
                 fault = faults[path]
                 reason = f"{role} image {fault.reason}"
-                yield replace(fault, path=listing.path, line=row.index + 1, index=row.index, image=path, reason=reason)
+                yield replace(fault, path=listing.path, line=row.line, index=row.index, image=path, reason=reason)
 
 
 def _decode_fault(path: Path) -> tuple[Path, Problem | None]:

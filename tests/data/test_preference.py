@@ -219,9 +219,10 @@ def test_a_line_that_is_no_json(folder, line: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ('{"prompt": "x"}', "human_feedback.json:1: not JSON: the file must hold one list"),
+        ('{"prompt": "x"}', "human_feedback.json:1: index 0 has no preferred image"),
+        ("a cat\n", "human_feedback.json:1: not JSON"),
         ("[]", "holds no pair"),
-        ("", "the file must hold one list"),
+        ("", "holds no pair"),
         ('[\n{"prompt": "x",]', "human_feedback.json:2: not JSON"),
         ("[1, 2", "expecting ',' or ']'"),
         ("[1] 2", "extra data after the list"),
@@ -231,6 +232,22 @@ def test_a_line_that_is_no_json(folder, line: str, expected: str) -> None:
 def test_a_file_that_is_no_list(folder, text: str, expected: str) -> None:
     (folder / "human_feedback.json").write_text(text)
     assert any(expected in problem for problem in problems(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "write"), [("pairs.json", write_lines), ("pairs.jsonl", write_list), ("a.txt", write_list)]
+)
+def test_content_tells_lines_from_a_list(folder, name: str, write) -> None:
+    written = write(folder, [record(index) for index in range(4)]).rename(folder / name)
+    assert [(pair.index, pair.prompt) for pair in load_pairs(written).pairs] == [(i, f"a thing {i}") for i in range(4)]
+
+
+def test_a_file_that_does_not_begin_as_json_is_no_listing(folder) -> None:
+    (folder / "pairs.csv").write_text("caption,jpg_0,jpg_1,label_0\nx,a.png,b.png,1\n" * 99)
+    (found,) = problems(folder / "pairs.csv")
+    assert "no listing of preference pairs" in found
+    (folder / "train.parquet").write_bytes(b"PAR1" + bytes(99) + b"PAR1")
+    assert "is a Parquet table" in problems(folder / "train.parquet")[0]
 
 
 def test_a_break_in_the_list_does_not_hide_what_came_before(folder) -> None:
@@ -258,8 +275,7 @@ def test_a_path_that_is_no_listing(folder) -> None:
     named = problems("yuvalkirstain/pickapic_v2", split="validation_unique")[0]  # type: ignore[arg-type]
     assert "not downloaded by a run" in named and "split='validation_unique').save_to_disk('data/pickapic_v2')" in named
     assert "is a URL" in problems("https://example.org/data.jsonl")[0]  # type: ignore[arg-type]
-    assert "there is no such file" in problems(folder / "none.jsonl")[0]
-    assert "cannot be read" in problems(folder / "none.json")[0]
+    assert "does not exist; the current directory is" in problems(folder / "none.jsonl")[0]
     (folder / "utf.json").write_bytes(b'["\xff"]')
     assert "not UTF-8" in problems(folder / "utf.json")[0]
     with pytest.raises(ValueError, match="max_bad_fraction"):

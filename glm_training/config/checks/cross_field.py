@@ -5,10 +5,9 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Collection, Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glm_training.config.checks.family import family_issues
+from glm_training.config.checks.family import family_issues, names_images
 from glm_training.config.checks.method import method_issues
 from glm_training.config.checks.monitors import monitor_issues
 from glm_training.config.docs.describe import walk
@@ -138,11 +137,6 @@ def _pairing(metrics: list[str], weights: dict[str, float]) -> Iterator[Issue]:
             yield Issue((f"reward.weights.{name}", "reward.metrics"), "a weight without its metric.", hint)
 
 
-def _names_images(dataset: Path) -> bool:
-    """Whether the dataset is JSON lines, which name their images themselves."""
-    return dataset.suffix == ".jsonl" or dataset.is_dir()
-
-
 def _images(config: Config) -> Iterator[Issue]:
     data, targets = config.data, (config.data.target_images_dir, config.reward.target_images_dir)
     if None not in targets and targets[0] != targets[1]:
@@ -164,7 +158,7 @@ def _images(config: Config) -> Iterator[Issue]:
     reason = config.target_reason() if config.uses_reward() else None
     if reason is None and config.uses_supervision():
         reason = "supervised steps learn from target images"
-    if reason is not None and config.target_images_dir() is None and not _names_images(config.dataset_file()):
+    if reason is not None and config.target_images_dir() is None and not names_images(config.dataset_file()):
         yield Issue(
             ("data.target_images_dir", "reward.target_images_dir"),
             f"needed: {reason}.",
@@ -187,7 +181,7 @@ def _evaluation(config: Config) -> Iterator[Issue]:
                     "Set `evaluation.eval_prompts_file`.",
                 )
         return
-    if _names_images(prompts):
+    if names_images(prompts):
         return
     needs = {"eval_target_images_dir": _held_out_targets(config)}
     if config.training.mode == "i2i":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glm_training.config.errors import Issue
@@ -55,6 +56,20 @@ def _component(config: Config) -> Iterator[Issue]:
         yield Issue(("evaluation.eval_pairs", "training.method"), "pairs are for `dpo`.", "Remove it.")
 
 
+def names_images(dataset: Path) -> bool:
+    """Whether the records of the dataset may name their images themselves: a folder's do, and those of a file that is
+    JSON by its name or by its first character. What it is exactly, the scan of the data says."""
+    if dataset.suffix.lower() in (".jsonl", ".ndjson", ".json") or dataset.is_dir():
+        return True
+    if not dataset.is_file():  # a pipe would wait for ever
+        return False
+    try:
+        with dataset.open("rb") as file:
+            return file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[")
+    except OSError:
+        return False  # reading the data says why
+
+
 def _mode(config: Config) -> Iterator[Issue]:
     if config.training.mode == "i2i":
         yield Issue(
@@ -71,7 +86,7 @@ def _held_out_scores(config: Config) -> Iterator[Issue]:
     if (
         reason is not None
         and config.evaluation.eval_target_images_dir is None
-        and (prompts is None or prompts.suffix != ".jsonl")
+        and (prompts is None or not names_images(prompts))
     ):
         yield Issue(
             ("reward.weights", "evaluation.eval_target_images_dir"),

@@ -11,9 +11,11 @@ import hashlib
 import json
 import logging
 import re
+import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,14 @@ from safetensors import SafetensorError, safe_open
 from glm_training.checkpoint import disk
 from glm_training.checkpoint.disk_errors import SaveError, naming_disk_errors
 from glm_training.checkpoint.ledger import LEDGER, Ledger, LedgerEntry
-from glm_training.checkpoint.manifest import MANIFEST, FileRecord, Manifest, digest_file, verify_checkpoint
+from glm_training.checkpoint.manifest import (
+    MANIFEST,
+    FileRecord,
+    Manifest,
+    digest_file,
+    read_manifest,
+    verify_checkpoint,
+)
 from glm_training.checkpoint.state_tree import (
     CheckpointError,
     EncodedTree,
@@ -82,7 +91,7 @@ def save_checkpoint(
             moved aside under a ``kept-`` name otherwise.
         state: named state trees; a name becomes ``states/<name>.json`` and ``states/<name>.safetensors``.
         total_limit: how many of this run's checkpoints to keep, at least 1; None keeps all.
-        metadata: JSON values kept in the manifest, readable without the tensors.
+        metadata: JSON values kept in the manifest beside the run's id, readable without the tensors.
         extra_dirs: folder name -> function that fills the given empty folder, for adapter or pipeline exports.
         extra_bytes: about how much ``extra_dirs`` will write, for the check of free space.
 
@@ -97,6 +106,8 @@ def save_checkpoint(
     extras = dict(extra_dirs or {})
     _check_arguments(step, total_limit, state, extras)
     states = [_encode_state(name, tree) for name, tree in state.items()]
+    run = Ledger.read(checkpoints_dir).run
+    kept = {**(metadata or {}), **({} if run is None else {"run": run})}
     needed = sum(item.size for item in states) + extra_bytes + SLACK_BYTES
     unknown = bool(extras) and not extra_bytes
     with naming_disk_errors(step, needed, unknown, checkpoints_dir):
@@ -109,7 +120,7 @@ def save_checkpoint(
         partial = checkpoints_dir / f"{PARTIAL}{checkpoint_name(step)}"
         with ExitStack() as undo:
             undo.callback(_discard, partial)
-            _write_partial(partial, step, states, dict(metadata or {}), extras)
+            _write_partial(partial, step, states, kept, extras)
             final = _publish(partial, checkpoints_dir / checkpoint_name(step))
             undo.pop_all()
     if total_limit is not None:
@@ -118,13 +129,38 @@ def save_checkpoint(
     return final
 
 
-def begin_run(checkpoints_dir: Path) -> None:
-    """A run that does not resume begins here: checkpoints already in the folder are not its own, and stay.
+def begin_run(checkpoints_dir: Path) -> str:
+    """A run begins here that continues none of this folder: checkpoints already in it are not its own, and stay.
 
-    Called once by the main process before training; a resumed run does not call it and goes on owning what it made.
+    Called once by the main process before training; the folder is made if absent. Returns the id of the run, which its
+    checkpoints will carry.
     """
-    if (checkpoints_dir / LEDGER).exists():
-        _write_atomically(checkpoints_dir / LEDGER, Ledger().encoded())
+    checkpoints_dir.mkdir(parents=True, exist_ok=True)
+    run = _new_run_id()
+    _write_atomically(checkpoints_dir / LEDGER, Ledger(run=run).encoded())
+    return run
+
+
+def continue_run(checkpoint: Path) -> str:
+    """The run of the folder that ``checkpoint`` lies in goes on after it, and owns what it made. Returns its id.
+
+    From here on ``latest`` means that checkpoint, the last one or one gone back to: a run that dies before its next
+    save goes on from there again.
+    """
+    checkpoints_dir, name = checkpoint.parent, checkpoint.name.removeprefix(REPLACED)
+    ledger = Ledger.read(checkpoints_dir)
+    run = ledger.run or read_manifest(checkpoint).run or _new_run_id()
+    entries = [entry for entry in ledger.entries if entry.name != name]
+    entries += [entry for entry in ledger.entries if entry.name == name]
+    _write_atomically(checkpoints_dir / LEDGER, Ledger(tuple(entries), run).encoded())
+    if CHECKPOINT_NAME.fullmatch(name):
+        _write_atomically(checkpoints_dir / POINTER, f"{name}\n".encode("ascii"))
+    return run
+
+
+def _new_run_id() -> str:
+    """When it began, to be read by people, and chance enough that no two runs share it."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
 
 
 def _check_arguments(
@@ -300,4 +336,4 @@ def _prune(checkpoints_dir: Path, total_limit: int) -> None:
         logger.info("removed checkpoint %s: past the limit of %d", name, total_limit)
     kept = tuple(entry for entry in ledger.entries if (checkpoints_dir / entry.name).exists())
     if kept != ledger.entries:
-        _write_atomically(checkpoints_dir / LEDGER, Ledger(kept).encoded())
+        _write_atomically(checkpoints_dir / LEDGER, Ledger(kept, ledger.run).encoded())

@@ -1,4 +1,4 @@
-"""``ledger.json``: which checkpoints of a folder this run made, in the order it made them.
+"""``ledger.json``: the run that a folder of checkpoints belongs to, and which it made, in the order it made them.
 
 Only what the ledger lists may ever be deleted. A folder counts as listed while its manifest is byte for byte the one
 the run wrote and nothing was added to it, so a checkpoint copied in, renamed or annotated by hand is the user's.
@@ -27,31 +27,35 @@ class LedgerEntry:
 
 @dataclass(frozen=True)
 class Ledger:
-    """Entries from oldest to newest."""
+    """Entries from oldest to newest. ``run`` is the run's id, which its manifests carry as well; None where no run has
+    begun or gone on here since runs have ids."""
 
     entries: tuple[LedgerEntry, ...] = ()
+    run: str | None = None
 
     @staticmethod
     def read(checkpoints_dir: Path) -> "Ledger":
         """The ledger of a folder; when it is unreadable, an empty one and a warning: then nothing is deleted."""
         path = checkpoints_dir / LEDGER
         try:
-            rows = json.loads(path.read_bytes())["made_by_this_run"]
-            return Ledger(tuple(LedgerEntry(str(row["name"]), str(row["manifest_sha256"])) for row in rows))
+            content = json.loads(path.read_bytes())
+            rows, run = content["made_by_this_run"], content.get("run")
+            entries = tuple(LedgerEntry(str(row["name"]), str(row["manifest_sha256"])) for row in rows)
+            return Ledger(entries, None if run is None else str(run))
         except FileNotFoundError:
             return Ledger()
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             logger.warning("%s cannot be read (%s): checkpoints made before now will not be deleted", path, error)
             return Ledger()
 
     def encoded(self) -> bytes:
         """The bytes of ``ledger.json``."""
         rows = [{"name": entry.name, "manifest_sha256": entry.manifest_sha256} for entry in self.entries]
-        return json.dumps({"made_by_this_run": rows}, indent=1).encode("ascii")
+        return json.dumps({"run": self.run, "made_by_this_run": rows}, indent=1).encode("ascii")
 
     def adding(self, entry: LedgerEntry) -> "Ledger":
         """This ledger with ``entry`` as the newest."""
-        return Ledger((*(old for old in self.entries if old != entry), entry))
+        return Ledger((*(old for old in self.entries if old != entry), entry), self.run)
 
     def names(self) -> list[str]:
         """Names from oldest to newest; a name made twice stands where it was made last."""

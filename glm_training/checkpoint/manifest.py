@@ -30,6 +30,11 @@ class Manifest:
     metadata: Mapping[str, Any]
     files: Mapping[str, FileRecord]
 
+    @property
+    def run(self) -> str | None:
+        """The id of the run that made the checkpoint; None where it was made before runs had ids."""
+        return self.metadata.get("run")
+
     def encoded(self) -> bytes:
         """The bytes of ``manifest.json``."""
         body = {

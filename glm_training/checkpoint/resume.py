@@ -1,12 +1,19 @@
 """Finding and reading the checkpoint to resume from."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from glm_training.checkpoint.commit import CHECKPOINT_NAME, POINTER, REPLACED, STATES
+from glm_training.checkpoint.commit import CHECKPOINT_NAME, PARTIAL, POINTER, REPLACED, STATES
 from glm_training.checkpoint.ledger import Ledger
-from glm_training.checkpoint.manifest import Manifest, read_manifest, verify_checkpoint
+from glm_training.checkpoint.manifest import MANIFEST, Manifest, read_manifest, verify_checkpoint
+from glm_training.checkpoint.run_record import RunRecord
 from glm_training.checkpoint.state_tree import CheckpointError, StateTree, read_tree
+
+CHECKPOINTS = "checkpoints"
+"""Where a run directory has its checkpoints, unless it says otherwise."""
+
+_STEP_FOLDER = re.compile(rf"(^|-){CHECKPOINT_NAME.pattern}$")
 
 
 class NoCheckpointError(CheckpointError):
@@ -40,32 +47,79 @@ def resolve_resume(checkpoints_dir: Path, which: str | Path) -> ResumePoint:
 
     Args:
         checkpoints_dir: the run's folder of checkpoints.
-        which: ``latest``: what the pointer names, else the newest that verifies. A path, or the name of a folder in
-            ``checkpoints_dir``, or a link to one: that one and no other.
+        which: ``latest``: what the pointer names, else the newest of this run that verifies. A checkpoint's path, its
+            name in ``checkpoints_dir``, a link to it or something inside it: that one and no other. The folder of
+            another run, or of its checkpoints: what ``latest`` means there.
 
     Raises:
-        NoCheckpointError: ``latest`` where there is none.
+        NoCheckpointError: ``latest`` where this run has made none.
         CheckpointError: the named one does not verify, or none does; every reason is in the message.
     """
-    if str(which) != "latest":
-        path = Path(which)
-        if not path.exists() and len(path.parts) == 1:
-            path = checkpoints_dir / path
-        if not path.is_dir():
-            raise CheckpointError(f"there is no checkpoint at {which}; name one, like {checkpoints_dir}/step-000100")
-        if path.is_symlink():
-            path = path.resolve()  # it belongs to the run whose folder it lies in
-        return ResumePoint(path, verify_checkpoint(path))
+    if str(which) == "latest":
+        return _latest(checkpoints_dir)
+    path = Path(which).expanduser()
+    if not path.exists() and len(path.parts) == 1:
+        path = checkpoints_dir / path
+    if not path.exists():
+        raise CheckpointError(f"there is no checkpoint at {which}; name one, like {checkpoints_dir}/step-000100")
+    real = path.resolve()  # a link belongs to the run whose folder it leads to
+    whole = [each for each in (real, *real.parents) if each == real or _STEP_FOLDER.search(each.name)]
+    found = next((each for each in whole if (each / MANIFEST).is_file()), None)
+    if found is not None:
+        found = path if found == real and not path.is_symlink() else found
+        return ResumePoint(found, verify_checkpoint(found))
+    record = RunRecord.read(path)
+    folders = [path, path / CHECKPOINTS, *([] if record is None else [path / record.checkpoints])]
+    below = [each for each in folders if holds_checkpoints(each)]
+    if below and not CHECKPOINT_NAME.fullmatch(path.name):
+        return _latest(below[0])
+    if path.is_dir() and CHECKPOINT_NAME.fullmatch(path.name):
+        verify_checkpoint(path)  # says what it lacks
+    raise CheckpointError(
+        f"{path} is neither a checkpoint nor the folder of a run that has some; name one, like "
+        f"{checkpoints_dir}/step-000100"
+    )
+
+
+def holds_checkpoints(folder: Path) -> bool:
+    """Whether a checkpoint lies in ``folder``, whole or half written."""
+    return folder.is_dir() and any(
+        CHECKPOINT_NAME.fullmatch(path.name.removeprefix(REPLACED).removeprefix(PARTIAL)) and path.is_dir()
+        for path in folder.iterdir()
+    )
+
+
+def _latest(checkpoints_dir: Path) -> ResumePoint:
     skipped: list[SkippedCheckpoint] = []
-    for path in _newest_first(checkpoints_dir):
+    every = _newest_first(checkpoints_dir)
+    own = [path for path in every if _of_this_run(checkpoints_dir, path)]
+    for path in own:
         try:
             return ResumePoint(path, verify_checkpoint(path), tuple(skipped))
         except CheckpointError as error:
             skipped.append(SkippedCheckpoint(path, str(error)))
     if not skipped:
-        raise NoCheckpointError(f"there is no checkpoint in {checkpoints_dir}; leave resume out to start anew")
+        others = ", ".join(path.name for path in every)
+        raise NoCheckpointError(
+            f"there is no checkpoint of this run in {checkpoints_dir}"
+            + (f" ({others}: another run's, name one to begin with it)" if others else "")
+            + "; leave resume out to start anew, or write auto, which resumes where it can"
+        )
     reasons = "\n".join(f"  {item.reason}" for item in skipped)
     raise CheckpointError(f"no checkpoint in {checkpoints_dir} verifies:\n{reasons}")
+
+
+def _of_this_run(checkpoints_dir: Path, path: Path) -> bool:
+    """Whether the run that the ledger names made the checkpoint at ``path``; what cannot be told counts as its own only
+    where the ledger lists it. Without a ledger all are."""
+    ledger = Ledger.read(checkpoints_dir)
+    if ledger.run is None:
+        return True
+    try:
+        made_by = read_manifest(path).run
+    except CheckpointError:
+        made_by = None
+    return made_by == ledger.run if made_by is not None else path.name.removeprefix(REPLACED) in ledger.names()
 
 
 def _newest_first(checkpoints_dir: Path) -> list[Path]:

@@ -220,3 +220,7 @@ class Config(Section):
     def tensorboard_dir(self) -> Path:
         """Folder of the TensorBoard files."""
         return self.logging.log_dir or self.output_dir / "tensorboard"
+
+    def encoded_cache_dir(self) -> Path:
+        """Folder of what frozen encoders gave, for preference pairs."""
+        return self.dpo.cache_dir or self.output_dir / "cache"

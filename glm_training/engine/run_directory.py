@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from glm_training.checkpoint.commit import begin_run
+from glm_training.checkpoint.commit import begin_run, continue_run
 from glm_training.checkpoint.resume import ResumePoint
 from glm_training.config import Config, resolved_yaml
 from glm_training.utils.distributed import World, barrier
@@ -16,7 +16,9 @@ def open_run_directory(config: Config, world: World, point: ResumePoint | None) 
     if world.is_main:
         config.output_dir.mkdir(parents=True, exist_ok=True)
         (config.output_dir / "config.yaml").write_text(resolved_yaml(config), encoding="utf-8")
-        if point is None or point.path.parent.resolve() != config.checkpoint_dir().resolve():
+        if point is not None and point.path.parent.resolve() == config.checkpoint_dir().resolve():
+            continue_run(point.path)
+        else:
             begin_run(config.checkpoint_dir())
         keep_until(config.output_dir / "evaluations.jsonl", -1 if step is None else step)
     logger = RunLogger(

@@ -65,7 +65,7 @@ class PairEncoder(ABC):
         self.world = world
         self.digests: dict[PairImage, str] = {}  # of the data that `fill` was given
         self.size = config.data.image_size.height, config.data.image_size.width
-        folder = config.dpo.cache_dir or config.output_dir / "cache"
+        folder = config.encoded_cache_dir()
         self.cache = EncodedCache(folder) if config.dpo.cache else None
         self.rejected = config.dpo.loss == "dpo"
         self._facts: dict[str, str] = {}

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from glm_training.checkpoint.commit import save_checkpoint
-from glm_training.checkpoint.manifest import verify_checkpoint
+from glm_training.checkpoint.commit import begin_run, continue_run, save_checkpoint
+from glm_training.checkpoint.manifest import read_manifest, verify_checkpoint
 from glm_training.checkpoint.resume import NoCheckpointError, load_checkpoint, resolve_resume
+from glm_training.checkpoint.run_record import RunRecord
 from glm_training.checkpoint.state_tree import CheckpointError
 
 
@@ -132,8 +133,87 @@ def test_an_explicit_path_never_falls_back(tmp_path):
         resolve_resume(tmp_path, str(tmp_path / "step-000001"))
     with pytest.raises(CheckpointError, match="no checkpoint at step-000003"):
         resolve_resume(tmp_path, "step-000003")
+    (tmp_path / "step-000004").mkdir()
     with pytest.raises(CheckpointError, match="not a whole checkpoint"):
-        resolve_resume(tmp_path, tmp_path)
+        resolve_resume(tmp_path, tmp_path / "step-000004")
+
+
+def test_latest_never_crosses_runs(tmp_path):
+    first = begin_run(tmp_path)
+    save(tmp_path, 10)
+    second = begin_run(tmp_path)
+    assert first != second
+    with pytest.raises(NoCheckpointError, match=r"step-000010: another run's"):
+        resolve_resume(tmp_path, "latest")  # the pointer still names it
+    save(tmp_path, 5)
+    assert resolve_resume(tmp_path, "latest").manifest.run == second
+    flip_last_byte(tmp_path / "step-000005" / "states" / "s.json")
+    with pytest.raises(CheckpointError, match="step-000005 is damaged") as caught:
+        resolve_resume(tmp_path, "latest")
+    assert "step-000010" not in str(caught.value)
+    assert resolve_resume(tmp_path, "step-000010").manifest.run == first
+
+
+def test_a_copy_of_another_run_under_a_name_of_this_one_is_not_its_own(tmp_path):
+    begin_run(tmp_path / "other")
+    begin_run(tmp_path / "run")
+    save(tmp_path / "run", 1, 2)
+    shutil.rmtree(tmp_path / "run" / "step-000002")
+    shutil.copytree(save(tmp_path / "other", 2), tmp_path / "run" / "step-000002")
+    assert resolve_resume(tmp_path / "run", "latest").step == 1
+
+
+def test_checkpoints_from_before_runs_had_ids_stay_the_runs_that_the_ledger_lists(tmp_path):
+    save(tmp_path, 1, 2)
+    ledger = json.loads((tmp_path / "ledger.json").read_text())
+    del ledger["run"]
+    (tmp_path / "ledger.json").write_text(json.dumps(ledger))
+    point = resolve_resume(tmp_path, "latest")
+    run = continue_run(point.path)
+    assert run and point.manifest.run is None
+    assert resolve_resume(tmp_path, "latest").step == 2
+    assert read_manifest(save(tmp_path, 3)).run == run
+    flip_last_byte(tmp_path / "step-000003" / "states" / "s.json")
+    assert resolve_resume(tmp_path, "latest").step == 2
+
+
+def test_a_run_gone_back_goes_on_from_there_until_it_saves(tmp_path):
+    run = begin_run(tmp_path)
+    save(tmp_path, 4, 8)
+    assert continue_run(tmp_path / "step-000004") == run
+    assert resolve_resume(tmp_path, "latest").step == 4
+    (tmp_path / "latest").unlink()
+    assert resolve_resume(tmp_path, "latest").step == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "step"),
+    [
+        ("run", 2),
+        ("run/checkpoints", 2),
+        ("run/checkpoints/step-000001", 1),
+        ("run/checkpoints/step-000001/lora", 1),
+        ("run/checkpoints/step-000001/lora/x.bin", 1),
+        ("run/checkpoints/step-000001/manifest.json", 1),
+        ("elsewhere", 2),
+        ("link", 2),
+    ],
+)
+def test_what_lies_around_or_in_a_checkpoint_is_taken_for_it(tmp_path, given, step):
+    save(tmp_path / "run" / "checkpoints", 1, 2)
+    (tmp_path / "elsewhere").mkdir()
+    RunRecord("r", "now", "../run/checkpoints").write(tmp_path / "elsewhere")
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    (tmp_path / "manifest.json").write_text("{}")  # of something else
+    point = resolve_resume(tmp_path / "mine", tmp_path / given)
+    assert point.step == step
+    assert point.path.resolve() == tmp_path / "run" / "checkpoints" / f"step-{step:06d}"
+
+
+def test_a_folder_without_checkpoints_is_said_to_be_none(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="empty is neither a checkpoint nor the folder of a run"):
+        resolve_resume(tmp_path / "run", tmp_path / "empty")
 
 
 def test_a_moved_checkpoint_still_loads(tmp_path):

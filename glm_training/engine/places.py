@@ -1,0 +1,106 @@
+"""Where a run writes: which folders, by the keys that name them, and whether they take files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from glm_training.checkpoint.ledger import Ledger
+from glm_training.checkpoint.run_record import RunRecord
+from glm_training.config import Config
+from glm_training.utils.metrics_file import METRICS
+from glm_training.utils.writable import why_not_appended, why_unwritable
+
+OUTPUT, CHECKPOINTS, ADAPTERS, EVENTS = "output_dir", "checkpoint.save_dir", "checkpoint.lora_dir", "logging.log_dir"
+LEFT_BY_RUNS = {
+    OUTPUT: (METRICS, "evaluations.jsonl", "samples/step-*", "loss_logs/*"),
+    CHECKPOINTS: ("step-*", ".partial-step-*", ".replaced-step-*"),
+    ADAPTERS: ("step-*",),
+    EVENTS: ("events.out.tfevents.*",),
+}
+"""What a run that came to anything leaves in each of its folders; an empty file does not count."""
+
+REWRITTEN = ("config.yaml", "args.json")
+"""Files of `output_dir` that a run writes anew when it begins."""
+
+APPENDED = (METRICS, "evaluations.jsonl", "train.log")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder that belongs to one run alone, and the key that names it."""
+
+    key: str
+    folder: Path
+
+    def occupied(self) -> bool:
+        """Whether a run left something here that is worth keeping."""
+        return any(
+            path.is_dir() or path.lstat().st_size > 0
+            for pattern in LEFT_BY_RUNS[self.key]
+            for path in self.folder.glob(pattern)
+        )
+
+    def run(self) -> str | None:
+        """The id of the run that this is a folder of; None where it has none, or one from before runs had ids."""
+        if self.key == CHECKPOINTS:
+            return Ledger.read(self.folder).run
+        record = RunRecord.read(self.folder)
+        return None if record is None else record.run
+
+    def foreign(self) -> list[Path]:
+        """Files here that a run would write over and none has written."""
+        if self.key != OUTPUT or RunRecord.read(self.folder) is not None or (self.folder / METRICS).exists():
+            return []
+        return [path for name in REWRITTEN if (path := self.folder / name).exists()]
+
+
+def places(config: Config) -> list[Place]:
+    """Every folder that the run must have for itself, `output_dir` first. The cache of `dpo` is not among them: its
+    files are named by content and appear whole, so runs may share it."""
+    found = [Place(OUTPUT, config.output_dir), Place(CHECKPOINTS, config.checkpoint_dir())]
+    if config.checkpoint.save_lora:
+        found.append(Place(ADAPTERS, config.lora_dir()))
+    if config.logging.use_tensorboard:
+        found.append(Place(EVENTS, config.tensorboard_dir()))
+    return found
+
+
+def place_problems(config: Config, *, is_main: bool = True) -> list[str]:
+    """Every place that this process is to write to and cannot, with its key; tried there, with nothing left behind.
+
+    `is_main`: whether this is the process that writes all but the cache.
+    """
+    problems: dict[str, None] = {}
+    output = config.output_dir
+    if is_main:
+        problem = why_unwritable(output)
+        if problem is not None:
+            problems[f"{OUTPUT}: {problem}"] = None
+    for key, folder, given in _folders(config, is_main):
+        if given or not problems:  # what lies in a bad output_dir is bad for that one reason
+            problem = why_unwritable(folder)
+            if problem is not None:
+                problems[f"{key}: {problem}"] = None
+    for name in (*APPENDED, *REWRITTEN) if is_main and why_unwritable(output) is None else ():
+        problem = why_not_appended(output / name)
+        if problem is not None:
+            problems[f"{OUTPUT}: {problem}"] = None
+    return list(problems)
+
+
+def _folders(config: Config, is_main: bool) -> list[tuple[str, Path, bool]]:
+    """Folders besides `output_dir` that this process writes to: key, folder, and whether the key is given."""
+    found = []
+    if is_main:
+        given = {
+            CHECKPOINTS: config.checkpoint.save_dir,
+            ADAPTERS: config.checkpoint.lora_dir,
+            EVENTS: config.logging.log_dir,
+        }
+        found = [(place.key, place.folder, given[place.key] is not None) for place in places(config)[1:]]
+        inside = ("samples", "loss_logs") if config.training.method == "dmdr" else ("samples",)
+        found += [(OUTPUT, config.output_dir / name, False) for name in inside]
+    if config.training.method == "dpo" and config.dpo.cache:
+        found.append(("dpo.cache_dir", config.encoded_cache_dir(), config.dpo.cache_dir is not None))
+    return found

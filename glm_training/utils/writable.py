@@ -1,0 +1,50 @@
+"""Whether files can be written to a place: tried there, with nothing left behind."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+
+def why_unwritable(folder: Path) -> str | None:
+    """Why `folder`, which need not exist yet, takes no files; None where it does.
+
+    It is tried, since permissions say nothing of an administrator, a read-only disk or a name that is too long: in a
+    folder beside the real one, so that nobody sees the real one appear and go.
+    """
+    there = folder
+    while not os.path.lexists(there) and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        return f"{there} is {_kind(there)}, not a folder"
+    try:
+        with TemporaryDirectory(prefix=".try-", dir=there) as scratch:
+            below = Path(scratch, folder.relative_to(there))
+            below.mkdir(parents=True, exist_ok=True)
+            (below / "file").write_bytes(b"x")
+    except OSError as error:
+        where = f"{folder} takes no files" if there == folder else f"{folder} cannot be made in {there}"
+        return f"{where}: {error.strerror or error}"
+    except ValueError as error:  # a NUL, or a character that the system's encoding lacks
+        return f"{str(folder)!r} is no path here: {error}"
+    return None
+
+
+def why_not_appended(file: Path) -> str | None:
+    """Why nothing can be appended to `file`; None where it can, or where there is no such file."""
+    if not os.path.lexists(file):
+        return None
+    if not file.is_file():
+        return f"{file} is {_kind(file)}, not a file"
+    try:
+        file.open("ab").close()
+    except OSError as error:
+        return f"{file} cannot be written: {error.strerror}"
+    return None
+
+
+def _kind(path: Path) -> str:
+    if path.is_symlink() and not path.exists():
+        return f"a link to {os.readlink(path)}, which does not exist"
+    return "a folder" if path.is_dir() else "a file" if path.is_file() else "a device, pipe or socket"

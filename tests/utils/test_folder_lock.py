@@ -1,0 +1,216 @@
+"""One holder at a time; a holder that is gone is followed, one that may be there is not."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from glm_training.utils import folder_lock
+from glm_training.utils.folder_lock import LOCK, FolderInUseError, FolderLock, Holder
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from glm_training.utils.folder_lock import FolderLock
+lock = FolderLock(Path(sys.argv[1]))
+lock.acquire()
+print("held", flush=True)
+time.sleep(120)
+"""
+
+
+@pytest.fixture
+def other(tmp_path):
+    """A process that holds the lock of `tmp_path`."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def left_by(folder: Path, **facts) -> Holder:
+    """A lock in `folder` whose holder differs from this process in `facts`."""
+    holder = replace(Holder.here(), **facts)
+    folder.mkdir(exist_ok=True)
+    (folder / LOCK).write_bytes(holder.encoded())
+    return holder
+
+
+def takes(folder: Path) -> bool:
+    lock = FolderLock(folder)
+    try:
+        lock.acquire()
+    except FolderInUseError:
+        return False
+    assert Holder.decoded((folder / LOCK).read_bytes()).pid == os.getpid()
+    lock.release()
+    assert not (folder / LOCK).exists()
+    return True
+
+
+def test_a_second_process_is_refused_and_told_of_the_first(tmp_path, other):
+    with pytest.raises(FolderInUseError) as refused:
+        FolderLock(tmp_path).acquire()
+    holder = refused.value.holder
+    assert holder.pid == other.pid and f"pid {other.pid}, since 20" in str(refused.value)
+    assert holder.host in str(refused.value) and "delete" not in str(refused.value)
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK]
+
+
+def test_a_killed_process_is_followed(tmp_path, other):
+    other.kill()
+    other.wait()
+    assert takes(tmp_path)
+
+
+def test_a_killed_process_that_nobody_has_buried_is_followed(tmp_path, other):
+    os.kill(other.pid, 9)
+    os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)
+    assert takes(tmp_path)
+
+
+def test_a_number_given_to_another_process_is_not_the_holder(tmp_path):
+    started = Holder.here().started
+    assert started is not None
+    left_by(tmp_path, started=started - 1)
+    assert takes(tmp_path)
+
+
+def test_this_process_refuses_itself(tmp_path):
+    lock = FolderLock(tmp_path)
+    lock.acquire()
+    assert not takes(tmp_path)
+    lock.release()
+    lock.release()
+    assert takes(tmp_path)
+
+
+def test_folders_made_for_it_go_with_it_unless_they_are_used(tmp_path):
+    lock = FolderLock(tmp_path / "runs" / "one")
+    lock.acquire()
+    lock.release()
+    assert not (tmp_path / "runs").exists()
+    lock.acquire()
+    (tmp_path / "runs" / "one" / "config.yaml").write_text("")
+    lock.release()
+    assert (tmp_path / "runs" / "one").is_dir()
+    (tmp_path / "mine").mkdir()
+    assert takes(tmp_path / "mine") and (tmp_path / "mine").is_dir()
+
+
+def test_what_another_machine_left_is_not_taken_and_the_way_on_is_told(tmp_path):
+    left_by(tmp_path, host="elsewhere", boot="another", pid=999_999)
+    with pytest.raises(FolderInUseError, match="cannot be known") as refused:
+        FolderLock(tmp_path).acquire()
+    assert f"delete {tmp_path / LOCK}" in str(refused.value) and "elsewhere" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("held_by", "here", "taken"),
+    [
+        ({"slurm": "7", "restarts": 0}, {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"}, True),
+        ({"slurm": "7", "restarts": 1}, {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"}, False),
+        ({"slurm": "6", "restarts": 0}, {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"}, False),
+        ({"elastic": "a"}, {"TORCHELASTIC_RUN_ID": "a"}, True),
+        ({"elastic": "a"}, {"TORCHELASTIC_RUN_ID": "b"}, False),
+        ({"elastic": None}, {"TORCHELASTIC_RUN_ID": "none"}, False),
+    ],
+)
+def test_a_job_that_was_started_again_on_another_machine_follows_itself(tmp_path, monkeypatch, held_by, here, taken):
+    for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in here.items():
+        monkeypatch.setenv(name, value)
+    left_by(tmp_path, host="elsewhere", boot="another", pid=999_999, **held_by)
+    assert takes(tmp_path) == taken
+
+
+def test_a_job_started_again_on_the_machine_where_it_still_runs_is_refused(tmp_path, monkeypatch, other):
+    holder = Holder.decoded((tmp_path / LOCK).read_bytes())
+    (tmp_path / LOCK).write_bytes(replace(holder, elastic="a").encoded())
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a")
+    assert not takes(tmp_path)
+
+
+def test_of_another_table_of_processes_the_systems_lock_tells(tmp_path, monkeypatch, other):
+    """A container on this machine: its numbers say nothing here."""
+    monkeypatch.setattr(folder_lock, "_process_table", lambda: "another")
+    assert not takes(tmp_path)
+    other.kill()
+    other.wait()
+    assert takes(tmp_path)
+
+
+def test_without_the_systems_locks_the_process_itself_tells(tmp_path, monkeypatch, other):
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    assert not takes(tmp_path)
+    other.kill()
+    other.wait()
+    assert takes(tmp_path)
+    assert not Holder.here().guarded
+    lock = FolderLock(tmp_path)
+    lock.acquire()
+    assert json.loads((tmp_path / LOCK).read_text())["guarded"] is False
+    lock.release()
+
+
+def test_on_a_disk_without_links(tmp_path, monkeypatch):
+    def refuse(*paths):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(folder_lock.os, "link", refuse)
+    lock = FolderLock(tmp_path)
+    lock.acquire()
+    assert not takes(tmp_path)
+    lock.release()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / LOCK).write_bytes(b'{"id": "tor')  # torn by a death
+    monkeypatch.setattr(folder_lock, "_PAUSE_SECONDS", 0.001)
+    assert takes(tmp_path)
+
+
+def test_a_forked_child_gives_nothing_back(tmp_path):
+    lock = FolderLock(tmp_path)
+    lock.acquire()
+    child = multiprocessing.get_context("fork").Process(target=lock.release)
+    child.start()
+    child.join()
+    assert (tmp_path / LOCK).exists() and not takes(tmp_path)
+    lock.release()
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_of_many_at_once_one_gets_it(tmp_path, stale):
+    """Threads stand for processes here: a holder is known by its own file, not by the process alone."""
+    for attempt in range(10):
+        folder = tmp_path / str(attempt)
+        if stale:
+            left_by(folder, pid=2**22 + 1)  # above what Linux gives
+        locks, got = [FolderLock(folder) for _ in range(8)], []
+        start = threading.Barrier(len(locks))
+
+        def take(lock, got=got, start=start):
+            start.wait()
+            try:
+                lock.acquire()
+                got.append(lock)
+            except FolderInUseError:
+                pass
+
+        threads = [threading.Thread(target=take, args=(lock,)) for lock in locks]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(got) == 1, attempt
+        assert [path.name for path in folder.iterdir()] == [LOCK]
+        got[0].release()

@@ -1,4 +1,4 @@
-"""NFT's slow policy in a run: it draws, it follows the trained weights at its decay; and the slow reference of the KL."""
+"""NFT's slow policy in a run: it draws, it follows the trained weights at its decay; the slow reference of the KL."""
 
 from __future__ import annotations
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
+import socket
 import threading
 import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -122,3 +125,56 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(text.encode())
         except OSError:
             self.close_connection = True  # the client has given up
+
+
+class RawService:
+    """Serves while its `with` block runs: `answer(service, connection)` writes what it likes after each request, in a
+    thread of its own; /health is fine where `healthy`. sent: bytes that the clients took of all that `send` wrote."""
+
+    def __init__(self, answer: Callable[[RawService, socket.socket], None], *, healthy: bool = True) -> None:
+        self.answer = answer
+        self.healthy = healthy
+        self.sent = 0
+        self.asked = threading.Event()
+        self.over = threading.Event()
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def __enter__(self) -> RawService:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self.listener.close()
+
+    def send(self, connection: socket.socket, data: bytes) -> None:
+        """Writes all of `data`, or raises OSError where the client has left."""
+        connection.sendall(data)
+        self.sent += len(data)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self.listener.accept()
+            except OSError:
+                return  # closed
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection:
+            try:
+                head = b""
+                while b"\r\n\r\n" not in head:
+                    head += connection.recv(65536)
+                head, _, body = head.partition(b"\r\n\r\n")
+                if self.healthy and b"/health" in head:
+                    return self.send(connection, b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+                length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
+                missing = int(length[1]) - len(body) if length else 0
+                while missing > 0:
+                    missing -= len(connection.recv(65536))
+                self.asked.set()
+                self.answer(self, connection)
+            except OSError:
+                return  # the client has given up

@@ -19,7 +19,7 @@ ALLOWED = {
     "config": set(),
     "checkpoint": {"utils"},
     "data": {"utils"},
-    "rewards": {"algorithms"},
+    "rewards": {"algorithms", "utils"},
     "models": {"algorithms", "utils"},
     "methods": {"algorithms", "models"},
     "evaluation": {"data", "models", "rewards", "utils"},

@@ -87,15 +87,18 @@ class Evaluations:
 
     # -- how -----------------------------------------------------------------------------------------------------------
 
-    def run(self, step: int, logger: RunLogger, on_step: Callable[[], None]) -> Evaluation | None:
+    def run(
+        self, step: int, logger: RunLogger, on_step: Callable[[], None], stopped: Callable[[], bool]
+    ) -> Evaluation | None:
         """Scores and sample images, both or either, as they are due; the first scores of a run always are. Returns
         the scores, where there are some.
 
-        `on_step` is called throughout, equally often on every process, and may raise to abandon the evaluation.
+        `on_step` is called throughout, equally often on every process, and may raise to abandon the evaluation;
+        `stopped` is asked while pictures are scored, and ends that with ScoringStopped.
         """
         drawn, scores = self.samples_due(step), None
         if self.scores_due(step) or (self.calculator is not None and self.before is None):
-            scores = self._score(step, logger, on_step)
+            scores = self._score(step, logger, on_step, stopped)
             images = scores.images
         elif drawn:
             images = self._draw(on_step)
@@ -105,7 +108,9 @@ class Evaluations:
             self._write(step, images, logger)
         return scores
 
-    def _score(self, step: int, logger: RunLogger, on_step: Callable[[], None]) -> Evaluation:
+    def _score(
+        self, step: int, logger: RunLogger, on_step: Callable[[], None], stopped: Callable[[], bool]
+    ) -> Evaluation:
         assert self.calculator is not None
         self.family.eval()
         self.after = evaluate(
@@ -116,6 +121,7 @@ class Evaluations:
             self.world,
             keep_images=self.config.logging.num_log_images,
             on_step=on_step,
+            stopped=stopped,
             also=None if self.watched is None else self.watched.scores,
         )
         if self.before is None:

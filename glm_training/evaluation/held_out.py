@@ -50,13 +50,14 @@ def evaluate(
     keep_images: int,
     prompts_at_once: int = 16,
     on_step: Callable[[], None] | None = None,
+    stopped: Callable[[], bool] = lambda: False,
     also: Callable[[RewardBatch], dict[str, Tensor]] | None = None,
 ) -> Evaluation:
     """Draws and scores every prompt of `batch`, shared out over the processes; each gets the whole result.
 
     `also` gives further scores [B] by name, which count in no total. The images of the first `keep_images` prompts are
     kept. `on_step` is called throughout the drawing, equally often on every process, and may raise to abandon the
-    evaluation.
+    evaluation; `stopped` is asked while pictures are scored, and ends that with ScoringStopped.
     """
     count, kept = len(batch.prompts), min(keep_images, len(batch.prompts))
     # every process draws equally many, so that all meet in the same places: who has none left repeats the last prompt
@@ -68,7 +69,7 @@ def evaluate(
         rows = mine[start : start + prompts_at_once]
         drawn = draw(family, batch, rows, settings, samples=settings.samples, on_step=on_step)
         with torch.autocast(drawn.device.type, enabled=False):  # metrics compute in fp32, as in training
-            scored = _reward_batch(batch, rows, drawn, settings.samples)
+            scored = _reward_batch(batch, rows, drawn, settings.samples, stopped)
             result = calculator.compute_rewards(scored)
             columns = {"total": result.total, **result.components}
             if also is not None:
@@ -112,13 +113,16 @@ def draw(
     )
 
 
-def _reward_batch(batch: Batch, rows: Sequence[int], images: Tensor, samples: int) -> RewardBatch:
+def _reward_batch(
+    batch: Batch, rows: Sequence[int], images: Tensor, samples: int, stopped: Callable[[], bool]
+) -> RewardBatch:
     repeated = [row for row in rows for _ in range(samples)]
     return RewardBatch(
         images,
         [batch.prompts[row] for row in repeated],
         None if batch.targets is None else batch.targets[repeated],
         None if batch.sources is None else batch.sources[repeated],
+        stopped,
     )
 
 

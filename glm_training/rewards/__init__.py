@@ -26,6 +26,7 @@ from glm_training.rewards.types import (
     RewardResult,
     RewardSampleError,
     RewardServiceError,
+    ScoringStopped,
     weighted_total,
 )
 
@@ -49,6 +50,7 @@ __all__ = [
     "RewardResult",
     "RewardSampleError",
     "RewardServiceError",
+    "ScoringStopped",
     "StructureOptions",
     "TextAccuracyOptions",
     "build_calculator",

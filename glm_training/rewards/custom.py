@@ -100,6 +100,7 @@ def score_samples(reward: OneSampleReward, batch: RewardBatch, owner: str) -> Me
         targets = list(to_pil(batch.targets))
     scores = MetricScores(torch.zeros(len(batch)))
     for row, (image, target, prompt) in enumerate(zip(generated, targets, batch.prompts, strict=True)):
+        batch.raise_if_stopped()
         try:
             scores.values[row] = _number(reward(image, target, prompt), owner)
         except RewardSampleError as error:

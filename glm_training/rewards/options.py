@@ -136,8 +136,8 @@ class RemoteOptions:
 
     url: the address below which /score and /health lie, without login or query. send: images that go out besides the
     generated one, of "target" and "source". batch_size: samples per request; concurrent_requests: how many are in
-    flight at once. timeout_seconds: longest wait for the next sign of life. retries: attempts after the first; the
-    first of them waits backoff_seconds, and each further one twice as long, up to a minute. token_variable: the
+    flight at once. timeout_seconds: longest time for a request and its whole answer. retries: attempts after the first;
+    the first of them waits backoff_seconds, and each further one twice as long, up to a minute. token_variable: the
     environment variable whose value is sent as a bearer token.
     """
 

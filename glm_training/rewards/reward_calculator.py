@@ -181,6 +181,7 @@ class RewardCalculator:
         has_target, has_source = batch.targets is not None, batch.sources is not None
         components = {}
         for name, metric in self._metrics.items():
+            batch.raise_if_stopped()
             rows = [
                 row
                 for row, prompt in enumerate(batch.prompts)

@@ -11,6 +11,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+LARGEST_SCORE = torch.finfo(torch.float32).max
+"""Size of the largest score: what follows computes in fp32."""
+
 
 class RewardError(Exception):
     """Any problem with a reward; the message says what is wrong and what to do."""
@@ -32,6 +35,14 @@ class RewardSampleError(RewardError):
     """One sample cannot be scored. With ``on_error="skip"`` the sample is left out instead of ending the run."""
 
 
+class ScoringStopped(Exception):
+    """A stop was asked for while scores were computed; what was scored so far is dropped."""
+
+
+def _never() -> bool:
+    return False
+
+
 def load_all(loads: Iterable[Callable[[], Any]]) -> list[Any]:
     """What each of ``loads`` returns. Raises one RewardBackendError that lists the problems of all of them."""
     loaded, problems = [], []
@@ -50,13 +61,15 @@ class RewardBatch:
     """Generated images and what they are scored against.
 
     images: [B, 3, H, W] float in [0, 1], any device. prompts: B strings. targets, sources: [B, 3, H', W'] float in
-    [0, 1], or None when the data set has none (t2i has no sources). Raises ValueError when the sizes disagree.
+    [0, 1], or None when the data set has none (t2i has no sources). stopped: asked now and then while the batch is
+    scored; once it says true, the scoring ends with ScoringStopped. Raises ValueError when the sizes disagree.
     """
 
     images: torch.Tensor
     prompts: list[str]
     targets: torch.Tensor | None = None
     sources: torch.Tensor | None = None
+    stopped: Callable[[], bool] = field(default=_never, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         count = len(self.prompts)
@@ -81,7 +94,13 @@ class RewardBatch:
             [self.prompts[row] for row in rows],
             pick(self.targets),
             pick(self.sources),
+            self.stopped,
         )
+
+    def raise_if_stopped(self) -> None:
+        """Raises ScoringStopped once a stop was asked for. Whatever waits or takes long calls it every second or so."""
+        if self.stopped():
+            raise ScoringStopped
 
 
 @dataclass

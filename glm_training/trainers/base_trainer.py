@@ -29,7 +29,7 @@ from glm_training.engine.summary import opening_lines
 from glm_training.models.family import Family
 from glm_training.models.lora import has_lora
 from glm_training.reinforcement.monitors.monitors import Monitors
-from glm_training.rewards import RewardCalculator, RewardError
+from glm_training.rewards import RewardCalculator, RewardError, ScoringStopped
 from glm_training.utils.console import Console, Progress
 from glm_training.utils.distributed import World, barrier
 from glm_training.utils.signals import StopRequested, StopSignals
@@ -235,12 +235,16 @@ class BaseTrainer(ABC):
 
     @contextmanager
     def _stopping_when_rewards_fail(self) -> Iterator[None]:
-        """A failed reward inside becomes a request to stop, on all processes, while the work in flight can be dropped.
+        """A failed reward inside becomes a request to stop, on all processes, while the work in flight can be dropped;
+        so does a scoring that a stop signal has ended.
 
         The other processes learn of it where they poll next, so scores must be asked for right before a poll.
         """
         try:
             yield
+        except ScoringStopped as stop:
+            self.signals.poll()
+            raise StopRequested from stop
         except RewardError as error:
             if self._changed:
                 raise
@@ -253,7 +257,7 @@ class BaseTrainer(ABC):
             figures = self.validate() if self.validates() and self.evaluations.due(self.step) else {}
             if figures:
                 self.logger.log(self.step, {f"eval/{name}": value for name, value in figures.items()})
-            scores = self.evaluations.run(self.step, self.logger, self.signals.check)
+            scores = self.evaluations.run(self.step, self.logger, self.signals.check, self.signals.requested)
         before = self.evaluations.before
         if scores is not None and before is not None:
             sources = self.held_out.batch(range(len(scores.images))).sources

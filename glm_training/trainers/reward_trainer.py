@@ -92,7 +92,9 @@ class RewardTrainer(BaseTrainer):
     def _draw_and_score(self, clock: Clock) -> list[Scored]:
         """The rollouts of the step with their rewards. A chunk is scored while the next is drawn."""
         count = self.config.training.gradient_accumulation_steps
-        with ScoringQueue(self.world, overlap=self.config.reward.overlap and count > 1) as queue:
+        with ScoringQueue(
+            self.world, self.signals.requested, overlap=self.config.reward.overlap and count > 1
+        ) as queue:
             for _ in range(count):
                 rollout = self.draw(*self.next_batch(), on_step=self.check_stop)
                 clock.lap("rollout")
@@ -131,6 +133,7 @@ class RewardTrainer(BaseTrainer):
             [prompt for prompt in rollout.prompts for _ in range(self.settings.group)],
             None if rollout.targets is None else repeat(rollout.targets),
             None if rollout.sources is None else repeat(rollout.sources),
+            self.signals.requested,
         )
         with self.phase("reward"):
             return Scored(rollout, self.calculator.compute_rewards(batch))

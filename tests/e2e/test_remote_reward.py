@@ -8,6 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import httpx2
@@ -16,7 +18,7 @@ import pytest
 from glm_training.checkpoint.resume import load_checkpoint
 from glm_training.cli import training
 from glm_training.engine.errors import ScoringError
-from tests.reward_service import FaultyService
+from tests.reward_service import FaultyService, RawService
 from tests.runs import trainer_of, write_config
 from tests.same import assert_identical
 
@@ -98,6 +100,34 @@ def test_a_fault_in_the_first_evaluation(tmp_path, service):
     service.always = "fine"
     result = trainer_of(tmp_path, *shared, "checkpoint.resume_from=latest").train()
     assert result.step == 1 and result.before and result.after
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["training.gradient_accumulation_steps=1"],
+        ["training.gradient_accumulation_steps=2"],  # scored beside the drawing, in a thread
+        ["training.use_reward=false", "evaluation.enabled=true", "evaluation.num_eval_samples=1"],
+    ],
+    ids=["in a step", "beside a step", "in an evaluation"],
+)
+def test_a_server_that_hangs_holds_up_no_stop(tmp_path, overrides):
+    killed: list[float] = []
+
+    def answer(service: RawService, connection: socket.socket) -> None:
+        killed.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGTERM)
+        service.over.wait(30)
+
+    with RawService(answer) as service:
+        settings = options(service.url, timeout_seconds=60, retries=3)
+        trainer = trainer_of(tmp_path, *settings, *overrides)
+        result = trainer.train()
+    assert result.stopped_by == signal.SIGTERM and result.step == 0
+    assert time.monotonic() - killed[0] < 5
+    assert (tmp_path / "run" / "checkpoints" / "latest").read_text().strip() == "step-000000"
+    ours = [thread for thread in threading.enumerate() if thread.name in ("scoring", "reward-request")]
+    assert all(thread.daemon for thread in ours), "the interpreter would wait for it"
 
 
 WORKER = """

@@ -107,7 +107,11 @@ class RemoteRewardConfig(Section):
     )
     batch_size: int = Field(default=8, ge=1, description="Samples per request.")
     concurrent_requests: int = Field(default=2, ge=1, description="Requests in flight at once, per process.")
-    timeout_seconds: float = Field(default=120.0, gt=0, description="Longest wait for the server's next sign of life.")
+    timeout_seconds: float = Field(
+        default=120.0,
+        gt=0,
+        description="Longest time for one request, from its sending to the last byte of the answer.",
+    )
     retries: int = Field(default=5, ge=0, description="Attempts after the first one.")
     backoff_seconds: float = Field(
         default=2.0, ge=0, description="Wait before the first of them; it doubles each time, up to a minute."

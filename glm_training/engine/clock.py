@@ -1,4 +1,4 @@
-"""Where the time of a step goes."""
+"""Where the time and the memory of a step go."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from glm_training.utils.distributed import World
+from glm_training.utils.distributed import World, gather_objects
 
 
 class Clock:
@@ -29,3 +29,13 @@ class Clock:
     def total(self) -> float:
         """Seconds since the clock was made."""
         return time.perf_counter() - self.start
+
+
+def peak_memory(world: World) -> dict[str, float]:
+    """GiB that the process with the most of it held at most since it started: in tensors, and with what torch keeps in
+    reserve. Empty off the GPU. A collective; nothing waits for a device."""
+    if world.device.type != "cuda":
+        return {}
+    peaks = torch.cuda.max_memory_allocated(world.device), torch.cuda.max_memory_reserved(world.device)
+    allocated, reserved = (max(values) / 2**30 for values in zip(*gather_objects(world, peaks), strict=True))
+    return {"memory/allocated_gib_max": allocated, "memory/reserved_gib_max": reserved}

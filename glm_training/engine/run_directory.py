@@ -10,9 +10,14 @@ from glm_training.utils.logging import RunLogger
 from glm_training.utils.step_lines import keep_until
 
 
-def open_run_directory(config: Config, world: World, point: ResumePoint | None) -> RunLogger:
-    """Lays out the directory of a run that starts, or goes on after `point`, and opens its log; a collective."""
+def open_run_directory(config: Config, world: World, point: ResumePoint | None, total_steps: int) -> RunLogger:
+    """Lays out the directory of a run that starts, or goes on after `point`, and opens its log; a collective.
+
+    A run that goes on within an interval of the log goes on with its figures too, so the line that the stop left of
+    them is set aside: the interval gets the one line that it has without a stop.
+    """
     step = None if point is None else point.step
+    within = step is not None and step < total_steps and step % config.logging.log_interval != 0
     if world.is_main:
         config.output_dir.mkdir(parents=True, exist_ok=True)
         (config.output_dir / "config.yaml").write_text(resolved_yaml(config), encoding="utf-8")
@@ -31,6 +36,7 @@ def open_run_directory(config: Config, world: World, point: ResumePoint | None) 
         wandb_mode=config.logging.wandb_mode,
         log_dir=config.tensorboard_dir(),
         resume_step=step,
+        within_interval=within,
         config=config.model_dump(mode="json"),
     )
     barrier(world)

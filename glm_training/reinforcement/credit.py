@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from glm_training.algorithms.advantages import PlanRenderAdvantages, Scale, plan_render_advantages, plan_render_gdpo
 from glm_training.config import Config
 from glm_training.config.sections.base import Part
+from glm_training.engine.figures import Mean
 from glm_training.reinforcement.rollout import Rollout
 from glm_training.rewards import RewardResult
 from glm_training.utils.distributed import World, gather_tensor
@@ -84,6 +85,14 @@ class ShareReader:
             return None
         return f"{plan_share_reading(sum(shares) / len(shares))} (mean of {len(shares)} steps)"
 
+    def state(self) -> list[float]:
+        """The shares since the last reading, for a checkpoint."""
+        return list(self._shares)
+
+    def load(self, shares: Sequence[float]) -> None:
+        """Takes what `state` gave."""
+        self._shares = list(shares)
+
 
 def assign_advantages(chunks: list[Scored], config: Config, world: World, step: int) -> dict[str, float]:
     """Fills in the advantages of `chunks`, compared over the whole step, and returns the figures of its raw rewards.
@@ -108,7 +117,7 @@ def assign_advantages(chunks: list[Scored], config: Config, world: World, step: 
         else:
             totals = gather_tensor(world, torch.cat([chunk.rewards(own) for chunk in chunks]))
             if not totals.isnan().all():
-                figures[f"reward/{part}_total"] = totals.nanmean().item()
+                figures[f"reward/{part}_total"] = mean_of_scored(totals)
             compared = _compare(chunks, config, world, totals, policy.advantage_scale, own)
         values = compared.plan if part == "ar" else compared.render
         if grpo.shuffle_advantages:
@@ -155,21 +164,26 @@ def _shuffled(advantages: Tensor, seed: int, level: str, step: int) -> Tensor:
 
 def _figures(chunks: list[Scored], world: World, rewards: Tensor) -> dict[str, float]:
     """Raw rewards: the mean of the total and of each component over all samples of the step, and their spread."""
-    figures = {} if rewards.isnan().all() else {"reward/total": rewards.nanmean().item()}
+    figures: dict[str, float] = {} if rewards.isnan().all() else {"reward/total": mean_of_scored(rewards)}
     names = list(chunks[0].result.components)
     columns = [torch.cat([chunk.result.components[name] for chunk in chunks]) for name in names]
     gathered = gather_tensor(world, torch.stack(columns, dim=1))
     for column, name in enumerate(names):
         values = gathered[:, column]
         if not values.isnan().all():
-            figures[f"reward/{name}"] = values.nanmean().item()
+            figures[f"reward/{name}"] = mean_of_scored(values)
     groups = [group[~group.isnan()] for group in rewards.flatten(1)]
     spreads = [group.std() for group in groups if len(group) > 1]
     if spreads:
-        figures["reward/group_std"] = torch.stack(spreads).mean().item()
+        figures["reward/group_std"] = Mean(torch.stack(spreads).mean().item(), len(spreads))
     figures["reward/zero_spread_groups"] = float(flat_groups(rewards).sum())
     figures["reward/skipped_samples"] = float(rewards.isnan().sum())
     return figures
+
+
+def mean_of_scored(values: Tensor) -> Mean:
+    """The mean of all that is not NaN, which is something, with their number."""
+    return Mean(values.nanmean().item(), int((~values.isnan()).sum()))
 
 
 def flat_groups(rewards: Tensor) -> Tensor:

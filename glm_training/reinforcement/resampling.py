@@ -12,7 +12,7 @@ from torch import Tensor
 from glm_training.config import Config
 from glm_training.data.sampler import Place, StatefulSampler
 from glm_training.models.glm_image.joining import join_plans, join_renders
-from glm_training.reinforcement.credit import Scored, flat_groups
+from glm_training.reinforcement.credit import Scored, flat_groups, mean_of_scored
 from glm_training.reinforcement.rollout import Rollout
 from glm_training.rewards import RewardResult
 from glm_training.utils.distributed import World, gather_tensor
@@ -44,7 +44,9 @@ def replace_flat_groups(run: Resampling, chunks: list[Scored]) -> tuple[list[Sco
     if rounds == 0:
         return chunks, {}
     totals = gather_tensor(run.world, torch.cat([chunk.rewards() for chunk in chunks]))
-    figures = {} if totals.isnan().all() else {"reward/total_before_resampling": totals.nanmean().item()}
+    figures: dict[str, float] = {}
+    if not totals.isnan().all():
+        figures["reward/total_before_resampling"] = mean_of_scored(totals)
     drawn = 0
     for _ in range(rounds):
         flat = torch.stack([_flat(run, chunk) for chunk in chunks])  # [C, b]
@@ -114,6 +116,7 @@ def _select(first: Scored, second: Scored, prompts: Tensor) -> Scored:
         torch.cat([one.images, two.images])[images.to(device)],
         _joined(one.targets, two.targets, prompts),
         _joined(one.sources, two.sources, prompts),
+        one.plan_seconds,
     )
     return Scored(rollout, _results(first.result, second.result, images))
 

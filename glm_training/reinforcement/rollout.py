@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,8 @@ from glm_training.utils.randomness import normal, uniform
 class Rollout:
     """The samples of P prompts. Row (p, n) of `plans` is p*N + n, row (p, n, m) of `renders` and `images` (p*N+n)*M+m.
 
-    positions: of each prompt in the run's sequence of samples; they name every random draw.
+    positions: of each prompt in the run's sequence of samples; they name every random draw. plan_seconds: what drawing
+    the plans took.
     """
 
     prompts: list[str]
@@ -32,6 +34,7 @@ class Rollout:
     images: Tensor
     targets: Tensor | None
     sources: Tensor | None
+    plan_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,9 @@ def draw_rollout(
     token_hook, step_hook = step_hooks(on_step)
     device = family.dit.device
     sources = None if batch.sources is None else batch.sources.to(device)
+    started = time.perf_counter()
     plans = draw_plans(family, batch.prompts, sources, positions, settings, seed=seed, on_step=token_hook)
+    seconds = time.perf_counter() - started  # the plans' last check waited for the device
     prompt = plans.prompt
     source_tokens = None if prompt.source_tokens is None else prompt.source_tokens[:: settings.plans]
     condition = family.dit.condition(
@@ -140,7 +145,8 @@ def draw_rollout(
         on_step=step_hook,
     )
     images = family.dit.decode_latents(renders.final, micro_batch_size=settings.vae_batch_size or len(renders.final))
-    return Rollout(list(batch.prompts), list(positions), plans, renders, images.float(), batch.targets, batch.sources)
+    images = images.float()
+    return Rollout(list(batch.prompts), list(positions), plans, renders, images, batch.targets, batch.sources, seconds)
 
 
 def draw_plans(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from glm_training.algorithms.nft import DecaySchedule, old_policy_decay
 from glm_training.config import Config
-from glm_training.engine.figures import mean_over_processes, stack_means
+from glm_training.engine.figures import Interval, mean_over_processes, stack_means
 from glm_training.engine.parts import Part
 from glm_training.methods.ar_policy_gradient import ARPolicyGradient
 from glm_training.methods.awm import AWM
@@ -223,7 +223,7 @@ def _optimise(
     updates = run.config.policy_for("ar" if part.name == "ar" else "dit").updates_per_rollout
     local = sum(len(chunk.rollout.prompts) for chunk in chunks) * rows_per_prompt
     collected: list[tuple[int, dict[str, Tensor]]] = []
-    figures: dict[str, float] = {}
+    taken = Interval()
     for update in range(updates):
         slices = []
         for index, chunk in enumerate(chunks):
@@ -242,8 +242,8 @@ def _optimise(
                         term = next(stream)
                     part.backward(term.loss * (term.rows * updates / local))
                 collected.append((term.rows, term.metrics | {"loss": term.loss.detach() * terms_per_slice}))
-        figures = run.update(part)
+        taken.add(run.update(part))
     if part.average is not None:
         part.average.update(grpo.reference_decay)
-    metrics = mean_over_processes(run.world, stack_means(collected)) | figures
+    metrics = mean_over_processes(run.world, stack_means(collected)) | taken.figures()
     return {f"{part.name}/{name}": value for name, value in metrics.items()}

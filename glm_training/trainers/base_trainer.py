@@ -17,9 +17,11 @@ from glm_training.checkpoint.state_tree import StateTree
 from glm_training.config import Config
 from glm_training.data import ImageDataset, StatefulSampler, TrainingData
 from glm_training.engine import setup
+from glm_training.engine.clock import peak_memory
 from glm_training.engine.errors import ScoringError
 from glm_training.engine.evaluations import Evaluations
 from glm_training.engine.families import build_family
+from glm_training.engine.figures import Interval, Mean
 from glm_training.engine.held_out_metrics import held_out_metrics
 from glm_training.engine.parts import Part
 from glm_training.engine.phases import Phase, guarded
@@ -93,6 +95,7 @@ class BaseTrainer(ABC):
         )
         self.monitors = Monitors(config, world)
         self.signals = StopSignals(world)
+        self.interval = Interval()
         self.step = 0
         self.saved: Path | None = None
         self._changed = False
@@ -123,6 +126,11 @@ class BaseTrainer(ABC):
     def validate(self) -> dict[str, float]:
         """Figures on held-out data besides the scores of pictures, at each evaluation; logged as `eval/<name>`."""
         return {}
+
+    def images_per_step(self) -> int:
+        """Images that a step trains on, over all processes."""
+        training = self.config.training
+        return training.batch_size * training.gradient_accumulation_steps * self.world.world_size
 
     def remarks(self) -> list[str]:
         """Lines to tell after a step, besides its figures."""
@@ -191,13 +199,19 @@ class BaseTrainer(ABC):
             self.sampler.load_state_dict(place)
             raise
         self.step += 1
-        metrics["time/step_seconds"] = time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        rate = {"images_per_second": Mean(self.images_per_step() / seconds, seconds)}
+        self.interval.add({**rate, **metrics, "time/step_seconds": seconds})
+        figures = self.interval.figures()
         last, stop = self.step == self.total_steps, self.signals.poll() or self._heed_monitors()
         if last or stop or self.step % self.config.logging.log_interval == 0:
-            self.logger.log(self.step, metrics)
+            figures |= peak_memory(self.world)
+            self.logger.log(self.step, figures)
+        if self.step % self.config.logging.log_interval == 0:
+            self.interval.clear()
         for remark in self.remarks():
             self._say(remark)
-        progress.update(self.step, metrics)
+        progress.update(self.step, figures)
         if last or stop or self.step % self.config.logging.save_interval == 0:
             self.save()
         if stop:
@@ -281,7 +295,7 @@ class BaseTrainer(ABC):
             self.console.line(line)
         for note in self.notes:
             self.console.line(f"note: {note}")
-        self.logger = open_run_directory(config, self.world, point)
+        self.logger = open_run_directory(config, self.world, point, self.total_steps)
         for note in self.notes:
             self.logger.text(note)
         return point is not None
@@ -322,6 +336,7 @@ class BaseTrainer(ABC):
     def state(self) -> dict[str, StateTree]:
         """Every named state of the run, as far as `checkpoint.save_optimizer` wants it."""
         trainer: dict[str, Any] = {"step": self.step, "before": self.evaluations.state()}
+        trainer["interval"] = self.interval.state()
         state: dict[str, StateTree] = {"trainer": trainer, "sampler": cast(StateTree, self.sampler.state_dict())}
         state["monitors"] = self.monitors.state()
         for part in self.parts.values():
@@ -333,6 +348,7 @@ class BaseTrainer(ABC):
         trainer = cast(dict[str, Any], state["trainer"])
         self.step = trainer["step"]
         self.evaluations.load(trainer["before"])
+        self.interval.load(trainer["interval"])
         self.sampler.load_state_dict(cast(dict[str, int], state["sampler"]))
         self.monitors.load(cast(dict[str, Any], state.get("monitors", {})))
         for part in self.parts.values():

@@ -9,11 +9,13 @@ from functools import partial
 import torch
 
 from glm_training.algorithms.flow_sde import sde_window
+from glm_training.checkpoint.state_tree import StateTree
 from glm_training.config import Config
 from glm_training.data import Batch
 from glm_training.data.sampler import Place
 from glm_training.engine.clock import Clock
 from glm_training.engine.errors import SettingsError
+from glm_training.engine.figures import Mean
 from glm_training.methods.flow_policy_gradient import FlowPolicyGradient
 from glm_training.models.glm_image.family import GLMImage
 from glm_training.reinforcement import updates
@@ -53,7 +55,7 @@ class RewardTrainer(BaseTrainer):
 
     def training_step(self) -> dict[str, float]:
         if self.supervision is not None and (self.step + 1) % self.config.training.reward_frequency != 0:
-            return self.supervision.step(self)
+            return {_apart(name): value for name, value in self.supervision.step(self).items()}
         clock = Clock(self.world)
         chunks = self._draw_and_score(clock)
         chunks, metrics = replace_flat_groups(self.resampling(), chunks)
@@ -76,8 +78,8 @@ class RewardTrainer(BaseTrainer):
             with self.phase("DiT update"):
                 metrics |= updates.update_dit(learning, self.dit_method, chunks)
         clock.lap("dit_update")
-        metrics["images_per_second"] = images / clock.total()
-        metrics |= clock.laps
+        metrics["images_per_second"] = Mean(images / clock.total(), clock.total())
+        metrics |= clock.laps | self._token_rate(chunks)
         self.monitors.after_step(self.step + 1, metrics)
         self.shares.add(metrics)
         return metrics
@@ -88,6 +90,20 @@ class RewardTrainer(BaseTrainer):
             return []
         reading = self.shares.read()
         return [] if reading is None else [reading]
+
+    def _token_rate(self, chunks: list[Scored]) -> dict[str, float]:
+        """Tokens that all processes' AR halves drew, per second of drawing them."""
+        tokens = self.world.world_size * sum(chunk.rollout.plans.tokens.numel() for chunk in chunks)
+        seconds = sum(chunk.rollout.plan_seconds for chunk in chunks)
+        return {"tokens_per_second": Mean(tokens / seconds, seconds)} if seconds > 0 else {}
+
+    def extra_state(self) -> dict[str, StateTree]:
+        return {"reward": {"gate": self.gate.state(), "plan_shares": self.shares.state()}}
+
+    def load_extra_state(self, state: dict[str, StateTree]) -> None:
+        own = state["reward"]
+        self.gate.load(own["gate"])
+        self.shares.load(own["plan_shares"])
 
     def _draw_and_score(self, clock: Clock) -> list[Scored]:
         """The rollouts of the step with their rewards. A chunk is scored while the next is drawn."""
@@ -183,3 +199,9 @@ class RewardTrainer(BaseTrainer):
                     f"reward.grpo updates_per_rollout {count} does not divide the {rows[name]} {name} samples that a "
                     "process draws at once (batch_size x samples per prompt; one process may count its accumulation)"
                 )
+
+
+def _apart(name: str) -> str:
+    """The name of a supervised step's figure where a reward step has one of the same name and another meaning."""
+    half, _, last = name.rpartition("/")
+    return f"{half}/supervised_{last}" if last in ("loss", "grad_norm") else name

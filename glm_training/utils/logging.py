@@ -36,6 +36,7 @@ class RunLogger:
         use_wandb: report to Weights & Biases, in ``wandb_project`` of ``wandb_entity``; ``wandb_mode`` is ``online``
             (needs ``WANDB_API_KEY``), ``offline`` or ``disabled``.
         resume_step: the step a resumed run continues from; later figures are set aside. None when it starts.
+        within_interval: whether that step lies between two logged ones; its own training figures are then set aside.
         config: settings to show in W&B; secrets are masked.
 
     Raises:
@@ -54,6 +55,7 @@ class RunLogger:
         wandb_mode: str = "online",
         log_dir: Path | None = None,
         resume_step: int | None = None,
+        within_interval: bool = False,
         config: Mapping[str, Any] | None = None,
     ) -> None:
         if use_wandb and wandb_mode != "disabled":
@@ -64,7 +66,7 @@ class RunLogger:
         if not world.is_main:
             return
         run_dir.mkdir(parents=True, exist_ok=True)
-        self._metrics = MetricsFile(run_dir, resume_step)
+        self._metrics = MetricsFile(run_dir, resume_step, within_interval)
         self._open_text_log(run_dir / "train.log")
         if use_tensorboard:
             folder = log_dir or run_dir / "tensorboard"

@@ -8,6 +8,8 @@ from pathlib import Path
 from glm_training.utils.step_lines import keep_until
 
 METRICS = "metrics.jsonl"
+TRAINED = "time/step_seconds"
+"""A figure that every line of training steps has, and no other line."""
 RESERVED = ("step", "nonfinite")
 
 
@@ -18,11 +20,12 @@ class MetricsFile:
         run_dir: the run directory, which exists.
         resume_step: the step the run continues from; None for one that starts. Lines of later steps, which will be
             trained again (all lines, for a run that starts), go to ``metrics.discarded.jsonl``.
+        within_interval: the line of training figures of that step goes there too.
     """
 
-    def __init__(self, run_dir: Path, resume_step: int | None) -> None:
+    def __init__(self, run_dir: Path, resume_step: int | None, within_interval: bool = False) -> None:
         self.path = run_dir / METRICS
-        keep_until(self.path, -1 if resume_step is None else resume_step)
+        keep_until(self.path, -1 if resume_step is None else resume_step, but_with=TRAINED if within_interval else None)
         self._handle = self.path.open("a", encoding="utf-8")
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:

@@ -19,16 +19,17 @@ def has_step(path: Path, step: int, *, prefix: str = "") -> bool:
     )
 
 
-def keep_until(path: Path, step: int) -> None:
-    """Leaves the lines up to `step`; the others, and one that a kill has torn, move to a file beside it,
-    `<name>.discarded<suffix>`."""
+def keep_until(path: Path, step: int, *, but_with: str | None = None) -> None:
+    """Leaves the lines up to `step`, but of `step` itself none that has the key `but_with`; the others, and one that a
+    kill has torn, move to a file beside it, `<name>.discarded<suffix>`."""
     if not path.is_file():
         return
     kept: list[bytes] = []
     later: list[bytes] = []
     for line in path.read_bytes().splitlines(keepends=True):
         record = _record(line)
-        (kept if record is not None and record["step"] <= step else later).append(line)
+        keep = record is not None and record["step"] <= step and not (record["step"] == step and but_with in record)
+        (kept if keep else later).append(line)
     if not later:
         return
     with path.with_name(f"{path.stem}.discarded{path.suffix}").open("ab") as file:

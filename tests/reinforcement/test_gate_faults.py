@@ -212,3 +212,14 @@ def test_a_resumed_run_checks_its_first_step(tmp_path, drawing):
     resume = f"checkpoint.resume_from={tmp_path}/run/checkpoints/step-000002"
     with pytest.raises(GateError, match="before the update of step 3"):
         trainer_of(tmp_path, *settings, resume).train()
+
+
+def test_a_resumed_run_logs_the_checks_that_an_undisturbed_one_makes(tmp_path):
+    whole = trainer_of(tmp_path, *DIT, "reward.grpo.gate_interval=2", "reward.grpo.kl_coef=0.1")
+    first = advance(whole)
+    resumed = trainer_of(tmp_path, *DIT, "reward.grpo.gate_interval=2", "reward.grpo.kl_coef=0.1")
+    resumed.load_extra_state(whole.extra_state())
+    resumed.step = 1
+    seen = [{name for name in advance(resumed) if name.startswith("gate/")} for _ in range(3)]
+    assert {"gate/dit_ratio_max", "gate/dit_reference_max"} <= first.keys()
+    assert seen == [set(), {"gate/dit_ratio_max"}, set()]

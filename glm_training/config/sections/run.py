@@ -46,7 +46,9 @@ class LoggingConfig(Section):
     log_dir: FilePath | None = Field(
         default=None, description="TensorBoard files; null = `tensorboard` in `output_dir`."
     )
-    log_interval: int = Field(default=10, ge=1, description="Steps between printed lines and tracked metrics.")
+    log_interval: int = Field(
+        default=10, ge=1, description="Steps between printed lines and tracked metrics, which are means over them."
+    )
     save_interval: int = Field(default=500, ge=1, description="Steps between checkpoints.")
     eval_interval: int = Field(default=100, ge=1, description="Steps between evaluations.")
     sample_interval: int | None = Field(

@@ -7,7 +7,9 @@ that parts and what it looks like (`gate_diagnosis`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,7 +51,8 @@ class Situation:
 
 
 class OnPolicyGate:
-    """Checks a rollout before the first update of a run or of a resumed one, then every `gate_interval` steps.
+    """Checks a rollout before the first update of a run or of a resumed one, then every `gate_interval` steps. What a
+    resumed run checks besides, it does not log: its figures are those of a run that was never interrupted.
 
     AR: log-probs of all tokens of two samples. DiT: ratios of all noisy steps of two samples; a method that learns from
     final latents alone (NFT, AWM) has no trajectory, so nothing of its sampling can be replayed. Where a reference is
@@ -61,18 +64,29 @@ class OnPolicyGate:
         self.world = world
         self.family = family
         self.parts = parts
-        self._passed_at: int | None = None
+        self._passed_at: int | None = None  # in the run, wherever it was interrupted
+        self._checked = False  # in this process
 
     def due(self, step: int) -> bool:
         """Whether a rollout drawn after `step` finished steps is checked."""
-        grpo = self.config.reward.grpo
-        if not grpo.gate:
-            return False
-        first = self._passed_at is None
-        return first or (grpo.gate_interval is not None and step - (self._passed_at or 0) >= grpo.gate_interval)
+        return self.config.reward.grpo.gate and (not self._checked or self._scheduled(step))
+
+    def _scheduled(self, step: int) -> bool:
+        """Whether a run that was never interrupted checks here."""
+        interval = self.config.reward.grpo.gate_interval
+        return self._passed_at is None or (interval is not None and step - self._passed_at >= interval)
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint: after how many steps the last check was made."""
+        return {"passed_at": self._passed_at}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Takes what `state` gave."""
+        self._passed_at = state["passed_at"]
 
     def check(self, step: int, rollout: Rollout, ar: ARPolicyGradient | None, dit: object | None) -> dict[str, float]:
-        """The largest deviations, over all processes. Every process must call it, with the weights that drew.
+        """The largest deviations, over all processes, for the log. Every process must call it, with the weights that
+        drew.
 
         Raises GateError, on all processes, when one of them finds that replay and rollout part.
         """
@@ -91,6 +105,9 @@ class OnPolicyGate:
         for message, _ in everywhere:
             if message:
                 raise GateError(message)
+        self._checked = True
+        if not self._scheduled(step):
+            return {}
         self._passed_at = step
         return {name: max(row[name] for _, row in everywhere) for name in figures}
 
@@ -109,10 +126,10 @@ class OnPolicyGate:
                 f"column {column}) of sample {rows[row]}. {why} {_way_out(situation)}"
             )
         figures = {"gate/ar_log_prob_max": deviation.max().item()}
-        if self._passed_at is None and part.reference is not None:
-            figures["gate/ar_reference_max"] = check_ar_reference(
-                method, part, sample, tolerance, at_start=situation.step == 0
-            )
+        if not self._checked and part.reference is not None:
+            distance = check_ar_reference(method, part, sample, tolerance, at_start=situation.step == 0)
+            if self._passed_at is None:
+                figures["gate/ar_reference_max"] = distance
         return figures
 
     def _check_dit(self, situation: Situation, method: object, renders: Trajectory) -> dict[str, float]:
@@ -134,10 +151,10 @@ class OnPolicyGate:
                     f"{renders.schedule.timesteps[step]:.0f}) of sample {rows[row]}. {why} {_way_out(situation)}"
                 )
             figures["gate/dit_ratio_max"] = deviation.max().item()
-        if self._passed_at is None and part.reference is not None:
-            figures["gate/dit_reference_max"] = check_dit_reference(
-                method, part, sample, tolerance, at_start=situation.step == 0
-            )
+        if not self._checked and part.reference is not None:
+            distance = check_dit_reference(method, part, sample, tolerance, at_start=situation.step == 0)
+            if self._passed_at is None:
+                figures["gate/dit_reference_max"] = distance
         return figures
 
     def _check_storage(self, renders: Trajectory) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -208,6 +209,9 @@ def test_without_an_old_policy_the_part_draws_itself_and_without_a_reference_it_
         assert part.component.first.tolist() == [[1.0, 2.0]]
     with pytest.raises(TrainingError, match="no reference was kept"), part.as_reference():
         pass
+    part.reference = nullcontext  # adapters switched off: a context that leaves gradients alone
+    with part.as_reference():
+        assert not (2 * part.component.first).requires_grad
 
 
 # -- checkpoints -------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""NFT's slow policy in a run: it draws, it follows the trained weights at its decay; the slow reference of the KL."""
+"""NFT's slow policy draws and follows the trained weights at its decay; so does the KL's slow reference."""
 
 from __future__ import annotations
 

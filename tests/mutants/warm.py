@@ -1,0 +1,12 @@
+"""Loads what the package imports of others, once for all test runs: each is forked from here. The package itself is let
+go again, so that every run reads its own copy."""
+
+import sys
+
+import pytest  # noqa: F401
+
+import glm_training.cli.main
+import glm_training.trainers.run  # noqa: F401
+
+for name in [name for name in sys.modules if name.split(".")[0] == "glm_training"]:
+    del sys.modules[name]

@@ -1,6 +1,6 @@
-"""Makes each mistake of the catalogue in a copy of the tree and tells whether the tests notice: python -m tests.mutants.run
+"""Makes each mistake of the catalogue in a copy of the tree and tells whether the tests notice.
 
-Needs POSIX. How to read what it prints: CONTRIBUTING.md.
+python -m tests.mutants.run, on POSIX. How to read what it prints: CONTRIBUTING.md.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ AR = ["model.component=ar", "lora.enabled=true", "lora.rank=2"]
 
 
 def test_which_prompts_are_dropped_has_nothing_to_do_with_the_noise_level(tmp_path):
-    """Of 600 pairs 40 % lose their prompt, and those have the mean level of all; bounds are five standard deviations."""
+    """Of 600 pairs 40 % lose their prompt, and those have the mean level of all, within five standard errors."""
     trainer = trainer_of(tmp_path, "sdxl", "dpo.prompt_dropout=0.4")
     seen, batch = {}, SimpleNamespace(pairs=[])
     trainer.next_batch = lambda: (batch, list(range(600)))  # type: ignore[method-assign]

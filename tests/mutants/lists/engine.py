@@ -61,8 +61,8 @@ MUTATIONS = [
         "engine/figures.py",
         "engine/test_figures.py",
         ("(values * weights).sum() / weights.sum()", "values.mean()", "terms of few rows count as much as others"),
-        ('values.max() if name.endswith("_max")', 'values.mean() if name.endswith("_max")', "maxima are averaged"),
-        ('max(values) if name.endswith("_max")', 'min(values) if name.endswith("_max")', "the least maximum is kept"),
+        ("values.max() if name.endswith(MAXIMUM)", "values.mean() if name.endswith(MAXIMUM)", "maxima are averaged"),
+        ("max(values))", "min(values))", "the least maximum of the processes is kept"),
         ("sum(values) / len(values)", "sum(values) / len(rows)", "processes without a figure count as zero"),
     ),
 ]

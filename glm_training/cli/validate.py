@@ -17,6 +17,7 @@ def validate(paths: list[str], overrides: list[str], mode: str | None) -> int:
     from glm_training.data import DataError
     from glm_training.engine import setup
     from glm_training.engine.held_out_metrics import held_out_metrics
+    from glm_training.models.loading import ModelLoadError
     from glm_training.rewards import RewardError
     from glm_training.trainers.run import trainer_type
     from glm_training.utils.console import Console
@@ -29,7 +30,8 @@ def validate(paths: list[str], overrides: list[str], mode: str | None) -> int:
             named = setup.datasets_to_score(config, dataset, held_out)
             _, notes = setup.build_rewards(config, World(), named)  # on the CPU: a GPU may be elsewhere
             held_out_metrics(config, World(), held_out)
-    except (DataError, RewardError) as error:
+        notes += [*dataset.remarks, *held_out.remarks]
+    except (DataError, RewardError, ModelLoadError) as error:
         report_error(str(error))
         return EXIT_CONFIG
     noun = "preference pairs" if config.training.method == "dpo" else "training prompts"

@@ -7,6 +7,7 @@ from glm_training.data.fingerprint import describe_drift
 from glm_training.data.i2i_dataset import I2IDataset
 from glm_training.data.images import load_image
 from glm_training.data.problems import DataError, Problem
+from glm_training.data.prompt_lengths import PromptReader
 from glm_training.data.sampler import StatefulSampler
 from glm_training.data.scan import ScanReport, load_examples, scan_dataset
 from glm_training.data.t2i_dataset import T2IDataset
@@ -19,6 +20,7 @@ __all__ = [
     "I2IDataset",
     "ImageDataset",
     "Problem",
+    "PromptReader",
     "ScanReport",
     "StatefulSampler",
     "T2IDataset",

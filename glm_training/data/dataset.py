@@ -30,6 +30,7 @@ class ImageDataset:
         pin_memory: page-lock the images for faster copies to a GPU; without CUDA it has no effect.
         cache_bytes: decoded images are kept in memory, as uint8, when all of them together fit in this; else none is.
 
+    ``remarks``: what is worth telling of the data, one line each.
     Raises ``ValueError`` when the examples do not suit. Use from one thread; :meth:`close` ends the threads.
     """
 
@@ -52,6 +53,7 @@ class ImageDataset:
         _check_all_or_none("target", [example.target for example in examples], None)
         _check_all_or_none("source", [example.source for example in examples], self.has_sources)
         self.examples = tuple(examples)
+        self.remarks: list[str] = []
         self.height = height
         self.width = width
         self._augmentation = augmentation

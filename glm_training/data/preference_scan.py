@@ -4,7 +4,7 @@ import logging
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from glm_training.data.images import decode_image
@@ -14,6 +14,7 @@ from glm_training.data.preference import FileImage, PairImage, PreferencePair
 from glm_training.data.preference_listing import PairListing, read_listing
 from glm_training.data.preference_table import is_table, open_table, read_table
 from glm_training.data.problems import DataError, Problem, format_problems
+from glm_training.data.prompt_lengths import PromptReader, check_lengths
 from glm_training.data.text_lines import read_text
 
 logger = logging.getLogger(__name__)
@@ -30,12 +31,14 @@ class PreferenceReport:
         ties: how many rows were dropped because neither image was preferred.
         quarantined: the faults of the pairs that were left out; empty unless ``max_bad_fraction`` allows some.
         total: how many rows the dataset lists, ties and faults included.
+        remarks: what is worth telling of the prompts, one line each.
     """
 
     pairs: list[PreferencePair]
     ties: int
     quarantined: list[Problem]
     total: int
+    remarks: list[str] = field(default_factory=list)
 
 
 def load_pairs(
@@ -45,6 +48,7 @@ def load_pairs(
     check_images: bool = True,
     max_bad_fraction: float = 0.0,
     num_workers: int = 0,
+    reader: PromptReader | None = None,
 ) -> PreferenceReport:
     """Read the pairs at ``path`` and decode every image.
 
@@ -57,6 +61,7 @@ def load_pairs(
         max_bad_fraction: the part of the rows, in [0, 1], that may be at fault. Up to it they are logged and left out,
             their files untouched; above it, and for faults of the dataset as a whole, the scan fails.
         num_workers: images decoded at the same time, in threads; 0 decodes in the caller's thread.
+        reader: says how much of each prompt the model reads; None leaves that open.
 
     Raises:
         DataError: with every problem found, each with file, line and remedy; also when only ties are left.
@@ -65,10 +70,15 @@ def load_pairs(
     if not 0.0 <= max_bad_fraction <= 1.0:
         raise ValueError(f"max_bad_fraction must be between 0 and 1, not {max_bad_fraction}")
     listing = _read_listing(path, split)
+    remarks: list[str] = []
+    if reader is not None:
+        prompts = [(pair.index, listing.lines.get(pair.index), pair.prompt) for pair in listing.pairs]
+        problems, remarks = check_lengths(listing.path, prompts, reader)
+        listing.problems += problems
     if check_images:
         listing.problems += _decode_problems(listing, num_workers)
     listing.problems.sort(key=lambda problem: -1 if problem.index is None else problem.index)
-    return _settle(listing, max_bad_fraction)
+    return replace(_settle(listing, max_bad_fraction), remarks=remarks)
 
 
 def _read_listing(value: str | Path, split: str) -> PairListing:

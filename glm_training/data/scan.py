@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from glm_training.data.examples import Example
@@ -14,6 +14,7 @@ from glm_training.data.listing import Listing, Mode, Request, Row, read_numbered
 from glm_training.data.metadata import EXAMPLE, metadata_in, read_metadata
 from glm_training.data.paths import PathRefused, local_path
 from glm_training.data.problems import DataError, Problem, format_problems
+from glm_training.data.prompt_lengths import PromptReader, check_lengths
 from glm_training.data.text_lines import TextFile, prompt_fault, read_text
 
 logger = logging.getLogger(__name__)
@@ -30,11 +31,13 @@ class ScanReport:
         examples: the usable examples, by index.
         quarantined: the faults of the examples that were left out; empty unless ``max_bad_fraction`` allows some.
         total: how many examples the dataset lists, usable or not.
+        remarks: what is worth telling of the prompts, one line each.
     """
 
     examples: list[Example]
     quarantined: list[Problem]
     total: int
+    remarks: list[str] = field(default_factory=list)
 
 
 def load_examples(
@@ -75,6 +78,7 @@ def scan_dataset(
     require_targets: bool = True,
     num_workers: int = 0,
     max_bad_fraction: float = 0.0,
+    reader: PromptReader | None = None,
 ) -> ScanReport:
     """Read the listing, decode every image and report.
 
@@ -90,6 +94,7 @@ def scan_dataset(
         num_workers: images decoded at the same time, in threads; 0 decodes in the caller's thread.
         max_bad_fraction: the part of the examples, in [0, 1], that may be at fault. Up to it they are logged and left
             out, their files untouched; above it, and for faults of the dataset as a whole, the scan fails.
+        reader: says how much of each prompt the model reads; None leaves that open.
 
     Raises:
         DataError: with every problem found.
@@ -106,9 +111,14 @@ def scan_dataset(
         remedy = "Train in mode i2i, or remove source_images_dir"
         reason = "source_images_dir is set but mode t2i starts from no image"
         listing.problems.append(Problem(Path(source_images_dir), reason, remedy))
+    remarks: list[str] = []
+    if reader is not None:
+        prompts = [(row.index, row.line, row.prompt) for row in listing.rows if row.prompt is not None]
+        problems, remarks = check_lengths(listing.path, prompts, reader)
+        listing.problems += problems
     listing.problems += _decode_problems(listing, num_workers)
     listing.problems.sort(key=lambda problem: -1 if problem.index is None else problem.index)
-    return _settle(listing, max_bad_fraction)
+    return replace(_settle(listing, max_bad_fraction), remarks=remarks)
 
 
 def _read_listing(request: Request) -> Listing:

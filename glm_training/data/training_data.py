@@ -5,7 +5,9 @@ from typing import Any, Protocol
 
 
 class TrainingData(Protocol):
-    """Items by position, in batches."""
+    """Items by position, in batches; ``remarks`` are what is worth telling of them, one line each."""
+
+    remarks: list[str]
 
     def __len__(self) -> int: ...
 

@@ -5,18 +5,23 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from glm_training.config import Config
+from glm_training.data import PromptReader
 from glm_training.models.family import Family, Sampling
 from glm_training.models.glm_image.conditioning import TOKEN_PIXELS
 from glm_training.models.glm_image.dit_types import DiTCondition
 from glm_training.models.glm_image.family import GLMImage
+from glm_training.models.glm_image.prompt_text import PromptReader as GLMPromptReader
+from glm_training.models.loading import fetch_parts
 from glm_training.models.lora import add_lora
 from glm_training.models.sdxl.family import SDXL
+from glm_training.models.sdxl.text import PromptReader as SDXLPromptReader
 from glm_training.models.sdxl.types import UNetCondition, add_time_ids
 from glm_training.utils.distributed import World
 from glm_training.utils.randomness import uniform
@@ -122,11 +127,12 @@ class FamilyKit:
 
     load: Callable[..., Family]
     conditions: Callable[[Config, Any], Conditions]
+    prompt_reader: type[GLMPromptReader] | type[SDXLPromptReader]
 
 
 FAMILIES = {
-    "glm_image": FamilyKit(GLMImage.load, PlanConditions),
-    "sdxl": FamilyKit(SDXL.load, TextConditions),
+    "glm_image": FamilyKit(GLMImage.load, PlanConditions, GLMPromptReader),
+    "sdxl": FamilyKit(SDXL.load, TextConditions, SDXLPromptReader),
 }
 """By `model.family`. A family is added here, and to `preference.pair_families.ENCODERS` for preference tuning."""
 
@@ -143,6 +149,29 @@ def load_family(config: Config, world: World) -> Family:
         local_files_only=settings.local_files_only,
         seed=config.seed,
         **own,
+    )
+
+
+def prompt_reader(config: Config) -> PromptReader | None:
+    """What tells how much of a prompt the model reads; None where its tokenizers are not on this machine.
+
+    Raises ModelLoadError for files that cannot be read.
+    """
+    settings, size = config.model, config.data.image_size
+    reader = FAMILIES[settings.family].prompt_reader.load(settings.name, settings.revision)
+    if reader is None:
+        return None
+    return partial(reader.read, height=size.height, width=size.width, mode=config.training.mode)
+
+
+def fetch_tokenizers(config: Config) -> None:
+    """Brings what `prompt_reader` needs of a hub id into the local cache; raises ModelLoadError where that fails."""
+    settings = config.model
+    fetch_parts(
+        settings.name,
+        FAMILIES[settings.family].prompt_reader.parts,
+        revision=settings.revision,
+        local_files_only=settings.local_files_only,
     )
 
 

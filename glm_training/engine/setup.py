@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from glm_training.config import Config
-from glm_training.data import Example, I2IDataset, ImageDataset, T2IDataset, TrainingData, load_examples
-from glm_training.engine.families import evaluation_sampling
+from glm_training.data import Example, I2IDataset, ImageDataset, T2IDataset, TrainingData, scan_dataset
+from glm_training.engine.families import evaluation_sampling, prompt_reader
 from glm_training.engine.parts import Part
 from glm_training.engine.reward_setup import reward_options
 from glm_training.evaluation.held_out import EvaluationSettings
@@ -72,7 +72,8 @@ def autocast(config: Config, world: World) -> AbstractContextManager[Any]:
 def build_dataset(config: Config) -> ImageDataset:
     """The training data, scanned whole; DataError lists every problem."""
     data = config.data
-    examples = load_examples(
+    reader = prompt_reader(config)
+    report = scan_dataset(
         config.training.mode,
         config.dataset_file(),
         config.target_images_dir(),
@@ -82,8 +83,16 @@ def build_dataset(config: Config) -> ImageDataset:
         require_targets=config.uses_supervision() or (config.uses_reward() and config.target_reason() is not None),
         num_workers=data.num_workers,
         max_bad_fraction=data.max_bad_fraction,
+        reader=reader,
     )
-    return _dataset(config, examples, augmentation=data.augmentation)
+    dataset = _dataset(config, report.examples, augmentation=data.augmentation)
+    dataset.remarks = report.remarks if reader is not None else [unread(config)]
+    return dataset
+
+
+def unread(config: Config) -> str:
+    """A remark where prompts were not read as the model reads them."""
+    return f"how long the prompts are for {config.model.name} is told once its tokenizers are here"
 
 
 def build_evaluation_dataset(config: Config, training: ImageDataset) -> ImageDataset:
@@ -96,7 +105,7 @@ def build_evaluation_dataset(config: Config, training: ImageDataset) -> ImageDat
     may_compare = config.target_reason() is not None or (config.has_own_reward() and training.has_targets)
     if evaluation.eval_prompts_file is None:
         return _dataset(config, training.examples[: evaluation.num_eval_samples], augmentation=False)
-    examples = load_examples(
+    report = scan_dataset(
         config.training.mode,
         evaluation.eval_prompts_file,
         evaluation.eval_target_images_dir,
@@ -105,8 +114,11 @@ def build_evaluation_dataset(config: Config, training: ImageDataset) -> ImageDat
         width=data.image_size.width,
         require_targets=evaluation.enabled and may_compare,
         num_workers=data.num_workers,
+        reader=prompt_reader(config),
     )
-    return _dataset(config, examples[: evaluation.num_eval_samples], augmentation=False)
+    dataset = _dataset(config, report.examples[: evaluation.num_eval_samples], augmentation=False)
+    dataset.remarks = report.remarks
+    return dataset
 
 
 def _dataset(config: Config, examples: Sequence[Example], *, augmentation: bool) -> ImageDataset:

@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from glm_training.models.denoising import Denoiser
 from glm_training.models.lora import adapter_parameters, has_lora, merged, trainable_parameters
+from glm_training.models.prompt_reading import PromptReading
 from glm_training.utils.tensor_file import share_files
 
 
@@ -82,6 +83,12 @@ class Family(ABC):
     @abstractmethod
     def frozen(self) -> list[nn.Module]:
         """The parts that are never trained."""
+
+    @abstractmethod
+    def read_prompts(
+        self, prompts: Sequence[str], height: int, width: int, mode: Literal["t2i", "i2i"]
+    ) -> list[PromptReading]:
+        """How much of each prompt the model reads, for images of `height` x `width` px."""
 
     @abstractmethod
     def denoiser(self, height: int, width: int) -> Denoiser:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -131,6 +132,35 @@ def hub_remedy(name: str, key: str = "model.name") -> str:
         f"download it where there is a network (hf download {name}), then run again with "
         f"model.local_files_only: true; or set {key} to a local folder with the checkpoint"
     )
+
+
+def parts_at_hand(name: str, parts: Sequence[str], revision: str | None = None) -> Path | None:
+    """The folder with `parts` of the pipeline `name`: itself, or a hub id's in the local cache; None where any lacks.
+    Never asks the hub."""
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        if looks_like_path(name):
+            return None
+        try:
+            folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
+        except (HFValidationError, LocalEntryNotFoundError):
+            return None
+    return folder if all((folder / part).is_dir() for part in parts) else None
+
+
+def fetch_parts(name: str, parts: Sequence[str], *, revision: str | None, local_files_only: bool) -> None:
+    """Brings the small files (JSON, text) of `parts` of a hub id into the local cache; nothing for another `name`.
+
+    Raises ModelLoadError where the hub cannot give the model and the cache has not begun to hold it.
+    """
+    if Path(name).expanduser().is_dir() or looks_like_path(name) or parts_at_hand(name, parts, revision) is not None:
+        return
+    options = hub_options(name, "model_index.json", revision=revision, local_files_only=local_files_only)
+    if options["local_files_only"]:
+        return
+    patterns = [f"{part}/*.{suffix}" for part in parts for suffix in ("json", "txt", "model", "jinja")]
+    with load_errors_explained(f"{name} from the Hugging Face hub", hub_remedy(name)):
+        snapshot_download(name, revision=revision, allow_patterns=["model_index.json", *patterns])
 
 
 def looks_like_path(name: str) -> bool:

@@ -71,6 +71,7 @@ class BaseTrainer(ABC):
         if setup.scores(config):
             named = setup.datasets_to_score(config, self.dataset, self.held_out)
             self.calculator, self.notes = setup.build_rewards(config, world, named)
+        self.notes += [*self.dataset.remarks, *self.held_out.remarks]
         self.console.line(f"loading {config.model.name}")
         self.family = build_family(config, world)
         self.sampler = StatefulSampler(

@@ -16,6 +16,7 @@ from glm_training.data.preference import PreferenceDataset, distinct_prompts, pa
 from glm_training.data.preference_scan import load_pairs
 from glm_training.engine import setup
 from glm_training.engine.errors import TrainingError
+from glm_training.engine.families import prompt_reader
 from glm_training.engine.figures import mean_over_processes, stack_means
 from glm_training.engine.parts import Part
 from glm_training.methods.losses import MethodLoss
@@ -56,7 +57,6 @@ class DPOTrainer(BaseTrainer):
 
     def __init__(self, config: Config, world: World) -> None:
         super().__init__(config, world)
-        self.notes += self.dataset.remarks
         self.encoder = build_encoder(config, self.family, world)
         self.denoiser = self.family.denoiser(*self.encoder.size)
         self.references = ReferenceLogProbs(world)
@@ -70,6 +70,7 @@ class DPOTrainer(BaseTrainer):
         dataset = _pairs(config, config.data.pairs)
         if config.evaluation.eval_pairs is not None:
             dataset.held_out = _pairs(config, config.evaluation.eval_pairs)
+            dataset.remarks += [line for line in dataset.held_out.remarks if line not in dataset.remarks]
         own = distinct_prompts(dataset.pairs, config.evaluation.num_eval_samples)
         prompts = T2IDataset(own, height=dataset.height, width=dataset.width)
         return dataset, setup.build_evaluation_dataset(config, prompts)
@@ -270,8 +271,13 @@ class DPOTrainer(BaseTrainer):
 
 def _pairs(config: Config, path: Path) -> PreferenceDataset:
     data = config.data
+    reader = prompt_reader(config)
     report = load_pairs(
-        path, split=data.pairs_split, max_bad_fraction=data.max_bad_fraction, num_workers=data.num_workers
+        path,
+        split=data.pairs_split,
+        max_bad_fraction=data.max_bad_fraction,
+        num_workers=data.num_workers,
+        reader=reader,
     )
     dataset = PreferenceDataset(
         report.pairs,
@@ -282,6 +288,7 @@ def _pairs(config: Config, path: Path) -> PreferenceDataset:
         num_workers=data.num_workers,
         pin_memory=data.pin_memory,
     )
+    dataset.remarks = report.remarks if reader is not None else [setup.unread(config)]
     if report.ties:
         dataset.remarks.append(f"{report.ties} of {report.total} pairs in {path} are ties and were dropped")
     if report.quarantined:

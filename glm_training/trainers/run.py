@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from glm_training.config import Config
+from glm_training.engine.families import fetch_tokenizers
 from glm_training.engine.phases import guarded
 from glm_training.trainers.base_trainer import BaseTrainer, TrainResult
 from glm_training.trainers.dmdr_trainer import DMDRTrainer
@@ -36,6 +37,7 @@ def run_training(config: Config) -> TrainResult:
     world = init_world(enabled, config.distributed.backend, config.model.device_map)
     try:
         with guarded("loading", config, world, 0, None):
+            fetch_tokenizers(config)  # small, and they tell what is wrong with prompts before any weights come
             trainer = build_trainer(config, world)
         return trainer.train()
     finally:

@@ -87,3 +87,26 @@ def test_a_reward_is_found_by_its_file(tmp_path, monkeypatch):
 def test_options_reach_the_metric(tmp_path):
     calculator, _ = build(tmp_path, "reward.options.text_accuracy.min_confidence=0.7")
     assert calculator.options.text_accuracy.min_confidence == 0.7
+
+
+def test_prompts_that_the_model_cuts_or_cannot_take_are_told_with_training_and_held_out_data(tmp_path):
+    config = config_of(tmp_path)
+    long, page = tmp_path / "long.txt", tmp_path / "page.txt"
+    long.write_text('a sign "' + "y" * 3000 + '"\n', encoding="utf-8")
+    page.write_text("x" * 9000 + "\n", encoding="utf-8")
+    for key in ("data.prompts_file", "evaluation.eval_prompts_file"):
+        rest = ["reward.metrics={text_accuracy: 1}", "data.target_images_dir=null"]
+        config = config_of(tmp_path, *rest, f"{key}={long}")
+        training = setup.build_dataset(config)
+        held_out = setup.build_evaluation_dataset(config, training)
+        told, quiet = (training, held_out) if key.startswith("data") else (held_out, training)
+        assert f"{long}:1: a quoted text of 3000 bytes" in told.remarks[0] and quiet.remarks == []
+        with pytest.raises(DataError, match="page.txt:1: the prompt has 9000 tokens"):
+            config = config_of(tmp_path, *rest, f"{key}={page}")
+            setup.build_evaluation_dataset(config, setup.build_dataset(config))
+
+
+def test_a_model_that_is_not_here_leaves_the_lengths_open(tmp_path):
+    assert setup.build_dataset(config_of(tmp_path, "model.name=nobody/nothing")).remarks == [
+        "how long the prompts are for nobody/nothing is told once its tokenizers are here"
+    ]

@@ -25,6 +25,7 @@ from glm_training.models.glm_image.positions import (
     image_grid,
     prompt_positions,
 )
+from glm_training.models.glm_image.prompt_text import PromptReader
 from glm_training.models.glm_image.token_sampling import TokenSampler, chosen_log_probs, entropies
 
 LOGITS_PER_CHUNK = 2**24
@@ -77,12 +78,13 @@ class ARComponent(nn.Module):
         between these limits the two agree.
 
         Raises `ValueError` for sides that are not multiples of 32 px, a count of sources other than the count of
-        prompts, no prompts, and prompts that spell the model's own image tokens.
+        prompts, no prompts, and prompts that are too long or spell the model's own image tokens.
         """
-        grids = self.grids(height, width, "t2i" if sources is None else "i2i")
+        mode: Mode = "t2i" if sources is None else "i2i"
+        grids = self.grids(height, width, mode)
         if isinstance(prompts, str) or not prompts:
             raise ValueError(f"prompts must be a non-empty list of strings, got {prompts!r}")
-        self._check_text(prompts)
+        self._check_text(prompts, height, width, mode)
         source_grid = None
         if sources is not None:
             if sources.ndim != 4 or len(sources) != len(prompts):
@@ -229,13 +231,15 @@ class ARComponent(nn.Module):
             conversations, tokenize=True, return_dict=True, return_tensors="pt", processor_kwargs=options
         )
 
-    def _check_text(self, prompts: Sequence[str]) -> None:
-        """The template alone may write the tokens that mark where images are."""
-        config = self.model.config
-        reserved = {config.image_start_token_id, config.image_end_token_id, config.image_token_id}
-        for row, ids in enumerate(self.processor.tokenizer(list(prompts), add_special_tokens=False).input_ids):
-            for name in self.processor.tokenizer.convert_ids_to_tokens(sorted(reserved.intersection(ids))):
-                raise ValueError(f"prompt {row} ({prompts[row]!r}) contains the reserved token {name}: take it out")
+    def _check_text(self, prompts: Sequence[str], height: int, width: int, mode: Mode) -> None:
+        """The context holds them beside the image, and the template alone writes the tokens that mark where images
+        are."""
+        reader = PromptReader(self.processor.tokenizer, self.model.config)
+        for row, reading in enumerate(reader.read(prompts, height, width, mode)):
+            if reading.fault is not None:
+                reason, remedy = reading.fault
+                shown = prompts[row] if len(prompts[row]) <= 80 else f"{prompts[row][:80]}..."
+                raise ValueError(f"prompt {row} ({shown!r}): {reason}. {remedy}.")
 
     def _check_replay(self, prompt: ARPrompt, tokens: Tensor, temperature: float, support: Tensor | None) -> None:
         if tokens.shape != (len(prompt), prompt.T):

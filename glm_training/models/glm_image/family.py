@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from diffusers.pipelines.glm_image.pipeline_glm_image import GlmImagePipeline
@@ -16,8 +16,10 @@ from glm_training.models.glm_image.ar import ARComponent
 from glm_training.models.glm_image.dit import DiTComponent
 from glm_training.models.glm_image.dit_types import DiTCondition
 from glm_training.models.glm_image.loading import ModelLoadError, load_pipeline
+from glm_training.models.glm_image.prompt_text import PromptReader
 from glm_training.models.glm_image.sampling import step_hooks
 from glm_training.models.lora import load_lora, save_lora
+from glm_training.models.prompt_reading import PromptReading
 from glm_training.utils.randomness import normal, uniform
 
 __all__ = ["DiTDenoiser", "GLMImage", "ModelLoadError"]
@@ -136,6 +138,11 @@ class GLMImage(Family):
     def frozen(self) -> list[nn.Module]:
         """VAE, text encoder, vision tower and VQ model."""
         return [self.dit.vae, self.dit.text_encoder, self.ar.model.model.visual, self.ar.model.model.vqmodel]
+
+    def read_prompts(
+        self, prompts: Sequence[str], height: int, width: int, mode: Literal["t2i", "i2i"]
+    ) -> list[PromptReading]:
+        return PromptReader(self.ar.processor.tokenizer, self.ar.model.config).read(prompts, height, width, mode)
 
     def denoiser(self, height: int, width: int) -> DiTDenoiser:
         return DiTDenoiser(self.dit, height, width)

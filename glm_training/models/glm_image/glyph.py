@@ -26,6 +26,9 @@ _SPANS = (
 MAX_SPAN_TOKENS = 2048
 """Bytes of one quoted span that are encoded, end mark included; the rest is cut (the stock pipeline's default)."""
 
+MAX_GLYPH_TOKENS = 4 * MAX_SPAN_TOKENS
+"""Of all spans of a prompt together. Beyond it, pages of quotes, the DiT's attention takes gigabytes."""
+
 
 def glyph_texts(prompt: str) -> tuple[str, ...]:
     """The quoted spans of a prompt in the order the stock pipeline encodes them: '..', “..”, "..", 「..」.
@@ -37,20 +40,49 @@ def glyph_texts(prompt: str) -> tuple[str, ...]:
     return spans or ("",)
 
 
+def glyph_token_bound(spans: Sequence[str]) -> int:
+    """At most how many tokens `encode_spans` gives: the bytes of each, cut, an end mark, and perhaps a pad."""
+    return sum(min(len(span.encode("utf-8")) + 1, MAX_SPAN_TOKENS) + 1 for span in spans)
+
+
 def encode_spans(
     spans: Sequence[str], text_encoder: T5EncoderModel, tokenizer: PreTrainedTokenizerBase, device: torch.device
 ) -> Tensor:
-    """Embeddings of one prompt's spans, concatenated: ``[G, D]`` in the text encoder's dtype, without gradient."""
+    """Embeddings of one prompt's spans, concatenated: ``[G, D]`` in the text encoder's dtype, without gradient.
+
+    Raises ValueError for more than `MAX_GLYPH_TOKENS`.
+    """
+    if glyph_token_bound(spans) > MAX_GLYPH_TOKENS:
+        raise ValueError(f"{len(spans)} quoted texts come to over {MAX_GLYPH_TOKENS} tokens: quote less")
     rows = tokenizer(list(spans), max_length=MAX_SPAN_TOKENS, truncation=True).input_ids
     if len(rows) % 2 == 0:
         rows = [[tokenizer.pad_token_id, *row] for row in rows]
+    # A cached embedding must not depend on who asked first: under autocast, or in inference mode.
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+        return torch.cat([_encode_rows(some, text_encoder, tokenizer, device) for some in _at_once(rows)])
+
+
+def _at_once(rows: list[list[int]]) -> list[list[list[int]]]:
+    """`rows` in as few batches as hold `MAX_GLYPH_TOKENS` each, padding included: a page among a thousand words must
+    not make a thousand pages."""
+    batches: list[list[list[int]]] = [[]]
+    longest = 0
+    for row in rows:
+        longest = max(longest, len(row))
+        if longest * (len(batches[-1]) + 1) > MAX_GLYPH_TOKENS:
+            batches.append([])
+            longest = len(row)
+        batches[-1].append(row)
+    return batches
+
+
+def _encode_rows(
+    rows: list[list[int]], text_encoder: T5EncoderModel, tokenizer: PreTrainedTokenizerBase, device: torch.device
+) -> Tensor:
     longest = max(len(row) for row in rows)
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
     ids = torch.tensor([row + [tokenizer.pad_token_id] * (longest - len(row)) for row in rows], device=device)
-    # A cached embedding must not depend on who asked first: under autocast, or in inference mode.
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
-        hidden = text_encoder(ids, attention_mask=mask).last_hidden_state
-    return hidden[mask.bool()]
+    return text_encoder(ids, attention_mask=mask).last_hidden_state[mask.bool()]
 
 
 class GlyphCache:

@@ -21,6 +21,7 @@ from transformers import (
     GlmImageForConditionalGeneration,
     GlmImageImageProcessor,
     GlmImageProcessor,
+    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     T5Config,
     T5EncoderModel,
@@ -68,7 +69,7 @@ def build_tiny(shape: TinyShape = RANDOM_SHAPE, *, seed: int = 0, corpus: list[s
 
     `corpus` are texts from which the AR tokenizer learns its merges; without it every byte is a token.
     """
-    tokenizer = _ar_tokenizer(shape.codebook, corpus)
+    tokenizer = tiny_ar_tokenizer(shape, corpus)
     image_processor = GlmImageImageProcessor(
         patch_size=16, merge_size=1, temporal_patch_size=1, min_pixels=32 * 32, max_pixels=2048 * 2048
     )
@@ -81,7 +82,7 @@ def build_tiny(shape: TinyShape = RANDOM_SHAPE, *, seed: int = 0, corpus: list[s
     processor = GlmImageProcessor(image_processor=image_processor, tokenizer=tokenizer, chat_template=template)
     with torch.random.fork_rng(devices=[]):  # module constructors draw from the global generator
         torch.default_generator.manual_seed(seed)
-        ar = GlmImageForConditionalGeneration(_ar_config(shape, tokenizer))
+        ar = GlmImageForConditionalGeneration(tiny_ar_config(tokenizer, shape))
         ar.generation_config = GenerationConfig(
             do_sample=True,
             temperature=0.9,
@@ -122,7 +123,8 @@ def build_tiny(shape: TinyShape = RANDOM_SHAPE, *, seed: int = 0, corpus: list[s
     return pipeline
 
 
-def _ar_config(shape: TinyShape, tokenizer: PreTrainedTokenizerFast) -> GlmImageConfig:
+def tiny_ar_config(tokenizer: PreTrainedTokenizerBase, shape: TinyShape = RANDOM_SHAPE) -> GlmImageConfig:
+    """The AR half's configuration."""
     head_dim = 32
     text = dict(
         vocab_size=len(tokenizer), hidden_size=shape.ar_hidden, intermediate_size=shape.ar_hidden * 2,
@@ -145,8 +147,9 @@ def _ar_config(shape: TinyShape, tokenizer: PreTrainedTokenizerFast) -> GlmImage
     )  # fmt: skip
 
 
-def _ar_tokenizer(codebook: int, corpus: list[str] | None) -> PreTrainedTokenizerFast:
+def tiny_ar_tokenizer(shape: TinyShape = RANDOM_SHAPE, corpus: list[str] | None = None) -> PreTrainedTokenizerBase:
     """Byte-level BPE whose first ids are the image codes, as in GLM-Image (text ids come after them)."""
+    codebook = shape.codebook
     vision = [f"<|dit_token_{i}|>" for i in range(codebook + RESERVED_VISION_IDS)]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges: list[tuple[str, str]] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from glm_training.models.family import Family, FewSteps, Sampling, read_few_steps
 from glm_training.models.loading import ModelLoadError
 from glm_training.models.lora import ADAPTER, adapter_parameters, described, has_lora
+from glm_training.models.prompt_reading import PromptReading
 from glm_training.models.sdxl.denoiser import UNetDenoiser
 from glm_training.models.sdxl.loading import TAESD_FOLDER, load_pipeline, load_taesd, taesd_in
+from glm_training.models.sdxl.text import PromptReader
 from glm_training.models.sdxl.types import add_time_ids
 from glm_training.models.sdxl.unet import UNetComponent
 from glm_training.utils.randomness import make_generator, normal
@@ -154,6 +156,11 @@ class SDXL(Family):
     def frozen(self) -> list[nn.Module]:
         """VAE, TAESD and both text encoders."""
         return self.unet.frozen()
+
+    def read_prompts(
+        self, prompts: Sequence[str], height: int, width: int, mode: Literal["t2i", "i2i"]
+    ) -> list[PromptReading]:
+        return PromptReader((self.unet.tokenizer, self.unet.tokenizer_2)).read(prompts, height, width, mode)
 
     def denoiser(self, height: int, width: int) -> UNetDenoiser:
         """The noise levels, the same at every size."""

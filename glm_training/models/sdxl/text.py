@@ -3,11 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerBase
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, PreTrainedTokenizerBase
 
+from glm_training.models.loading import load_errors_explained, parts_at_hand
+from glm_training.models.prompt_reading import PromptReading, read_by_encoders
+from glm_training.models.sdxl.tiny import tiny_tokenizers
 from glm_training.models.sdxl.types import SDXLText
+
+
+@dataclass(frozen=True)
+class PromptReader:
+    """Both tokenizers: each cuts a prompt at its own length, as the stock pipeline does."""
+
+    tokenizers: tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]
+
+    parts: ClassVar[tuple[str, ...]] = ("tokenizer", "tokenizer_2")
+    """Folders of a pipeline that it is made from."""
+
+    @classmethod
+    def load(cls, name: str, revision: str | None = None) -> PromptReader | None:
+        """Of "tiny-random", a pipeline folder or a hub id in the local cache; None where its files are not here. Raises
+        ModelLoadError for files that cannot be read."""
+        if name == "tiny-random":
+            return PromptReader(tiny_tokenizers())
+        folder = parts_at_hand(name, cls.parts, revision)
+        if folder is None:
+            return None
+        with load_errors_explained(f"the tokenizers in {folder}"):
+            first, second = (CLIPTokenizer.from_pretrained(str(folder / part)) for part in cls.parts)
+        return PromptReader((first, second))
+
+    def read(self, prompts: Sequence[str], height: int, width: int, mode: str) -> list[PromptReading]:
+        """One reading per prompt, the same for images of any size."""
+        return read_by_encoders(prompts, self.tokenizers)
 
 
 def encode_prompts(

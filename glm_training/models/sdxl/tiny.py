@@ -24,7 +24,7 @@ def build_tiny(*, seed: int = 0, prediction_type: str = "epsilon") -> StableDiff
 
     `prediction_type` is "epsilon", as SDXL's, or "v_prediction". The global generators are left as they were.
     """
-    first, second = _tokenizer(_END), _tokenizer("!")  # SDXL's second tokenizer pads with "!"
+    first, second = tiny_tokenizers()
     with torch.random.fork_rng(devices=[]):  # module constructors draw from the global generator
         torch.default_generator.manual_seed(seed)
         text_encoder = CLIPTextModel(_text_config(first))
@@ -64,6 +64,11 @@ def build_tiny_taesd(*, seed: int = 0) -> AutoencoderTiny:
             num_encoder_blocks=(1, 1, 1, 1), num_decoder_blocks=(1, 1, 1, 1), latent_channels=4,
         )  # fmt: skip
     return taesd.requires_grad_(False).eval()
+
+
+def tiny_tokenizers() -> tuple[CLIPTokenizer, CLIPTokenizer]:
+    """Those of `build_tiny`; SDXL's second tokenizer pads with "!"."""
+    return _tokenizer(_END), _tokenizer("!")
 
 
 def _text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:

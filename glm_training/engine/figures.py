@@ -78,13 +78,18 @@ class Interval:
         self._kept = {name: (value, weight) for name, (value, weight) in state.items()}
 
 
-def mean_over_processes(world: World, metrics: dict[str, float]) -> dict[str, float]:
-    """Means of each figure over the processes that have it; the largest where the name ends in ``_max``."""
-    rows = gather_objects(world, metrics)
+def mean_over_processes(world: World, metrics: dict[str, float], rows: float = 1.0) -> dict[str, float]:
+    """Means of each figure over the processes that have it, each counting by the `rows` it has seen; the largest where
+    the name ends in ``_max``."""
+    everywhere = gather_objects(world, (metrics, rows))
     merged: dict[str, float] = {}
-    for name in dict.fromkeys(key for row in rows for key in row):
-        values = [row[name] for row in rows if name in row]
-        merged[name] = _largest(values) if name.endswith(MAXIMUM) else sum(values) / len(values)
+    for name in dict.fromkeys(key for figures, _ in everywhere for key in figures):
+        values = [(figures[name], weight) for figures, weight in everywhere if name in figures]
+        if name.endswith(MAXIMUM):
+            merged[name] = _largest([value for value, _ in values])
+        else:
+            total = sum(weight for _, weight in values)
+            merged[name] = Mean(sum(value * (weight / total) for value, weight in values), total)
     return merged
 
 

@@ -41,6 +41,11 @@ class Scored:
         total = self.result.total if weights is None else self.result.total_for(weights)
         return self.shaped(total)
 
+    def has_score(self, part: Part) -> Tensor:
+        """Bool [P*N] of the plans with a scored render, or [P*N*M] of the renders; on the CPU."""
+        scored = ~self.rewards().isnan()
+        return scored.any(dim=2).flatten() if part == "ar" else scored.flatten()
+
     def shaped(self, values: Tensor) -> Tensor:
         """[P*N*M] as [P, N, M]."""
         prompts = len(self.rollout.prompts)
@@ -97,7 +102,8 @@ class ShareReader:
 def assign_advantages(chunks: list[Scored], config: Config, world: World, step: int) -> dict[str, float]:
     """Fills in the advantages of `chunks`, compared over the whole step, and returns the figures of its raw rewards.
 
-    A sample that could not be scored, and a plan none of whose renders could, counts nowhere and gets zero. The reward
+    A sample that could not be scored, and a plan none of whose renders could, counts nowhere: it gets zero here, and no
+    term of the loss (`updates`). The reward
     weight of a half scales its advantages last, so that the KL beside them keeps its own weight.
     """
     grpo = config.reward.grpo
@@ -121,7 +127,8 @@ def assign_advantages(chunks: list[Scored], config: Config, world: World, step: 
             compared = _compare(chunks, config, world, totals, policy.advantage_scale, own)
         values = compared.plan if part == "ar" else compared.render
         if grpo.shuffle_advantages:
-            values = _shuffled(values, config.seed, level, step)
+            scored = ~rewards.isnan()
+            values = _shuffled(values, scored.any(dim=2) if part == "ar" else scored, config.seed, level, step)
         chosen[part] = values.clamp(-grpo.advantage_clip, grpo.advantage_clip) * policy.reward_weight
     start = world.rank * sum(len(chunk.rollout.prompts) for chunk in chunks)
     for chunk in chunks:
@@ -156,10 +163,11 @@ def _compare(
     return replace(tree, plan=plan, render=render)
 
 
-def _shuffled(advantages: Tensor, seed: int, level: str, step: int) -> Tensor:
-    """The same advantages on other samples: what a control run learns from."""
-    order = torch.randperm(advantages.numel(), generator=make_generator(seed, f"shuffle/{level}", step))
-    return advantages.flatten()[order].view_as(advantages)
+def _shuffled(advantages: Tensor, scored: Tensor, seed: int, level: str, step: int) -> Tensor:
+    """The same advantages on other samples that have a score: what a control run learns from."""
+    values = advantages[scored]
+    order = torch.randperm(len(values), generator=make_generator(seed, f"shuffle/{level}", step))
+    return advantages.masked_scatter(scored, values[order])
 
 
 def _figures(chunks: list[Scored], world: World, rewards: Tensor) -> dict[str, float]:

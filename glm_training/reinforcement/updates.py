@@ -22,7 +22,7 @@ from glm_training.methods.losses import DiTPolicies, MatchingDraws, MethodLoss
 from glm_training.methods.nft import NFT
 from glm_training.reinforcement.credit import Scored
 from glm_training.reinforcement.rollout import Rollout, RolloutSettings
-from glm_training.utils.distributed import World
+from glm_training.utils.distributed import World, gather_objects
 from glm_training.utils.randomness import make_generator, normal
 
 Terms = Callable[[int, Tensor], Iterator[MethodLoss]]
@@ -216,23 +216,22 @@ def _optimise(
 ) -> dict[str, float]:
     """`updates_per_rollout` optimizer steps; row r of the step belongs to update r mod their number.
 
-    Each term's loss is a mean over its rows; it is scaled to its share of all rows of the update, over chunks and
-    processes (DDP averages, hence the factor).
+    The loss of an update is the mean over those of its rows that have a score, over chunks and processes: the others
+    count neither in it nor in its KL, as if they had not been drawn. Each term's loss is a mean over its rows, scaled
+    to its share of that (DDP averages, hence the factor). An update none of whose rows has a score is left out.
     """
     grpo = run.config.reward.grpo
     updates = run.config.policy_for("ar" if part.name == "ar" else "dit").updates_per_rollout
-    local = sum(len(chunk.rollout.prompts) for chunk in chunks) * rows_per_prompt
     collected: list[tuple[int, dict[str, Tensor]]] = []
     taken = Interval()
     for update in range(updates):
-        slices = []
-        for index, chunk in enumerate(chunks):
-            rows = torch.arange(len(chunk.rollout.prompts) * rows_per_prompt, device=run.world.device)
-            rows = rows[(rows + chunk.first_prompt * rows_per_prompt) % updates == update]
-            slices += [(index, piece) for piece in run.micro(rows) if len(piece)]
+        slices = _slices(run, part, chunks, rows_per_prompt, update, updates)
+        counted = sum(gather_objects(run.world, sum(count for *_, count in slices)))
+        if counted == 0:
+            continue
         total = len(slices) * terms_per_slice
         done = 0
-        for index, rows in slices:
+        for index, rows, count in slices:
             stream = terms(index, rows)
             for _ in range(terms_per_slice):
                 done += 1
@@ -240,10 +239,33 @@ def _optimise(
                 with part.accumulating(last=done == total):
                     with run.autocast():
                         term = next(stream)
-                    part.backward(term.loss * (term.rows * updates / local))
-                collected.append((term.rows, term.metrics | {"loss": term.loss.detach() * terms_per_slice}))
+                    part.backward(term.loss * (count * run.world.world_size / counted))
+                if count:
+                    collected.append((count, term.metrics | {"loss": term.loss.detach() * terms_per_slice}))
         taken.add(run.update(part))
     if part.average is not None:
         part.average.update(grpo.reference_decay)
-    metrics = mean_over_processes(run.world, stack_means(collected)) | taken.figures()
+    seen = sum(count for count, _ in collected)
+    metrics = mean_over_processes(run.world, stack_means(collected), seen) | taken.figures()
     return {f"{part.name}/{name}": value for name, value in metrics.items()}
+
+
+def _slices(
+    run: Learning, part: Part, chunks: list[Scored], rows_per_prompt: int, update: int, updates: int
+) -> list[tuple[int, Tensor, int]]:
+    """(chunk, rows of it with a score, how many) of one of the `updates`, in pieces that go through the model at once.
+
+    Every process has equally many, so that all poll and exchange gradients equally often: a piece without any score
+    keeps one row, and counts as none.
+    """
+    slices = []
+    for index, chunk in enumerate(chunks):
+        # on the CPU: a choice of rows by what is in a tensor would wait for the device
+        rows = torch.arange(len(chunk.rollout.prompts) * rows_per_prompt)
+        rows = rows[(rows + chunk.first_prompt * rows_per_prompt) % updates == update]
+        scored = chunk.has_score("ar" if part.name == "ar" else "dit")
+        for piece in run.micro(rows):
+            kept = piece[scored[piece]]
+            if len(piece):
+                slices.append((index, (kept if len(kept) else piece[:1]).to(run.world.device), len(kept)))
+    return slices

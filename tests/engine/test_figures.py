@@ -35,14 +35,20 @@ def test_half_precision_figures_are_added_up_in_single_precision():
 
 def test_processes_are_averaged_and_maxima_kept(monkeypatch):
     rows = [{"loss": 1.0, "ratio_max": 2.0}, {"loss": 4.0, "ratio_max": 0.5, "kl": 3.0}]
-    monkeypatch.setattr(figures, "gather_objects", lambda world, own: rows)
+    monkeypatch.setattr(figures, "gather_objects", lambda world, own: [(row, 1.0) for row in rows])
     merged = mean_over_processes(World(), rows[0])
     assert merged == {"loss": pytest.approx(2.5), "ratio_max": 2.0, "kl": 3.0}
 
 
+def test_a_process_counts_by_the_rows_it_has_seen(monkeypatch):
+    seen = [({"loss": 1.0}, 3), ({"loss": 5.0, "kl": 2.0}, 1), ({}, 0)]
+    monkeypatch.setattr(figures, "gather_objects", lambda world, own: seen)
+    assert mean_over_processes(World(), *seen[0]) == {"loss": (3 * 1 + 1 * 5) / 4, "kl": 2.0}
+
+
 def test_a_maximum_that_is_not_a_number_is_told(monkeypatch):
     rows = [{"ratio_max": 2.0}, {"ratio_max": float("nan")}, {"ratio_max": 1.0}]
-    monkeypatch.setattr(figures, "gather_objects", lambda world, own: rows)
+    monkeypatch.setattr(figures, "gather_objects", lambda world, own: [(row, 1.0) for row in rows])
     assert mean_over_processes(World(), rows[0])["ratio_max"] != mean_over_processes(World(), rows[0])["ratio_max"]
 
 

@@ -4,8 +4,10 @@ import signal
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from glm_training.rewards import RewardCalculator, RewardSampleError
 from glm_training.utils.distributed import World, init_world, shutdown
 from tests.runs import trainer_of, weights_of
 
@@ -26,12 +28,31 @@ CASES: dict[str, tuple[str, list[str]]] = {
             "training.gradient_accumulation_steps=2",
         ],
     ),
+    "unscored": (
+        "t2i",
+        [
+            "reward.metrics={tests.parity.two_process_worker:RefusesCircles: 1.0}",
+            "reward.on_error=skip",
+            "reward.grpo.updates_per_rollout=2",
+            "rollout.micro_batch_size=2",
+        ],
+    ),
 }
 """Name -> mode and overrides; each prompt has the same group of images on one process and on two.
 
 Two prompts per process and step: as one batch, or, in "token_mean", as two chunks whose four plans go through the model
-in slices of three and one.
+in slices of three and one. In "unscored" one prompt has no scores, so that one process has fewer than the other.
 """
+
+
+class RefusesCircles(RewardCalculator):
+    """Mean brightness; a circle has no score."""
+
+    def compute_reward(self, generated_image, target_image, prompt):
+        if "circle" in prompt:
+            raise RewardSampleError("a circle")
+        return float(np.asarray(generated_image).mean() / 255)
+
 
 EVALUATED = ["model.component=dit", "training.max_steps=1", "evaluation.enabled=true", "evaluation.num_eval_samples=3"]
 

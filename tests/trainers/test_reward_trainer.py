@@ -141,10 +141,11 @@ def test_shuffled_advantages_are_the_same_numbers_elsewhere(tmp_path):
     from glm_training.reinforcement.credit import _shuffled
 
     values = torch.arange(12.0).view(3, 4)
-    shuffled = _shuffled(values, 1, "plan", 5)
-    assert not torch.equal(values, shuffled)
+    scored = values != 5
+    shuffled = _shuffled(values, scored, 1, "plan", 5)
+    assert not torch.equal(values, shuffled) and shuffled[1, 1] == 5, "what has no score gets none of another's"
     assert torch.equal(values.flatten(), shuffled.flatten().sort().values)
-    assert torch.equal(shuffled, _shuffled(values, 1, "plan", 5))
+    assert torch.equal(shuffled, _shuffled(values, scored, 1, "plan", 5))
 
 
 def test_a_gradient_that_is_not_finite_stops_before_any_weight_changes(tmp_path):

@@ -1,9 +1,10 @@
-"""Every command of the README runs, shortened; those for a GPU are checked as far as the download."""
+"""Every command of README, QUICKSTART and USAGE runs, shortened; of those for a GPU the configuration is loaded."""
 
 from __future__ import annotations
 
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -14,7 +15,8 @@ import pytest
 from glm_training.config import load_config
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = ["README.md", "QUICKSTART.md", "examples/USAGE.md", "docs/architecture.md", "docs/coming_from.md"]
+DOCUMENTS += ["docs/hardware.md"]
 SHORT = [
     "training.max_steps=1",
     "evaluation.num_eval_samples=2",
@@ -23,50 +25,84 @@ SHORT = [
     "reward.grpo.updates_per_rollout=1",
     "evaluation.samples_per_prompt=1",
 ]
+PROGRAMS = ("python", "torchrun", "glm-train")
+SCRIPTS = ("train.py", "train_ar.py", "train_dit.py")
 
 
 def commands() -> list[str]:
-    """Lines of the README's bash blocks that start a program of ours."""
-    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
-    lines = [line.split("  #")[0].strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    parts = [part.strip() for line in lines for part in line.split("&&")]
-    return [part for part in parts if part.split(" ")[0] in ("python", "torchrun", "glm-train")]
+    """Programs of ours in bash blocks, and in the tables of the quick reference; each once."""
+    found = []
+    for name in DOCUMENTS:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
+        lines = [line.split("  #")[0].strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+        found += [part.strip() for line in lines for part in line.split("&&")]
+        if name == "QUICKSTART.md":
+            found += re.findall(r"`([^`]+)`", text)
+    return [part for part in dict.fromkeys(found) if part.split(" ")[0] in PROGRAMS and "--help" not in part]
 
 
-def run(command: list[str], timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
-
-
-def as_arguments(command: str) -> list[str]:
-    words = shlex.split(command)
-    if words[0] == "python":
-        return [sys.executable, *words[1:]]
-    if words[0] == "torchrun":
-        return [sys.executable, "-m", "torch.distributed.run", "--standalone", *words[1:]]
-    return [sys.executable, "-m", "glm_training.cli.main", *words[1:]]
-
-
-def test_the_readme_has_commands():
-    assert len(commands()) >= 6
-
-
-@pytest.mark.parametrize("command", commands())
-def test_command(command, tmp_path):
-    arguments = as_arguments(command)
+def of_the_hub(command: str) -> bool:
+    """Whether the command trains a model of the hub; its configuration is loaded with all that it overrides."""
     files = re.findall(r"configs/[\w/]+\.yaml", command)
-    if files and "/" in load_config(files).model.name:  # a model of the hub: everything up to its download
+    overrides = [word for word in shlex.split(command) if re.match(r"[a-z_]+(\.\w+)*=", word)]
+    return bool(files) and "/" in load_config(files, overrides).model.name
+
+
+def run_here(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program in this process, which has its libraries loaded already."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr("sys.path", [str(ROOT), *sys.path])
+    with pytest.raises(SystemExit) as stop:
+        if words[0] == "glm-train":
+            runpy.run_module("glm_training.cli.main", run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(str(ROOT / words[0]), run_name="__main__")
+    assert stop.value.code in (0, None)
+
+
+def test_the_documents_have_commands():
+    assert len(commands()) >= 20
+
+
+@pytest.mark.parametrize("command", [part for part in commands() if not part.startswith("torchrun")])
+def test_command(command, tmp_path, monkeypatch):
+    words = shlex.split(command.removeprefix("python "))
+    if words[0] == "test_installation.py" or of_the_hub(command):
         return
-    if any(word in ("train.py", "train_ar.py", "train_dit.py") for word in arguments):
+    if words[0] in SCRIPTS:
+        files = re.findall(r"configs/[\w/]+\.yaml", command)
         short = SHORT if load_config(files).training.method == "finetune" else SHORT[:2]
-        arguments += [*short, f"output_dir={tmp_path}/run"]
-        arguments = [word for word in arguments if word != "--resume"]
-    if "sample" in arguments:
-        arguments += ["--out", str(tmp_path), "--steps", "2"]
-    done = run(arguments)
+        words = [word for word in words if word != "--resume"] + [*short, f"output_dir={tmp_path}/run"]
+    if "sample" in words:
+        if "runs/" in command.split("--out")[0]:  # what a run left: the quick reference's own
+            return
+        words += ["--out", str(tmp_path), "--steps", "2"]
+    run_here(words, monkeypatch)
+
+
+@pytest.mark.parametrize("command", [part for part in commands() if part.startswith("torchrun")])
+def test_command_of_several_processes(command, tmp_path):
+    if of_the_hub(command):
+        return
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", *shlex.split(command)[1:]]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    words += [*SHORT, f"output_dir={tmp_path}/run"]
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_local_links_lead_somewhere():
-    for link in re.findall(r"\]\((?!https?:)([^)#]+)", README):
-        assert (ROOT / link).exists(), link
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_local_links_lead_somewhere(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+        assert ((ROOT / name).parent / link).exists(), link
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_files_that_are_named_are_there(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    for path in re.findall(r"`((?:configs|examples|data|tests|benchmarks|glm_training)/[\w./-]+)`", text):
+        if not path.startswith("data/i2i/") and "*" not in path:
+            assert (ROOT / path).exists(), path

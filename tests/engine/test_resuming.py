@@ -45,3 +45,22 @@ def test_the_same_optimizer_named_in_another_place_is_no_other(tmp_path):
     point = point_of(tmp_path, "training.optimizer=sgd")
     named = ("training.optimizer=adamw", "optimizer.ar.name=sgd", "optimizer.dit.name=sgd", ACCEPT)
     check_drift(point, config_of(tmp_path, *named), {})
+
+
+def test_data_that_changed_is_named_unless_accepted(tmp_path):
+    point = ResumePoint(
+        tmp_path / "step-000001", Manifest(1, (), save_context(config_of(tmp_path), {"0": "a", "1": "b"}), {})
+    )
+    check_drift(point, config_of(tmp_path), {"0": "a", "1": "b"})
+    for digests in ({"0": "a", "1": "c"}, {"0": "a"}, {"0": "a", "1": "b", "2": "c"}):
+        with pytest.raises(TrainingError, match="other settings or data"):
+            check_drift(point, config_of(tmp_path), digests)
+        check_drift(point, config_of(tmp_path, "resume.accept=[data]"), digests)
+
+
+def test_a_run_may_be_made_longer_but_not_otherwise(tmp_path):
+    point = point_of(tmp_path, "training.max_steps=4")
+    check_drift(point, config_of(tmp_path, "training.max_steps=6"), {})
+    with pytest.raises(TrainingError, match="seed: 3 -> 4"):
+        check_drift(point, config_of(tmp_path, "training.max_steps=4", "seed=4"), {})
+    check_drift(point, config_of(tmp_path, "training.max_steps=4", "seed=4", "resume.accept=[seed]"), {})

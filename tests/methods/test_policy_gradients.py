@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from glm_training.methods.ar_policy_gradient import ARPolicyGradient
+from glm_training.methods.awm import AWM
 from glm_training.methods.flow_policy_gradient import FlowPolicyGradient
-from glm_training.methods.losses import DiTPolicies
+from glm_training.methods.losses import DiTPolicies, MatchingDraws
 from glm_training.models.glm_image.ar_types import ARRollout
 from tests.methods.toys import ToyVelocity, prompt_of, trajectory_of
 
@@ -69,6 +70,12 @@ def test_the_kl_is_k3_beside_the_policy_loss():
     kl = math.exp(0.5) - 0.5 - 1
     assert term.metrics["kl"].item() == pytest.approx(kl, rel=1e-4)
     assert (term.loss - plain.loss).item() == pytest.approx(0.4 * kl, rel=1e-4)
+
+
+def test_one_ratio_per_sequence_is_that_of_its_mean():
+    term, _ = ar_term(ARPolicyGradient(clip=(0.2, 0.3), kl_coef=0.0, level="sequence"))
+    wanted = [surrogate(row, sum(shifts) / 6) for row, shifts in enumerate(SHIFT)]
+    assert term.loss.item() == pytest.approx(sum(wanted) / 2, rel=1e-6)
 
 
 def test_a_larger_entropy_lowers_the_loss():
@@ -176,3 +183,51 @@ def test_the_deviation_of_a_replay_is_that_of_its_ratio():
         found = FlowPolicyGradient((0.1, 0.1), 0.0).deviation(policy, drawn(0.6), step)
         wanted = [abs(math.exp(log_prob(step, row, NEW) - log_prob(step, row, 0.6)) - 1) for row in (0, 1)]
         assert found.tolist() == pytest.approx(wanted, rel=1e-3) and not found.requires_grad
+
+
+# -- matching in the likelihood's place --------------------------------------------------------------------------------
+
+NOISES = {1: [[0.5, 1.0], [-1.0, 2.0]], 0: [[1.5, -1.0], [0.0, 0.25]]}
+LEVELS = {1: (0.8, 0.6), 0: (1.0, 0.9)}
+
+
+def density(level: int, row: int, weight: float, huber: float | None = None) -> float:
+    """Minus the mean of e^2, or of 2 c (sqrt(e^2 + c^2) - c), e being velocity - (noise - image)."""
+    (sigma, time), total = LEVELS[level], 0.0
+    for x0, e in zip(FINAL[row], NOISES[level][row], strict=True):
+        error = weight * ((1 - sigma) * x0 + sigma * e) + time - (e - x0)
+        total += error**2 if huber is None else 2 * huber * (math.sqrt(error**2 + huber**2) - huber)
+    return -total / 2
+
+
+def matching_terms(method: AWM, old: torch.Tensor | None, policy: ToyVelocity):
+    draws = MatchingDraws((1, 0), lambda level: torch.tensor(NOISES[level]).view(2, 1, 1, 2))
+    trajectory = trajectory_of(torch.tensor(FINAL).view(2, 1, 1, 2), guidance_scale=2.5)
+    policies = DiTPolicies(policy, policy, partial(policy.at, REFERENCE))
+    return list(method.losses(policies, trajectory, torch.tensor(ADVANTAGES), draws, old))
+
+
+@pytest.mark.parametrize("huber", [None, 0.5])
+@pytest.mark.parametrize("clip", [(0.9, 9.0), (0.01, 0.02)])
+def test_awm_is_a_clipped_ratio_of_matching_errors(clip, huber):
+    old = torch.tensor([[density(level, row, 0.6, huber) for level in (1, 0)] for row in (0, 1)])
+    policy = ToyVelocity(NEW)
+    for level, term in zip((1, 0), matching_terms(AWM(clip, 0.0, huber), old, policy), strict=True):
+        losses = []
+        for row, advantage in enumerate(ADVANTAGES):
+            ratio = math.exp(density(level, row, NEW, huber) - density(level, row, 0.6, huber))
+            losses.append(-min(ratio * advantage, min(max(ratio, 1 - clip[0]), 1 + clip[1]) * advantage))
+        assert term.loss.item() == pytest.approx(sum(losses) / 2 / 2, rel=1e-4)
+        assert term.rows == 2 and "kl" not in term.metrics
+    assert {call["guidance"] for call in policy.calls} == {2.5}
+
+
+def test_the_kl_of_awm_is_the_squared_distance_of_velocities():
+    plain, kept = (matching_terms(AWM((0.9, 9.0), kl_coef), None, ToyVelocity(NEW)) for kl_coef in (0.0, 0.3))
+    for level, without, term in zip((1, 0), plain, kept, strict=True):
+        sigma = LEVELS[level][0]
+        points = [(1 - sigma) * FINAL[row][i] + sigma * NOISES[level][row][i] for row in (0, 1) for i in (0, 1)]
+        kl = sum(((NEW - REFERENCE) * x) ** 2 for x in points) / 4
+        assert term.metrics["kl"].item() == pytest.approx(kl, rel=1e-4)
+        assert (term.loss - without.loss).item() == pytest.approx(0.3 * kl / 2, rel=1e-3)
+        assert without.loss.item() == pytest.approx(-0.25, rel=1e-5), "at ratio 1 it is -mean A, over two levels"

@@ -1,0 +1,63 @@
+"""Pairs as preference tuning reads them."""
+
+from tests.mutants.catalogue import of
+
+MUTATIONS = [
+    *of(
+        "preference/reference_log_probs.py",
+        "preference/test_reference_log_probs.py",
+        ("values.T.flatten()", "values.flatten()", "chosen and rejected are interleaved"),
+        ("if digest not in self._values]", "if digest in self._values]", "known pairs are lacking"),
+        ("(float(a), float(b)) for pair", "(float(b), float(a)) for pair", "a checkpoint swaps chosen and rejected"),
+        ("self._values |= values", "self._values = values", "only the last process's numbers stay"),
+    ),
+    *of(
+        "preference/encoded_pairs.py",
+        (
+            "preference/test_pair_encoding.py",
+            "trainers/test_dpo_trainer.py::test_sft_learns_the_preferred_images_without_a_reference",
+        ),
+        ("image=self.digests[image], size=self.size,", "image=self.digests[image],", "cache keys without the size"),
+        ("crop=self.config.dpo.crop, ", "", "cache keys without the crop"),
+        ('encoder=self._facts["image"]', "encoder=0", "image keys without the encoder"),
+        ('"text", text=text, encoder=self._facts["text"]', '"text", text=text', "text keys without the encoder"),
+        (
+            "[pair.rejected for pair in pairs if self.rejected]",
+            "[pair.rejected for pair in pairs]",
+            "SFT encodes rejected images",
+        ),
+        (
+            "[pair.preferred for pair in pairs] + [pair.rejected",
+            "[pair.rejected for pair in pairs] + [pair.preferred",
+            "roles swapped",
+        ),
+        ("mine = lacking[rank::size]", "mine = lacking[:1]", "only one image is encoded ahead"),
+        ("digest=self.digests[image]", "digest=None", "a changed image is encoded under its old name"),
+        (
+            'self.rejected = config.dpo.loss == "dpo"',
+            'self.rejected = config.dpo.loss != "dpo"',
+            "SFT with rejected ones",
+        ),
+    ),
+    *of(
+        "preference/pair_families.py",
+        ("preference/test_pair_encoding.py", "preference/test_pair_families.py"),
+        ("if blank or not gone else", "if blank or gone else", "kept prompts are dropped"),
+        ("kept = ~torch.tensor(dropped", "kept = torch.tensor(dropped", "zeros where the prompt is kept"),
+        ("text = SDXLText.cat([text, text])", "pass", "rejected images without a prompt"),
+        ("tokens[:, -grid[0] * grid[1] :]", "tokens[:, : grid[0] * grid[1]]", "the DiT half sees the preview"),
+        ("drop.repeat(copies)", "drop.repeat_interleave(copies)", "dropped rows are others'"),
+        (
+            "rows = torch.arange(len(pairs), device=device).repeat(copies)",
+            "rows = torch.arange(len(pairs), device=device).repeat_interleave(copies)",
+            "prompts of other pairs",
+        ),
+        ("prompts * copies", "[p for p in prompts for _ in range(copies)]", "quoted words of other pairs"),
+        ("torch.cat(tokens)", "torch.cat(tokens[::-1])", "tokens of other images"),
+        (
+            'images["original_sizes"], images["crops"], self.size',
+            'self.size, images["crops"], images["original_sizes"]',
+            "sizes swapped",
+        ),
+    ),
+]

@@ -1,0 +1,42 @@
+"""Which trainer a configuration asks for, and on how many processes it runs."""
+
+from __future__ import annotations
+
+import pytest
+
+from glm_training.trainers import run
+from glm_training.utils.distributed import World
+from tests import dmdr_runs, preference_runs
+from tests.runs import config_of
+
+
+@pytest.mark.parametrize(
+    ("keys", "name"),
+    [
+        (["model.component=ar"], "RewardTrainer"),
+        (["model.component=ar", "training.use_reward=false"], "ARTrainer"),
+        (["model.component=dit", "training.use_reward=false"], "DiTTrainer"),
+        (["training.use_reward=false"], "SupervisedTrainer"),
+        (["reward.enabled=false"], "SupervisedTrainer"),
+    ],
+)
+def test_rewards_and_halves_choose_the_trainer(tmp_path, keys, name):
+    assert run.trainer_type(config_of(tmp_path, *keys)).__name__ == name
+
+
+def test_methods_have_trainers_of_their_own(tmp_path):
+    for name in ("pairs", "distillation"):
+        (tmp_path / name).mkdir()
+    assert run.trainer_type(preference_runs.config_of(tmp_path / "pairs", "sdxl")).__name__ == "DPOTrainer"
+    assert run.trainer_type(dmdr_runs.config_of(tmp_path / "distillation")).__name__ == "DMDRTrainer"
+
+
+@pytest.mark.parametrize(("key", "joins"), [("false", False), ("true", True), ("null", True)])
+def test_processes_are_joined_unless_told_not_to(tmp_path, monkeypatch, key, joins):
+    asked, left = [], []
+    monkeypatch.setattr(run, "init_world", lambda *given: asked.append(given) or World())
+    monkeypatch.setattr(run, "shutdown", left.append)
+    monkeypatch.setattr(run, "build_trainer", lambda config, world: (_ for _ in ()).throw(RuntimeError("built")))
+    with pytest.raises(RuntimeError, match="built"):
+        run.run_training(config_of(tmp_path, f"distributed.enabled={key}", "model.device_map=cpu"))
+    assert asked == [(joins, None, "cpu")] and left == [World()], "left again, whatever happened"

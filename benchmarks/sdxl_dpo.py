@@ -44,7 +44,7 @@ from glm_training.models.lora import adapters_disabled, add_lora
 from glm_training.models.sdxl.family import SDXL
 from glm_training.models.sdxl.schedule import NoiseSchedule
 from glm_training.models.sdxl.types import SDXLText, add_time_ids
-from glm_training.trainers.dpo_trainer import DPOTrainer
+from glm_training.trainers.run import build_trainer
 from glm_training.utils.distributed import init_world
 
 LEARNING_RATE, BETA, RANK = 1e-5, 5000.0, 8
@@ -173,7 +173,7 @@ class Ours:
     def start(self) -> Step:
         """Builds the trainer, encodes everything, and hands over the step."""
         with mock.patch.object(SDXL, "load", return_value=self.family):
-            trainer = DPOTrainer(self.config, self.world)
+            trainer = build_trainer(self.config, self.world)
         trainer.prepare()
         return lambda: void(trainer.training_step())
 

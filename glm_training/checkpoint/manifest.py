@@ -80,14 +80,15 @@ def read_manifest(folder: Path) -> Manifest:
         raise CheckpointError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
 
 
-def verify_checkpoint(folder: Path) -> Manifest:
-    """Read every file of a checkpoint and compare it with the manifest.
+def verify_checkpoint(folder: Path, below: str = "") -> Manifest:
+    """Read every file of a checkpoint, or of its folder ``below`` alone, and compare it with the manifest.
 
     Raises:
         CheckpointError: naming every file that is missing, of another size or of another content.
     """
     manifest = read_manifest(folder)
-    problems = [problem for name, record in manifest.files.items() if (problem := _problem(folder, name, record))]
+    files = {name: record for name, record in manifest.files.items() if not below or name.startswith(f"{below}/")}
+    problems = [problem for name, record in files.items() if (problem := _problem(folder, name, record))]
     if problems:
         raise CheckpointError(f"{folder} is damaged: {'; '.join(problems)}")
     return manifest

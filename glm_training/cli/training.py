@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ EXIT_FAILED = 1
 EXIT_NON_FINITE = 3
 EXIT_MONITOR = 4
 
+LAUNCHED = {"WORLD_SIZE", "SLURM_NTASKS"}
+"""Variables of the environment without which this is no process among others."""
 
 EXAMPLES = """\
 examples:
@@ -74,7 +77,6 @@ def run(arguments: argparse.Namespace, *, component: str | None = None) -> int:
     0 done; 1 the run failed; 2 configuration or data are at fault, nothing was started; 3 a gradient was not finite;
     4 a monitor stopped the run after saving; 130 or 143 stopped by a signal after saving.
     """
-    from glm_training.cli.messages import report_error
     from glm_training.config import ConfigError, load_config
 
     overrides = list(arguments.overrides)
@@ -89,9 +91,24 @@ def run(arguments: argparse.Namespace, *, component: str | None = None) -> int:
     try:
         config = load_config(arguments.config, overrides, mode=arguments.mode, component=component)
     except ConfigError as error:
-        report_error(str(error))
-        return EXIT_CONFIG
+        return _cannot_start(str(error), EXIT_CONFIG)
     return _train(config)
+
+
+def _cannot_start(message: str, code: int) -> int:
+    """Tells why this process cannot start, and the run's other processes too: they would wait for it."""
+    from glm_training.cli.messages import report_error
+
+    if LAUNCHED & os.environ.keys():
+        from glm_training.utils.launch import DistributedError, announce_fault
+
+        try:
+            announce_fault(message)
+        except DistributedError as error:
+            report_error(str(error), everywhere=True)
+            return code
+    report_error(message)
+    return code
 
 
 def _train(config: Config) -> int:
@@ -101,25 +118,21 @@ def _train(config: Config) -> int:
     try:
         check_requirements()
     except ImportError as error:
-        report_error(str(error))
-        return EXIT_FAILED
+        return _cannot_start(str(error), EXIT_FAILED)
     from glm_training.checkpoint.state_tree import CheckpointError
-    from glm_training.data import DataError
-    from glm_training.engine.errors import NonFiniteError, ScoringError, SettingsError, TrainingError
-    from glm_training.models.glm_image.family import ModelLoadError
-    from glm_training.rewards import RewardBackendError, RewardConfigError, RewardError
+    from glm_training.engine.errors import USER_ERRORS, NonFiniteError, ScoringError, TrainingError
+    from glm_training.rewards import RewardError
     from glm_training.trainers.run import run_training
     from glm_training.utils.distributed import DistributedError
-    from glm_training.utils.trackers import TrackerError
 
     hide_progress_bars()
     try:
         result = run_training(config)
-    except (DataError, RewardConfigError, RewardBackendError, ModelLoadError, TrackerError, SettingsError) as error:
-        report_error(str(error))
-        return EXIT_CONFIG
     except DistributedError as error:
         report_error(str(error), everywhere=True)
+        return EXIT_CONFIG
+    except USER_ERRORS as error:
+        report_error(str(error))
         return EXIT_CONFIG
     except NonFiniteError as error:
         report_error(str(error), everywhere=True)

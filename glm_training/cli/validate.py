@@ -14,28 +14,20 @@ def validate(paths: list[str], overrides: list[str], mode: str | None) -> int:
     except ConfigError as error:
         report_error(str(error))
         return EXIT_CONFIG
-    from glm_training.data import DataError
-    from glm_training.engine import setup
-    from glm_training.engine.held_out_metrics import held_out_metrics
-    from glm_training.models.loading import ModelLoadError
+    from glm_training.engine.errors import USER_ERRORS
     from glm_training.rewards import RewardError
-    from glm_training.trainers.run import trainer_type
+    from glm_training.trainers.run import prepare
     from glm_training.utils.console import Console
     from glm_training.utils.distributed import World
 
-    notes: list[str] = []
     try:
-        dataset, held_out = trainer_type(config).build_data(config)
-        if setup.scores(config):
-            named = setup.datasets_to_score(config, dataset, held_out)
-            _, notes = setup.build_rewards(config, World(), named)  # on the CPU: a GPU may be elsewhere
-            held_out_metrics(config, World(), held_out)
-        notes += [*dataset.remarks, *held_out.remarks]
-    except (DataError, RewardError, ModelLoadError) as error:
+        prepared = prepare(config, World())  # on the CPU: a GPU may be elsewhere
+    except (*USER_ERRORS, RewardError) as error:
         report_error(str(error))
         return EXIT_CONFIG
+    dataset, held_out = prepared.dataset, prepared.held_out
     noun = "preference pairs" if config.training.method == "dpo" else "training prompts"
-    for note in notes:
+    for note in prepared.notes:
         Console().line(f"note: {note}")
     Console().line(f"{' with '.join(paths)} is fine: {len(dataset)} {noun}, {len(held_out)} held-out prompts")
     return 0

@@ -11,6 +11,7 @@ from glm_training.config.docs.reference import (
     iter_keys,
     json_schema,
     keys,
+    leaves,
     resolved_yaml,
     update_docs,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "iter_keys",
     "json_schema",
     "keys",
+    "leaves",
     "load_config",
     "resolved_yaml",
     "update_docs",

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from glm_training.data import DataError
+from glm_training.models.loading import ModelLoadError
+from glm_training.rewards import RewardBackendError, RewardConfigError
+from glm_training.utils.distributed import DistributedError
+from glm_training.utils.trackers import TrackerError
+
 
 class TrainingError(RuntimeError):
     """The run cannot go on; the message says why and what to change."""
@@ -33,3 +39,15 @@ class NonFiniteError(TrainingError):
             "training.mixed_precision to bf16 or no; the last checkpoint is untouched"
         )
         self.step = step
+
+
+USER_ERRORS = (
+    SettingsError,
+    DataError,
+    RewardConfigError,
+    RewardBackendError,
+    ModelLoadError,
+    TrackerError,
+    DistributedError,
+)
+"""What configuration, data or the launch are at fault for, found before the first step: exit code 2."""

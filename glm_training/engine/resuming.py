@@ -1,14 +1,22 @@
-"""Whether a checkpoint belongs to this run: the configuration and the data it was made under."""
+"""Which checkpoint a run resumes from, and whether that belongs to it: the configuration and the data it was made
+under."""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
-from glm_training.checkpoint.resume import ResumePoint
-from glm_training.config import Config, config_diff, resolved_yaml
+from glm_training.checkpoint.commit import STATES
+from glm_training.checkpoint.manifest import MANIFEST, digest_file, verify_checkpoint
+from glm_training.checkpoint.resume import ResumePoint, resolve_resume
+from glm_training.checkpoint.state_tree import CheckpointError
+from glm_training.config import Config, ConfigError, config_diff, resolved_yaml
 from glm_training.config.loading.load import config_from_yaml
 from glm_training.data import describe_drift
-from glm_training.engine.errors import TrainingError
+from glm_training.engine.agreement import refuse, together
+from glm_training.engine.errors import SettingsError
+from glm_training.utils.distributed import World, broadcast_object, gather_objects
 
 LENGTH = ["training.max_steps", "training.num_epochs"]
 """A run may be made longer when it is resumed; a schedule that ends with the run then ends later."""
@@ -19,21 +27,93 @@ def save_context(config: Config, digests: dict[str, str]) -> dict[str, Any]:
     return {"config": resolved_yaml(config), "data": digests}
 
 
+def agreed_resume(config: Config, world: World, digests: dict[str, str]) -> ResumePoint | None:
+    """The checkpoint that all processes resume from; None for a new run. A collective.
+
+    Rank 0 picks and verifies it; the others must find that very one, by the digest of its manifest, and whole as far
+    as they read it. `digests`: of the training data. Raises SettingsError where there is none, or it is not of this
+    run; DistributedError, on every process, where one cannot load it.
+    """
+    if config.checkpoint.resume_from is None:
+        return None
+    point, problem = together(world, "choosing the checkpoint", lambda: _choose(config, world, digests))
+    problem = broadcast_object(world, problem)
+    if problem is not None:
+        raise SettingsError(problem)
+    chosen = broadcast_object(world, None if point is None else _identity(point.path))
+    reason = None
+    if point is None:
+        assert chosen is not None
+        point, reason = _same(Path(chosen[0]), chosen[1])
+    lines = [
+        f"rank {rank} cannot load the checkpoint that rank 0 resumes from: {text}"
+        for rank, text in enumerate(gather_objects(world, reason))
+        if text is not None
+    ]
+    refuse(world, lines, "The folder of checkpoints must be one for all: on a shared disk that shows what was written.")
+    return point
+
+
+def _choose(config: Config, world: World, digests: dict[str, str]) -> tuple[ResumePoint | None, str | None]:
+    """On rank 0 the checkpoint, or why there is none to resume from."""
+    if not world.is_main:
+        return None, None
+    assert config.checkpoint.resume_from is not None
+    try:
+        point = resolve_resume(config.checkpoint_dir(), config.checkpoint.resume_from)
+        _require_optimizers(point)
+        check_drift(point, config, digests)
+    except (CheckpointError, SettingsError) as error:
+        return None, str(error)
+    return point, None
+
+
+def _identity(path: Path) -> tuple[str, str]:
+    return os.path.abspath(path), digest_file(path / MANIFEST).sha256
+
+
+def _same(path: Path, manifest_sha256: str) -> tuple[ResumePoint | None, str | None]:
+    """The checkpoint at `path` as this process sees it, and what is wrong with it if it is not that of rank 0."""
+    try:
+        found = digest_file(path / MANIFEST).sha256
+        if found != manifest_sha256:
+            return None, f"{path} is another one here ({MANIFEST} {found[:12]}, on rank 0 {manifest_sha256[:12]})"
+        return ResumePoint(path, verify_checkpoint(path, below=STATES)), None
+    except OSError as error:
+        return None, f"{path / MANIFEST} cannot be read here ({error.strerror})"
+    except CheckpointError as error:
+        return None, str(error)
+
+
+def _require_optimizers(point: ResumePoint) -> None:
+    if not any(name.endswith("_optimizer") for name in point.manifest.states):
+        raise SettingsError(
+            f"{point.path} was saved with checkpoint.save_optimizer: false and cannot be resumed; start a new run with "
+            "model.name set to its pipeline folder"
+        )
+
+
 def check_drift(point: ResumePoint, config: Config, digests: dict[str, str]) -> None:
-    """Raises TrainingError with a diff when configuration or data changed; `resume.accept` lists what may.
+    """Raises SettingsError with a diff when configuration or data changed; `resume.accept` lists what may.
 
     Another class of optimizer is refused whatever is accepted: what one remembers means nothing to the other.
     """
     context = point.manifest.metadata
+    try:
+        before = config_from_yaml(context["config"])
+    except ConfigError as error:
+        raise SettingsError(
+            f"{point.path} was made by a version of glm_training that had other keys: resume it with that version, or "
+            f"start a new run with model.name set to its pipeline folder\n{error}"
+        ) from error
     accepted = [*LENGTH, *config.resume.accept]
-    before = config_from_yaml(context["config"])
     _require_same_optimizers(point, before, config)
     lines = config_diff(before, config, accepted)
     if "data" not in config.resume.accept:
         lines += describe_drift(context["data"], digests)
     if lines:
         listed = "\n".join(f"  {line}" for line in lines)
-        raise TrainingError(
+        raise SettingsError(
             f"{point.path} was made under other settings or data:\n{listed}\n"
             "put them back, or list the keys under resume.accept (data: the images or prompts)"
         )
@@ -47,7 +127,7 @@ def _require_same_optimizers(point: ResumePoint, before: Config, now: Config) ->
             changed.append(f"  the {part} half was trained with {saved}, and this run asks for {wanted}")
     if changed:
         listed = "\n".join(changed)
-        raise TrainingError(
+        raise SettingsError(
             f"{point.path} cannot be continued with another optimizer:\n{listed}\n"
             "put training.optimizer (or optimizer.<half>.name) back; resume.accept cannot allow it, as what one "
             "remembers means nothing to the other. To go on with new moments, start a run with model.name set to the "

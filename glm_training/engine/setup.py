@@ -11,15 +11,26 @@ import torch
 from torch import nn
 
 from glm_training.config import Config
-from glm_training.data import Example, I2IDataset, ImageDataset, T2IDataset, TrainingData, scan_dataset
+from glm_training.data import (
+    Example,
+    I2IDataset,
+    ImageDataset,
+    StatefulSampler,
+    T2IDataset,
+    TrainingData,
+    scan_dataset,
+)
+from glm_training.engine.errors import SettingsError
 from glm_training.engine.families import evaluation_sampling, prompt_reader
 from glm_training.engine.parts import Part
-from glm_training.engine.reward_setup import reward_options
+from glm_training.engine.reward_setup import differentiable_options, reward_options
 from glm_training.evaluation.held_out import EvaluationSettings
 from glm_training.models.family import Family
 from glm_training.models.lora import adapters_disabled, has_lora
+from glm_training.models.sdxl.loading import taesd_in
 from glm_training.models.snapshot import ParameterSnapshot
 from glm_training.rewards import (
+    DifferentiableScorers,
     RewardCalculator,
     RewardConfigError,
     build_calculator,
@@ -132,6 +143,45 @@ def _dataset(config: Config, examples: Sequence[Example], *, augmentation: bool)
         num_workers=config.data.num_workers,
         pin_memory=config.data.pin_memory,
     )
+
+
+def build_sampler(config: Config, world: World, items: int) -> StatefulSampler:
+    """Which of `items` items each step of the run takes."""
+    return StatefulSampler(
+        items,
+        config.training.batch_size,
+        seed=config.seed,
+        shuffle=config.data.shuffle,
+        rank=world.rank,
+        world_size=world.world_size,
+    )
+
+
+def count_steps(config: Config, sampler: StatefulSampler) -> int:
+    """Training steps of the whole run."""
+    training = config.training
+    if training.max_steps is not None:
+        return training.max_steps
+    return -(-sampler.steps_for(training.num_epochs) // training.gradient_accumulation_steps)
+
+
+def build_scorers(config: Config, world: World, total_steps: int) -> DifferentiableScorers | None:
+    """The scorers of a distillation, loaded; None for any other run, and for one that ends before they count.
+
+    Raises SettingsError where nothing would decode their images, RewardBackendError when a backend is missing.
+    """
+    cold_start = config.dmdr.cold_start_steps
+    if config.training.method != "dmdr" or cold_start is None or cold_start >= total_steps:
+        return None
+    model = config.model
+    if config.dmdr.reward.decoder == "taesd" and model.taesd is None and taesd_in(model.name) is None:
+        raise SettingsError(
+            f"dmdr.reward.decoder is taesd and {model.name} has none: set model.taesd to madebyollin/taesdxl or a "
+            "folder, or dmdr.reward.decoder to vae"
+        )
+    scorers = DifferentiableScorers(differentiable_options(config), world.device)
+    scorers.check()
+    return scorers
 
 
 def scores(config: Config) -> bool:

@@ -131,10 +131,6 @@ class Family(ABC):
     def save_beside(self, folder: Path) -> None:  # noqa: B027  (most have nothing to add)
         """Writes into a pipeline folder what the stock pipeline does not know of."""
 
-    def has_small_decoder(self) -> bool:
-        """Whether a small decoder (TAESD) came with the model."""
-        return False
-
     def draw_in_few_steps(self, few_steps: FewSteps) -> None:
         """From here on the model is a distilled one; pipeline folders that are written say so."""
         self.few_steps = few_steps

@@ -49,10 +49,30 @@ def load_class(spec: str) -> type:
     return found
 
 
+def source_file(spec: str) -> Path | None:
+    """Where the code of a class spec lies, without running it; None where no file of it can be found."""
+    place = spec.rpartition(":")[0]
+    if place.endswith(".py"):
+        file = Path(place).expanduser()
+        return file if file.is_file() else None
+    try:
+        _import_from_here()
+        found = importlib.util.find_spec(place)
+    except Exception:  # whatever a package of the user's raises on import; `load_class` reports it
+        return None
+    return None if found is None or found.origin is None else Path(found.origin)
+
+
+def _import_from_here() -> Path:
+    """Makes the current directory importable, as `python -m` does and a console script does not; that directory."""
+    here = Path.cwd()
+    if str(here) not in sys.path:
+        sys.path.insert(0, str(here))
+    return here
+
+
 def _load_module(name: str, spec: str) -> ModuleType:
-    here = str(Path.cwd())
-    if here not in sys.path:  # as `python -m` does; a console script's path lacks it
-        sys.path.insert(0, here)
+    here = _import_from_here()
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

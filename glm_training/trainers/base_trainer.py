@@ -12,26 +12,27 @@ from pathlib import Path
 from typing import Any, cast
 
 from glm_training.checkpoint.commit import checkpoint_name, save_checkpoint
-from glm_training.checkpoint.resume import load_checkpoint, resolve_resume
+from glm_training.checkpoint.resume import load_checkpoint
 from glm_training.checkpoint.state_tree import StateTree
 from glm_training.config import Config
-from glm_training.data import ImageDataset, StatefulSampler, TrainingData
+from glm_training.data import ImageDataset, TrainingData
 from glm_training.engine import setup
+from glm_training.engine.agreement import agree_on_weights, together
 from glm_training.engine.clock import peak_memory
 from glm_training.engine.errors import ScoringError
 from glm_training.engine.evaluations import Evaluations
 from glm_training.engine.families import build_family
 from glm_training.engine.figures import Interval, Mean
-from glm_training.engine.held_out_metrics import held_out_metrics
 from glm_training.engine.parts import Part
 from glm_training.engine.phases import Phase, guarded
-from glm_training.engine.resuming import check_drift, save_context
+from glm_training.engine.preparation import Prepared
+from glm_training.engine.resuming import save_context
 from glm_training.engine.run_directory import open_run_directory
 from glm_training.engine.summary import opening_lines
 from glm_training.models.family import Family
 from glm_training.models.lora import has_lora
 from glm_training.reinforcement.monitors.monitors import Monitors
-from glm_training.rewards import RewardCalculator, RewardError, ScoringStopped
+from glm_training.rewards import RewardError, ScoringStopped
 from glm_training.utils.console import Console, Progress
 from glm_training.utils.distributed import World, barrier
 from glm_training.utils.signals import StopRequested, StopSignals
@@ -60,29 +61,17 @@ class BaseTrainer(ABC):
 
     family: Family
 
-    def __init__(self, config: Config, world: World) -> None:
+    def __init__(self, config: Config, world: World, prepared: Prepared) -> None:
         self.config = config
         self.world = world
         self.console = Console(enabled=world.is_main)
-        self.dataset, self.held_out = self.build_data(config)
-        self.digests = self.dataset.example_digests()
-        self.calculator: RewardCalculator | None = None
-        self.notes: list[str] = []
-        if setup.scores(config):
-            named = setup.datasets_to_score(config, self.dataset, self.held_out)
-            self.calculator, self.notes = setup.build_rewards(config, world, named)
-        self.notes += [*self.dataset.remarks, *self.held_out.remarks]
+        self.dataset, self.held_out, self.digests = prepared.dataset, prepared.held_out, prepared.digests
+        self.notes, self.resume = prepared.notes, prepared.resume
+        self.sampler, self.total_steps = prepared.sampler, prepared.total_steps
+        self.calculator = prepared.calculator
         self.console.line(f"loading {config.model.name}")
-        self.family = build_family(config, world)
-        self.sampler = StatefulSampler(
-            len(self.dataset),
-            config.training.batch_size,
-            seed=config.seed,
-            shuffle=config.data.shuffle,
-            rank=world.rank,
-            world_size=world.world_size,
-        )
-        self.total_steps = self._count_steps()
+        self.family = together(world, "loading the model", lambda: build_family(config, world))
+        agree_on_weights(self.family, world)
         self.parts: dict[str, Part] = self.build_parts()
         self.evaluations = Evaluations(
             config,
@@ -92,7 +81,7 @@ class BaseTrainer(ABC):
             self.held_out,
             self.calculator,
             self.total_steps,
-            held_out_metrics(config, world, self.held_out),
+            prepared.watched,
         )
         self.monitors = Monitors(config, world)
         self.signals = StopSignals(world)
@@ -112,6 +101,10 @@ class BaseTrainer(ABC):
         """The training data, and the held-out prompts of samples and scores. DataError lists every problem."""
         dataset = setup.build_dataset(config)
         return dataset, setup.build_evaluation_dataset(config, dataset)
+
+    @staticmethod  # noqa: B027  (most have nothing to add)
+    def check_settings(config: Config, world: World) -> None:
+        """Raises SettingsError for what a trainer cannot do under this configuration, whatever the data and weights."""
 
     def build_parts(self) -> dict[str, Part]:
         """What is trained, by the name it has in checkpoints and in the log."""
@@ -282,13 +275,10 @@ class BaseTrainer(ABC):
 
     def _open(self) -> bool:
         """The run directory, the logger and, when asked, the state of an earlier run; whether there is one."""
-        config, resume = self.config, self.config.checkpoint.resume_from
-        point = None
-        if resume is not None:
-            point = resolve_resume(config.checkpoint_dir(), resume)
+        config, point = self.config, self.resume
+        if point is not None:
             for skipped in point.skipped:
                 self.console.line(f"passed over {skipped.path.name}: {skipped.reason}")
-            check_drift(point, config, self.digests)
             self.load(load_checkpoint(point.path, verify=False))
             self.saved = point.path
             self.console.line(f"resumed from {point.path}, step {self.step} of {self.total_steps}")
@@ -300,12 +290,6 @@ class BaseTrainer(ABC):
         for note in self.notes:
             self.logger.text(note)
         return point is not None
-
-    def _count_steps(self) -> int:
-        training = self.config.training
-        if training.max_steps is not None:
-            return training.max_steps
-        return -(-self.sampler.steps_for(training.num_epochs) // training.gradient_accumulation_steps)
 
     def next_batch(self) -> tuple[Any, list[int]]:
         """The next batch of this process, of the kind its data has, and its items' places in the run's sequence of

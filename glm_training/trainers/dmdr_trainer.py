@@ -22,14 +22,13 @@ from glm_training.engine.errors import SettingsError
 from glm_training.engine.families import DTYPES, Condition, build_conditions
 from glm_training.engine.figures import mean_over_processes, stack_means
 from glm_training.engine.parts import Part
-from glm_training.engine.reward_setup import differentiable_options
+from glm_training.engine.preparation import Prepared
 from glm_training.methods.distillation import BackwardSimulation, Dynamics, Scores, fake_score_loss, generator_loss
 from glm_training.methods.losses import MethodLoss
 from glm_training.models.family import FewSteps
 from glm_training.models.lora import adapters_scaled, add_lora, save_lora, trainable_parameters
 from glm_training.models.sdxl.family import save_lora_for_diffusers
 from glm_training.models.weights import frozen_copy, load_weights
-from glm_training.rewards import DifferentiableScorers
 from glm_training.trainers.base_trainer import BaseTrainer
 from glm_training.trainers.dmdr_outputs import GUIDANCE_EXPORT, OutputTree
 from glm_training.utils.distributed import World
@@ -59,8 +58,8 @@ class Draws:
 class DMDRTrainer(BaseTrainer):
     """Distils the diffusion half of either family."""
 
-    def __init__(self, config: Config, world: World) -> None:
-        super().__init__(config, world)
+    def __init__(self, config: Config, world: World, prepared: Prepared) -> None:
+        super().__init__(config, world, prepared)
         self.generator, self.guidance = self.parts[self.name], self.parts[GUIDANCE]
         denoiser = self.family.denoiser(config.data.image_size.height, config.data.image_size.width)
         self.simulation = BackwardSimulation(denoiser, config.dmdr.student_steps)
@@ -69,7 +68,7 @@ class DMDRTrainer(BaseTrainer):
         )
         self.dynamics = dynamics(config, self.total_steps)
         self.conditions = build_conditions(config, self.family)
-        self.scorers = self._build_scorers()
+        self.scorers = prepared.scorers
         self.outputs = OutputTree(config, self.name)
 
     # -- what there is to train ----------------------------------------------------------------------------------------
@@ -106,20 +105,6 @@ class DMDRTrainer(BaseTrainer):
             loss_scaling=config.training.mixed_precision == "fp16",
         )
         return parts
-
-    def _build_scorers(self) -> DifferentiableScorers | None:
-        """The scorers, loaded; None for a run that ends before they count."""
-        cold_start = self.config.dmdr.cold_start_steps
-        if cold_start is None or cold_start >= self.total_steps:
-            return None
-        if self.config.dmdr.reward.decoder == "taesd" and not self.family.has_small_decoder():
-            raise SettingsError(
-                f"dmdr.reward.decoder is taesd and {self.config.model.name} has none: set model.taesd to "
-                "madebyollin/taesdxl or a folder, or dmdr.reward.decoder to vae"
-            )
-        scorers = DifferentiableScorers(differentiable_options(self.config), self.world.device)
-        scorers.check()
-        return scorers
 
     def prepare(self) -> None:
         if self.world.is_main:

@@ -19,6 +19,7 @@ from glm_training.engine.errors import TrainingError
 from glm_training.engine.families import prompt_reader
 from glm_training.engine.figures import mean_over_processes, stack_means
 from glm_training.engine.parts import Part
+from glm_training.engine.preparation import Prepared
 from glm_training.methods.losses import MethodLoss
 from glm_training.methods.preference import (
     DiffusionFinetuning,
@@ -55,8 +56,8 @@ class DPOTrainer(BaseTrainer):
 
     dataset: PreferenceDataset
 
-    def __init__(self, config: Config, world: World) -> None:
-        super().__init__(config, world)
+    def __init__(self, config: Config, world: World, prepared: Prepared) -> None:
+        super().__init__(config, world, prepared)
         self.encoder = build_encoder(config, self.family, world)
         self.denoiser = self.family.denoiser(*self.encoder.size)
         self.references = ReferenceLogProbs(world)

@@ -16,6 +16,7 @@ from glm_training.data.sampler import Place
 from glm_training.engine.clock import Clock
 from glm_training.engine.errors import SettingsError
 from glm_training.engine.figures import Mean
+from glm_training.engine.preparation import Prepared
 from glm_training.methods.flow_policy_gradient import FlowPolicyGradient
 from glm_training.models.glm_image.family import GLMImage
 from glm_training.reinforcement import updates
@@ -41,15 +42,28 @@ class RewardTrainer(BaseTrainer):
 
     family: GLMImage
 
-    def __init__(self, config: Config, world: World) -> None:
-        super().__init__(config, world)
+    def __init__(self, config: Config, world: World, prepared: Prepared) -> None:
+        super().__init__(config, world, prepared)
         self.settings = rollout_settings(config)
         self.supervision = Supervision(config, self.family) if config.training.reward_frequency > 1 else None
         self.ar_method = updates.ar_method(config) if "ar" in self.parts else None
         self.dit_method = updates.dit_method(config) if "dit" in self.parts else None
         self.gate = OnPolicyGate(config, world, self.family, self.parts)
         self.shares = ShareReader()
-        self._check_updates()
+
+    @staticmethod
+    def check_settings(config: Config, world: World) -> None:
+        settings, prompts = rollout_settings(config), config.training.batch_size
+        if world.world_size == 1:
+            prompts *= config.training.gradient_accumulation_steps
+        rows = {"ar": prompts * settings.plans, "dit": prompts * settings.group}
+        for name in config.parts():
+            count = config.policy_for(name).updates_per_rollout
+            if rows[name] % count:
+                raise SettingsError(
+                    f"reward.grpo updates_per_rollout {count} does not divide the {rows[name]} {name} samples that a "
+                    "process draws at once (batch_size x samples per prompt; one process may count its accumulation)"
+                )
 
     # -- a step --------------------------------------------------------------------------------------------------------
 
@@ -186,19 +200,6 @@ class RewardTrainer(BaseTrainer):
         return Learning(
             self.config, self.world, self.parts, self.settings, self.step, self.autocast, self.check_stop, self.update
         )
-
-    def _check_updates(self) -> None:
-        prompts = self.config.training.batch_size
-        if self.world.world_size == 1:
-            prompts *= self.config.training.gradient_accumulation_steps
-        rows = {"ar": prompts * self.settings.plans, "dit": prompts * self.settings.group}
-        for name in self.parts:
-            count = self.config.policy_for("ar" if name == "ar" else "dit").updates_per_rollout
-            if rows[name] % count:
-                raise SettingsError(
-                    f"reward.grpo updates_per_rollout {count} does not divide the {rows[name]} {name} samples that a "
-                    "process draws at once (batch_size x samples per prompt; one process may count its accumulation)"
-                )
 
 
 def _apart(name: str) -> str:

@@ -14,6 +14,7 @@ from glm_training.config import Config
 from glm_training.data import Batch
 from glm_training.engine.figures import mean_over_processes, stack_means
 from glm_training.engine.parts import Part
+from glm_training.engine.preparation import Prepared
 from glm_training.methods.losses import MethodLoss
 from glm_training.methods.supervised import FlowMatching, TokenCrossEntropy
 from glm_training.models.glm_image.ar_types import ARPrompt
@@ -123,8 +124,8 @@ class SupervisedTrainer(BaseTrainer):
 
     family: GLMImage
 
-    def __init__(self, config: Config, world: World) -> None:
-        super().__init__(config, world)
+    def __init__(self, config: Config, world: World, prepared: Prepared) -> None:
+        super().__init__(config, world, prepared)
         self.supervision = Supervision(config, self.family)
 
     def training_step(self) -> dict[str, float]:
@@ -134,16 +135,16 @@ class SupervisedTrainer(BaseTrainer):
 class ARTrainer(SupervisedTrainer):
     """Cross-entropy on the tokens of the target image; preview and large grid are logged apart."""
 
-    def __init__(self, config: Config, world: World) -> None:
+    def __init__(self, config: Config, world: World, prepared: Prepared) -> None:
         if config.parts() != ("ar",):
             raise ValueError(f"ARTrainer trains model.component ar, not {config.model.component}")
-        super().__init__(config, world)
+        super().__init__(config, world, prepared)
 
 
 class DiTTrainer(SupervisedTrainer):
     """Flow matching under the real image's prior tokens, with condition dropout for guidance."""
 
-    def __init__(self, config: Config, world: World) -> None:
+    def __init__(self, config: Config, world: World, prepared: Prepared) -> None:
         if config.parts() != ("dit",):
             raise ValueError(f"DiTTrainer trains model.component dit, not {config.model.component}")
-        super().__init__(config, world)
+        super().__init__(config, world, prepared)

@@ -4,7 +4,6 @@ Launch with ``torchrun``, or with ``srun`` and ``MASTER_ADDR`` set. Every helper
 process it does what its name means for one, and ``torch.distributed`` is never initialised.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,13 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from glm_training.utils.launch import DistributedError, Launch, announce_fault, meet, read_launch
+
 T = TypeVar("T")
 REDUCE_BUCKET_ELEMENTS = 1 << 25
 COLLECTIVE_TIMEOUT = timedelta(minutes=60)
-
-
-class DistributedError(RuntimeError):
-    """The launch environment and the configuration do not fit together; the message names the remedy."""
 
 
 @dataclass(frozen=True)
@@ -37,48 +34,6 @@ class World:
     def is_main(self) -> bool:
         """True on the one process that writes files and draws progress."""
         return self.rank == 0
-
-
-@dataclass(frozen=True)
-class Launch:
-    """What the launcher put in the environment. ``address`` is None when torchrun's own variables are complete."""
-
-    rank: int
-    world_size: int
-    local_rank: int
-    address: str | None = None
-
-
-def _integer(name: str, default: int | None = None) -> int:
-    text = os.environ.get(name)
-    if text is None and default is not None:
-        return default
-    try:
-        return int(text or "")
-    except ValueError:
-        raise DistributedError(
-            f"the environment variable {name} is {text!r}, not a number; start several processes with "
-            "`torchrun --nproc-per-node N ...`, which sets it"
-        ) from None
-
-
-def read_launch() -> Launch:
-    """Rank and sizes from torchrun's variables, else from Slurm's, else one process."""
-    if "WORLD_SIZE" in os.environ:
-        world_size = _integer("WORLD_SIZE")
-        default = 0 if world_size == 1 else None
-        return Launch(_integer("RANK", default), world_size, _integer("LOCAL_RANK", default))
-    if _integer("SLURM_NTASKS", 1) > 1:
-        if "MASTER_ADDR" in os.environ:
-            address = f"tcp://{os.environ['MASTER_ADDR']}:{_integer('MASTER_PORT', 29500)}"
-            ranks = _integer("SLURM_PROCID"), _integer("SLURM_NTASKS"), _integer("SLURM_LOCALID")
-            return Launch(*ranks, address=address)
-        if _integer("SLURM_PROCID", 0) > 0:
-            raise DistributedError(
-                f"Slurm started {os.environ['SLURM_NTASKS']} tasks, but MASTER_ADDR is not set, so each would train "
-                'alone; export MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)" before srun'
-            )
-    return Launch(0, 1, 0)
 
 
 def _pick_device(device: str | None, local_rank: int, processes: int) -> torch.device:
@@ -117,6 +72,17 @@ def init_world(enabled: bool, backend: str | None, device: str | None = None) ->
         DistributedError: naming the variable or the key to change.
     """
     launch = read_launch()
+    try:
+        chosen = _device(launch, enabled, backend, device)
+    except DistributedError as error:
+        announce_fault(str(error))  # the others may have none, and would wait
+        raise
+    if launch.world_size > 1:
+        _join(launch, backend, chosen)
+    return World(launch.rank, launch.world_size, launch.local_rank, chosen)
+
+
+def _device(launch: Launch, enabled: bool, backend: str | None, device: str | None) -> torch.device:
     if launch.world_size > 1 and not enabled:
         raise DistributedError(
             f"the launcher started {launch.world_size} processes, but distributed.enabled is false; "
@@ -128,20 +94,16 @@ def init_world(enabled: bool, backend: str | None, device: str | None = None) ->
         )
     if backend not in (None, "nccl", "gloo"):
         raise DistributedError(f"distributed.backend is {backend!r}; allowed: nccl (CUDA), gloo (CPU)")
-    chosen = _pick_device(device, launch.local_rank, launch.world_size)
-    if launch.world_size > 1:
-        _join(launch, backend, chosen)
-    return World(launch.rank, launch.world_size, launch.local_rank, chosen)
+    return _pick_device(device, launch.local_rank, launch.world_size)
 
 
 def _join(launch: Launch, backend: str | None, device: torch.device) -> None:
     # nccl moves CUDA tensors only; CPU tensors and pickled objects of the same run go through gloo.
     use_nccl = device.type == "cuda" and backend != "gloo"
-    if launch.address is None and not ("MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ):
-        raise DistributedError("WORLD_SIZE is set, but MASTER_ADDR or MASTER_PORT is not; start with `torchrun`")
+    chosen = "cpu:gloo,cuda:nccl" if use_nccl else "gloo"
     dist.init_process_group(
-        backend="cpu:gloo,cuda:nccl" if use_nccl else "gloo",
-        init_method=launch.address or "env://",
+        backend=chosen,
+        store=meet(launch, chosen),
         rank=launch.rank,
         world_size=launch.world_size,
         timeout=COLLECTIVE_TIMEOUT,

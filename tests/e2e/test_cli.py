@@ -88,7 +88,7 @@ def test_resuming_under_other_settings_is_refused_with_a_diff(tmp_path):
     assert run("train.py", "--config", str(path)).returncode == 0
     changed = ["training.max_steps=3", "reward.grpo.kl_coef=0.5"]
     done = run("train.py", "--config", str(path), "--resume", "latest", *changed)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "reward.grpo.kl_coef: 0.05 -> 0.5" in done.stderr and "resume.accept" in done.stderr
 
 

@@ -23,7 +23,7 @@ from glm_training.utils.distributed import (
 
 LAUNCH_VARIABLES = [
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT",
-    "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID",
+    "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE",
 ]  # fmt: skip
 
 
@@ -158,10 +158,25 @@ def test_unknown_backend_is_refused(clean_environment):
 
 def test_slurm_tasks_without_an_address_do_not_train_apart(clean_environment):
     clean_environment.setenv("SLURM_NTASKS", "4")
-    clean_environment.setenv("SLURM_PROCID", "0")  # also what a batch script sees that calls plain python or torchrun
-    assert init_world(True, None, "cpu").world_size == 1
-    clean_environment.setenv("SLURM_PROCID", "2")
-    with pytest.raises(DistributedError, match="MASTER_ADDR"):
+    for rank in ("0", "2"):
+        clean_environment.setenv("SLURM_PROCID", rank)
+        with pytest.raises(DistributedError, match="Slurm started 4 tasks.*export MASTER_ADDR=.*WORLD_SIZE=1"):
+            init_world(True, None, "cpu")
+    clean_environment.setenv("WORLD_SIZE", "1")  # the way out that the message names
+    assert init_world(True, None, "cpu") == World()
+
+
+@pytest.mark.parametrize("variable", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
+def test_mpi_ranks_do_not_train_apart(clean_environment, variable):
+    clean_environment.setenv(variable, "2")
+    with pytest.raises(DistributedError, match=f"2 processes .{variable}.*torchrun"):
+        init_world(True, None, "cpu")
+
+
+def test_a_rank_outside_the_world_is_named(clean_environment):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "2", "LOCAL_RANK": "0"}.items():
+        clean_environment.setenv(name, value)
+    with pytest.raises(DistributedError, match="RANK is 2 and WORLD_SIZE 2"):
         init_world(True, None, "cpu")
 
 

@@ -87,6 +87,12 @@ def config_diff(before: Config, after: Config, accept: Sequence[str] = ()) -> li
     return changes
 
 
+def leaves(config: Config) -> Iterator[tuple[str, Any]]:
+    """The dotted path and the value of every leaf, as JSON has them."""
+    tree = config.model_dump(mode="json")
+    return ((path, _at(tree, path)) for path in iter_keys())
+
+
 def compared(config: Config) -> dict[str, Any]:
     """The values of a configuration; of remote rewards those that their scores may depend on."""
     free = {"reward": {"options": {"remote": {"__all__": set(REMOTE_DRIFT_FREE)}}}}

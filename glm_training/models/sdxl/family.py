@@ -112,9 +112,6 @@ class SDXL(Family):
         if self.unet.taesd is not None:
             self.unet.taesd.save_pretrained(str(folder / TAESD_FOLDER), safe_serialization=True)
 
-    def has_small_decoder(self) -> bool:
-        return self.unet.taesd is not None
-
     def draw_in_few_steps(self, few_steps: FewSteps) -> None:
         super().draw_in_few_steps(few_steps)
         self.unet.sample_in_few_steps(few_steps.steps, few_steps.one_step_timestep)

@@ -1,0 +1,116 @@
+"""All that a run is made of besides the model, read and checked first; `glm-train validate` does that alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from glm_training.checkpoint.resume import ResumePoint
+from glm_training.config import Config
+from glm_training.data import ImageDataset, StatefulSampler, TrainingData
+from glm_training.engine import setup
+from glm_training.engine.agreement import agree_on_data, together
+from glm_training.engine.errors import USER_ERRORS, SettingsError
+from glm_training.engine.held_out_metrics import HeldOutMetrics, held_out_metrics
+from glm_training.engine.resuming import agreed_resume
+from glm_training.rewards import DifferentiableScorers, RewardCalculator
+from glm_training.utils.distributed import World
+
+BuildData = Callable[[Config], tuple[TrainingData, ImageDataset]]
+CheckSettings = Callable[[Config, World], None]
+
+
+@dataclass
+class Prepared:
+    """Data, rewards and the checkpoint to resume from; `digests`: of the training data's items, by index. `notes` are
+    worth telling the user."""
+
+    dataset: TrainingData
+    held_out: ImageDataset
+    digests: dict[str, str]
+    sampler: StatefulSampler
+    total_steps: int
+    calculator: RewardCalculator | None = None
+    watched: HeldOutMetrics | None = None
+    scorers: DifferentiableScorers | None = None
+    resume: ResumePoint | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+class Findings:
+    """Errors of steps that do not need each other, to be told together."""
+
+    def __init__(self) -> None:
+        self.errors: list[Exception] = []
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Inside, an error that is the user's to mend ends the block and is kept."""
+        try:
+            yield
+        except USER_ERRORS as error:
+            self.errors.append(error)
+
+    def report(self) -> None:
+        """Raises what was found: an error as it is, several as one SettingsError."""
+        if len(self.errors) == 1:
+            raise self.errors[0]
+        if self.errors:
+            raise SettingsError("\n".join(str(error) for error in self.errors))
+
+
+def prepare(config: Config, world: World, build_data: BuildData, check_settings: CheckSettings) -> Prepared:
+    """Reads and checks everything that can be known without weights; a collective.
+
+    Raises one of USER_ERRORS, on every process, with all problems of its own kind and of those that it does not hide.
+    """
+    prepared = together(world, "preparing", lambda: _prepare(config, world, build_data, check_settings))
+    agree_on_data(world, _data_digests(prepared))
+    prepared.resume = agreed_resume(config, world, prepared.digests)
+    return prepared
+
+
+def _prepare(config: Config, world: World, build_data: BuildData, check_settings: CheckSettings) -> Prepared:
+    findings = Findings()
+    with findings.collecting():
+        check_settings(config, world)
+    prepared: Prepared | None = None
+    with findings.collecting():
+        dataset, held_out = build_data(config)
+        sampler = setup.build_sampler(config, world, len(dataset))
+        steps = setup.count_steps(config, sampler)
+        prepared = Prepared(dataset, held_out, dataset.example_digests(), sampler, steps)
+        prepared.notes += [*dataset.remarks, *held_out.remarks]
+    if prepared is not None:
+        for load in (_load_rewards, _load_watched, _load_scorers):
+            with findings.collecting():
+                load(config, world, prepared)
+    findings.report()
+    assert prepared is not None  # else something was found
+    return prepared
+
+
+def _load_rewards(config: Config, world: World, prepared: Prepared) -> None:
+    if setup.scores(config):
+        named = setup.datasets_to_score(config, prepared.dataset, prepared.held_out)
+        prepared.calculator, notes = setup.build_rewards(config, world, named)
+        prepared.notes += notes
+
+
+def _load_watched(config: Config, world: World, prepared: Prepared) -> None:
+    if setup.scores(config):
+        prepared.watched = held_out_metrics(config, world, prepared.held_out)
+
+
+def _load_scorers(config: Config, world: World, prepared: Prepared) -> None:
+    prepared.scorers = setup.build_scorers(config, world, prepared.total_steps)
+
+
+def _data_digests(prepared: Prepared) -> dict[str, dict[str, str]]:
+    """Digests of all data that a run reads, by what messages call it."""
+    digests = {"training data": prepared.digests, "held-out prompts": prepared.held_out.example_digests()}
+    held_out_pairs = getattr(prepared.dataset, "held_out", None)
+    if held_out_pairs is not None:
+        digests["held-out pairs"] = held_out_pairs.example_digests()
+    return digests

@@ -115,11 +115,11 @@ def test_the_exported_adapter_in_a_fresh_stock_pipeline_draws_the_same(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["pytorch_lora_weights.safetensors"]
     fresh = make_stock()
     fresh.load_lora_weights(tmp_path)
-    assert (theirs(fresh, noise.clone(), size, 5.0) - image).abs().max() <= 1e-6
+    assert (theirs(fresh, noise.clone(), size, 5.0) - image).abs().max() <= 1e-4
     (config,) = fresh.unet.peft_config.values()
     assert (config.r, config.lora_alpha) == (4, 6)
     fresh.unload_lora_weights()
-    assert (theirs(fresh, noise.clone(), size, 5.0) - before).abs().max() <= 1e-6
+    assert (theirs(fresh, noise.clone(), size, 5.0) - before).abs().max() <= 1e-4
 
 
 def test_stock_loads_what_we_save_and_draws_the_same(tmp_path) -> None:

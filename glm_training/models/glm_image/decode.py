@@ -196,7 +196,7 @@ def _norm(norm: nn.Module) -> Callable[[Tensor], Tensor]:
     """`norm` itself, or for the stock class the same in two kernels instead of seven, rounded before the weight too."""
     if type(norm) is not GlmImageRMSNorm:
         return norm
-    weight, eps = norm.weight, norm.variance_epsilon
+    weight, eps = cast(Tensor, norm.weight), cast(float, norm.variance_epsilon)
     size = list(weight.shape)
     return lambda hidden: weight * torch.rms_norm(hidden, size, None, eps).to(hidden.dtype)
 

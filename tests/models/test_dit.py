@@ -148,9 +148,9 @@ def test_prior_drop_is_per_row(dit):
     latents, timestep = inputs(3)
     drop = torch.tensor([True, False, False])
     mixed = dit(latents, timestep, condition, prior_drop=drop)
-    torch.testing.assert_close(mixed[1:], dit(latents, timestep, condition)[1:], atol=1e-6, rtol=0)
+    torch.testing.assert_close(mixed[1:], dit(latents, timestep, condition)[1:], atol=1e-5, rtol=0)
     changed = dit(latents, timestep, other, prior_drop=drop)
-    torch.testing.assert_close(changed[0], mixed[0], atol=1e-6, rtol=0)  # a dropped row does not see its tokens
+    torch.testing.assert_close(changed[0], mixed[0], atol=1e-5, rtol=0)  # a dropped row does not see its tokens
     assert (changed[1] - mixed[1]).abs().max() > 1e-3
 
 
@@ -332,4 +332,4 @@ def test_sharding_changes_no_gradient(mesh, source):
         assert not any(value.is_floating_point() for value in seen)  # a float would have been rounded to bf16
         if not options:
             for name, gradient in expected.items():
-                torch.testing.assert_close(found[name].full_tensor(), gradient, atol=1e-6, rtol=1e-5)
+                torch.testing.assert_close(found[name].full_tensor(), gradient, atol=1e-5, rtol=1e-4)

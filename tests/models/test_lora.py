@@ -124,7 +124,7 @@ def test_saved_folder_loads_in_peft_and_back(family, component, tmp_path):
     fresh = GLMImage.load("tiny-random")
     peft_model = PeftModel.from_pretrained(fresh.module(component), tmp_path)  # wraps the layers of fresh in place
     assert peft_model.peft_config["default"].r == 2
-    torch.testing.assert_close(OUTPUT[component](fresh), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(OUTPUT[component](fresh), expected, atol=1e-5, rtol=0)
     ours = GLMImage.load("tiny-random")
     lora.load_lora(ours.module(component), tmp_path)
     assert torch.equal(OUTPUT[component](ours), expected)

@@ -109,7 +109,7 @@ def test_every_input_changes_its_own_row_only(unet) -> None:
             unet(latents, torch.tensor([999, 400, 1]), text, ids),
         ]
     for after in changed:
-        torch.testing.assert_close(after[[0, 2]], before[[0, 2]], atol=1e-6, rtol=0)
+        torch.testing.assert_close(after[[0, 2]], before[[0, 2]], atol=1e-5, rtol=0)
         assert (after[1] - before[1]).abs().max() > 1e-5
 
 
@@ -176,7 +176,7 @@ def test_only_the_unet_is_trained_and_checkpointing_keeps_its_gradients() -> Non
         gradients.append({name: param.grad.clone() for name, param in family.trainable("unet").items()})
     assert gradients[0].keys() == gradients[1].keys() == dict(unet.unet.named_parameters()).keys()
     for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-5, rtol=1e-3)
     unet.disable_gradient_checkpointing()
     assert len(family.sharding_units("unet")) > 4
     family.set_trainable(unet=False)
@@ -204,7 +204,7 @@ def test_chunked_encoding_is_full_encoding(unet) -> None:
         full = unet.encode_images(images, micro_batch_size=5, noise=drawn)
         chunked = unet.encode_images(images, micro_batch_size=2, noise=drawn)
         assert full.shape == (5, 4, 8, 6) and full.dtype == torch.float32
-        torch.testing.assert_close(chunked, full, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(chunked, full, atol=1e-5, rtol=1e-5)
     posterior = unet.vae.encode(images * 2 - 1).latent_dist
     torch.testing.assert_close(full, 0.13025 * (posterior.mean + posterior.std * noise), atol=1e-5, rtol=1e-4)
     with pytest.raises(ValueError, match="values in"):

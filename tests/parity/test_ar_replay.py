@@ -143,10 +143,10 @@ def test_scoring_in_chunks_changes_nothing(ar, monkeypatch, top_p):
     log_probs, chunked = gradients(ar, rollout)
     assert max(largest) <= 2 * 96 * 50
     assert len(largest) == 2 * -(-rollout.prompt.T // 50)  # each chunk again in the backward
-    torch.testing.assert_close(log_probs, whole_log_probs, atol=1e-6, rtol=0)
+    torch.testing.assert_close(log_probs, whole_log_probs, atol=1e-5, rtol=0)
     assert_same_gradients(whole, chunked)
     with torch.no_grad():
-        torch.testing.assert_close(replay(ar, rollout), whole_log_probs, atol=1e-6, rtol=0)
+        torch.testing.assert_close(replay(ar, rollout), whole_log_probs, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("mode", ["t2i", "i2i"])

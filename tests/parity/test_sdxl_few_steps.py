@@ -37,7 +37,7 @@ def test_the_exported_pipeline_samples_the_same_in_stock_diffusers(tmp_path, ste
         output_type="pt",
         **({"num_inference_steps": steps} if timestep is None else {"timesteps": [timestep]}),
     ).images
-    torch.testing.assert_close(drawn(family, steps), images, atol=1e-5, rtol=0)
+    torch.testing.assert_close(drawn(family, steps), images, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(("steps", "timestep"), [(4, None), (1, 399)])
@@ -71,4 +71,4 @@ def test_a_step_is_the_denoisers_step() -> None:
                 noise = torch.randn(latents.shape, generator=generator)
                 latents = denoiser.step(clean, latents, here, levels.select(slice(index + 1, index + 2)), noise)
         expected = family.unet.decode_latents(clean)
-    torch.testing.assert_close(drawn(family, 4)[:1], expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(drawn(family, 4)[:1], expected, atol=1e-4, rtol=0)

@@ -134,7 +134,7 @@ def test_stock_loads_what_we_save_and_draws_the_same(family, tmp_path):
     source_tokens, _ = draw(source_grid, seed=1)
     pixels, picture = make_source(source_grid)
     text = theirs(loaded, PROMPTS[1], tokens, noise, grid, 1.5)
-    assert (ours(family, PROMPTS[1], tokens, noise, grid, 1.5) - text).abs().max() <= 1e-5
+    assert (ours(family, PROMPTS[1], tokens, noise, grid, 1.5) - text).abs().max() <= 1e-4
     edit = theirs(
         loaded,
         PROMPTS[1],
@@ -149,7 +149,7 @@ def test_stock_loads_what_we_save_and_draws_the_same(family, tmp_path):
     image = ours(family, PROMPTS[1], tokens, noise, grid, 1.5, sources=pixels, source_tokens=source_tokens)
     assert (image - edit).abs().max() <= 1e-4
     again = GLMImage.load(tmp_path)
-    assert (ours(again, PROMPTS[1], tokens, noise, grid, 1.5) - text).abs().max() <= 1e-5
+    assert (ours(again, PROMPTS[1], tokens, noise, grid, 1.5) - text).abs().max() <= 1e-4
 
 
 def test_stock_pipeline_over_our_modules_is_unchanged(stock, family):
@@ -158,4 +158,4 @@ def test_stock_pipeline_over_our_modules_is_unchanged(stock, family):
     shared = family.to_pipeline()
     shared.set_progress_bar_config(disable=True)
     expected = theirs(stock, PROMPTS[2], tokens, noise, (2, 2), 1.5)
-    assert (theirs(shared, PROMPTS[2], tokens, noise, (2, 2), 1.5) - expected).abs().max() <= 1e-5
+    assert (theirs(shared, PROMPTS[2], tokens, noise, (2, 2), 1.5) - expected).abs().max() <= 1e-4

@@ -74,11 +74,11 @@ def test_hps_scores_as_the_metric_does(options: DifferentiableOptions, images: t
     expected = hps_scores(options, many, prompts)
     assert expected.std() > 0.05
     loss, figures = one.losses(many, prompts)
-    torch.testing.assert_close(figures["hps_v2"], expected.mean(), atol=1e-6, rtol=0)
-    torch.testing.assert_close(loss, 2 - expected.mean(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(figures["hps_v2"], expected.mean(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(loss, 2 - expected.mean(), atol=1e-5, rtol=0)
     for row in (0, 1, 17, 20):
         alone = one.losses(many[row : row + 1], [prompts[row]])[1]["hps_v2"]
-        torch.testing.assert_close(alone, expected[row], atol=1e-6, rtol=0)
+        torch.testing.assert_close(alone, expected[row], atol=1e-5, rtol=0)
 
 
 def test_clip_h_scores_what_open_clip_preprocesses(options: DifferentiableOptions, images: torch.Tensor) -> None:
@@ -111,7 +111,7 @@ def test_the_loss_is_the_weighted_sum_of_the_hinges(options: DifferentiableOptio
     loss, figures = scorers(options, threshold=1.5).losses(inputs, PROMPTS)  # above every cosine: no hinge is shut
     assert sorted(figures) == ["clip_h", "hps_v2"]
     expected = 0.3 * (1.5 - figures["clip_h"]) + 0.5 * (1.5 - figures["hps_v2"])
-    torch.testing.assert_close(loss, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=0)
     assert loss.shape == () and all(value.shape == () and not value.requires_grad for value in figures.values())
 
 
@@ -170,7 +170,7 @@ def test_srpo_by_hand(options: DifferentiableOptions, images: torch.Tensor) -> N
     with torch.no_grad():
         rows = model.encode_image((F.pad(size, (0, 0, 4, 4)) - mean) / std, normalize=True)
     expected = (rows * feature).sum(dim=-1).mean()
-    torch.testing.assert_close(figures["hps_v2"], expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(figures["hps_v2"], expected, atol=1e-5, rtol=0)
     plain = scorers(options, threshold=5.0).losses(images, PROMPTS)[1]
     torch.testing.assert_close(figures["clip_h"], plain["clip_h"], atol=0, rtol=0)  # it reads the prompt itself
     assert (figures["hps_v2"] - plain["hps_v2"]).abs() > 0.01
@@ -180,7 +180,7 @@ def test_srpo_by_hand(options: DifferentiableOptions, images: torch.Tensor) -> N
 def test_refl_puts_its_words_before_the_prompt_of_hps(options: DifferentiableOptions, images: torch.Tensor) -> None:
     figures = scorers(options, positive_words="Realistic photo").losses(images, PROMPTS)[1]
     expected = hps_scores(options, images, [f"Realistic photo {prompt}" for prompt in PROMPTS]).mean()
-    torch.testing.assert_close(figures["hps_v2"], expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(figures["hps_v2"], expected, atol=1e-5, rtol=0)
     plain = scorers(options).losses(images, PROMPTS)[1]
     assert figures["clip_h"] == plain["clip_h"] and figures["hps_v2"] != plain["hps_v2"]
 

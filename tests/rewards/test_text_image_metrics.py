@@ -84,7 +84,7 @@ def test_pick_score_is_the_scaled_cosine_over_26(
     got = calculators["pick_score"].compute_rewards(RewardBatch(images, PROMPTS)).total
     torch.testing.assert_close(got, expected, atol=2e-3, rtol=0)
     cosines = calculators["clip_score"].compute_rewards(RewardBatch(images, PROMPTS)).total
-    torch.testing.assert_close(got, torch.tensor(3.0).exp() * cosines / 26, atol=1e-6, rtol=0)
+    torch.testing.assert_close(got, torch.tensor(3.0).exp() * cosines / 26, atol=1e-5, rtol=0)
 
 
 def test_hps_is_the_cosine_on_the_padded_picture(
@@ -112,8 +112,8 @@ def test_a_batch_scores_as_its_samples_do(
     many = RewardBatch(images.repeat(7, 1, 1, 1), PROMPTS * 6 + ["b", "a long one of other words", LONG])  # two chunks
     together = calculators[metric].compute_rewards(many).total
     alone = [calculators[metric].compute_rewards(many.select([row])).total for row in (0, 1, 16, 19, 20)]
-    torch.testing.assert_close(together[[0, 1, 16, 19, 20]], torch.cat(alone), atol=1e-6, rtol=0)
-    assert together[1] == pytest.approx(together[4].item(), abs=1e-6)
+    torch.testing.assert_close(together[[0, 1, 16, 19, 20]], torch.cat(alone), atol=1e-5, rtol=0)
+    assert together[1] == pytest.approx(together[4].item(), abs=1e-5)
     assert len(set(together.tolist())) > 3
 
 

@@ -38,8 +38,8 @@ from PIL import Image
 from benchmarks.memory import peak_resident, reset_peak
 from glm_training.algorithms.preference import diffusion_dpo_loss
 from glm_training.config import Config, load_config
-from glm_training.data.preference import PreferenceDataset
-from glm_training.data.preference_scan import load_pairs
+from glm_training.data.preference.dataset import PreferenceDataset
+from glm_training.data.preference.scan import load_pairs
 from glm_training.models.lora import adapters_disabled, add_lora
 from glm_training.models.sdxl.family import SDXL
 from glm_training.models.sdxl.schedule import NoiseSchedule

@@ -1,17 +1,13 @@
 """Datasets on disk to batches in memory: scan everything first, then draw, decode and remember where the run is."""
 
-from glm_training.data.augmentation import may_flip
-from glm_training.data.dataset import ImageDataset
+from glm_training.data.dataset import I2IDataset, ImageDataset, T2IDataset, TrainingData, may_flip
 from glm_training.data.examples import Batch, Example
 from glm_training.data.fingerprint import describe_drift
-from glm_training.data.i2i_dataset import I2IDataset
 from glm_training.data.images import load_image
 from glm_training.data.problems import DataError, Problem
 from glm_training.data.prompt_lengths import PromptReader
 from glm_training.data.sampler import StatefulSampler
 from glm_training.data.scan import ScanReport, load_examples, scan_dataset
-from glm_training.data.t2i_dataset import T2IDataset
-from glm_training.data.training_data import TrainingData
 
 __all__ = [
     "Batch",

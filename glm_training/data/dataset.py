@@ -1,20 +1,47 @@
 """Batches of prompts and images, decoded once when memory allows, ahead of time when threads are given."""
 
+import re
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
 
-from glm_training.data.augmentation import is_flipped, may_flip
 from glm_training.data.examples import Batch, Example
 from glm_training.data.fingerprint import combined_digest, example_digests
 from glm_training.data.images import load_image_bytes, to_unit_range
+from glm_training.utils.randomness import derive_seed
 
 CACHE_BYTES = 512 * 2**20
+_QUOTED = re.compile(r"""["“”„«»「」『』]|'[^']+'|‘[^’]+’""")
+_SIDED = re.compile(r"\b(?:left|right)|clockwise|左|右|顺时针|逆时针", re.IGNORECASE)
+
+
+class TrainingData(Protocol):
+    """Items by position, in batches; ``remarks`` are what is worth telling of them, one line each."""
+
+    remarks: list[str]
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Sequence[int], *, epoch: int | Sequence[int] = 0) -> Any:
+        """The items at positions ``indices``; ``epoch`` decides random crops and flips, one for all or one for each."""
+        ...
+
+    def prefetch(self, indices: Sequence[int]) -> None:
+        """Start reading what a coming batch needs."""
+        ...
+
+    def example_digests(self) -> dict[str, str]:
+        """Index -> SHA-256 of each item, for ``describe_drift``."""
+        ...
+
+    def close(self) -> None:
+        """Stop what reads ahead."""
+        ...
 
 
 class ImageDataset:
@@ -191,3 +218,34 @@ def _check_all_or_none(role: str, paths: list[Path | None], expected: bool | Non
     if given != (len(paths) if expected else 0):
         wanted = "every example needs a" if expected else "no example may have a"
         raise ValueError(f"{wanted} {role} image, but {given} of {len(paths)} have one")
+
+
+class T2IDataset(ImageDataset):
+    """Batches of prompts with targets ``[B, 3, H, W]`` or None; ``sources`` is always None."""
+
+    has_sources: ClassVar[bool] = False
+
+
+class I2IDataset(ImageDataset):
+    """Batches of prompts with sources ``[B, 3, H, W]``, and targets ``[B, 3, H, W]`` or None.
+
+    Source and target are fitted alike and flipped together, so that pixels that match on disk match in the batch when
+    both files have the same aspect ratio.
+    """
+
+    has_sources: ClassVar[bool] = True
+
+
+def may_flip(prompt: str) -> bool:
+    """Whether a mirrored image still shows what ``prompt`` says.
+
+    It does not when the prompt quotes text to be drawn (double quotes, paired single quotes, corner brackets,
+    guillemets) or says left, right or clockwise, in English or Chinese; any word that begins with left or right counts.
+    Text or sides that only the image shows cannot be known from here.
+    """
+    return _QUOTED.search(prompt) is None and _SIDED.search(prompt) is None
+
+
+def is_flipped(seed: int, epoch: int, index: int) -> bool:
+    """A fair coin for one example in one epoch, the same on every process and after every resume."""
+    return derive_seed(seed, "horizontal flip", epoch, index) % 2 == 1

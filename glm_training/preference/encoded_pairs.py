@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from glm_training.config import Config
-from glm_training.data.preference import (
+from glm_training.data.preference.dataset import (
     ImageRows,
     PairImage,
     PreferenceBatch,

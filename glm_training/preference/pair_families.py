@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from glm_training.config import Config
-from glm_training.data.preference import ImageRows, PreferencePair
+from glm_training.data.preference.dataset import ImageRows, PreferencePair
 from glm_training.engine.encoded_cache import weights_fingerprint
 from glm_training.models.family import Family
 from glm_training.models.glm_image.family import GLMImage

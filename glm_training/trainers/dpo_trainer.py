@@ -12,8 +12,8 @@ from torch import Tensor
 from glm_training.checkpoint.state_tree import StateTree
 from glm_training.config import Config
 from glm_training.data import ImageDataset, T2IDataset
-from glm_training.data.preference import PreferenceDataset, distinct_prompts, pair_digest
-from glm_training.data.preference_scan import load_pairs
+from glm_training.data.preference.dataset import PreferenceDataset, distinct_prompts, pair_digest
+from glm_training.data.preference.scan import load_pairs
 from glm_training.engine import setup
 from glm_training.engine.errors import TrainingError
 from glm_training.engine.families import prompt_reader

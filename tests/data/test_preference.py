@@ -13,7 +13,7 @@ from PIL import Image
 
 from glm_training.data.fingerprint import describe_drift
 from glm_training.data.images import decode_image
-from glm_training.data.preference import (
+from glm_training.data.preference.dataset import (
     FileImage,
     PreferenceDataset,
     PreferencePair,
@@ -21,8 +21,8 @@ from glm_training.data.preference import (
     image_digest,
     load_cropped,
 )
-from glm_training.data.preference_scan import load_pairs
-from glm_training.data.preference_table import read_table
+from glm_training.data.preference.scan import load_pairs
+from glm_training.data.preference.table import read_table
 from glm_training.data.problems import DataError
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from glm_training.data.preference import PreferenceDataset
-from glm_training.data.preference_scan import load_pairs
+from glm_training.data.preference.dataset import PreferenceDataset
+from glm_training.data.preference.scan import load_pairs
 from glm_training.data.problems import DataError
 
 LABELS = (1.0, 0.0, 0.5, 1.0)

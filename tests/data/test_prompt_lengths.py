@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 
 from glm_training.data import DataError
-from glm_training.data.preference_scan import load_pairs
+from glm_training.data.preference.scan import load_pairs
 
 LIMIT = 9
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from glm_training.data.images import decode_image
 from glm_training.data.metadata import METADATA_NAME
 from glm_training.data.paths import PathRefused, local_path
-from glm_training.data.preference import FileImage, PairImage, PreferencePair
-from glm_training.data.preference_listing import PairListing, read_listing
-from glm_training.data.preference_table import is_table, open_table, read_table
+from glm_training.data.preference.dataset import FileImage, PairImage, PreferencePair
+from glm_training.data.preference.listing import PairListing, read_listing
+from glm_training.data.preference.table import is_table, open_table, read_table
 from glm_training.data.problems import DataError, Problem, format_problems
 from glm_training.data.prompt_lengths import PromptReader, check_lengths
 from glm_training.data.text_lines import read_text

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from glm_training.data.json_records import read_json_lines, read_json_list
 from glm_training.data.paths import PathRefused, path_below
-from glm_training.data.preference import FileImage, PairImage, PreferencePair
+from glm_training.data.preference.dataset import FileImage, PairImage, PreferencePair
 from glm_training.data.problems import Problem
 from glm_training.data.text_lines import TextFile, prompt_fault
 

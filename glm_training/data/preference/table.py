@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from glm_training.data.preference import PairImage
-from glm_training.data.preference_listing import PairListing, add_pair, read_label, read_prompt
+from glm_training.data.preference.dataset import PairImage
+from glm_training.data.preference.listing import PairListing, add_pair, read_label, read_prompt
 from glm_training.data.problems import DataError, Problem
 
 COLUMNS = ("caption", "jpg_0", "jpg_1", "label_0")

@@ -1,0 +1,1 @@
+"""Preference pairs on disk to pairs in memory."""

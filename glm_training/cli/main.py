@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
+from typing import Any
 
 from glm_training import __version__
 from glm_training.cli import training
+from glm_training.cli.arguments import gather_files, number, text, whole_number
 
 
 def main() -> None:
@@ -44,16 +47,18 @@ def main() -> None:
         parser.error(f"unrecognized arguments: {' '.join(stray)}")
     if rest:  # overrides after an option that follows other overrides; subparsers cannot mix them by themselves
         arguments.overrides += rest
+    if arguments.command != "sample":
+        gather_files(train if arguments.command == "train" else validate, arguments)
     sys.exit(_run(arguments))
 
 
 def _sample_arguments(parser: argparse.ArgumentParser) -> None:
-    def add(name: str, default: str | int | float, metavar: str, meaning: str) -> None:
-        parser.add_argument(name, type=type(default), default=default, metavar=metavar, help=f"{meaning} (%(default)s)")
+    def add(name: str, kind: Callable[[str], Any], default: Any, metavar: str, meaning: str) -> None:
+        parser.add_argument(name, type=kind, default=default, metavar=metavar, help=f"{meaning} (%(default)s)")
 
-    parser.add_argument("--prompt", action="append", required=True, help="give it again for more images")
+    parser.add_argument("--prompt", type=text, action="append", required=True, help="give it again for more images")
     parser.add_argument("--source", action="append", default=[], metavar="IMAGE", help="to edit; one per --prompt")
-    add("--model", "tiny", "MODEL", "tiny, a pipeline folder (as in a checkpoint), or a hub id")
+    add("--model", text, "tiny", "MODEL", "tiny, a pipeline folder (as in a checkpoint), or a hub id")
     parser.add_argument(
         "--family", choices=("glm_image", "sdxl"), help="what kind of model it is (what its folder says, or glm_image)"
     )
@@ -64,15 +69,18 @@ def _sample_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PART=FOLDER",
         help="adapters of ar, dit or unet",
     )
-    add("--out", "samples", "FOLDER", "where the pictures go")
+    add("--out", text, "samples", "FOLDER", "where the pictures go; those that are there stay")
     for side in ("--height", "--width"):
-        parser.add_argument(side, type=int, metavar="PIXELS", help="a multiple of 32 (the model's own size)")
-    add("--samples", 1, "N", "images per prompt")
-    parser.add_argument("--steps", type=int, metavar="N", help="denoising steps (50, or what a model was distilled to)")
-    parser.add_argument("--guidance", type=float, metavar="SCALE", help="1 = off (1.5; sdxl: 5; distilled: 1)")
-    add("--temperature", 0.9, "T", "of the AR half's sampling")
-    add("--top-p", 0.75, "P", "nucleus of the AR half's sampling")
-    add("--seed", 0, "N", "same seed, same images")
+        pixels = whole_number(8, 8192)
+        parser.add_argument(side, type=pixels, metavar="PIXELS", help="a multiple of 32 (the model's own size)")
+    add("--samples", whole_number(1, 10_000), 1, "N", "images per prompt")
+    steps = "denoising steps (50, or what a model was distilled to)"
+    parser.add_argument("--steps", type=whole_number(1, 1000), metavar="N", help=steps)
+    guidance = "1 = off (1.5; sdxl: 5; distilled: 1)"
+    parser.add_argument("--guidance", type=number(1, 1000), metavar="SCALE", help=guidance)
+    add("--temperature", number(0, 100, above=True), 0.9, "T", "of the AR half's sampling")
+    add("--top-p", number(0, 1, above=True), 0.75, "P", "nucleus of the AR half's sampling")
+    add("--seed", whole_number(0, 2**63 - 1), 0, "N", "same seed, same images")
     dtypes = ("float32", "bfloat16", "float16")
     parser.add_argument("--dtype", choices=dtypes, help="of the weights (bfloat16 on a GPU, else float32)")
 

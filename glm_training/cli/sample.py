@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from glm_training.cli.messages import hide_progress_bars, report_error
-from glm_training.cli.training import EXIT_CONFIG
+from glm_training.cli.training import EXIT_CONFIG, EXIT_FAILED
 from glm_training.data import DataError, load_image
 from glm_training.models.family import Family, Sampling
 from glm_training.models.glm_image.family import GLMImage
 from glm_training.models.loading import ModelLoadError
+from glm_training.models.prompt_reading import shortened
 from glm_training.models.sdxl.family import SDXL
 from glm_training.utils.console import Console
 from glm_training.utils.pictures import save_image
+from glm_training.utils.writable import why_unwritable
 
 GUIDANCE = {"glm_image": 1.5, "sdxl": 5.0}
 """The stock pipelines' guidance, and their number of steps."""
@@ -24,38 +28,92 @@ GUIDANCE = {"glm_image": 1.5, "sdxl": 5.0}
 STEPS = 50
 
 
+AT_ONCE = 8
+"""Pictures drawn together, which bounds the memory."""
+
+IN_WORDS_OF_SAMPLE = (
+    ("model.local_files_only: true", "HF_HUB_OFFLINE=1"),
+    ("model.local_files_only is set", "HF_HUB_OFFLINE=1 is set"),
+    ("model.family (--family of sample)", "--family"),
+    ("model.name: ", "--model "),
+    ("model.name", "--model"),
+    ("model.taesd", "the pipeline's TAESD"),
+)
+"""Keys of a configuration in the messages of loaders -> what this command has in their place."""
+
+
 def sample(arguments: argparse.Namespace) -> int:
-    """Draws and writes `<prompt number>-<sample>.png`; 2 when an argument or file is at fault."""
+    """Draws and writes `<number>-<sample>.png`, numbers going on after those in the folder; 2 when an argument or file
+    is at fault."""
     if arguments.source and len(arguments.source) != len(arguments.prompt):
         report_error(f"{len(arguments.source)} --source images for {len(arguments.prompt)} prompts: give one for each")
         return EXIT_CONFIG
-    hide_progress_bars()
-    kind = arguments.family or family_of(arguments.model)
-    try:
-        family = _load(arguments, kind)
-        steps, guidance = _how(arguments, family, kind)
-        size = family.own_size()
-        height, width = arguments.height or size, arguments.width or size
-        sources = [load_image(Path(path), height, width) for path in arguments.source]
-        images = family.draw(
-            arguments.prompt,
-            height=height,
-            width=width,
-            seed=arguments.seed,
-            sampling=Sampling(arguments.temperature, arguments.top_p, True, steps, guidance),
-            samples=arguments.samples,
-            sources=torch.stack(sources).to(family.component(family.components[0]).device) if sources else None,
-        )
-    except (DataError, ModelLoadError, ValueError, FileNotFoundError) as error:
-        report_error(str(error))
-        return EXIT_CONFIG
     folder = Path(arguments.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    for row, image in enumerate(images):
-        number, drawn = divmod(row, arguments.samples)
-        save_image(folder / f"{number}-{drawn}.png", image)
-    Console().line(f"{len(images)} pictures in {folder}")
+    problem = why_unwritable(folder)
+    if problem is not None:
+        report_error(f"--out: {problem}")
+        return EXIT_CONFIG
+    hide_progress_bars()
+    try:
+        images = _draw(arguments)
+    except (DataError, ModelLoadError, ValueError, FileNotFoundError) as error:
+        report_error(in_words_of_sample(str(error)))
+        return EXIT_CONFIG
+    try:
+        names = _write(folder, images, arguments.samples)
+    except OSError as error:
+        report_error(f"--out: {folder}: {error.strerror or error}")
+        return EXIT_FAILED
+    Console().line(f"{len(images)} pictures in {folder}: {names[0]}" + (f" to {names[-1]}" if names[1:] else ""))
     return 0
+
+
+def in_words_of_sample(message: str) -> str:
+    """`message` of a loader, which speaks of a configuration's keys, with this command's options in their place."""
+    for key, option in IN_WORDS_OF_SAMPLE:
+        message = message.replace(key, option)
+    return message
+
+
+def _draw(arguments: argparse.Namespace) -> Tensor:
+    kind = arguments.family or family_of(arguments.model)
+    family = _load(arguments, kind)
+    steps, guidance = _how(arguments, family, kind)
+    size = family.own_size()
+    height, width = arguments.height or size, arguments.width or size
+    for prompt, reading in zip(
+        arguments.prompt,
+        family.read_prompts(arguments.prompt, height, width, "i2i" if arguments.source else "t2i"),
+        strict=True,
+    ):
+        if reading.fault is not None:
+            raise ValueError(f"--prompt {shortened(prompt)!r}: {'. '.join(reading.fault)}")
+        if reading.cut is not None:
+            Console().line(f"note: the model does not read all of --prompt {shortened(prompt)!r}: {reading.cut}")
+    sources = [load_image(Path(path), height, width) for path in arguments.source]
+    return family.draw(
+        arguments.prompt,
+        height=height,
+        width=width,
+        seed=arguments.seed,
+        sampling=Sampling(arguments.temperature, arguments.top_p, True, steps, guidance),
+        samples=arguments.samples,
+        sources=torch.stack(sources).to(family.component(family.components[0]).device) if sources else None,
+        micro_batch_size=AT_ONCE,
+    )
+
+
+def _write(folder: Path, images: Tensor, samples: int) -> list[str]:
+    """Writes the pictures, prompt-major, under numbers that are free; their names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    taken = [int(found[1]) for path in folder.iterdir() if (found := re.match(r"(\d+)-", path.name))]
+    first = max(taken, default=-1) + 1
+    names = []
+    for row, image in enumerate(images):
+        number, drawn = divmod(row, samples)
+        names.append(f"{first + number}-{drawn}.png")
+        save_image(folder / names[-1], image)
+    return names
 
 
 def _how(arguments: argparse.Namespace, family: Family, kind: str) -> tuple[int, float]:

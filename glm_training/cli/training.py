@@ -7,6 +7,8 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from glm_training.cli.arguments import gather_files
+
 if TYPE_CHECKING:
     from glm_training.config import Config
 
@@ -37,10 +39,10 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """What names a configuration: the file, the mode and the overrides."""
     parser.add_argument(
         "--config",
-        required=True,
         action="append",
         metavar="FILE",
-        help="YAML file of the run; give it again to lay another file over it, as one of configs/recipes",
+        help="YAML file of the run, the option's name may be left out; give another to lay it over the first, as one "
+        "of configs/recipes",
     )
     parser.add_argument(
         "--mode", choices=("t2i", "i2i"), help="text to image or image to image, whatever training.mode says"
@@ -48,7 +50,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides",
         nargs="*",
-        metavar="key.path=value",
+        metavar="FILE | key.path=value",
         help="any key of the file, with the value to take instead: training.max_steps=100 reward.grpo.num_samples=8",
     )
 
@@ -154,4 +156,6 @@ def main(component: str | None = None) -> None:
     what = {None: "GLM-Image", "ar": "GLM-Image's AR half", "dit": "GLM-Image's DiT half"}[component]
     parser = argparse.ArgumentParser(description=f"Post-train {what} as a YAML file says.")
     add_arguments(parser, component=component)
-    sys.exit(run(parser.parse_intermixed_args(), component=component))
+    arguments = parser.parse_intermixed_args()
+    gather_files(parser, arguments)
+    sys.exit(run(arguments, component=component))

@@ -31,6 +31,11 @@ def too_long(prompt: str) -> PromptReading | None:
     return PromptReading((f"the prompt has {len(prompt)} characters, and at most {MAX_CHARACTERS} are read", SHORTEN))
 
 
+def shortened(prompt: str, length: int = 80) -> str:
+    """The beginning of `prompt`, to name it in a message."""
+    return prompt if len(prompt) <= length else f"{prompt[:length]}..."
+
+
 def excerpt(text: str, length: int = 40) -> str:
     """The end of `text`, on one line, to show where reading stops."""
     line = " ".join(text.split())

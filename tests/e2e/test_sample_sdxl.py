@@ -41,7 +41,9 @@ def test_the_folder_says_what_it_is_and_the_adapter_counts(folders, monkeypatch)
     assert plain.size == (64, 64)
     code, path = sampled(folders, monkeypatch, "--lora", f"unet={folders / 'adapter'}")
     assert code == 0
-    assert ImageChops.difference(plain, Image.open(path).convert("RGB")).getbbox() is not None
+    assert Image.open(path).convert("RGB").tobytes() == plain.tobytes()  # the first picture stays
+    adapted = path.replace("0-0", "1-0")
+    assert ImageChops.difference(plain, Image.open(adapted).convert("RGB")).getbbox() is not None
 
 
 def test_wrong_adapters_are_explained(folders, monkeypatch, capsys) -> None:

@@ -27,6 +27,7 @@ from glm_training.models.glm_image.positions import (
 )
 from glm_training.models.glm_image.prompt_text import PromptReader
 from glm_training.models.glm_image.token_sampling import TokenSampler, chosen_log_probs, entropies
+from glm_training.models.prompt_reading import shortened
 
 LOGITS_PER_CHUNK = 2**24
 """Logits held at once while scoring (64 MiB in fp32); longer inputs go in chunks that the backward pass recomputes."""
@@ -238,8 +239,7 @@ class ARComponent(nn.Module):
         for row, reading in enumerate(reader.read(prompts, height, width, mode)):
             if reading.fault is not None:
                 reason, remedy = reading.fault
-                shown = prompts[row] if len(prompts[row]) <= 80 else f"{prompts[row][:80]}..."
-                raise ValueError(f"prompt {row} ({shown!r}): {reason}. {remedy}.")
+                raise ValueError(f"prompt {row} ({shortened(prompts[row])!r}): {reason}. {remedy}.")
 
     def _check_replay(self, prompt: ARPrompt, tokens: Tensor, temperature: float, support: Tensor | None) -> None:
         if tokens.shape != (len(prompt), prompt.T):

@@ -1,0 +1,62 @@
+"""Arguments that need more than a type: numbers with a range, and words that are configuration files."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+
+def whole_number(low: int, high: int) -> Callable[[str], int]:
+    """A type for argparse: a whole number in [`low`, `high`]."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not allowed; allowed: a whole number from {low} to {high}")
+        return value
+
+    return read
+
+
+def number(low: float, high: float, *, above: bool = False) -> Callable[[str], float]:
+    """A type for argparse: a number in [`low`, `high`], or in (`low`, `high`] with `above`."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high or (above and value == low):
+            allowed = f"a number above {low:g}, up to {high:g}" if above else f"a number from {low:g} to {high:g}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not allowed; allowed: {allowed}")
+        return value
+
+    return read
+
+
+def text(given: str) -> str:
+    """A type for argparse: a text that is not blank."""
+    if not given.strip():
+        raise argparse.ArgumentTypeError("it is empty")
+    return given
+
+
+def gather_files(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Moves words that are YAML files from the overrides to the files of the configuration, in their order; without any
+    file the parser ends the program."""
+    files = [word for word in arguments.overrides if _is_file(word)]
+    arguments.config = [*(arguments.config or []), *files]
+    arguments.overrides = [word for word in arguments.overrides if word not in files]
+    if not arguments.config:
+        parser.error("no configuration: name its YAML file, as in `--config configs/quickstart.yaml`")
+
+
+def _is_file(word: str) -> bool:
+    """Overrides have an equals sign; a path with one is told by its suffix, if it is there."""
+    named = word.lower().endswith((".yaml", ".yml"))
+    return (named or Path(word).is_file()) if "=" not in word else (named and Path(word).is_file())

@@ -1,0 +1,57 @@
+"""A configuration file may be named without --config, by every command that takes one."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import pytest
+
+from glm_training.cli import main as cli
+from glm_training.cli import training
+from glm_training.cli.arguments import gather_files
+from tests.runs import write_config
+
+
+def gathered(*words: str, config: list[str] | None = None) -> tuple[list[str], list[str]]:
+    arguments = argparse.Namespace(config=config, overrides=list(words))
+    gather_files(argparse.ArgumentParser(), arguments)
+    return arguments.config, arguments.overrides
+
+
+def test_words_without_an_equals_sign_are_files(tmp_path):
+    odd = tmp_path / "lr=1e-3"
+    odd.mkdir()
+    (odd / "config.yaml").write_text("seed: 1\n")
+    (odd / "config").write_text("seed: 1\n")
+    assert gathered("a.yaml", "seed=1", "b.yml") == (["a.yaml", "b.yml"], ["seed=1"])
+    assert gathered("b.yaml", config=["a.yaml"]) == (["a.yaml", "b.yaml"], [])
+    assert gathered(str(odd / "config.yaml"), "output_dir=x.yaml") == (
+        [str(odd / "config.yaml")],
+        ["output_dir=x.yaml"],
+    )
+    assert gathered("a.yaml", "seed") == (["a.yaml"], ["seed"])  # which is then no key.path=value
+
+
+def test_no_file_at_all_is_an_error(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        gathered("seed=1")
+    assert exit_.value.code == 2 and "no configuration: name its YAML file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", [["{file}"], ["{file}", "seed=5"], ["seed=5", "{file}", "--mode", "t2i", "{over}"]])
+def test_validate_and_train_take_a_file_as_a_word(form, tmp_path, monkeypatch, capsys):
+    (tmp_path / "over.yaml").write_text("training: {max_steps: 7}\n")
+    words = [word.format(file=write_config(tmp_path), over=tmp_path / "over.yaml") for word in form]
+    monkeypatch.setattr(sys, "argv", ["glm-train", "validate", *words])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert exit_.value.code == 0 and "is fine: 4 training prompts" in capsys.readouterr().out
+    taken = []
+    monkeypatch.setattr(training, "_train", lambda config: taken.append(config) or 0)
+    for command, entry in ((["glm-train", "train"], cli.main), (["train.py"], training.main)):
+        monkeypatch.setattr(sys, "argv", [*command, *words])
+        with pytest.raises(SystemExit):
+            entry()
+    steps = 7 if "{over}" in form else 2
+    assert [(config.seed, config.training.max_steps) for config in taken] == [(5 if "seed=5" in form else 3, steps)] * 2

@@ -93,6 +93,15 @@ class Config(Section):
         finetunes = self.training.method == "finetune"
         return finetunes and (not self.uses_reward() or self.training.reward_frequency > 1)
 
+    def low_precision(self) -> bool:
+        """Whether forward passes round to fewer bits than fp32 has."""
+        return self.training.mixed_precision in ("bf16", "fp16") or self.model.torch_dtype != "float32"
+
+    def rescores(self) -> bool:
+        """Whether ratios start from log-probs of the training passes: `rollout.rescore`."""
+        asked = self.rollout.rescore
+        return self.low_precision() if asked == "auto" else asked
+
     def group(self) -> RolloutGroup:
         """Plans per prompt and renders per plan; their product is `reward.grpo.num_samples`."""
         rollout = self.rollout

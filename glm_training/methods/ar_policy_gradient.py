@@ -51,15 +51,25 @@ class ARPolicyGradient:
         )
 
     def losses(
-        self, policy: ScoreTokens, rollout: ARRollout, advantages: Tensor, reference_log_probs: Tensor | None = None
+        self,
+        policy: ScoreTokens,
+        rollout: ARRollout,
+        advantages: Tensor,
+        reference_log_probs: Tensor | None = None,
+        *,
+        on_policy: bool = False,
     ) -> Iterator[MethodLoss]:
-        """The loss of a slice: `advantages` [B]; `reference_log_probs` [B, T], needed when `kl_coef` > 0."""
+        """The loss of a slice: `advantages` [B]; `reference_log_probs` [B, T], needed when `kl_coef` > 0.
+
+        `on_policy`: the weights are those that drew, so every ratio is 1, however differently the drawing rounded; by
+        how much it did is then the figure `replay_gap` (nats per token).
+        """
         scored = self.score(policy, rollout, entropy=self.entropy_coef > 0)
         log_probs = scored[0] if self.entropy_coef > 0 else scored
         weights = self._weights(rollout, log_probs)
         result = policy_loss(
             log_probs,
-            rollout.log_probs,
+            log_probs.detach() if on_policy else rollout.log_probs,
             advantages,
             clip=self.clip,
             level=self.level,
@@ -77,6 +87,9 @@ class ARPolicyGradient:
             "approx_kl": result.approx_kl,
             "ratio_deviation_max": result.ratio_max_deviation,
         }
+        if on_policy:
+            gap = (log_probs.detach() - rollout.log_probs).abs()
+            metrics |= {"replay_gap": gap.mean(), "replay_gap_max": gap.max()}
         if self.entropy_coef > 0:
             entropy = scored[1].mean()
             loss = loss - self.entropy_coef * entropy

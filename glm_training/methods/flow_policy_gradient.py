@@ -26,7 +26,7 @@ class FlowPolicyGradient:
     """Clipped policy gradient over denoising steps (Flow-GRPO, arXiv:2505.05470).
 
     The log-prob is a mean over latent dims, so ratios stay near 1 and the clip range is of the order of 1e-4. The KL to
-    the reference is the closed form between the two Gaussians of a step.
+    the reference is the closed form between the two Gaussians of a step, 1/|dt| times what the published code has.
 
     `guard`: log-ratios centred and of one size at every step, the loss of a step divided by |dt| (GRPO-Guard,
     arXiv:2510.22319). `divergence_threshold`: no ratio clip; a sample whose step has moved further than this KL (per
@@ -44,9 +44,24 @@ class FlowPolicyGradient:
         velocity = policy(trajectory.at(step), times, trajectory.condition, guidance_scale=trajectory.guidance_scale)
         return trajectory.score(step, velocity)
 
-    def losses(self, policies: DiTPolicies, trajectory: Trajectory, advantages: Tensor) -> Iterator[MethodLoss]:
+    @torch.no_grad()
+    def rescored(self, policy: Velocity, trajectory: Trajectory) -> tuple[Tensor, Tensor | None]:
+        """Log-probs [B, K] of the SDE steps and, where they are kept, their means [B, K, C, h, w], as a replay under
+        the weights that drew has them."""
+        steps = [self.replay(policy, trajectory, step) for step in trajectory.sde_indices]
+        log_probs = torch.stack([step.log_prob for step in steps if step.log_prob is not None], dim=1)
+        means = None if trajectory.means is None else torch.stack([step.mean for step in steps], dim=1)
+        return log_probs, means
+
+    def losses(
+        self, policies: DiTPolicies, trajectory: Trajectory, advantages: Tensor, *, on_policy: bool = False
+    ) -> Iterator[MethodLoss]:
         """One loss per SDE step, each already divided by their number. `advantages` [B]; `policies.reference` is needed
-        when `kl_coef` > 0."""
+        when `kl_coef` > 0.
+
+        `on_policy`: the weights are those that drew, so every ratio is 1, however differently the drawing rounded; by
+        how much it did is then the figure `replay_gap` (nats per latent dim).
+        """
         share = 1.0 / len(trajectory.sde_indices)
         for step in trajectory.sde_indices:
             anchor = None
@@ -54,13 +69,22 @@ class FlowPolicyGradient:
                 with policies.reference():
                     anchor = self.replay(policies.component, trajectory, step).mean
             now = self.replay(policies.trained, trajectory, step)
-            result, divergence = self._step_loss(now, trajectory, step, advantages)
+            assert now.log_prob is not None  # the ODE kernel has no SDE steps
+            drawn = trajectory.log_probs[:, trajectory.sde_indices.index(step)]
+            old = now.log_prob.detach() if on_policy else drawn
+            old_mean = None
+            if self.guard or self.divergence_threshold is not None:
+                old_mean = now.mean.detach() if on_policy else trajectory.mean_at(step)
+            result, divergence = self._step_loss(now, old, old_mean, trajectory, step, advantages)
             loss = result.loss
             metrics = {
                 "clip_fraction": result.clip_fraction,
                 "approx_kl": result.approx_kl if divergence is None else divergence,
                 "ratio_deviation_max": result.ratio_max_deviation,
             }
+            if on_policy:
+                gap = (old - drawn).abs()
+                metrics |= {"replay_gap": gap.mean(), "replay_gap_max": gap.max()}
             if anchor is not None:
                 kl = gaussian_kl(now.mean, anchor, now.std, check_finite=False).mean()
                 loss = loss + self.kl_coef * kl
@@ -68,20 +92,22 @@ class FlowPolicyGradient:
             yield MethodLoss(loss * share, len(advantages), metrics)
 
     def _step_loss(
-        self, now: SDEStep, trajectory: Trajectory, step: int, advantages: Tensor
+        self, now: SDEStep, old: Tensor, old_mean: Tensor | None, trajectory: Trajectory, step: int, advantages: Tensor
     ) -> tuple[PolicyLoss, Tensor | None]:
-        """The policy loss of one step, and the mean KL to the policy that drew where that was computed."""
-        assert now.log_prob is not None  # the ODE kernel has no SDE steps
-        old = trajectory.log_probs[:, trajectory.sde_indices.index(step)]
+        """The policy loss of one step, and the mean KL to the policy that drew where that was computed.
+
+        `old` [B], `old_mean` [B, C, h, w]: log-probs and means of the policy that drew.
+        """
+        assert now.log_prob is not None
         log_ratio, mask, clip, divergence, scale = now.log_prob - old, None, self.clip, None, 1.0
         if self.guard:
-            log_ratio = guard_log_ratio(
-                now.log_prob, old, now.mean, trajectory.mean_at(step), now.std, check_finite=False
-            )
+            assert old_mean is not None
+            log_ratio = guard_log_ratio(now.log_prob, old, now.mean, old_mean, now.std, check_finite=False)
             sigmas = trajectory.schedule.sigmas
             scale = 1.0 / float(sigmas[step] - sigmas[step + 1])
         if self.divergence_threshold is not None:
-            moved = gaussian_kl(now.mean, trajectory.mean_at(step), now.std, check_finite=False).detach()
+            assert old_mean is not None
+            moved = gaussian_kl(now.mean, old_mean, now.std, check_finite=False).detach()
             kept = divergence_mask(log_ratio.exp(), advantages, moved, self.divergence_threshold)
             mask, clip, divergence = kept[:, None], NO_CLIP, moved.mean()
         result = policy_loss(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from glm_training.algorithms.nft import DecaySchedule, old_policy_decay
 from glm_training.config import Config
+from glm_training.config.sections.base import Part as PartName
 from glm_training.engine.figures import Interval, mean_over_processes, stack_means
 from glm_training.engine.parts import Part
 from glm_training.methods.ar_policy_gradient import ARPolicyGradient
@@ -20,15 +21,31 @@ from glm_training.methods.awm import AWM
 from glm_training.methods.flow_policy_gradient import FlowPolicyGradient
 from glm_training.methods.losses import DiTPolicies, MatchingDraws, MethodLoss
 from glm_training.methods.nft import NFT
+from glm_training.models.glm_image.dit_types import Trajectory
 from glm_training.reinforcement.credit import Scored
-from glm_training.reinforcement.rollout import Rollout, RolloutSettings
+from glm_training.reinforcement.rollout import RolloutSettings
 from glm_training.utils.distributed import World, gather_objects
 from glm_training.utils.randomness import make_generator, normal
 
-Terms = Callable[[int, Tensor], Iterator[MethodLoss]]
-"""(chunk, rows of it) -> the terms of that slice."""
-
 DiTMethod = FlowPolicyGradient | NFT | AWM
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Rows [R] of chunk `chunk` that go through a half together, in optimizer step `update` of the rollout; `counted`
+    of them count: all, or none where the one row has no score and keeps the processes in step.
+
+    Every pass over a rollout takes the same slices: in low precision the rows beside a row change how it is rounded,
+    and a log-prob of another grouping is off by more than a clip range.
+    """
+
+    update: int
+    chunk: int
+    rows: Tensor
+    counted: int
+
+
+Terms = Callable[[Slice], Iterator[MethodLoss]]
 
 
 @dataclass(frozen=True)
@@ -83,30 +100,43 @@ def dit_method(config: Config) -> DiTMethod:
 
 def update_ar(run: Learning, method: ARPolicyGradient, chunks: list[Scored]) -> dict[str, float]:
     """The optimizer steps of the AR half on the plans of `chunks`."""
-    part = run.parts["ar"]
-    anchors = [_reference_scores(run, method, part, chunk.rollout) for chunk in chunks]
+    part, rescores = run.parts["ar"], run.config.rescores()
+    slices = _slices(run, part, chunks, run.settings.plans)
+    olds = [chunk.rollout.plans.log_probs for chunk in chunks]
+    if rescores:
+        olds = _scores(run, method, part, chunks, [piece for piece in slices if piece.update > 0])
+    anchors = None
+    if method.kl_coef > 0:
+        with part.as_reference():
+            anchors = _scores(run, method, part, chunks, slices)
 
-    def terms(chunk: int, rows: Tensor) -> Iterator[MethodLoss]:
-        anchor = anchors[chunk]
+    def terms(piece: Slice) -> Iterator[MethodLoss]:
+        plans = chunks[piece.chunk].rollout.plans.select(piece.rows)
+        on_policy = rescores and piece.update == 0
         yield from method.losses(
             part.policy,
-            chunks[chunk].rollout.plans.select(rows),
-            chunks[chunk].plan_advantages[rows],
-            None if anchor is None else anchor[rows],
+            plans if on_policy else replace(plans, log_probs=olds[piece.chunk][piece.rows]),
+            chunks[piece.chunk].plan_advantages[piece.rows],
+            None if anchors is None else anchors[piece.chunk][piece.rows],
+            on_policy=on_policy,
         )
 
-    return _optimise(run, part, chunks, run.settings.plans, terms, method.terms)
+    return _optimise(run, part, chunks, run.settings.plans, slices, terms, method.terms)
 
 
 @torch.no_grad()
-def _reference_scores(run: Learning, method: ARPolicyGradient, part: Part, rollout: Rollout) -> Tensor | None:
-    """The reference's log-probs [B, T] of the drawn tokens, once per rollout."""
-    if method.kl_coef == 0:
-        return None
-    rows = torch.arange(len(rollout.plans), device=run.world.device)
-    with part.as_reference(), run.autocast():
-        pieces = [method.score(part.component, rollout.plans.select(piece)) for piece in run.micro(rows)]
-    return torch.cat(pieces)
+def _scores(
+    run: Learning, method: ARPolicyGradient, part: Part, chunks: list[Scored], slices: list[Slice]
+) -> list[Tensor]:
+    """Log-probs [B, T] of the drawn tokens of each chunk under the present weights; those of rows outside `slices`
+    stay as they were drawn."""
+    scores = [chunk.rollout.plans.log_probs.clone() for chunk in chunks]
+    for piece in slices:
+        run.check_stop()
+        with run.autocast():
+            plans = chunks[piece.chunk].rollout.plans.select(piece.rows)
+            scores[piece.chunk][piece.rows] = method.score(part.component, plans)
+    return scores
 
 
 # -- the DiT half ------------------------------------------------------------------------------------------------------
@@ -115,40 +145,46 @@ def _reference_scores(run: Learning, method: ARPolicyGradient, part: Part, rollo
 def update_dit(run: Learning, method: DiTMethod, chunks: list[Scored]) -> dict[str, float]:
     """The optimizer steps of the DiT half on the renders of `chunks`."""
     part, group = run.parts["dit"], run.settings.group
+    slices = _slices(run, part, chunks, group)
     policies = DiTPolicies(
         part.policy, part.component, None if part.reference is None else part.as_reference, part.as_old
     )
     if isinstance(method, FlowPolicyGradient):
+        rescores = run.config.rescores()
+        renders = [chunk.rollout.renders for chunk in chunks]
+        if rescores:
+            renders = _rescored(run, method, part, renders, [piece for piece in slices if piece.update > 0])
 
-        def terms(chunk: int, rows: Tensor) -> Iterator[MethodLoss]:
-            scored = chunks[chunk]
-            yield from method.losses(policies, scored.rollout.renders.select(rows), scored.render_advantages[rows])
+        def terms(piece: Slice) -> Iterator[MethodLoss]:
+            trajectory = renders[piece.chunk].select(piece.rows)
+            advantages = chunks[piece.chunk].render_advantages[piece.rows]
+            yield from method.losses(policies, trajectory, advantages, on_policy=rescores and piece.update == 0)
 
-        return _optimise(run, part, chunks, group, terms, len(chunks[0].rollout.renders.sde_indices))
+        return _optimise(run, part, chunks, group, slices, terms, len(renders[0].sde_indices))
     levels = _levels(run)
     draws = partial(_matching_draws, run, chunks, levels)
     if isinstance(method, AWM):
-        olds = _old_densities(run, method, part, chunks, draws)
+        olds = _old_densities(run, method, part, chunks, slices, draws)
 
-        def awm_terms(chunk: int, rows: Tensor) -> Iterator[MethodLoss]:
-            scored, old = chunks[chunk], olds[chunk]
+        def awm_terms(piece: Slice) -> Iterator[MethodLoss]:
+            scored, rows = chunks[piece.chunk], piece.rows
             yield from method.losses(
                 policies,
                 scored.rollout.renders.select(rows),
                 scored.render_advantages[rows],
-                draws(chunk, rows),
-                None if old is None else old[rows],
+                draws(piece.chunk, rows),
+                None if piece.update == 0 else olds[piece.chunk][rows],
             )
 
-        return _optimise(run, part, chunks, group, awm_terms, len(levels))
+        return _optimise(run, part, chunks, group, slices, awm_terms, len(levels))
 
-    def nft_terms(chunk: int, rows: Tensor) -> Iterator[MethodLoss]:
-        scored = chunks[chunk]
+    def nft_terms(piece: Slice) -> Iterator[MethodLoss]:
+        scored, rows = chunks[piece.chunk], piece.rows
         yield from method.losses(
-            policies, scored.rollout.renders.select(rows), scored.render_advantages[rows], draws(chunk, rows)
+            policies, scored.rollout.renders.select(rows), scored.render_advantages[rows], draws(piece.chunk, rows)
         )
 
-    metrics = _optimise(run, part, chunks, group, nft_terms, len(levels))
+    metrics = _optimise(run, part, chunks, group, slices, nft_terms, len(levels))
     assert part.old is not None
     part.old.update(_old_decay(run.config, run.step))
     return metrics
@@ -178,25 +214,46 @@ def _matching_draws(
     return MatchingDraws(levels, noise)
 
 
+@torch.no_grad()
+def _rescored(
+    run: Learning, method: FlowPolicyGradient, part: Part, renders: list[Trajectory], slices: list[Slice]
+) -> list[Trajectory]:
+    """`renders` with the log-probs, and the means where they are kept, of a replay of `slices`."""
+    log_probs = [trajectory.log_probs.clone() for trajectory in renders]
+    means = [None if trajectory.means is None else trajectory.means.clone() for trajectory in renders]
+    for piece in slices:
+        run.check_stop()
+        with run.autocast():
+            found, centres = method.rescored(part.component, renders[piece.chunk].select(piece.rows))
+        log_probs[piece.chunk][piece.rows] = found
+        kept = means[piece.chunk]
+        if kept is not None and centres is not None:
+            kept[piece.rows] = centres
+    return [
+        replace(trajectory, log_probs=log_probs[chunk], means=means[chunk]) for chunk, trajectory in enumerate(renders)
+    ]
+
+
 def _old_densities(
     run: Learning,
     method: AWM,
     part: Part,
     chunks: list[Scored],
+    slices: list[Slice],
     draws: Callable[[int, Tensor], MatchingDraws],
-) -> list[Tensor | None]:
-    """AWM's densities [rows, levels] under the policy that drew, per chunk; None where one update needs no other."""
-    if run.config.policy_for("dit").updates_per_rollout == 1:
-        return [None] * len(chunks)
-    olds: list[Tensor | None] = []
-    for index, chunk in enumerate(chunks):
-        rows = torch.arange(len(chunk.rollout.renders.final), device=run.world.device)
+) -> list[Tensor]:
+    """AWM's densities [rows, levels] under the policy that drew, per chunk, of the rows of later updates: those of the
+    first one have it at hand."""
+    levels = len(_levels(run))
+    olds = [chunk.rollout.renders.final.new_zeros(len(chunk.rollout.renders.final), levels) for chunk in chunks]
+    for piece in slices:
+        if piece.update == 0:
+            continue
+        run.check_stop()
+        trajectory = chunks[piece.chunk].rollout.renders.select(piece.rows)
         with run.autocast():
-            pieces = [
-                method.densities(part.component, chunk.rollout.renders.select(piece), draws(index, piece))
-                for piece in run.micro(rows)
-            ]
-        olds.append(torch.cat(pieces))
+            densities = method.densities(part.component, trajectory, draws(piece.chunk, piece.rows))
+        olds[piece.chunk][piece.rows] = densities
     return olds
 
 
@@ -211,10 +268,39 @@ def _old_decay(config: Config, step: int) -> float:
 # -- both --------------------------------------------------------------------------------------------------------------
 
 
+def _slices(run: Learning, part: Part, chunks: list[Scored], rows_per_prompt: int) -> list[Slice]:
+    """What a half is trained on, in order; row r of the step belongs to update r mod `updates_per_rollout`.
+
+    Every process has equally many, so that all poll and exchange gradients equally often: a piece without any score
+    keeps one row, and counts as none.
+    """
+    name: PartName = "ar" if part.name == "ar" else "dit"
+    updates = run.config.policy_for(name).updates_per_rollout
+    slices = []
+    for update in range(updates):
+        for index, chunk in enumerate(chunks):
+            # on the CPU: a choice of rows by what is in a tensor would wait for the device
+            rows = torch.arange(len(chunk.rollout.prompts) * rows_per_prompt)
+            rows = rows[(rows + chunk.first_prompt * rows_per_prompt) % updates == update]
+            scored = chunk.has_score(name)
+            for piece in run.micro(rows):
+                kept = piece[scored[piece]]
+                if len(piece):
+                    chosen = (kept if len(kept) else piece[:1]).to(run.world.device)
+                    slices.append(Slice(update, index, chosen, len(kept)))
+    return slices
+
+
 def _optimise(
-    run: Learning, part: Part, chunks: list[Scored], rows_per_prompt: int, terms: Terms, terms_per_slice: int
+    run: Learning,
+    part: Part,
+    chunks: list[Scored],
+    rows_per_prompt: int,
+    slices: list[Slice],
+    terms: Terms,
+    terms_per_slice: int,
 ) -> dict[str, float]:
-    """`updates_per_rollout` optimizer steps; row r of the step belongs to update r mod their number.
+    """The optimizer steps over `slices`, each of `terms_per_slice` terms.
 
     The loss of an update is the mean over those of its rows that have a score, over chunks and processes: the others
     count neither in it nor in its KL, as if they had not been drawn. Each term's loss is a mean over its rows, scaled
@@ -225,47 +311,26 @@ def _optimise(
     collected: list[tuple[int, dict[str, Tensor]]] = []
     taken = Interval()
     for update in range(updates):
-        slices = _slices(run, part, chunks, rows_per_prompt, update, updates)
-        counted = sum(gather_objects(run.world, sum(count for *_, count in slices)))
+        own = [piece for piece in slices if piece.update == update]
+        counted = sum(gather_objects(run.world, sum(piece.counted for piece in own)))
         if counted == 0:
             continue
-        total = len(slices) * terms_per_slice
+        total = len(own) * terms_per_slice
         done = 0
-        for index, rows, count in slices:
-            stream = terms(index, rows)
+        for piece in own:
+            stream = terms(piece)
             for _ in range(terms_per_slice):
                 done += 1
                 run.check_stop()
                 with part.accumulating(last=done == total):
                     with run.autocast():
                         term = next(stream)
-                    part.backward(term.loss * (count * run.world.world_size / counted))
-                if count:
-                    collected.append((count, term.metrics | {"loss": term.loss.detach() * terms_per_slice}))
+                    part.backward(term.loss * (piece.counted * run.world.world_size / counted))
+                if piece.counted:
+                    collected.append((piece.counted, term.metrics | {"loss": term.loss.detach() * terms_per_slice}))
         taken.add(run.update(part))
     if part.average is not None:
         part.average.update(grpo.reference_decay)
     seen = sum(count for count, _ in collected)
     metrics = mean_over_processes(run.world, stack_means(collected), seen) | taken.figures()
     return {f"{part.name}/{name}": value for name, value in metrics.items()}
-
-
-def _slices(
-    run: Learning, part: Part, chunks: list[Scored], rows_per_prompt: int, update: int, updates: int
-) -> list[tuple[int, Tensor, int]]:
-    """(chunk, rows of it with a score, how many) of one of the `updates`, in pieces that go through the model at once.
-
-    Every process has equally many, so that all poll and exchange gradients equally often: a piece without any score
-    keeps one row, and counts as none.
-    """
-    slices = []
-    for index, chunk in enumerate(chunks):
-        # on the CPU: a choice of rows by what is in a tensor would wait for the device
-        rows = torch.arange(len(chunk.rollout.prompts) * rows_per_prompt)
-        rows = rows[(rows + chunk.first_prompt * rows_per_prompt) % updates == update]
-        scored = chunk.has_score("ar" if part.name == "ar" else "dit")
-        for piece in run.micro(rows):
-            kept = piece[scored[piece]]
-            if len(piece):
-                slices.append((index, (kept if len(kept) else piece[:1]).to(run.world.device), len(kept)))
-    return slices

@@ -197,6 +197,21 @@ def test_last_step_is_a_proper_gaussian(kernel) -> None:
 # -- KL ----------------------------------------------------------------------------------------------------------------
 
 
+def test_the_published_kl_is_dt_times_ours() -> None:
+    """sigma .8 -> .7, eta .7, velocities 1 apart in every dim, by hand: s^2 = .49 * 4; the means are
+    (1 + s^2 .2 / 1.6) .1 = .1245 apart; published .1245^2 / (2 s^2) = .00395414, ours that / .1 (docs/recipes.md)."""
+    latents = torch.zeros(1, 6)
+    steps = [
+        sde_transition(latents, torch.full_like(latents, v), 0.8, 0.7, kernel="flow", eta=0.7, sigma_max=0.9)
+        for v in (0.0, 1.0)
+    ]
+    ours = gaussian_kl(steps[0].mean, steps[1].mean, steps[0].std)
+    s2 = 0.49 * 4
+    published = (0.1 * (1 + s2 * 0.2 / 1.6)) ** 2 / (2 * s2)
+    assert published == pytest.approx(0.00395414, rel=1e-5)
+    assert ours.item() == pytest.approx(published / 0.1, rel=1e-4)
+
+
 @pytest.mark.parametrize("shape", [(2, 3), (3, 4, 5)])
 def test_gaussian_kl_is_the_divergence_per_dim(shape: tuple[int, ...]) -> None:
     mean, other = draw(0, *shape), draw(1, *shape)

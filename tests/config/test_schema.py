@@ -127,6 +127,24 @@ def test_policy_inheritance() -> None:
     assert (dit.reward_weight, dit.kl_coef, dit.clip_low, dit.clip_high) == (1.0, 0.0, 1e-4, 1e-4)
 
 
+def test_each_half_has_the_kl_coefficient_of_its_unit() -> None:
+    """Flow-GRPO's published 0.04 at 10 steps is 0.004 here: its code leaves |dt| = 1/10 out of the variance."""
+    published, steps = 0.04, 10
+    assert build().policy_for("ar").kl_coef == 0.05
+    assert build().policy_for("dit").kl_coef == published / steps
+    for method, coefficient in (("nft", 1e-4), ("awm", 3e-3)):
+        assert build(reward=reward(dit={"method": method})).policy_for("dit").kl_coef == coefficient
+
+
+def test_a_given_kl_coefficient_is_that_of_both_halves() -> None:
+    for coefficient in (0.0, 0.3):
+        config = build(reward=reward(kl_coef=coefficient))
+        assert config.policy_for("ar").kl_coef == config.policy_for("dit").kl_coef == coefficient
+    own = build(reward=reward(kl_coef=0.3, dit={"kl_coef": 0.2}))
+    assert (own.policy_for("ar").kl_coef, own.policy_for("dit").kl_coef) == (0.3, 0.2)
+    assert build(reward=reward(dit={"kl_coef": None})).policy_for("dit").kl_coef == 0.05
+
+
 def test_some_token_must_count() -> None:
     weights = {"preview_loss_weight": 0, "large_loss_weight": 0}
     assert first_paths(training=weights) == ["training.preview_loss_weight"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -28,15 +29,15 @@ def tokens_of(log_probs: torch.Tensor = OLD) -> ARRollout:
     return ARRollout(prompt_of(2), torch.zeros(2, 6, dtype=torch.long), log_probs, None, 0.9)
 
 
-def ar_term(method: ARPolicyGradient, reference=None, entropy=None):
+def ar_term(method: ARPolicyGradient, reference=None, entropy=None, **options):
     new = (OLD + torch.tensor(SHIFT)).requires_grad_(True)
     seen = []
 
-    def policy(prompt, tokens, **options):
-        seen.append(options)
-        return new if not options.get("entropy") else torch.stack([new, entropy])
+    def policy(prompt, tokens, **scoring):
+        seen.append(scoring)
+        return new if not scoring.get("entropy") else torch.stack([new, entropy])
 
-    (term,) = method.losses(policy, tokens_of(), torch.tensor(ADVANTAGES), reference)
+    (term,) = method.losses(policy, tokens_of(), torch.tensor(ADVANTAGES), reference, **options)
     assert seen[0]["temperature"] == 0.9
     return term, new
 
@@ -101,6 +102,18 @@ def test_a_replay_is_compared_without_sign():
     assert not deviation.requires_grad
 
 
+def test_on_the_policy_that_drew_every_ratio_is_1_however_the_drawing_was_rounded():
+    """The loss is -mean A, the gradient -A / 12 at every token; how far the recorded numbers are off is told."""
+    term, new = ar_term(ARPolicyGradient(clip=(1e-5, 1e-5), kl_coef=0.0), on_policy=True)
+    assert term.loss.item() == pytest.approx(-sum(ADVANTAGES) / 2)
+    assert term.metrics["clip_fraction"] == 0 and term.metrics["ratio_deviation_max"] == 0
+    shifts = [abs(shift) for row in SHIFT for shift in row]
+    assert term.metrics["replay_gap"].item() == pytest.approx(sum(shifts) / 12)
+    assert term.metrics["replay_gap_max"].item() == pytest.approx(max(shifts))
+    term.loss.backward()
+    torch.testing.assert_close(new.grad, torch.tensor([[-a / 12] * 6 for a in ADVANTAGES]), rtol=1e-6, atol=0.0)
+
+
 # -- the DiT half ------------------------------------------------------------------------------------------------------
 
 BEFORE = [[1.0, -0.5], [0.25, 2.0]]  # at sigma 1
@@ -144,10 +157,10 @@ def drawn(old: float):
     )
 
 
-def flow_terms(policy: ToyVelocity, old: float, clip: tuple[float, float], kl_coef: float = 0.0):
+def flow_terms(policy: ToyVelocity, old: float, clip: tuple[float, float], kl_coef: float = 0.0, **options):
     policies = DiTPolicies(policy, policy, partial(policy.at, REFERENCE))
     method = FlowPolicyGradient(clip, kl_coef)
-    return list(method.losses(policies, drawn(old), torch.tensor(ADVANTAGES)))
+    return list(method.losses(policies, drawn(old), torch.tensor(ADVANTAGES), **options))
 
 
 @pytest.mark.parametrize("clip", [(0.9, 9.0), (0.01, 0.02)])
@@ -183,6 +196,35 @@ def test_the_deviation_of_a_replay_is_that_of_its_ratio():
         found = FlowPolicyGradient((0.1, 0.1), 0.0).deviation(policy, drawn(0.6), step)
         wanted = [abs(math.exp(log_prob(step, row, NEW) - log_prob(step, row, 0.6)) - 1) for row in (0, 1)]
         assert found.tolist() == pytest.approx(wanted, rel=1e-3) and not found.requires_grad
+
+
+def test_noisy_steps_of_the_policy_that_drew_have_ratio_1_whatever_was_recorded():
+    """As without clip and with numbers that fit: -mean A per step, and its gradient is not clipped away."""
+    policy, wanted = ToyVelocity(NEW), ToyVelocity(NEW)
+    found = flow_terms(policy, 0.6, (1e-5, 1e-5), on_policy=True)
+    unclipped = flow_terms(wanted, NEW, (0.9, 9.0))
+    for step, (term, plain) in enumerate(zip(found, unclipped, strict=True)):
+        assert term.loss.item() == pytest.approx(-sum(ADVANTAGES) / 2 / 2)
+        assert term.metrics["clip_fraction"] == 0 and term.metrics["ratio_deviation_max"] == 0
+        gaps = [abs(log_prob(step, row, NEW) - log_prob(step, row, 0.6)) for row in (0, 1)]
+        assert term.metrics["replay_gap"].item() == pytest.approx(sum(gaps) / 2, rel=1e-3)
+        assert term.metrics["replay_gap_max"].item() == pytest.approx(max(gaps), rel=1e-3)
+        (term.loss + 0).backward()
+        (plain.loss + 0).backward()
+    assert abs(wanted.weight.grad.item()) > 0.01
+    assert policy.weight.grad.item() == pytest.approx(wanted.weight.grad.item(), rel=1e-4)
+
+
+def test_a_rescored_rollout_has_the_log_probs_and_means_of_the_present_weights():
+    policy = ToyVelocity(NEW)
+    trajectory = replace(drawn(0.6), means=torch.zeros(2, 2, 1, 1, 2))
+    log_probs, means = FlowPolicyGradient((0.1, 0.1), 0.0).rescored(policy, trajectory)
+    for step in (0, 1):
+        for row in (0, 1):
+            assert log_probs[row, step].item() == pytest.approx(log_prob(step, row, NEW), rel=1e-4)
+            assert means[row, step].flatten().tolist() == pytest.approx(mean_and_std(step, row, NEW)[0], rel=1e-4)
+    assert not log_probs.requires_grad
+    assert FlowPolicyGradient((0.1, 0.1), 0.0).rescored(policy, drawn(0.6))[1] is None
 
 
 # -- matching in the likelihood's place --------------------------------------------------------------------------------

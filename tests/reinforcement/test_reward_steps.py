@@ -79,14 +79,14 @@ class Recorder:
 class Tokens(ARPolicyGradient):
     recorder: Recorder
 
-    def losses(self, policy, rollout, advantages, reference_log_probs=None):
+    def losses(self, policy, rollout, advantages, reference_log_probs=None, *, on_policy=False):
         yield from self.recorder.terms_of(rollout.tokens[:, 0].float(), advantages)
 
 
 class Latents(FlowPolicyGradient):
     recorder: Recorder
 
-    def losses(self, policies, trajectory, advantages):
+    def losses(self, policies, trajectory, advantages, *, on_policy=False):
         yield from self.recorder.terms_of(trajectory.final[:, 0, 0, 0], advantages)
 
 

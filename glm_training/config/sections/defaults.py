@@ -16,6 +16,8 @@ I2I_EPOCHS, I2I_WARMUP = 10, 500
 T2I_WEIGHTS = {"lpips": 0.4, "aesthetic": 0.3, "text_accuracy": 0.3}
 I2I_WEIGHTS = {"lpips": 0.35, "aesthetic": 0.25, "text_accuracy": 0.25, "structure": 0.15}
 SDXL_NAME = "stabilityai/stable-diffusion-xl-base-1.0"
+DIT_KL = {"flow_grpo": 0.004, "nft": 1e-4, "awm": 3e-3}
+"""The published coefficients, each in the unit that its method's KL has here (docs/recipes.md)."""
 GROUP_DEFAULT = {"ar": (4, 1), "dit": (1, 4), "both": (2, 2)}
 
 
@@ -33,6 +35,7 @@ def with_dependent_defaults(raw: Any, schema: type[BaseModel]) -> Any:
     reward = tree["reward"]
     if isinstance(reward, dict) and reward.get("metrics") is None and reward.get("weights") is None:
         reward["weights"] = _part_weights(reward) or dict(I2I_WEIGHTS if i2i else T2I_WEIGHTS)
+    _fill_kl(reward)
     _fill_data(tree["data"], "i2i" if i2i else "t2i", _get(tree["training"], "method") == "dpo")
     _fill_rollout(tree)
     return tree
@@ -82,6 +85,15 @@ def _fill_method(tree: Tree) -> None:
         evaluation = tree["evaluation"]
         for key, value in (("num_inference_steps", _get(tree["dmdr"], "student_steps") or 4), ("guidance_scale", 1.0)):
             _fill(evaluation, key, value)
+
+
+def _fill_kl(reward: Any) -> None:
+    """The KLs of the two halves have different units, so one default cannot serve both; one that is given does."""
+    grpo = _get(reward, "grpo")
+    dit = _get(grpo, "dit")
+    method = _get(dit, "method") or "flow_grpo"
+    if isinstance(grpo, dict) and "kl_coef" not in grpo and isinstance(method, str) and method in DIT_KL:
+        _fill(dit, "kl_coef", DIT_KL[method])
 
 
 def _fill_data(data: Any, mode: str, pairs: bool) -> None:

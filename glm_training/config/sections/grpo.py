@@ -41,6 +41,15 @@ class GRPOARConfig(GRPOPartConfig):
 class GRPODiTConfig(GRPOPartConfig):
     """Policy update of the DiT half; null = what `reward.grpo` says."""
 
+    kl_coef: float | None = Field(
+        default=None,
+        ge=0,
+        description="In the unit of its KL: of a noisy step (`flow_grpo`; 1/abs(dt) times the published code's), "
+        "or the squared velocity difference (`nft`, `awm`). Null = `reward.grpo.kl_coef`.",
+        json_schema_extra={
+            "default_text": "0.004 (`nft` 1e-4, `awm` 3e-3); `null` where `reward.grpo.kl_coef` is given"
+        },
+    )
     method: Literal["flow_grpo", "nft", "awm"] = Field(
         default="flow_grpo",
         description="Policy gradient over noisy denoising steps; or on final images alone: DiffusionNFT, or "
@@ -81,7 +90,10 @@ class GRPOConfig(Section):
         json_schema_extra={"default_text": "4, or what `rollout` says of plans and renders"},
     )
     kl_coef: float = Field(
-        default=0.05, ge=0, description="Weight of the KL to the starting model; 0 = no reference model."
+        default=0.05,
+        ge=0,
+        description="Weight of the KL to the starting model, in the unit of each half (AR: nats per token); 0 = no "
+        "reference model.",
     )
     clip_range: float = Field(default=0.2, gt=0, description="PPO clip of the probability ratio below 1 (and above).")
     clip_range_high: float | None = Field(default=None, gt=0, description="Clip above 1; null = `clip_range`.")

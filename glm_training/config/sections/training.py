@@ -246,6 +246,12 @@ class RolloutConfig(Section):
         description="`flow_grpo`: the renders of a plan start from the same noise and part at the first noisy step; "
         "the steps before it are computed once (Flow-GRPO-Fast).",
     )
+    rescore: Literal["auto"] | bool = Field(
+        default="auto",
+        description="Take the log-probs that ratios start from out of the very passes that train, not out of the "
+        "sampling, whose other passes round otherwise. `auto` = in bf16 and fp16.",
+        json_schema_extra={"allowed": "`auto`, true or false"},
+    )
     micro_batch_size: int | None = Field(
         default=None, ge=1, description="Samples per forward pass in rollout and replay; null = all at once."
     )

@@ -17,7 +17,6 @@ from torch import Tensor
 from glm_training.config import Config
 from glm_training.engine.errors import GateError
 from glm_training.engine.parts import Part
-from glm_training.engine.setup import AUTOCAST
 from glm_training.methods.ar_policy_gradient import ARPolicyGradient
 from glm_training.methods.flow_policy_gradient import FlowPolicyGradient
 from glm_training.models.glm_image.ar_types import ARRollout
@@ -90,8 +89,7 @@ class OnPolicyGate:
 
         Raises GateError, on all processes, when one of them finds that replay and rollout part.
         """
-        low = self.config.training.mixed_precision in AUTOCAST or self.config.model.torch_dtype != "float32"
-        situation = Situation(step, low, self.config.reward.grpo.gate_tolerance)
+        situation = Situation(step, self.config.low_precision(), self.config.reward.grpo.gate_tolerance)
         figures: dict[str, float] = {}
         failure = ""
         try:

@@ -47,6 +47,16 @@ class Mutation:
         return f"{self.file}: {self.breaks}"
 
 
+def misfit(mutation: Mutation) -> str | None:
+    """Why a mutation no longer fits the tree; None where it does."""
+    try:
+        mutation.applied()
+    except (ValueError, SyntaxError) as error:
+        return str(error)
+    gone = [name for name in mutation.tests if not (ROOT / name.split("::")[0]).exists()]
+    return f"{gone[0]} is gone" if gone else None
+
+
 def mutations() -> list[Mutation]:
     """All of them, in the order of the lists."""
     found: list[Mutation] = []

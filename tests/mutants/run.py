@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from tests.mutants.catalogue import ROOT, Mutation, mutations
+from tests.mutants.catalogue import ROOT, Mutation, misfit, mutations
 
 ENOUGH = 0.97
 """Share of the mutations that must be noticed."""
@@ -193,19 +193,15 @@ def main() -> int:
     parser.add_argument("--state", type=Path, default=Path(tempfile.gettempdir()) / "glm_training-mutants.jsonl")
     arguments = parser.parse_args()
     chosen = [one for one in mutations() if not arguments.words or any(word in str(one) for word in arguments.words)]
-    stale = []
-    for mutation in chosen:
-        try:
-            mutation.applied()
-        except (ValueError, SyntaxError) as error:
-            stale.append(f"stale: {mutation}: {error}")
-    if stale:
-        print("\n".join(stale), file=sys.stderr)
-        return 2
+    stale = {mutation: why for mutation in chosen if (why := misfit(mutation)) is not None}
     _FORKS.set_forkserver_preload(["tests.mutants.warm"])
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copies = Copies(Path(folder), arguments.jobs, arguments.seconds)
-        return report(Session(copies, Ledger(arguments.state)), chosen, arguments.jobs, arguments.whole)
+        fitting = [mutation for mutation in chosen if mutation not in stale]
+        code = report(Session(copies, Ledger(arguments.state)), fitting, arguments.jobs, arguments.whole)
+    for mutation, why in stale.items():
+        print(f"stale: {mutation}: {why}", file=sys.stderr)
+    return 2 if stale else code
 
 
 if __name__ == "__main__":

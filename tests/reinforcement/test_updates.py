@@ -15,9 +15,12 @@ from glm_training.engine.parts import Part
 from glm_training.methods.awm import AWM
 from glm_training.methods.flow_policy_gradient import FlowPolicyGradient
 from glm_training.methods.nft import NFT
+from glm_training.models.glm_image.ar_types import ARRollout
 from glm_training.models.snapshot import ParameterSnapshot
 from glm_training.reinforcement import updates
+from glm_training.reinforcement.credit import Scored
 from glm_training.reinforcement.rollout import rollout_settings
+from glm_training.rewards import RewardResult
 from glm_training.utils.distributed import World
 from glm_training.utils.randomness import normal
 from tests.methods.toys import SCHEDULE, ToyVelocity, prompt_of, trajectory_of
@@ -45,18 +48,13 @@ def dit_run(tmp_path, *overrides: str, step: int = 0):
         lambda: None,
         lambda p: p.step(step),
     )
-    chunks = [
-        SimpleNamespace(
-            rollout=SimpleNamespace(
-                prompts=["a"],
-                positions=[position],
-                renders=trajectory_of(FINALS[2 * i : 2 * i + 2], guidance_scale=2.0),
-            ),
-            first_prompt=i,
-            render_advantages=ADVANTAGES[2 * i : 2 * i + 2],
-        )
-        for i, position in enumerate(POSITIONS)
-    ]
+    chunks = []
+    for i, position in enumerate(POSITIONS):
+        renders = trajectory_of(FINALS[2 * i : 2 * i + 2], guidance_scale=2.0)
+        rollout = SimpleNamespace(prompts=["a"], positions=[position], renders=renders, plans=[None])
+        scored = Scored(rollout, RewardResult(torch.zeros(2), {}), i)  # type: ignore[arg-type]
+        scored.render_advantages = ADVANTAGES[2 * i : 2 * i + 2]
+        chunks.append(scored)
     return run, part, chunks
 
 
@@ -152,14 +150,14 @@ def test_the_ar_half_is_held_to_the_reference_of_the_same_rows(tmp_path):
             seen.append((rollout.tokens[:, 0].tolist(), advantages.tolist(), anchor[:, 0].tolist()))
             yield updates.MethodLoss(weight.sum() * 0, len(anchor), {})
 
-    from glm_training.models.glm_image.ar_types import ARRollout
-
     chunks = []
     for i in range(2):
         tokens = torch.arange(3 * i, 3 * i + 3)[:, None].repeat(1, 6)
         plans = ARRollout(prompt_of(3), tokens, torch.zeros(3, 6), None, 1.0)
         rollout = SimpleNamespace(prompts=["a"], positions=[i], plans=plans)
-        chunks.append(SimpleNamespace(rollout=rollout, first_prompt=i, plan_advantages=tokens[:, 0] / 2))
+        scored = Scored(rollout, RewardResult(torch.zeros(3), {}), i)  # type: ignore[arg-type]
+        scored.plan_advantages = tokens[:, 0] / 2
+        chunks.append(scored)
     run = updates.Learning(
         config, World(), {"ar": part}, rollout_settings(config), 0, nullcontext, lambda: None, lambda p: p.step(0)
     )

@@ -63,6 +63,11 @@ MUTATIONS = [
         ("(values * weights).sum() / weights.sum()", "values.mean()", "terms of few rows count as much as others"),
         ("values.max() if name.endswith(MAXIMUM)", "values.mean() if name.endswith(MAXIMUM)", "maxima are averaged"),
         ("max(values))", "min(values))", "the least maximum of the processes is kept"),
-        ("sum(values) / len(values)", "sum(values) / len(rows)", "processes without a figure count as zero"),
+        ("value * (weight / total)", "value / len(values)", "processes count alike, however many rows they saw"),
+        (
+            "for figures, weight in everywhere if name in figures]",
+            "for figures, weight in everywhere[:1] if name in figures]",
+            "only the first process is told of",
+        ),
     ),
 ]

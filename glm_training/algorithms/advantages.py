@@ -182,6 +182,7 @@ def _normalise_groups(rewards: Tensor, applies: Tensor, scale: Scale, eps: float
     count = applies.sum(dim=-1, keepdim=True)
     mean = torch.where(applies, rewards, 0.0).sum(dim=-1, keepdim=True) / count.clamp(min=1)
     centred = torch.where(applies, rewards - mean, 0.0)
+    # by the extremes: the mean of equal rewards is rounded, and a std of 1e-9 would turn that into an advantage
     highest = torch.where(applies, rewards, -math.inf).amax(dim=-1, keepdim=True)
     lowest = torch.where(applies, rewards, math.inf).amin(dim=-1, keepdim=True)
     spreads = applies & (highest > lowest)

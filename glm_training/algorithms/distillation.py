@@ -45,8 +45,9 @@ def distribution_matching_loss(
             finite("fake_prediction", fake_prediction),
         )
     generated = generated.float()
-    fixed = generated.detach()
+    fixed = generated.detach()  # the gradient comes through the left side of the square alone
     to_real, to_fake = fixed - real_prediction.detach().float(), fixed - fake_prediction.detach().float()
+    # by the distance to the teacher: late levels of noise, where it is small, would hardly count
     norm = mean_per_sample(to_real.abs()).clamp(min=_SMALLEST_NORM)
     gradient = (to_real - to_fake) / norm.view(-1, *[1] * (generated.ndim - 1))
     return (generated - (fixed - gradient)).square().mean() / 2

@@ -105,6 +105,7 @@ def sample_timestep_density(
         demand(ValueCheck(((uniforms >= 0) & (uniforms <= 1)).all(), "uniforms must lie in [0, 1]"))
     if density == "uniform":
         return uniforms
+    # fp32 uniforms do hit 0, where the quantile is -infinity
     inner = uniforms.clamp(_SMALLEST_TAIL, 1 - _SMALLEST_TAIL)
     return torch.sigmoid(mean + std * torch.special.ndtri(inner))
 

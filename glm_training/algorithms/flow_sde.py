@@ -320,6 +320,7 @@ def _transition(inputs: _StepInputs, kernel: Kernel, eta: float) -> SDETransitio
         # sqrt(sigma_next^2 - s^2) with s = sigma_next sin(a) is sigma_next cos(a), without the cancellation
         angle = eta * math.pi / 2
         return SDETransition((1 - after) * clean + after * math.cos(angle) * noise, after * math.sin(angle))
+    # 1 - sigma_max, not 1 - sigma: at pure noise the latter is 0
     level = torch.full_like(now, eta) if kernel == "dance" else eta * (now / (1 - inputs.below_one)).sqrt()
     correction = level.square() / (2 * now)  # the factor of x1_hat = x + (1 - sigma) v = -sigma * score
     mean = latents * (1 + correction * dt) + velocity * (1 + correction * (1 - now)) * dt
@@ -339,6 +340,7 @@ def _next_latents(
         require_same_shape("noise", noise, "latents", step.mean)
         return step.mean + step.std * noise.float()
     assert generator is not None  # exactly one of the three was given
+    # on the generator's device: one seed gives other numbers on another device
     drawn = torch.randn(step.mean.shape, generator=generator, device=generator.device)
     return step.mean + step.std * drawn.to(step.mean.device)
 

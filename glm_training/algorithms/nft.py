@@ -86,6 +86,7 @@ def nft_loss(
         numbers = [finite(name, tensor) for name, tensor in fixed.items()]
         demand(finite("velocity", velocity), finite("advantages", advantages), in_range, *numbers)
 
+    # both branches share one offset, so at v = v_old they agree to the last bit and only the advantage decides
     offset = beta * (velocity - fixed["old_velocity"])
     positive = _branch_loss(fixed["old_velocity"] + offset, fixed["noisy"], fixed["clean"], level)
     negative = _branch_loss(fixed["old_velocity"] - offset, fixed["noisy"], fixed["clean"], level)
@@ -142,6 +143,7 @@ def _require_shapes(velocity: Tensor, others: dict[str, Tensor], advantages: Ten
 def _branch_loss(velocity: Tensor, noisy: Tensor, clean: Tensor, sigma: Tensor) -> Tensor:
     """[B]: squared error of the clean prediction, divided by its own mean absolute error without gradient."""
     error = noisy - sigma * velocity - clean
+    # without gradient: the size only makes levels of noise comparable, it is not to be learned
     with torch.no_grad():
         size = mean_per_sample(error.abs()).clamp(min=_SMALLEST_WEIGHT)
     return mean_per_sample(error.square()) / size

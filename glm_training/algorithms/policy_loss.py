@@ -183,6 +183,7 @@ def _gather(
     spread = advantages.reshape(batch, -1).expand(batch, length)
 
     def masked(tensor: Tensor) -> Tensor:
+        # where, not a product: 0 * NaN is NaN, in the loss and in the gradient
         return torch.where(keep, tensor.float(), 0.0)
 
     return _Actions(
@@ -222,8 +223,10 @@ def _objective_terms(
     """Loss terms [B, L] before aggregation, and a bool tensor of the actions the clip acted on."""
     advantages = actions.advantages
     if objective == "cispo":
+        # detached: a truncated weight on grad log pi; with its gradient this would be the unclipped ratio again
         weight = ratio.detach().clamp(max=high)
         return -weight * advantages * actions.log_probs, ratio.detach() > high
+    # the minimum leaves the gradient of a clipped ratio alive where the update undoes what went too far
     terms = -torch.minimum(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
     above = (ratio.detach() > 1 + high) & (advantages > 0)
     below = (ratio.detach() < 1 - low) & (advantages < 0)
@@ -237,6 +240,7 @@ def _aggregate(
     constant_length: float | None,
     global_token_count: float | Tensor | None,
 ) -> Tensor:
+    # tiny instead of an epsilon: a sequence without weight gives exactly 0, and no real sum of weights is changed
     smallest = torch.finfo(torch.float32).tiny
     weighted = terms * weights
     if aggregation == "sequence_mean":

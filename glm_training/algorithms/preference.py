@@ -121,6 +121,7 @@ def _policy_minus_reference(named: dict[str, Tensor], weights: Tensor | None, ch
         if weights is not None:
             checks += [finite("weights", weights), _not_negative("weights", weights)]
         demand(*checks)
+    # fp32 before the differences: errors of the two models agree in all the digits that bf16 has
     rejected, reference_chosen, reference_rejected = (tensor.float() for _, tensor in others)
     return (chosen.float() - rejected) - (reference_chosen - reference_rejected).detach()
 
@@ -131,4 +132,5 @@ def _not_negative(name: str, tensor: Tensor) -> ValueCheck:
 
 def _logistic(margin: Tensor) -> PreferenceLoss:
     kept = margin.detach()
+    # logsigmoid, not log(sigmoid): at beta 5000 a sigmoid underflows to 0 long before its logarithm matters
     return PreferenceLoss(-F.logsigmoid(margin).mean(), (kept > 0).float().mean(), kept.mean())

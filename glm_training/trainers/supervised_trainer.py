@@ -76,6 +76,7 @@ class Supervision:
             yield
             return
         device = trainer.world.device
+        # nn.Dropout draws from the global generator: it is lent a named seed, and gets its own state back
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             place = (trainer.step, trainer.world.rank, chunk)
             torch.manual_seed(derive_seed(self.config.seed, f"supervised/dropout/{part}", *place))

@@ -10,10 +10,12 @@ from typing import Any
 from glm_training import __version__
 from glm_training.cli import training
 from glm_training.cli.arguments import gather_files, number, text, whole_number
+from glm_training.utils.streams import guard_standard_streams
 
 
 def main() -> None:
     """Entry point."""
+    guard_standard_streams()
     parser = argparse.ArgumentParser(
         prog="glm-train",
         description="Post-train GLM-Image and SDXL: rewards, supervised finetuning, preferences, distillation.",

@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from glm_training.cli.arguments import gather_files
+from glm_training.utils.streams import guard_standard_streams
 
 if TYPE_CHECKING:
     from glm_training.config import Config
@@ -122,7 +123,7 @@ def _train(config: Config) -> int:
     except ImportError as error:
         return _cannot_start(str(error), EXIT_FAILED)
     from glm_training.checkpoint.state_tree import CheckpointError
-    from glm_training.engine.errors import USER_ERRORS, NonFiniteError, ScoringError, TrainingError
+    from glm_training.engine.errors import USER_ERRORS, DataLostError, NonFiniteError, TrainingError
     from glm_training.rewards import RewardError
     from glm_training.trainers.run import run_training
     from glm_training.utils.distributed import DistributedError
@@ -133,16 +134,13 @@ def _train(config: Config) -> int:
     except DistributedError as error:
         report_error(str(error), everywhere=True)
         return EXIT_CONFIG
-    except USER_ERRORS as error:
+    except (DataLostError, *USER_ERRORS) as error:
         report_error(str(error))
         return EXIT_CONFIG
-    except NonFiniteError as error:
-        report_error(str(error), everywhere=True)
-        return EXIT_NON_FINITE
-    except ScoringError as error:
-        report_error(str(error))
-        return EXIT_FAILED
-    except (TrainingError, RewardError, CheckpointError) as error:
+    except TrainingError as error:
+        report_error(str(error), everywhere=not error.shared)
+        return EXIT_NON_FINITE if isinstance(error, NonFiniteError) else EXIT_FAILED
+    except (RewardError, CheckpointError) as error:
         report_error(str(error), everywhere=True)
         return EXIT_FAILED
     if result.halted is not None:
@@ -153,6 +151,7 @@ def _train(config: Config) -> int:
 
 def main(component: str | None = None) -> None:
     """Entry point of train.py, train_ar.py and train_dit.py."""
+    guard_standard_streams()
     what = {None: "GLM-Image", "ar": "GLM-Image's AR half", "dit": "GLM-Image's DiT half"}[component]
     parser = argparse.ArgumentParser(description=f"Post-train {what} as a YAML file says.")
     add_arguments(parser, component=component)

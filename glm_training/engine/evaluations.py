@@ -13,16 +13,17 @@ from glm_training.config import Config, compared
 from glm_training.data import ImageDataset
 from glm_training.engine import setup
 from glm_training.engine.held_out_metrics import HeldOutMetrics
-from glm_training.engine.summary import append_scores, write_pictures, write_summary
+from glm_training.engine.summary import EVALUATIONS, scores_of, write_pictures, write_summary
 from glm_training.evaluation.held_out import Evaluation, draw, evaluate
 from glm_training.models.family import Family
 from glm_training.rewards import RewardCalculator
 from glm_training.utils.console import Console
 from glm_training.utils.distributed import World, broadcast_object
+from glm_training.utils.failures import beside_training
 from glm_training.utils.logging import RunLogger
 from glm_training.utils.metrics_file import METRICS
 from glm_training.utils.pictures import save_image
-from glm_training.utils.step_lines import has_step
+from glm_training.utils.step_lines import StepLines, has_step
 
 
 class Evaluations:
@@ -55,6 +56,7 @@ class Evaluations:
         self.before: Evaluation | None = None
         self.before_step = 0
         self.after: Evaluation | None = None
+        self.lines = StepLines(config.output_dir / EVALUATIONS)
 
     # -- when ----------------------------------------------------------------------------------------------------------
 
@@ -81,7 +83,7 @@ class Evaluations:
     def _recorded(self, step: int, validates: bool) -> bool:
         if validates and self.due(step) and not has_step(self.config.output_dir / METRICS, step, prefix="eval/"):
             return False
-        scored = has_step(self.config.output_dir / "evaluations.jsonl", step)
+        scored = has_step(self.config.output_dir / EVALUATIONS, step)
         drawn = (self.samples_dir(step) / "prompts.txt").is_file()
         return (scored or not self.scores_due(step)) and (drawn or not self.samples_due(step))
 
@@ -105,7 +107,8 @@ class Evaluations:
         else:
             return None
         if drawn and self.world.is_main:
-            self._write(step, images, logger)
+            with beside_training("writing the pictures of samples"):
+                self._write(step, images, logger)
         return scores
 
     def _score(
@@ -129,7 +132,7 @@ class Evaluations:
         means = {f"eval/{name}": value for name, value in self.after.means().items()}
         logger.log(step, means)
         if self.world.is_main:
-            append_scores(self.config.output_dir / "evaluations.jsonl", step, self.held_out, self.after)
+            self.lines.append(scores_of(step, self.held_out, self.after))
         self.console.line("held-out " + "  ".join(f"{k[5:]} {v:.3f}" for k, v in means.items()))
         return self.after
 
@@ -162,6 +165,7 @@ class Evaluations:
         and was evaluated at two steps."""
         if self.before is None or self.after is None or not self.before_step < step == self.total_steps:
             return {}, {}
+        self.lines.write_waiting()
         if self.world.is_main:
             write_summary(self.console, self.config, self.held_out, self.before, self.after, self.before_step)
         return self.before.means(), self.after.means()

@@ -77,10 +77,12 @@ class Part:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.scaler.unscale_(self.optimizer)
-        limit = self.settings.max_grad_norm or math.inf
-        norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), limit).item()
-        if not math.isfinite(norm) and not self.scaler.is_enabled():
+        parameters = list(self.parameters.values())
+        total = nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
+        norm = total.item()
+        if not math.isfinite(norm) and not self.scaler.is_enabled():  # before clipping spreads it over all gradients
             raise NonFiniteError(f"the gradient norm of the {self.name} half is {norm}", training_step)
+        nn.utils.clip_grads_with_norm_(parameters, self.settings.max_grad_norm or math.inf, total)
         self.scaler.step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         figures = {"grad_norm": norm, "learning_rate": rate}

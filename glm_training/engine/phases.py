@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import reduce
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -83,20 +82,20 @@ SPENT: dict[str, tuple[Any, ...]] = {
 
 
 @contextmanager
-def guarded(phase: Phase, config: Config, world: World, step: int, saved: Path | None) -> Iterator[None]:
+def guarded(phase: Phase, config: Config, world: World, step: int) -> Iterator[None]:
     """Inside, a device out of memory and values that are not finite become errors that name the phase and the remedy.
 
-    `step` counts the finished steps, `saved` is the last checkpoint. Raises DeviceMemoryError and NonFiniteError.
+    `step` counts the finished steps. Raises DeviceMemoryError and NonFiniteError.
     """
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise DeviceMemoryError(_out_of_memory(phase, config, world, step, saved)) from error
+        raise DeviceMemoryError(_out_of_memory(phase, config, world, step)) from error
     except FloatingPointError as error:
         raise NonFiniteError(f"{phase}: {error}", step) from error
 
 
-def _out_of_memory(phase: Phase, config: Config, world: World, step: int, saved: Path | None) -> str:
+def _out_of_memory(phase: Phase, config: Config, world: World, step: int) -> str:
     figures = ""
     if world.device.type == "cuda":
         peak, size = torch.cuda.max_memory_allocated(world.device), torch.cuda.mem_get_info(world.device)[1]
@@ -105,13 +104,11 @@ def _out_of_memory(phase: Phase, config: Config, world: World, step: int, saved:
     remedies = _remedies(phase, config)
     if remedies:
         lines += ["Change, in this order:", *(f"  {line}" for line in remedies)]
+        lines.append(
+            "To go on from a checkpoint, those that matter to the training must be listed under resume.accept."
+        )
     else:
         lines.append("No key is left that would lower it: take a larger device, or more of them.")
-    if saved is None:
-        lines.append("No checkpoint was saved yet.")
-    else:
-        lines.append(f"The last checkpoint is {saved}, and --resume continues from it; changed keys that matter to the")
-        lines.append("training must then be listed under resume.accept.")
     return "\n".join(lines)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from glm_training.checkpoint.commit import begin_run, continue_run
 from glm_training.checkpoint.resume import ResumePoint
 from glm_training.config import Config, resolved_yaml
+from glm_training.engine.summary import EVALUATIONS
 from glm_training.utils.distributed import World, barrier
 from glm_training.utils.logging import RunLogger
 from glm_training.utils.step_lines import keep_until
@@ -25,7 +26,7 @@ def open_run_directory(config: Config, world: World, point: ResumePoint | None, 
             continue_run(point.path)
         else:
             begin_run(config.checkpoint_dir())
-        keep_until(config.output_dir / "evaluations.jsonl", -1 if step is None else step)
+        keep_until(config.output_dir / EVALUATIONS, -1 if step is None else step)
     logger = RunLogger(
         config.output_dir,
         world,

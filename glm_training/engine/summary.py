@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -14,7 +14,11 @@ from glm_training.data import ImageDataset
 from glm_training.evaluation.held_out import Evaluation
 from glm_training.utils.console import Console
 from glm_training.utils.distributed import World
+from glm_training.utils.failures import beside_training
 from glm_training.utils.pictures import save_grid
+
+EVALUATIONS = "evaluations.jsonl"
+"""File of a run with a line per evaluation."""
 
 
 def opening_lines(config: Config, world: World, items: int, steps: int) -> list[str]:
@@ -60,13 +64,15 @@ def write_summary(
     `before_step`: where `before` was taken, in a resumed run perhaps not at the start; the headings then say so.
     """
     earlier = "before" if before_step == 0 else f"step {before_step}"
-    rows = [summary_row(name, before, after) for name in after.means()]
-    count = len(held_out)
-    title = f"Held-out scores, {count} prompts x {config.evaluation.samples_per_prompt} samples"
-    console.table(title, ["score", earlier, "after", "change", "standard error"], rows)
-    path = config.output_dir / "samples" / "before_after.png"
-    write_pictures(path, held_out, {earlier: before.images, "after": after.images})
-    console.line(f"pictures before and after: {path}")
+    with beside_training("the table of scores before and after"):
+        rows = [summary_row(name, before, after) for name in after.means()]
+        count = len(held_out)
+        title = f"Held-out scores, {count} prompts x {config.evaluation.samples_per_prompt} samples"
+        console.table(title, ["score", earlier, "after", "change", "standard error"], rows)
+    with beside_training("writing the picture of before and after"):
+        path = config.output_dir / "samples" / "before_after.png"
+        write_pictures(path, held_out, {earlier: before.images, "after": after.images})
+        console.line(f"pictures before and after: {path}")
 
 
 def write_pictures(path: Path, held_out: ImageDataset, columns: Mapping[str, Tensor]) -> None:
@@ -81,15 +87,13 @@ def write_pictures(path: Path, held_out: ImageDataset, columns: Mapping[str, Ten
     save_grid(path, rows, [example.prompt for example in held_out.examples[:shown]], list(every))
 
 
-def append_scores(path: Path, step: int, held_out: ImageDataset, evaluation: Evaluation) -> None:
-    """One JSON line per evaluation: prompts and each metric's score per prompt, null where it does not apply."""
+def scores_of(step: int, held_out: ImageDataset, evaluation: Evaluation) -> dict[str, Any]:
+    """The line of an evaluation: prompts, and each metric's score per prompt, null where it does not apply."""
     scores = {
         name: [None if math.isnan(value) else round(value, 6) for value in values.tolist()]
         for name, values in evaluation.scores.items()
     }
-    prompts = [example.prompt for example in held_out.examples]
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": step, "prompts": prompts, "scores": scores}, ensure_ascii=False) + "\n")
+    return {"step": step, "prompts": [example.prompt for example in held_out.examples], "scores": scores}
 
 
 def summary_row(name: str, before: Evaluation, after: Evaluation) -> list[str]:

@@ -325,6 +325,8 @@ def _optimise(
                 with part.accumulating(last=done == total):
                     with run.autocast():
                         term = next(stream)
+                    if done == total:  # its backward pass waits for all processes: each must have come this far
+                        run.check_stop()
                     part.backward(term.loss * (piece.counted * run.world.world_size / counted))
                 if piece.counted:
                     collected.append((piece.counted, term.metrics | {"loss": term.loss.detach() * terms_per_slice}))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from glm_training.checkpoint.commit import checkpoint_name, save_checkpoint
+from glm_training.checkpoint.commit import checkpoint_name
 from glm_training.checkpoint.resume import load_checkpoint
 from glm_training.checkpoint.state_tree import StateTree
 from glm_training.config import Config
@@ -19,22 +18,22 @@ from glm_training.data import ImageDataset, TrainingData
 from glm_training.engine import setup
 from glm_training.engine.agreement import agree_on_weights, together
 from glm_training.engine.clock import peak_memory
-from glm_training.engine.errors import ScoringError
+from glm_training.engine.errors import TrainingError
 from glm_training.engine.evaluations import Evaluations
 from glm_training.engine.families import build_family
 from glm_training.engine.figures import Interval, Mean
 from glm_training.engine.parts import Part
 from glm_training.engine.phases import Phase, guarded
 from glm_training.engine.preparation import Prepared
-from glm_training.engine.resuming import save_context
 from glm_training.engine.run_directory import open_run_directory
+from glm_training.engine.saving import commit_run
+from glm_training.engine.stopping import Drawn, InFlight, as_failure, ended
 from glm_training.engine.summary import opening_lines
 from glm_training.models.family import Family
-from glm_training.models.lora import has_lora
 from glm_training.reinforcement.monitors.monitors import Monitors
-from glm_training.rewards import RewardError, ScoringStopped
 from glm_training.utils.console import Console, Progress
-from glm_training.utils.distributed import World, barrier
+from glm_training.utils.distributed import World, broadcast_object
+from glm_training.utils.failures import beside_training
 from glm_training.utils.signals import StopRequested, StopSignals
 
 
@@ -88,7 +87,7 @@ class BaseTrainer(ABC):
         self.interval = Interval()
         self.step = 0
         self.saved: Path | None = None
-        self._changed = False
+        self.in_flight = InFlight(config, world, self.parts, self.signals)
 
     # -- what a subclass says ------------------------------------------------------------------------------------------
 
@@ -152,42 +151,42 @@ class BaseTrainer(ABC):
 
         A stop is acted on at once where the work in flight can be dropped without a trace: in an evaluation, and in a
         training step up to its first optimizer step. A resume then draws that step, or that evaluation, again. A step
-        that has changed weights is finished first. Rewards that fail stop the run in the same way, with ScoringError.
+        that has changed weights is finished first. An error stops the run in the same way, and is raised at the end.
         """
         resumed = self._open()
         with self.logger:
             return self._run(resumed)
 
     def _run(self, resumed: bool) -> TrainResult:
-        stopped = False
+        stopped, unsaved = False, ""
         with (
             self.signals,
             self.console.progress(self.total_steps, self.step, every=self.config.logging.log_interval) as progress,
         ):
             try:
-                self.prepare()
+                with self._stopping_together():
+                    self.prepare()
                 if not resumed or self.evaluations.lacking(self.step, validates=self.validates()):
                     self._evaluate()
                 while self.step < self.total_steps:
                     self._advance(progress)
             except StopRequested:
                 stopped = True
-                if self.saved != self._checkpoint() or self.monitors.halt is not None:
-                    self.save()  # a monitor may have tripped after the step was saved
+                unsaved = self._save_where_it_stops()
         if self.signals.failure is not None:
-            raise ScoringError(
-                f"{self.signals.failure}\nThe run stopped after step {self.step} of {self.total_steps} and nothing is "
-                f"lost: once the cause is mended, --resume continues from {self.saved}"
-            )
+            failure = as_failure(self.signals.failure)
+            failure.shared = not self.signals.alone
+            where = f"The run stopped after step {self.step} of {self.total_steps}"
+            raise ended(failure, where if unsaved else f"{where} and nothing is lost", self.saved, unsaved)
         return self._finish(stopped)
 
     def _advance(self, progress: Progress) -> None:
         """One training step with what is due after it. Raises StopRequested, without a trace of a step dropped."""
         started = time.perf_counter()
         place = self.sampler.state_dict()
-        self._changed = False
+        self.in_flight.begin()
         try:
-            with self._stopping_when_rewards_fail():
+            with self._stopping_together():
                 metrics = self.training_step()
         except StopRequested:
             self.sampler.load_state_dict(place)
@@ -197,7 +196,9 @@ class BaseTrainer(ABC):
         rate = {"images_per_second": Mean(self.images_per_step() / seconds, seconds)}
         self.interval.add({**rate, **metrics, "time/step_seconds": seconds})
         figures = self.interval.figures()
-        last, stop = self.step == self.total_steps, self.signals.poll() or self._heed_monitors()
+        self.in_flight.begin()
+        stop = self._poll() or self._heed_monitors()
+        last = self.step == self.total_steps
         if last or stop or self.step % self.config.logging.log_interval == 0:
             figures |= peak_memory(self.world)
             self.logger.log(self.step, figures)
@@ -205,7 +206,8 @@ class BaseTrainer(ABC):
             self.interval.clear()
         for remark in self.remarks():
             self._say(remark)
-        progress.update(self.step, figures)
+        with beside_training("drawing the progress bar"):
+            progress.update(self.step, figures)
         if last or stop or self.step % self.config.logging.save_interval == 0:
             self.save()
         if stop:
@@ -213,6 +215,14 @@ class BaseTrainer(ABC):
         self._evaluate()
         if self._heed_monitors():
             raise StopRequested
+
+    def _poll(self) -> bool:
+        """Whether a stop was asked for, or the other processes have died."""
+        try:
+            with self._stopping_together():
+                return self.signals.poll()
+        except StopRequested:
+            return True
 
     def _heed_monitors(self) -> bool:
         """Tells what the monitors have to say; whether they stop the run."""
@@ -229,49 +239,44 @@ class BaseTrainer(ABC):
 
         Every process must call it equally often between two optimizer steps.
         """
-        if not self._changed:
-            self.signals.check()
+        self.in_flight.check()
 
     def update(self, part: Part) -> dict[str, float]:
         """The optimizer step of a half. From here on the training step is finished, whatever is asked."""
-        self._changed = True
-        return part.step(self.step)
+        return self.in_flight.update(part, self.step)
 
     def phase(self, name: Phase) -> AbstractContextManager[None]:
         """Around a phase of the run: a full device or non-finite values in it are named so."""
-        return guarded(name, self.config, self.world, self.step, self.saved)
+        return guarded(name, self.config, self.world, self.step)
 
-    @contextmanager
-    def _stopping_when_rewards_fail(self) -> Iterator[None]:
-        """A failed reward inside becomes a request to stop, on all processes, while the work in flight can be dropped;
-        so does a scoring that a stop signal has ended.
+    def _stopping_together(self) -> AbstractContextManager[None]:
+        return self.in_flight.stopping_together(self.step, self.total_steps, self.saved)
 
-        The other processes learn of it where they poll next, so scores must be asked for right before a poll.
-        """
+    def _save_where_it_stops(self) -> str:
+        """Saves the last finished step, unless it is; why it could not be saved, where an error stops the run."""
+        if self.saved == self._checkpoint() and self.monitors.halt is None:  # one may have tripped after the save
+            return ""
         try:
-            yield
-        except ScoringStopped as stop:
-            self.signals.poll()
-            raise StopRequested from stop
-        except RewardError as error:
-            if self._changed:
+            self.save()
+        except TrainingError as error:
+            if self.signals.failure is None:
                 raise
-            self.signals.fail(str(error))
-            raise StopRequested from error
+            return str(error)
+        return ""
 
     def _evaluate(self) -> None:
-        self._changed = False
-        with self._stopping_when_rewards_fail(), self.phase("evaluation"), self.autocast():
+        self.in_flight.begin()
+        with self._stopping_together(), self.phase("evaluation"), self.autocast():
             figures = self.validate() if self.validates() and self.evaluations.due(self.step) else {}
             if figures:
                 self.logger.log(self.step, {f"eval/{name}": value for name, value in figures.items()})
             scores = self.evaluations.run(self.step, self.logger, self.signals.check, self.signals.requested)
-        before = self.evaluations.before
-        if scores is not None and before is not None:
-            sources = self.held_out.batch(range(len(scores.images))).sources
-            figures = self.monitors.after_evaluation(self.step, before, scores, sources)
-            if figures:
-                self.logger.log(self.step, figures)
+            before = self.evaluations.before
+            if scores is not None and before is not None:
+                sources = self.held_out.batch(range(len(scores.images))).sources
+                figures = self.monitors.after_evaluation(self.step, before, scores, sources)
+                if figures:
+                    self.logger.log(self.step, figures)
 
     def _open(self) -> bool:
         """The run directory, the logger and, when asked, the state of an earlier run; whether there is one."""
@@ -297,9 +302,11 @@ class BaseTrainer(ABC):
         first = self.sampler.position + self.world.rank * self.sampler.batch_size
         epochs = self.sampler.peek_epochs()
         indices = self.sampler.next()
+        positions = list(range(first, first + len(indices)))
+        self.in_flight.drawn.append(Drawn(indices, positions))
         batch = self.dataset.batch(indices, epoch=epochs)
         self.dataset.prefetch(self.sampler.peek())
-        return batch, list(range(first, first + len(indices)))
+        return batch, positions
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Around every forward pass, in rollout and replay alike."""
@@ -341,37 +348,30 @@ class BaseTrainer(ABC):
         self.load_extra_state(state)
 
     def save(self) -> None:
-        """Commits a checkpoint of this step, from the main process."""
-        with self.phase("saving"):
-            self._save()
+        """Commits a checkpoint of this step, from the main process. Where that fails every process raises why."""
+        failure: TrainingError | None = None
+        if self.world.is_main:
+            try:
+                with self.phase("saving"):
+                    path = commit_run(
+                        self.config,
+                        self.family,
+                        self.step,
+                        self.state(),
+                        parts=self.parts,
+                        exports=self.exports(),
+                        digests=self.digests,
+                    )
+                self.after_save(path)
+                self.logger.text(f"saved {path}")
+            except Exception as error:
+                failure = as_failure(error)
+        if not self.signals.alone:
+            failure = broadcast_object(self.world, failure)
+        if failure is not None:
+            failure.shared = True
+            raise failure
         self.saved = self._checkpoint()
 
     def _checkpoint(self) -> Path:
         return self.config.checkpoint_dir() / checkpoint_name(self.step)
-
-    def _save(self) -> None:
-        config = self.config.checkpoint
-        adapted = [name for name in self.config.parts() if has_lora(self.family.module(name))]
-        if self.world.is_main:
-            extra = self.exports()
-            extra_bytes = 0
-            if not (adapted and config.save_lora_only):
-                extra_bytes = self.family.pipeline_bytes()
-                extra["pipeline"] = lambda folder: self.family.save_pretrained(folder, merge_lora=bool(adapted))
-            for name in adapted:
-                extra[f"lora_{name}"] = partial(self.family.save_lora, name)
-            path = save_checkpoint(
-                self.config.checkpoint_dir(),
-                self.step,
-                self.state(),
-                total_limit=config.save_total_limit,
-                metadata=save_context(self.config, self.digests),
-                extra_dirs=extra,
-                extra_bytes=extra_bytes,
-            )
-            if adapted and config.save_lora:
-                for name in adapted:
-                    self.family.save_lora(name, self.config.lora_dir() / f"step-{self.step:06d}" / name)
-            self.after_save(path)
-            self.logger.text(f"saved {path}")
-        barrier(self.world)

@@ -10,7 +10,8 @@
     checkpoints/lora_gui/step-N         -> the guidance network's adapter in it
     checkpoints/lora_gen/step-N         -> the generator's, if it has one
 
-Links are relative: the run directory can be moved.
+Links are relative: the run directory can be moved. All of it lies beside the training: what cannot be written is told,
+and the run goes on.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from typing import Literal
 
 from glm_training.config import Config
 from glm_training.engine.errors import SettingsError
-from glm_training.utils.step_lines import keep_until
+from glm_training.utils.failures import beside_training
+from glm_training.utils.step_lines import StepLines, keep_until
 
 Network = Literal["gen", "gui"]
 
@@ -42,6 +44,8 @@ class OutputTree:
         self._run = config.output_dir
         self._checkpoints = config.checkpoint_dir()
         exports = {"lora_gui": GUIDANCE_EXPORT, "lora_gen": f"lora_{part}"}
+        networks: tuple[Network, ...] = ("gen", "gui")
+        self._losses = {network: StepLines(self.loss_log(network)) for network in networks}
         self._folders = {"accelerator_1": "", "accelerator_2": "", "torch_units": "", **exports}
 
     def open(self, step: int) -> None:
@@ -51,32 +55,35 @@ class OutputTree:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise SettingsError(f"{folder} is to be a folder of the run: {error.strerror}") from error
-        arguments = self._config.model_dump(mode="json")
-        (self._run / "args.json").write_text(json.dumps(arguments, indent=2, ensure_ascii=False) + "\n", "utf-8")
-        _link(self._run / "log.txt", self._run / "train.log")
-        for network in ("gen", "gui"):
-            keep_until(self.loss_log(network), step)
-        self._remove_dead_links()
+        with beside_training("writing args.json"):
+            arguments = self._config.model_dump(mode="json")
+            (self._run / "args.json").write_text(json.dumps(arguments, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        with beside_training("linking log.txt"):
+            _link(self._run / "log.txt", self._run / "train.log")
+        for lines in self._losses.values():
+            keep_until(lines.path, step)
+        with beside_training("linking to checkpoints"):
+            self._remove_dead_links()
 
     def loss_log(self, network: Network) -> Path:
         """The file with a JSON object per update: `step`, counted in training steps, and its figures."""
         return self._run / "loss_logs" / f"loss_{network}_log.jsonl"
 
     def write_losses(self, network: Network, step: int, figures: Mapping[str, float]) -> None:
-        """Appends the line of an update made in training step `step`, the first being 1."""
+        """Appends the line of an update made in training step `step`, the first being 1: its figures."""
         finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}  # JSON has no NaN
-        path = self.loss_log(network)
-        path.parent.mkdir(parents=True, exist_ok=True)  # a step may be taken outside a run
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
+        self._losses[network].append({"step": step, **finite})
 
     def link(self, checkpoint: Path) -> None:
         """Leads to `checkpoint` from the documented places, and no longer to those that were pruned."""
-        for folder, inside in self._folders.items():
-            suffix = ".pt" if folder == "torch_units" else ""
-            if (checkpoint / inside).is_dir():
-                _link(self._checkpoints / folder / f"{checkpoint.name}{suffix}", checkpoint / inside)
-        self._remove_dead_links()
+        for lines in self._losses.values():
+            lines.write_waiting()
+        with beside_training("linking to checkpoints"):
+            for folder, inside in self._folders.items():
+                suffix = ".pt" if folder == "torch_units" else ""
+                if (checkpoint / inside).is_dir():
+                    _link(self._checkpoints / folder / f"{checkpoint.name}{suffix}", checkpoint / inside)
+            self._remove_dead_links()
 
     def _remove_dead_links(self) -> None:
         for folder in self._folders:

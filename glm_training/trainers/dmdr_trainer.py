@@ -118,7 +118,6 @@ class DMDRTrainer(BaseTrainer):
         terms: Terms = {GUIDANCE: [], self.name: []}
         with self.phase("distillation step"):
             for chunk in range(chunks):
-                self.check_stop()
                 self._accumulate(terms, due, chunks, last=chunk == chunks - 1)
             figures = {"dmdr/real_scale": self.dynamics.real_scale(self.step)}
             figures |= self._update(self.guidance, terms)
@@ -141,11 +140,13 @@ class DMDRTrainer(BaseTrainer):
             inputs = self.simulation.inputs(self.generator.component, draws.start, picks, condition)
             if not due:
                 generated = self.simulation.generate(self.generator.component, inputs, picks, condition)
+        self.check_stop()  # what follows waits for all processes: each must have come this far, here and below
         if due:  # backward passes lie outside autocast
             with self.generator.accumulating(last):
                 with self.autocast():
                     generated = self.simulation.generate(self.generator.policy, inputs, picks, condition)
                     term = self._generator_loss(generated, prompts, condition, draws)
+                self.check_stop()
                 self.generator.backward(term.loss / chunks)
             terms[self.name].append((term.rows, term.metrics))
             generated = generated.detach()
@@ -161,6 +162,7 @@ class DMDRTrainer(BaseTrainer):
                     noise=noise,
                     u=self.dynamics.levels(level, self.step),
                 )
+            self.check_stop()
             self.guidance.backward(term.loss / chunks)
         terms[GUIDANCE].append((term.rows, term.metrics))
 

@@ -111,17 +111,18 @@ class DPOTrainer(BaseTrainer):
         self.family.train()
         with self.phase("preference step"):
             for chunk in range(chunks):
-                self.check_stop()
                 batch, positions = self.next_batch()
                 names = [(position,) for position in positions]
                 draws = uniform(self.config.seed, "dpo/level", names, (2,))
                 encoded = self.encoder.encode(batch, draws[:, 1] < self.config.dpo.prompt_dropout)
                 noise = self._noise(encoded, self.config.seed, "dpo/noise", names)
                 levels = self._levels(draws[:, 0])
+                self.check_stop()
                 for name, part in self.parts.items():
                     with part.accumulating(last=chunk == chunks - 1):
                         with self.autocast():
                             term = self._loss(part, part.policy, encoded, noise, levels)
+                        self.check_stop()  # the last backward pass waits for all: each must have come this far
                         part.backward(term.loss / chunks)
                     collected[name].append((term.rows, term.metrics | {"loss": term.loss.detach()}))
             for name, part in self.parts.items():
@@ -247,6 +248,7 @@ class DPOTrainer(BaseTrainer):
                     term = self._loss(part, part.component, encoded, noise, self._levels(u))
                     if counts:
                         collected[name].append((term.rows, term.metrics | {"loss": term.loss}))
+        self.signals.check()
         return {
             f"{name}/{key}": value
             for name, terms in collected.items()

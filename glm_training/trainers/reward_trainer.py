@@ -17,6 +17,7 @@ from glm_training.engine.clock import Clock
 from glm_training.engine.errors import SettingsError
 from glm_training.engine.figures import Mean
 from glm_training.engine.preparation import Prepared
+from glm_training.engine.stopping import Drawn
 from glm_training.methods.flow_policy_gradient import FlowPolicyGradient
 from glm_training.models.glm_image.family import GLMImage
 from glm_training.reinforcement import updates
@@ -70,6 +71,14 @@ class RewardTrainer(BaseTrainer):
     def training_step(self) -> dict[str, float]:
         if self.supervision is not None and (self.step + 1) % self.config.training.reward_frequency != 0:
             return {_apart(name): value for name, value in self.supervision.step(self).items()}
+        passed = self.gate.state()
+        try:
+            return self._reward_step()
+        except Exception:
+            self.gate.load(passed)  # a step that is dropped has checked nothing: the log of a resume has it again
+            raise
+
+    def _reward_step(self) -> dict[str, float]:
         clock = Clock(self.world)
         chunks = self._draw_and_score(clock)
         chunks, metrics = replace_flat_groups(self.resampling(), chunks)
@@ -188,8 +197,10 @@ class RewardTrainer(BaseTrainer):
 
     def _sample(self, places: list[Place]) -> Scored:
         """New samples of the prompts at `places`, with their scores."""
-        batch = self.dataset.batch([place.index for place in places], epoch=[place.epoch for place in places])
-        return self.score(self.draw(batch, [place.position for place in places], on_step=None))
+        items, positions = [place.index for place in places], [place.position for place in places]
+        self.in_flight.drawn.append(Drawn(items, positions))
+        batch = self.dataset.batch(items, epoch=[place.epoch for place in places])
+        return self.score(self.draw(batch, positions, on_step=None))
 
     def resampling(self) -> Resampling:
         """What `replace_flat_groups` needs of this run."""

@@ -47,7 +47,7 @@ def run_training(config: Config) -> TrainResult:
     try:
         with losses_explained(world):
             agree_on_settings(config, world)
-            with guarded("loading", config, world, 0, None):
+            with guarded("loading", config, world, 0):
                 # small, and they tell what is wrong with prompts before any weights come
                 together(world, "fetching the tokenizers", lambda: fetch_tokenizers(config))
                 trainer = build_trainer(config, world)

@@ -55,13 +55,14 @@ class Supervision:
         self.family.train()
         with trainer.phase("supervised step"):
             for chunk in range(chunks):
-                trainer.check_stop()
                 with trainer.autocast():
                     batch = self._encode(*trainer.next_batch())
+                trainer.check_stop()
                 for name, part in trainer.parts.items():
                     with part.accumulating(last=chunk == chunks - 1):
                         with trainer.autocast(), self._dropout_masks(trainer, name, chunk):
                             term = self._loss(part, batch)
+                        trainer.check_stop()  # the last backward pass waits for all: each must have come this far
                         part.backward(term.loss / chunks)
                     collected[name].append((term.rows, term.metrics | {"loss": term.loss.detach()}))
             for name, part in trainer.parts.items():

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, TextIO
 
+from glm_training.utils.streams import surviving
+
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
@@ -50,7 +52,7 @@ class Console:
 
     @property
     def _out(self) -> TextIO:
-        return self._output or sys.stdout
+        return surviving(self._output or sys.stdout)
 
     def line(self, text: str = "") -> None:
         """One line of plain text, above a progress bar if there is one."""
@@ -59,7 +61,7 @@ class Console:
 
     def error(self, message: str) -> None:
         """An error for the user, on standard error, from any process."""
-        stream = self._errors or sys.stderr
+        stream = surviving(self._errors or sys.stderr)
         prefix = "\x1b[1;31merror:\x1b[0m" if stream.isatty() else "error:"
         print(f"{prefix} {_printable(message, stream)}", file=stream, flush=True)
 

@@ -1,6 +1,7 @@
 """What a run writes about itself: ``metrics.jsonl`` and ``train.log`` always, TensorBoard and W&B when asked."""
 
 import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from glm_training.utils.distributed import World
+from glm_training.utils.failures import begin_telling, beside_training, tell_once
 from glm_training.utils.metrics_file import MetricsFile
 from glm_training.utils.redaction import redact
 from glm_training.utils.trackers import TensorBoardTracker, Tracker, TrackerError, WandbTracker, check_wandb
@@ -22,6 +24,15 @@ logger = logging.getLogger(__name__)
 class _RedactingFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return redact(super().format(record))
+
+
+class _LogFile(logging.FileHandler):
+    """``train.log``. What cannot be written to it is told once, without the traceback of `logging`'s own."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if isinstance(error, Exception):
+            tell_once("writing train.log", error)
 
 
 class RunLogger:
@@ -63,11 +74,15 @@ class RunLogger:
         self._trackers: list[Tracker] = []
         self._metrics: MetricsFile | None = None
         self._handlers: list[logging.Handler] = []
+        begin_telling()
         if not world.is_main:
             return
         run_dir.mkdir(parents=True, exist_ok=True)
         self._metrics = MetricsFile(run_dir, resume_step, within_interval)
-        self._open_text_log(run_dir / "train.log")
+        self._handlers = [logging.lastResort] if logging.lastResort is not None else []
+        with beside_training("writing train.log"):
+            self._handlers.append(_LogFile(run_dir / "train.log", encoding="utf-8"))
+        self._start_text_log()
         if use_tensorboard:
             folder = log_dir or run_dir / "tensorboard"
             self._start(TensorBoardTracker.name, lambda: TensorBoardTracker(folder, resume_step))
@@ -84,14 +99,13 @@ class RunLogger:
                 ),
             )
 
-    def _open_text_log(self, path: Path) -> None:
+    def _start_text_log(self) -> None:
         """The package's log records go to ``train.log``; warnings still reach standard error."""
-        to_file = logging.FileHandler(path, encoding="utf-8")
-        to_file.setFormatter(_RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        self._handlers = [to_file, *([logging.lastResort] if logging.lastResort is not None else [])]
         package = logging.getLogger(PACKAGE)
         package.setLevel(logging.INFO)
         for handler in self._handlers:
+            if isinstance(handler, _LogFile):
+                handler.setFormatter(_RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
             package.addHandler(handler)
 
     def _start(self, name: str, make: Callable[[], Tracker]) -> None:
@@ -100,21 +114,12 @@ class RunLogger:
             self._trackers += started
 
     def _survives(self, name: str, action: Callable[[], None]) -> bool:
-        """Run one call of a tracker's library; False, after one warning, when it fails.
-
-        The except is broad because a tracker is a client of somebody's service: what it may raise (its own
-        errors, those of its transport and of the process it talks to) is not documented and changes between versions,
-        and none of it may end a training run. Nothing of ours but the hand-over is inside.
-        """
-        try:
+        """Run one call of a tracker's library; False, after one warning, when it fails."""
+        done = False
+        with beside_training(name, "is off for the rest of this run (metrics.jsonl goes on)"):
             action()
-        except Exception as error:
-            logger.warning(
-                "%s failed and is off for the rest of this run (metrics.jsonl goes on): %s: %s",
-                name, type(error).__name__, error,
-            )  # fmt: skip
-            return False
-        return True
+            done = True
+        return done
 
     def _tell(self, action: Callable[[Tracker], None]) -> None:
         self._trackers = [each for each in self._trackers if self._survives(each.name, partial(action, each))]
@@ -144,13 +149,15 @@ class RunLogger:
         """Send what is left, and close the files; safe to call twice."""
         self._tell(lambda tracker: tracker.close())
         self._trackers = []
-        if self._metrics is not None:
-            self._metrics.close()
+        lost = 0 if self._metrics is None else self._metrics.close()
+        if lost:
+            logger.warning("%d lines of metrics.jsonl could not be written and are lost", lost)
         package = logging.getLogger(PACKAGE)
         for handler in self._handlers:
             package.removeHandler(handler)
-            if isinstance(handler, logging.FileHandler):
-                handler.close()
+            if isinstance(handler, _LogFile):
+                with beside_training("writing train.log"):
+                    handler.close()
         self._handlers = []
 
     def __enter__(self) -> "RunLogger":

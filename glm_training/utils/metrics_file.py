@@ -1,11 +1,11 @@
 """``metrics.jsonl``: one JSON object per line, ``{"step": 10, "reward/total": 0.52, ...}``, always there."""
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from glm_training.utils.step_lines import keep_until
+from glm_training.utils.failures import beside_training
+from glm_training.utils.step_lines import StepLines, keep_until
 
 METRICS = "metrics.jsonl"
 TRAINED = "time/step_seconds"
@@ -24,9 +24,11 @@ class MetricsFile:
     """
 
     def __init__(self, run_dir: Path, resume_step: int | None, within_interval: bool = False) -> None:
-        self.path = run_dir / METRICS
-        keep_until(self.path, -1 if resume_step is None else resume_step, but_with=TRAINED if within_interval else None)
-        self._handle = self.path.open("a", encoding="utf-8")
+        path = run_dir / METRICS
+        keep_until(path, -1 if resume_step is None else resume_step, but_with=TRAINED if within_interval else None)
+        self._lines = StepLines(path)
+        with beside_training(f"writing {METRICS}"):
+            path.touch()
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """One line. NaN and infinities, which JSON lacks, become null and are listed under ``nonfinite``."""
@@ -38,9 +40,8 @@ class MetricsFile:
         line: dict[str, object] = {"step": step, **values, **dict.fromkeys(nonfinite)}
         if nonfinite:
             line["nonfinite"] = nonfinite
-        self._handle.write(json.dumps(line, allow_nan=False) + "\n")
-        self._handle.flush()
+        self._lines.append(line)
 
-    def close(self) -> None:
-        """Close the file; safe to call twice."""
-        self._handle.close()
+    def close(self) -> int:
+        """Tries once more to write what the disk has not taken so far; how many lines are lost."""
+        return self._lines.write_waiting()

@@ -1,5 +1,6 @@
 """Stopping on request: the first SIGINT or SIGTERM is remembered and polled, the second one aborts."""
 
+import logging
 import os
 import signal
 import threading
@@ -7,6 +8,8 @@ import time
 from types import FrameType, TracebackType
 
 from glm_training.utils.distributed import World, any_flag, gather_objects
+
+logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Ctrl-C or `scancel` reaches a worker directly and once more through torchrun, which forwards it as SIGTERM.
@@ -28,7 +31,8 @@ class StopSignals:
     def __init__(self, world: World) -> None:
         self.world = world
         self.received: int | None = None
-        self.failure: str | None = None
+        self.failure: Exception | None = None
+        self.alone = False
         forwarded = world.world_size > 1 or "TORCHELASTIC_RUN_ID" in os.environ
         self._patience = FORWARDING_SECONDS if forwarded else 0.0
         self._first_at = 0.0
@@ -56,13 +60,18 @@ class StopSignals:
         """Whether this process was asked to stop. Sends nothing, so processes may call it at different times."""
         return self.received is not None or self.failure is not None
 
-    def fail(self, reason: str) -> None:
+    def fail(self, failure: Exception) -> None:
         """Tell all processes that this one cannot go on, where they poll next; ``failure`` is then set on all of them.
 
-        It takes the place of one ``poll`` or ``check`` of this process.
+        It takes the place of one ``poll`` or ``check`` of this process. The exception travels, so it must be of a kind
+        that pickles. Where the others have died, ``alone`` is set: nobody is there to wait for.
         """
-        self.failure = self.failure or reason
-        self.poll()
+        self.failure = self.failure or failure
+        try:
+            self.poll()
+        except RuntimeError as error:  # what torch.distributed raises for a lost connection
+            self.alone = True
+            logger.warning("the run's other processes do not answer: %s", error)
 
     def poll(self) -> bool:
         """Whether any process was asked to stop or failed; afterwards ``received`` or ``failure`` is set on all. Every
@@ -72,7 +81,7 @@ class StopSignals:
         if self.world.world_size > 1:
             told = gather_objects(self.world, (self.received, self.failure))
             self.received = next((number for number, _ in told if number is not None), None)
-            self.failure = next((reason for _, reason in told if reason is not None), None)
+            self.failure = next((failure for _, failure in told if failure is not None), None)
         return True
 
     def check(self) -> None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,6 +42,7 @@ class TensorBoardTracker:
     def __init__(self, log_dir: Path, resume_step: int | None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        _hush_writer_threads()
         purge_step = 0 if resume_step is None else resume_step + 1
         self._writer = SummaryWriter(str(log_dir), purge_step=purge_step)
 
@@ -57,6 +59,20 @@ class TensorBoardTracker:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _hush_writer_threads() -> None:
+    """TensorBoard writes in a thread, whose error comes up in the next call of its writer, where it is told. Python
+    would print the thread's traceback besides."""
+    before = threading.excepthook
+
+    def hook(arguments: Any) -> None:
+        if not type(arguments.thread).__module__.startswith("tensorboard."):
+            before(arguments)
+
+    hook.__module__ = __name__
+    if getattr(before, "__module__", None) != __name__:  # once per process
+        threading.excepthook = hook
 
 
 class WandbTracker:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -34,25 +32,28 @@ def full(*arguments, **options):
         (Part, "backward", "DiT update"),
     ],
 )
-def test_a_full_device_names_phase_keys_and_checkpoint(tmp_path, monkeypatch, kind, name, phase):
+def test_a_full_device_names_phase_and_keys(tmp_path, monkeypatch, kind, name, phase):
     trainer = trainer_of(tmp_path, *SMALL, "rollout.micro_batch_size=2", "training.gradient_checkpointing=true")
-    trainer.step, trainer.saved = 7, Path("runs/x/checkpoints/step-000005")
+    trainer.step = 7
     monkeypatch.setattr(kind, name, full)
     with pytest.raises(DeviceMemoryError) as caught:
         trainer.training_step()
     message = str(caught.value)
-    assert f"Phase: {phase}, after 7 finished steps" in message and "step-000005" in message
+    assert f"Phase: {phase}, after 7 finished steps" in message and "resume.accept" in message
     assert "training.batch_size (now 1)" not in message and "training.gradient_checkpointing (now" not in message
     assert ("rollout.micro_batch_size (now 2)" in message) == (phase != "reward")
     assert "reward.grpo.num_samples (now 2)" in message
 
 
-def test_a_full_device_in_an_evaluation_or_while_loading_exits_1(tmp_path, monkeypatch, capsys):
+def test_a_full_device_in_an_evaluation_or_while_loading_exits_1_and_names_the_checkpoint(
+    tmp_path, monkeypatch, capsys
+):
     config = config_of(tmp_path, *SMALL, "evaluation.enabled=true", "training.max_steps=1")
     monkeypatch.setattr(DiTComponent, "sample", full)
     assert training._train(config) == training.EXIT_FAILED
     error = capsys.readouterr().err
-    assert "Phase: evaluation, after 0 finished steps" in error and "No checkpoint was saved yet" in error
+    assert "Phase: evaluation, after 0 finished steps" in error
+    assert f"--resume continues from {tmp_path}/run/checkpoints/step-000000" in error
     monkeypatch.setattr("glm_training.engine.setup.build_parts", full)
     assert training._train(config) == training.EXIT_FAILED
     assert "Phase: loading" in capsys.readouterr().err
@@ -66,13 +67,13 @@ def test_every_key_that_is_named_exists_and_has_advice():
 
 def test_nothing_left_to_change_is_said(tmp_path):
     config = config_of(tmp_path, "checkpoint.save_lora_only=true", "lora.enabled=true")
-    with pytest.raises(DeviceMemoryError, match="take a larger device"), guarded("saving", config, World(), 1, None):
+    with pytest.raises(DeviceMemoryError, match="take a larger device"), guarded("saving", config, World(), 1):
         full()
 
 
 def test_other_errors_pass(tmp_path):
     config = config_of(tmp_path)
-    with pytest.raises(ValueError, match="^as it is$"), guarded("rollout", config, World(), 1, None):
+    with pytest.raises(ValueError, match="^as it is$"), guarded("rollout", config, World(), 1):
         raise ValueError("as it is")
 
 

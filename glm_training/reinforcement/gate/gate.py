@@ -87,22 +87,23 @@ class OnPolicyGate:
         """The largest deviations, over all processes, for the log. Every process must call it, with the weights that
         drew.
 
-        Raises GateError, on all processes, when one of them finds that replay and rollout part.
+        Raises GateError, on all processes, when one of them finds that replay and rollout part, and
+        FloatingPointError in the same way for a replay that is not finite.
         """
         situation = Situation(step, self.config.low_precision(), self.config.reward.grpo.gate_tolerance)
         figures: dict[str, float] = {}
-        failure = ""
+        failure: Exception | None = None
         try:
             if ar is not None:
                 figures |= self._check_ar(situation, ar, rollout.plans)
             if dit is not None:
                 figures |= self._check_dit(situation, dit, rollout.renders)
-        except GateError as error:
-            failure = str(error)
+        except (GateError, FloatingPointError) as error:  # perhaps here alone, while the others go on to what follows
+            failure = error
         everywhere = gather_objects(self.world, (failure, figures))
-        for message, _ in everywhere:
-            if message:
-                raise GateError(message)
+        for found, _ in everywhere:
+            if found is not None:
+                raise found
         self._checked = True
         if not self._scheduled(step):
             return {}

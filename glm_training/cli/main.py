@@ -10,6 +10,7 @@ from typing import Any
 from glm_training import __version__
 from glm_training.cli import training
 from glm_training.cli.arguments import gather_files, number, text, whole_number
+from glm_training.cli.stopping import stoppable
 from glm_training.utils.streams import guard_standard_streams
 
 
@@ -51,7 +52,7 @@ def main() -> None:
         arguments.overrides += rest
     if arguments.command != "sample":
         gather_files(train if arguments.command == "train" else validate, arguments)
-    sys.exit(_run(arguments))
+    sys.exit(stoppable(lambda: _run(arguments)))
 
 
 def _sample_arguments(parser: argparse.ArgumentParser) -> None:

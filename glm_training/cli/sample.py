@@ -17,6 +17,7 @@ from glm_training.models.family import Family, Sampling
 from glm_training.models.glm_image.family import GLMImage
 from glm_training.models.loading import ModelLoadError
 from glm_training.models.prompt_reading import shortened
+from glm_training.models.run_folders import adapter_in, pipeline_in
 from glm_training.models.sdxl.family import SDXL
 from glm_training.utils.console import Console
 from glm_training.utils.pictures import save_image
@@ -76,6 +77,7 @@ def in_words_of_sample(message: str) -> str:
 
 
 def _draw(arguments: argparse.Namespace) -> Tensor:
+    arguments.model = pipeline_in(arguments.model, "--model")
     kind = arguments.family or family_of(arguments.model)
     family = _load(arguments, kind)
     steps, guidance = _how(arguments, family, kind)
@@ -144,5 +146,5 @@ def _load(arguments: argparse.Namespace, kind: str) -> Family:
         name, _, folder = entry.partition("=")
         if name not in family.components or not folder:
             raise ValueError(f"--lora {entry}: write {' or '.join(f'{part}=FOLDER' for part in family.components)}")
-        family.load_lora(name, folder)
+        family.load_lora(name, adapter_in(folder, name))
     return family.eval()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glm_training.cli.arguments import gather_files
@@ -26,13 +27,15 @@ examples:
   {program} --config configs/quickstart.yaml
   {program} --config configs/quickstart.yaml training.max_steps=100 output_dir=runs/long
   {program} --config configs/quickstart.yaml --resume
+  {program} --config configs/quickstart.yaml --resume auto       # for jobs that are started again unattended
   {program} --config configs/t2i_training.yaml --config configs/recipes/gspo.yaml
 
 Everything in the file, the data and the rewards is checked before anything is trained (glm-train validate does only
 that). Every key: docs/configuration.md. The run directory is the file's output_dir, by default runs/<name of the file>.
 
-exit codes: 0 done, 1 the run failed, 2 configuration or data are at fault, 3 a gradient was not finite, 4 a monitor
-stopped the run after saving (reward.monitors.action: stop), 130 or 143 stopped by a signal after saving
+exit codes: 0 done, 1 the run failed, 2 configuration, data or the run directory are at fault, 3 a gradient was not
+finite, 4 a monitor stopped the run after saving (reward.monitors.action: stop), 130, 138 or 143 stopped by SIGINT
+(Ctrl-C), SIGUSR1 or SIGTERM: a run that had begun to train has saved
 """
 
 
@@ -65,8 +68,14 @@ def add_arguments(parser: argparse.ArgumentParser, *, component: str | None = No
         "--resume",
         nargs="?",
         const="latest",
-        metavar="latest|FOLDER",
-        help="continue the run in output_dir from its newest whole checkpoint, or from the checkpoint in FOLDER",
+        metavar="latest|auto|FOLDER",
+        help="continue the run in output_dir from its newest whole checkpoint; auto: if it has one, else start; FOLDER:"
+        " from that checkpoint, or the newest of the run in it",
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="start although output_dir holds a run: that is renamed, whole, to NAME.old-1 beside it",
     )
     if component is None:
         parser.add_argument(
@@ -78,16 +87,20 @@ def run(arguments: argparse.Namespace, *, component: str | None = None) -> int:
     """Loads the configuration and trains; returns the exit code.
 
     0 done; 1 the run failed; 2 configuration or data are at fault, nothing was started; 3 a gradient was not finite;
-    4 a monitor stopped the run after saving; 130 or 143 stopped by a signal after saving.
+    4 a monitor stopped the run after saving; 128 + the number of the signal that stopped it, after saving.
     """
     from glm_training.config import ConfigError, load_config
 
     overrides = list(arguments.overrides)
-    resume = arguments.resume
-    if resume is not None and "=" in resume:  # `--resume key=value`: the word after it is an override
-        overrides.insert(0, resume)
+    resume, overwrite = arguments.resume, arguments.overwrite
+    if resume is not None and "=" in resume and not Path(resume).exists():
+        overrides.insert(0, resume)  # `--resume key=value`: the word after it is an override
         resume = "latest"
-    if resume is not None:
+    if resume is not None and overwrite:
+        return _cannot_start(
+            "--resume continues the run that is there, --overwrite sets it aside: give one of the two", EXIT_CONFIG
+        )
+    if resume not in (None, "auto"):  # which leaves the file's own `checkpoint.resume_from` for a run that starts
         overrides.append(f"checkpoint.resume_from={resume}")
     if component is None and arguments.train_both:
         component = "both"
@@ -95,7 +108,7 @@ def run(arguments: argparse.Namespace, *, component: str | None = None) -> int:
         config = load_config(arguments.config, overrides, mode=arguments.mode, component=component)
     except ConfigError as error:
         return _cannot_start(str(error), EXIT_CONFIG)
-    return _train(config)
+    return _train(config, overwrite=overwrite, auto=resume == "auto")
 
 
 def _cannot_start(message: str, code: int) -> int:
@@ -114,7 +127,7 @@ def _cannot_start(message: str, code: int) -> int:
     return code
 
 
-def _train(config: Config) -> int:
+def _train(config: Config, *, overwrite: bool, auto: bool) -> int:
     from glm_training.cli.messages import hide_progress_bars, report_error
     from glm_training.utils.requirements import check_requirements
 
@@ -130,7 +143,7 @@ def _train(config: Config) -> int:
 
     hide_progress_bars()
     try:
-        result = run_training(config)
+        result = run_training(config, overwrite=overwrite, auto=auto)
     except DistributedError as error:
         report_error(str(error), everywhere=True)
         return EXIT_CONFIG
@@ -157,4 +170,6 @@ def main(component: str | None = None) -> None:
     add_arguments(parser, component=component)
     arguments = parser.parse_intermixed_args()
     gather_files(parser, arguments)
-    sys.exit(run(arguments, component=component))
+    from glm_training.cli.stopping import stoppable
+
+    sys.exit(stoppable(lambda: run(arguments, component=component)))

@@ -15,6 +15,7 @@ def validate(paths: list[str], overrides: list[str], mode: str | None) -> int:
         report_error(str(error))
         return EXIT_CONFIG
     from glm_training.engine.errors import USER_ERRORS
+    from glm_training.engine.run_directory import occupied_message
     from glm_training.rewards import RewardError
     from glm_training.trainers.run import prepare
     from glm_training.utils.console import Console
@@ -27,7 +28,8 @@ def validate(paths: list[str], overrides: list[str], mode: str | None) -> int:
         return EXIT_CONFIG
     dataset, held_out = prepared.dataset, prepared.held_out
     noun = "preference pairs" if config.training.method == "dpo" else "training prompts"
-    for note in prepared.notes:
+    held = occupied_message(config) if prepared.resume is None else None
+    for note in [*prepared.notes, *([] if held is None else [held])]:
         Console().line(f"note: {note}")
     Console().line(f"{' with '.join(paths)} is fine: {len(dataset)} {noun}, {len(held_out)} held-out prompts")
     return 0

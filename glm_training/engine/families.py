@@ -20,6 +20,7 @@ from glm_training.models.glm_image.family import GLMImage
 from glm_training.models.glm_image.prompt_text import PromptReader as GLMPromptReader
 from glm_training.models.loading import fetch_parts
 from glm_training.models.lora import add_lora
+from glm_training.models.run_folders import pipeline_in
 from glm_training.models.sdxl.family import SDXL
 from glm_training.models.sdxl.text import PromptReader as SDXLPromptReader
 from glm_training.models.sdxl.types import UNetCondition, add_time_ids
@@ -158,7 +159,7 @@ def prompt_reader(config: Config) -> PromptReader | None:
     Raises ModelLoadError for files that cannot be read.
     """
     settings, size = config.model, config.data.image_size
-    reader = FAMILIES[settings.family].prompt_reader.load(settings.name, settings.revision)
+    reader = FAMILIES[settings.family].prompt_reader.load(pipeline_in(settings.name), settings.revision)
     if reader is None:
         return None
     return partial(reader.read, height=size.height, width=size.width, mode=config.training.mode)
@@ -168,7 +169,7 @@ def fetch_tokenizers(config: Config) -> None:
     """Brings what `prompt_reader` needs of a hub id into the local cache; raises ModelLoadError where that fails."""
     settings = config.model
     fetch_parts(
-        settings.name,
+        pipeline_in(settings.name),
         FAMILIES[settings.family].prompt_reader.parts,
         revision=settings.revision,
         local_files_only=settings.local_files_only,

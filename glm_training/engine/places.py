@@ -8,12 +8,14 @@ from pathlib import Path
 from glm_training.checkpoint.ledger import Ledger
 from glm_training.checkpoint.run_record import RunRecord
 from glm_training.config import Config
+from glm_training.engine.errors import SettingsError
+from glm_training.engine.summary import EVALUATIONS
 from glm_training.utils.metrics_file import METRICS
 from glm_training.utils.writable import why_not_appended, why_unwritable
 
 OUTPUT, CHECKPOINTS, ADAPTERS, EVENTS = "output_dir", "checkpoint.save_dir", "checkpoint.lora_dir", "logging.log_dir"
 LEFT_BY_RUNS = {
-    OUTPUT: (METRICS, "evaluations.jsonl", "samples/step-*", "loss_logs/*"),
+    OUTPUT: (METRICS, EVALUATIONS, "samples/step-*", "loss_logs/*"),
     CHECKPOINTS: ("step-*", ".partial-step-*", ".replaced-step-*"),
     ADAPTERS: ("step-*",),
     EVENTS: ("events.out.tfevents.*",),
@@ -23,7 +25,7 @@ LEFT_BY_RUNS = {
 REWRITTEN = ("config.yaml", "args.json")
 """Files of `output_dir` that a run writes anew when it begins."""
 
-APPENDED = (METRICS, "evaluations.jsonl", "train.log")
+APPENDED = (METRICS, EVALUATIONS, "train.log")
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,13 @@ def places(config: Config) -> list[Place]:
     if config.logging.use_tensorboard:
         found.append(Place(EVENTS, config.tensorboard_dir()))
     return found
+
+
+def check_places(config: Config, *, is_main: bool) -> None:
+    """Raises SettingsError with every place that this process is to write to and cannot."""
+    problems = place_problems(config, is_main=is_main)
+    if problems:
+        raise SettingsError("\n".join(problems))
 
 
 def place_problems(config: Config, *, is_main: bool = True) -> list[str]:

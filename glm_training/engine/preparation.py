@@ -13,12 +13,14 @@ from glm_training.engine import setup
 from glm_training.engine.agreement import agree_on_data, together
 from glm_training.engine.errors import USER_ERRORS, SettingsError
 from glm_training.engine.held_out_metrics import HeldOutMetrics, held_out_metrics
+from glm_training.engine.places import check_places
 from glm_training.engine.resuming import agreed_resume
 from glm_training.rewards import DifferentiableScorers, RewardCalculator
 from glm_training.utils.distributed import World
 
 BuildData = Callable[[Config], tuple[TrainingData, ImageDataset]]
 CheckSettings = Callable[[Config, World], None]
+Choose = Callable[[], ResumePoint | None]
 
 
 @dataclass
@@ -60,19 +62,25 @@ class Findings:
             raise SettingsError("\n".join(str(error) for error in self.errors))
 
 
-def prepare(config: Config, world: World, build_data: BuildData, check_settings: CheckSettings) -> Prepared:
+def prepare(
+    config: Config, world: World, build_data: BuildData, check_settings: CheckSettings, choose: Choose
+) -> Prepared:
     """Reads and checks everything that can be known without weights; a collective.
+
+    `choose` gives the main process the checkpoint to resume from, and raises CheckpointError.
 
     Raises one of USER_ERRORS, on every process, with all problems of its own kind and of those that it does not hide.
     """
     prepared = together(world, "preparing", lambda: _prepare(config, world, build_data, check_settings))
     agree_on_data(world, _data_digests(prepared))
-    prepared.resume = agreed_resume(config, world, prepared.digests)
+    prepared.resume = agreed_resume(config, world, prepared.digests, choose)
     return prepared
 
 
 def _prepare(config: Config, world: World, build_data: BuildData, check_settings: CheckSettings) -> Prepared:
     findings = Findings()
+    with findings.collecting():
+        check_places(config, is_main=world.is_main)
     with findings.collecting():
         check_settings(config, world)
     prepared: Prepared | None = None

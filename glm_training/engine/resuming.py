@@ -4,12 +4,13 @@ under."""
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from glm_training.checkpoint.commit import STATES
 from glm_training.checkpoint.manifest import MANIFEST, digest_file, verify_checkpoint
-from glm_training.checkpoint.resume import ResumePoint, resolve_resume
+from glm_training.checkpoint.resume import ResumePoint
 from glm_training.checkpoint.state_tree import CheckpointError
 from glm_training.config import Config, ConfigError, config_diff, resolved_yaml
 from glm_training.config.loading.load import config_from_yaml
@@ -27,23 +28,24 @@ def save_context(config: Config, digests: dict[str, str]) -> dict[str, Any]:
     return {"config": resolved_yaml(config), "data": digests}
 
 
-def agreed_resume(config: Config, world: World, digests: dict[str, str]) -> ResumePoint | None:
+def agreed_resume(
+    config: Config, world: World, digests: dict[str, str], choose: Callable[[], ResumePoint | None]
+) -> ResumePoint | None:
     """The checkpoint that all processes resume from; None for a new run. A collective.
 
-    Rank 0 picks and verifies it; the others must find that very one, by the digest of its manifest, and whole as far
-    as they read it. `digests`: of the training data. Raises SettingsError where there is none, or it is not of this
-    run; DistributedError, on every process, where one cannot load it.
+    Rank 0 picks and verifies it, by `choose`; the others must find that very one, by the digest of its manifest, and
+    whole as far as they read it. `digests`: of the training data. Raises SettingsError where there is none, or it is
+    not of this run; DistributedError, on every process, where one cannot load it.
     """
-    if config.checkpoint.resume_from is None:
-        return None
-    point, problem = together(world, "choosing the checkpoint", lambda: _choose(config, world, digests))
+    point, problem = together(world, "choosing the checkpoint", lambda: _choose(config, world, digests, choose))
     problem = broadcast_object(world, problem)
     if problem is not None:
         raise SettingsError(problem)
     chosen = broadcast_object(world, None if point is None else _identity(point.path))
+    if chosen is None:
+        return None
     reason = None
     if point is None:
-        assert chosen is not None
         point, reason = _same(Path(chosen[0]), chosen[1])
     lines = [
         f"rank {rank} cannot load the checkpoint that rank 0 resumes from: {text}"
@@ -54,13 +56,16 @@ def agreed_resume(config: Config, world: World, digests: dict[str, str]) -> Resu
     return point
 
 
-def _choose(config: Config, world: World, digests: dict[str, str]) -> tuple[ResumePoint | None, str | None]:
-    """On rank 0 the checkpoint, or why there is none to resume from."""
+def _choose(
+    config: Config, world: World, digests: dict[str, str], choose: Callable[[], ResumePoint | None]
+) -> tuple[ResumePoint | None, str | None]:
+    """On rank 0 the checkpoint, if the run resumes, or why it cannot."""
     if not world.is_main:
         return None, None
-    assert config.checkpoint.resume_from is not None
     try:
-        point = resolve_resume(config.checkpoint_dir(), config.checkpoint.resume_from)
+        point = choose()
+        if point is None:
+            return None, None
         _require_optimizers(point)
         check_drift(point, config, digests)
     except (CheckpointError, SettingsError) as error:

@@ -13,6 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from glm_training.models.run_folders import weights_below
+
 _DAMAGED = (OSError, SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, AttributeError, TypeError)
 _BASE = ".base_layer"  # what PEFT puts between the name of a wrapped layer and those of its weights
 
@@ -42,7 +44,9 @@ def load_weights(module: nn.Module, path: Path) -> None:
     Raises FileNotFoundError, or ValueError for a damaged file and for a state dict that does not fit.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file of weights at {path}")
+        below = weights_below(path)
+        instead = f": it is a folder, name a file like {below[-1]}" if below else ""
+        raise FileNotFoundError(f"there is no file of weights at {path}{instead}")
     saved = _read(path)
     wanted = {name.replace(_BASE, ""): tensor for name, tensor in module.state_dict().items() if "lora_" not in name}
     unfit = sorted(saved.keys() ^ wanted.keys())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +25,7 @@ from glm_training.engine.figures import Interval, Mean
 from glm_training.engine.parts import Part
 from glm_training.engine.phases import Phase, guarded
 from glm_training.engine.preparation import Prepared
-from glm_training.engine.run_directory import open_run_directory
+from glm_training.engine.run_directory import RunDirectory, held_run_directory
 from glm_training.engine.saving import commit_run
 from glm_training.engine.stopping import Drawn, InFlight, as_failure, ended
 from glm_training.engine.summary import opening_lines
@@ -145,17 +145,19 @@ class BaseTrainer(ABC):
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 
-    def train(self) -> TrainResult:
+    def train(self, directory: RunDirectory | None = None) -> TrainResult:
         """Runs to `total_steps`, the first stop signal or a monitor that stops it; always leaves a checkpoint of where
-        it stopped.
+        it stopped. The run `directory` is taken, and given back, where the caller does not hold it already.
 
         A stop is acted on at once where the work in flight can be dropped without a trace: in an evaluation, and in a
         training step up to its first optimizer step. A resume then draws that step, or that evaluation, again. A step
         that has changed weights is finished first. An error stops the run in the same way, and is raised at the end.
         """
-        resumed = self._open()
-        with self.logger:
-            return self._run(resumed)
+        own = held_run_directory(self.config, self.world, lambda: self.resume)
+        with own if directory is None else nullcontext(directory) as held:
+            resumed = self._open(held)
+            with self.logger:
+                return self._run(resumed)
 
     def _run(self, resumed: bool) -> TrainResult:
         stopped, unsaved = False, ""
@@ -278,7 +280,7 @@ class BaseTrainer(ABC):
                 if figures:
                     self.logger.log(self.step, figures)
 
-    def _open(self) -> bool:
+    def _open(self, directory: RunDirectory) -> bool:
         """The run directory, the logger and, when asked, the state of an earlier run; whether there is one."""
         config, point = self.config, self.resume
         if point is not None:
@@ -291,7 +293,7 @@ class BaseTrainer(ABC):
             self.console.line(line)
         for note in self.notes:
             self.console.line(f"note: {note}")
-        self.logger = open_run_directory(config, self.world, point, self.total_steps)
+        self.logger = directory.open(config, self.world, self.total_steps)
         for note in self.notes:
             self.logger.text(note)
         return point is not None

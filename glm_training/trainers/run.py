@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from glm_training.config import Config
 from glm_training.engine import preparation
 from glm_training.engine.agreement import agree_on_settings, losses_explained, together
 from glm_training.engine.families import fetch_tokenizers
 from glm_training.engine.phases import guarded
+from glm_training.engine.places import place_problems
 from glm_training.engine.preparation import Prepared
+from glm_training.engine.run_directory import RunDirectory, chosen_point, held_run_directory
 from glm_training.trainers.base_trainer import BaseTrainer, TrainResult
 from glm_training.trainers.dmdr_trainer import DMDRTrainer
 from glm_training.trainers.dpo_trainer import DPOTrainer
 from glm_training.trainers.reward_trainer import RewardTrainer
 from glm_training.trainers.supervised_trainer import ARTrainer, DiTTrainer, SupervisedTrainer
-from glm_training.utils.distributed import World, init_world, shutdown
+from glm_training.utils.distributed import World, any_flag, init_world, shutdown
 
 
 def trainer_type(config: Config) -> type[BaseTrainer]:
@@ -29,28 +33,42 @@ def trainer_type(config: Config) -> type[BaseTrainer]:
     return trainers[config.model.component]
 
 
-def prepare(config: Config, world: World) -> Prepared:
-    """All that a run needs besides the model, read and checked; a collective. Raises one of USER_ERRORS."""
+def prepare(config: Config, world: World, directory: RunDirectory | None = None) -> Prepared:
+    """All that a run needs besides the model, read and checked; a collective. Raises one of USER_ERRORS.
+
+    The checkpoint to resume from is that of the run's `directory`, where that is held already.
+    """
     kind = trainer_type(config)
-    return preparation.prepare(config, world, kind.build_data, kind.check_settings)
+    choose = partial(chosen_point, config) if directory is None else lambda: directory.point
+    return preparation.prepare(config, world, kind.build_data, kind.check_settings, choose)
 
 
-def build_trainer(config: Config, world: World) -> BaseTrainer:
+def build_trainer(config: Config, world: World, directory: RunDirectory | None = None) -> BaseTrainer:
     """The trainer with all that it composes: data, rewards and model are loaded and checked. A collective."""
-    return trainer_type(config)(config, world, prepare(config, world))
+    prepared = prepare(config, world, directory)
+    if directory is not None:
+        directory.make_room(world)
+    return trainer_type(config)(config, world, prepared)
 
 
-def run_training(config: Config) -> TrainResult:
-    """Joins the processes, sees to it that they agree, trains, and leaves them again."""
+def run_training(config: Config, *, overwrite: bool = False, auto: bool = False) -> TrainResult:
+    """Joins the processes, sees to it that they agree, takes the run directory, trains, and leaves both again.
+
+    `overwrite`, `auto`: see `held_run_directory`.
+    """
     enabled = config.distributed.enabled is not False
     world = init_world(enabled, config.distributed.backend, config.model.device_map)
     try:
         with losses_explained(world):
             agree_on_settings(config, world)
-            with guarded("loading", config, world, 0):
-                # small, and they tell what is wrong with prompts before any weights come
-                together(world, "fetching the tokenizers", lambda: fetch_tokenizers(config))
-                trainer = build_trainer(config, world)
-            return trainer.train()
+            if any_flag(world, bool(place_problems(config, is_main=world.is_main))):
+                prepare(config, world)  # raises, with all else that is wrong
+            choose = partial(chosen_point, config, auto=auto)
+            with held_run_directory(config, world, choose, overwrite=overwrite, auto=auto) as directory:
+                with guarded("loading", config, world, 0):
+                    # small, and they tell what is wrong with prompts before any weights come
+                    together(world, "fetching the tokenizers", lambda: fetch_tokenizers(config))
+                    trainer = build_trainer(config, world, directory)
+                return trainer.train(directory)
     finally:
         shutdown(world)

@@ -140,6 +140,14 @@ class FolderLock:
         self._close()
         self._remove_folders()
 
+    def moved(self, source: Path, target: Path) -> bool:
+        """Says that the folder `source` is called `target` now; whether it is this lock's, or holds it."""
+        inside = self.folder.is_relative_to(source)
+        if inside:
+            self.folder = target / self.folder.relative_to(source)
+            self.path, self._made = self.folder / LOCK, []
+        return inside
+
     def _make_folder(self) -> None:
         missing = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -226,6 +234,15 @@ class FolderLock:
             with suppress(OSError):
                 self._fresh.unlink()
             self._fresh = None
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a process holds the lock of `folder`, or may."""
+    try:
+        holder = Holder.decoded((folder / LOCK).read_bytes())
+    except FileNotFoundError:
+        return False
+    return holder is not None and _is_alive(holder, folder / LOCK) is not False
 
 
 def _is_alive(holder: Holder, path: Path) -> bool | None:

@@ -1,4 +1,6 @@
-"""Stopping on request: the first SIGINT or SIGTERM is remembered and polled, the second one aborts."""
+"""Stopping on request: the first stop signal is remembered and polled, the second one aborts."""
+
+from __future__ import annotations
 
 import logging
 import os
@@ -6,12 +8,17 @@ import signal
 import threading
 import time
 from types import FrameType, TracebackType
+from typing import TYPE_CHECKING
 
-from glm_training.utils.distributed import World, any_flag, gather_objects
+if TYPE_CHECKING:  # it loads torch, and a command listens to signals before that
+    from glm_training.utils.distributed import World
 
 logger = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+"""Ctrl-C, `scancel` or `kill`, and what `sbatch --signal=USR1` sends ahead of them; Windows has no SIGUSR1."""
+
+WARNING = getattr(signal, "SIGUSR1", None)
 # Ctrl-C or `scancel` reaches a worker directly and once more through torchrun, which forwards it as SIGTERM.
 FORWARDING_SECONDS = 3.0
 
@@ -25,7 +32,8 @@ class StopSignals:
 
     Poll it inside rollouts, evaluation and caching too. The second signal raises ``SystemExit`` with the signal's exit
     code; under torchrun or with several processes, only if it comes more than ``FORWARDING_SECONDS`` after the first.
-    The handlers that were there before come back at the end. Outside the main thread it does nothing.
+    SIGUSR1 is a warning, which another signal follows when the time is up: it aborts nothing, and the one after it is
+    the first. The handlers that were there before come back at the end. Outside the main thread it does nothing.
     """
 
     def __init__(self, world: World) -> None:
@@ -37,9 +45,11 @@ class StopSignals:
         self._patience = FORWARDING_SECONDS if forwarded else 0.0
         self._first_at = 0.0
         self._previous: dict[int, object] = {}
+        self._former = -1
 
-    def __enter__(self) -> "StopSignals":
+    def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
+            self._former = signal.set_wakeup_fd(-1)  # whoever waits for signals there would end the process
             self._previous = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         return self
 
@@ -48,12 +58,14 @@ class StopSignals:
     ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+        if self._previous:
+            signal.set_wakeup_fd(self._former)
         self._previous = {}
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.received is None:
+        if self.received is None or (self.received == WARNING and number != WARNING):
             self.received, self._first_at = number, time.monotonic()
-        elif time.monotonic() - self._first_at >= self._patience:
+        elif number != WARNING and time.monotonic() - self._first_at >= self._patience:
             raise SystemExit(128 + number)
 
     def requested(self) -> bool:
@@ -76,6 +88,8 @@ class StopSignals:
     def poll(self) -> bool:
         """Whether any process was asked to stop or failed; afterwards ``received`` or ``failure`` is set on all. Every
         process must call it."""
+        from glm_training.utils.distributed import any_flag, gather_objects
+
         if not any_flag(self.world, self.requested()):
             return False
         if self.world.world_size > 1:
@@ -91,5 +105,5 @@ class StopSignals:
 
     @property
     def exit_code(self) -> int:
-        """What the program should exit with: 130 after SIGINT, 143 after SIGTERM, 0 without either."""
+        """What the program should exit with: 130 after SIGINT, 143 after SIGTERM, 138 after SIGUSR1, 0 without any."""
         return 0 if self.received is None else 128 + self.received

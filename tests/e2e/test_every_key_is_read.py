@@ -66,7 +66,7 @@ def test_every_key_is_read(tmp_path):
     with tracker:
         build_trainer(config, init_world(True, None)).train()
     for family, part in (("sdxl", "unet"), ("glm_image", "both")):
-        pairs = [f"evaluation.eval_pairs={tmp_path}/pairs", f"output_dir={tmp_path}/{part}"]
+        pairs = [f"evaluation.eval_pairs={tmp_path}/pairs", f"output_dir={tmp_path}/pairs of {part}"]
         config = preference_runs.config_of(tmp_path, family, *pairs)
         with tracker:
             build_trainer(config, init_world(True, None)).train()

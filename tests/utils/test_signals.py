@@ -1,6 +1,7 @@
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 import time
 
@@ -25,6 +26,40 @@ def test_the_first_is_remembered_and_the_second_aborts(number, code, monkeypatch
             time.sleep(1)
         assert abort.value.code == code
     assert signal.getsignal(number) is before
+
+
+def test_a_warning_is_followed_by_the_first_request(monkeypatch):
+    """`sbatch --signal=USR1@60`: the run saves; what Slurm sends when the time is up does not tear that save."""
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    before = signal.getsignal(signal.SIGUSR1)
+    with StopSignals(World()) as stop:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert stop.poll() and stop.received == signal.SIGUSR1 and stop.exit_code == 138
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.poll() and stop.exit_code == 143
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert stop.exit_code == 143
+        with pytest.raises(SystemExit):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGUSR1) is before
+
+
+def test_whoever_waits_for_signals_outside_does_not_meanwhile():
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    former = signal.set_wakeup_fd(theirs.fileno())
+    try:
+        with StopSignals(World()):
+            os.kill(os.getpid(), signal.SIGTERM)
+            ours.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                ours.recv(1)
+        assert signal.set_wakeup_fd(former) == theirs.fileno()
+    finally:
+        signal.set_wakeup_fd(former)
+        ours.close()
+        theirs.close()
 
 
 def test_what_torchrun_forwards_is_not_a_second_request(monkeypatch):

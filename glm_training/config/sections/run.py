@@ -27,7 +27,8 @@ class CheckpointConfig(Section):
     resume_from: str | None = Field(
         default=None,
         min_length=1,
-        description="`latest` (the newest whole checkpoint of the run) or a checkpoint's folder; null = start anew.",
+        description="`latest` (the newest whole checkpoint of the run), `auto` (that, or start anew without one) or "
+        "a checkpoint's folder (a run's: its newest); null = start anew.",
     )
     save_total_limit: int | None = Field(default=3, ge=1, description="Newest checkpoints kept; null = all.")
     save_optimizer: bool = Field(default=True, description="Save what exact resuming needs; false = weights only.")

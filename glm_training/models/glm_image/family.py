@@ -20,6 +20,7 @@ from glm_training.models.glm_image.prompt_text import PromptReader
 from glm_training.models.glm_image.sampling import step_hooks
 from glm_training.models.lora import load_lora, save_lora
 from glm_training.models.prompt_reading import PromptReading
+from glm_training.models.run_folders import pipeline_in
 from glm_training.utils.randomness import normal, uniform
 
 __all__ = ["DiTDenoiser", "GLMImage", "ModelLoadError"]
@@ -87,12 +88,14 @@ class GLMImage(Family):
         local_files_only: bool = False,
         seed: int = 0,
     ) -> GLMImage:
-        """From "tiny", "tiny-random" (random weights from `seed`), a pipeline folder, or a hub id at `revision`.
+        """From "tiny", "tiny-random" (random weights from `seed`), the folder of a pipeline or of a checkpoint with
+        one, or a hub id at `revision`.
 
         Weights in `dtype` on `device`. Raises ModelLoadError, which says what to do.
         """
+        source = pipeline_in(name_or_path)
         pipeline = load_pipeline(
-            name_or_path,
+            source,
             dtype=dtype,
             revision=revision,
             local_files_only=local_files_only,
@@ -100,7 +103,7 @@ class GLMImage(Family):
         )
         family = GLMImage.from_pipeline(pipeline).to(device)
         try:
-            family.few_steps = read_few_steps(name_or_path)
+            family.few_steps = read_few_steps(source)
         except ValueError as error:
             raise ModelLoadError(str(error)) from error
         return family

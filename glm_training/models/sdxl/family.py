@@ -18,6 +18,7 @@ from glm_training.models.family import Family, FewSteps, Sampling, read_few_step
 from glm_training.models.loading import ModelLoadError
 from glm_training.models.lora import ADAPTER, adapter_parameters, described, has_lora
 from glm_training.models.prompt_reading import PromptReading
+from glm_training.models.run_folders import pipeline_in
 from glm_training.models.sdxl.denoiser import UNetDenoiser
 from glm_training.models.sdxl.loading import TAESD_FOLDER, load_pipeline, load_taesd, taesd_in
 from glm_training.models.sdxl.text import PromptReader
@@ -67,21 +68,21 @@ class SDXL(Family):
         seed: int = 0,
         taesd: str | Path | None = None,
     ) -> SDXL:
-        """From "tiny-random" (random weights from `seed`), a diffusers folder, or a hub id at `revision`.
+        """From "tiny-random" (random weights from `seed`), a diffusers folder or a checkpoint with one, or a hub id at
+        `revision`.
 
         `taesd` is where the small decoder comes from: "tiny-random", a folder or a hub id; without it, the one that
         lies in the folder, if any. Weights in `dtype` on `device`, a VAE that overflows in fp16 in fp32. Raises
         ModelLoadError, which says what to do.
         """
-        pipeline = load_pipeline(
-            name_or_path, dtype=dtype, revision=revision, local_files_only=local_files_only, seed=seed
-        )
-        small = taesd if taesd is not None else taesd_in(name_or_path)
+        source = pipeline_in(name_or_path)
+        pipeline = load_pipeline(source, dtype=dtype, revision=revision, local_files_only=local_files_only, seed=seed)
+        small = taesd if taesd is not None else taesd_in(source)
         decoder = None
         if small is not None:
             decoder = load_taesd(small, dtype=dtype, local_files_only=local_files_only, seed=seed)
         try:
-            family, few_steps = SDXL.from_pipeline(pipeline, decoder).to(device), read_few_steps(name_or_path)
+            family, few_steps = SDXL.from_pipeline(pipeline, decoder).to(device), read_few_steps(source)
             if few_steps is not None:
                 family.draw_in_few_steps(few_steps)
             return family

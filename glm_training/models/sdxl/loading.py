@@ -82,6 +82,8 @@ def load_taesd(
         return torch.nn.Module.to(taesd, dtype)
     folder = _local_folder(name)
     if folder is not None and not (folder / "config.json").is_file():
+        folder = taesd_in(folder) or taesd_in(folder / "pipeline") or folder
+    if folder is not None and not (folder / "config.json").is_file():
         raise ModelLoadError(f"{folder} has no config.json: a TAESD is a folder like the hub's madebyollin/taesdxl")
     key = "model.taesd"
     hub = {}

@@ -1,0 +1,102 @@
+"""What a folder of a run means where a model, an adapter or weights are asked for.
+
+A checkpoint, `checkpoints/step-000100`, holds `pipeline/` and `lora_<part>/`: it is taken for the one that is meant. A
+run has several checkpoints, and which is its newest changes, so of its folder the newest is named and not taken: a run
+that resumes must start from the same weights as before.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from glm_training.models.loading import ModelLoadError
+
+PIPELINE, INDEX = "pipeline", "model_index.json"
+ADAPTER_FILES = ("adapter_config.json", "pytorch_lora_weights.safetensors")
+_WEIGHTS = ("*.safetensors", "*.bin")
+
+
+def pipeline_in(name: str | Path, key: str = "model.name") -> str:
+    """The pipeline folder that `name` means: itself, or the one in a checkpoint. What is no local folder, or has
+    nothing to do with a run, stays as it is for its loader to judge.
+
+    Raises ModelLoadError, naming the folder to give under `key`, for the folder of a run, of adapters alone, or of a
+    part of a pipeline.
+    """
+    folder = Path(name).expanduser()
+    if str(name) in ("tiny", "tiny-random") or not folder.is_dir():
+        return str(name)
+    if (folder / INDEX).is_file():
+        return str(folder)
+    if (folder / PIPELINE / INDEX).is_file():
+        return str(folder / PIPELINE)
+    if (folder.parent / INDEX).is_file():
+        raise ModelLoadError(f"{key} {name} is one part of a pipeline: name {folder.parent}")
+    newest = _newest(folder, lambda step: (step / PIPELINE / INDEX).is_file())
+    if newest is not None:
+        raise ModelLoadError(
+            f"{key} {name} is the folder of a run: name one of its checkpoints, the newest is {newest}"
+        )
+    adapters = _adapters(_newest(folder, _adapters) or folder)
+    if adapters:
+        listed = " ".join(f"--lora {path.name.removeprefix('lora_')}={path}" for path in adapters)
+        raise ModelLoadError(
+            f"{key} {name} has adapters alone (checkpoint.save_lora_only): name the model that they were trained on. "
+            f"glm-train sample puts them on it with {listed}"
+        )
+    return str(name)
+
+
+def adapter_in(folder: str | Path, part: str) -> Path:
+    """The folder of the adapter of `part` that `folder` means: itself, `lora_<part>` in a checkpoint, or `<part>` in a
+    step of `checkpoint.lora_dir`.
+
+    Raises FileNotFoundError, naming the newest, for the folder of a run.
+    """
+    path = Path(folder).expanduser()
+    for found in (path, path / f"lora_{part}", path / part):
+        if _is_adapter(found):
+            return found
+    for below in (f"lora_{part}", part):
+        newest = _newest(path, lambda step, below=below: _is_adapter(step / below))  # type: ignore[misc]
+        if newest is not None:
+            raise FileNotFoundError(f"{folder} is the folder of a run: name an adapter in it, like {newest / below}")
+    return path
+
+
+def weights_below(folder: Path) -> list[Path]:
+    """Files of whole weights of a diffusion network in a folder that was given where a file is asked for."""
+    newest = _newest(folder, lambda step: (step / PIPELINE).is_dir())
+    places = [folder, *(root / part for root in (folder, folder / PIPELINE) for part in ("unet", "transformer"))]
+    places += [newest / PIPELINE / part for part in ("unet", "transformer")] if newest is not None else []
+    return [file for place in places for pattern in _WEIGHTS for file in sorted(place.glob(pattern))]
+
+
+def _newest(folder: Path, fits: Callable[[Path], object]) -> Path | None:
+    """The last made of the checkpoints in or below the folder of a run that `fits`."""
+    for place in _places(folder):
+        steps = sorted(path for path in place.glob("step-*") if path.is_dir() and fits(path))
+        pointer = place / "latest"
+        pointed = place / pointer.read_text(errors="replace").strip() if pointer.is_file() else None
+        if steps:
+            return pointed if pointed in steps else steps[-1]
+    return None
+
+
+def _places(folder: Path) -> Iterator[Path]:
+    yield folder
+    yield folder / "checkpoints"
+    try:
+        yield folder / json.loads((folder / "run.json").read_bytes())["checkpoints"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+
+
+def _adapters(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("lora_*") if _is_adapter(path))
+
+
+def _is_adapter(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ADAPTER_FILES)

@@ -1,0 +1,89 @@
+"""A stop signal outside the training loop: one line, the code that shells expect, and no traceback."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from glm_training.cli.stopping import stoppable
+from tests.runs import write_config
+
+ROOT = Path(__file__).parents[2]
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
+
+STUCK = """
+import sys
+from glm_training.cli import stopping
+stopping.GRACE_SECONDS = 0.2
+def command():
+    print("ready", flush=True)
+    exec(sys.argv[1])
+sys.exit(stopping.stoppable(command))
+"""
+ASLEEP = {
+    "in Python": "import time; time.sleep(60)",
+    "in a library": "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)",  # minutes, heeds no signal
+    "swallowed": """
+import time
+try:
+    time.sleep(60)
+except BaseException:
+    time.sleep(60)
+""",
+    "turned into another error": """
+import time
+try:
+    time.sleep(60)
+except BaseException as error:
+    raise ImportError("no numpy") from error
+""",
+}
+
+
+def ended(process: subprocess.Popen, number: int) -> tuple[int, str]:
+    process.send_signal(number)
+    _, told = process.communicate(timeout=30)
+    return process.returncode, told
+
+
+@pytest.mark.parametrize("where", ASLEEP)
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_stopped_command_says_so_in_a_line(number, where):
+    command = [sys.executable, "-c", STUCK, ASLEEP[where]]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    time.sleep(0.1)
+    code, told = ended(process, number)
+    assert code == 128 + number
+    assert told == f"error: stopped by {number.name} before it was done\n"
+
+
+def test_a_command_that_is_not_stopped_gives_its_code_and_errors_and_leaves_the_handlers():
+    before = [signal.getsignal(number) for number in SIGNALS]
+    assert stoppable(lambda: 7) == 7
+    with pytest.raises(ZeroDivisionError):
+        stoppable(lambda: 1 // 0)
+    assert [signal.getsignal(number) for number in SIGNALS] == before and signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_run_that_is_stopped_while_it_loads_leaves_nothing(tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "train.py", "--config", str(write_config(tmp_path))],
+        cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "run.lock").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    code, told = ended(process, signal.SIGTERM)
+    assert (code, told) == (143, "error: stopped by SIGTERM before it was done\n")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,55 @@
+"""Where the system has no fcntl and no SIGUSR1, as Windows, everything imports and a run trains, stops and resumes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.runs import write_config
+
+ROOT = Path(__file__).parents[1]
+LACKING = ("fcntl", "resource", "termios", "pwd", "grp")
+LACKING_SIGNALS = ("SIGUSR1", "SIGUSR2", "SIGHUP", "SIGALRM", "SIGKILL", "SIGQUIT")
+
+PROGRAM = f"""
+import importlib, os, pkgutil, signal, sys
+
+
+import torch, transformers, diffusers, peft, scipy.stats, torchvision  # theirs may use what their system has
+signals = {{name: getattr(signal, name) for name in {LACKING_SIGNALS}}}
+for name in signals:
+    delattr(signal, name)
+for name in {LACKING}:
+    sys.modules[name] = None
+
+import glm_training
+for module in pkgutil.walk_packages(glm_training.__path__, "glm_training."):
+    importlib.import_module(module.name)
+for name, number in signals.items():
+    setattr(signal, name, number)  # libraries that load later
+from glm_training.utils.signals import SIGNALS
+assert [number.name for number in SIGNALS] == ["SIGINT", "SIGTERM"], SIGNALS
+
+from glm_training.cli.training import main
+codes = []
+for words in ([], [], ["--resume", "training.max_steps=2"]):
+    sys.argv = ["train.py", "--config", sys.argv[1] if not codes else config, "training.max_steps=1", *words]
+    config = sys.argv[2]
+    try:
+        main()
+    except SystemExit as stop:
+        codes.append(stop.code)
+print("codes", codes)
+"""
+
+
+def test_without_fcntl_and_sigusr1(tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    config = str(write_config(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, config], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert "codes [0, 2, 0]" in done.stdout, done.stdout + done.stderr
+    assert "holds a run already" in done.stderr and not list(tmp_path.rglob("run.lock"))

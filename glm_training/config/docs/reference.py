@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel
 
 from glm_training.config.docs.describe import Key, plain, section_type, walk
+from glm_training.config.scalars import StrictDumper
 from glm_training.config.schema import Config
 from glm_training.config.sections.reward_options import REMOTE_DRIFT_FREE
 
@@ -56,7 +57,8 @@ def json_schema() -> dict[str, Any]:
 
 def resolved_yaml(config: Config) -> str:
     """Every key with its value, loadable again to an equal configuration; then, as comments, what the keys come to."""
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    tree = config.model_dump(mode="json")
+    text = yaml.dump(tree, Dumper=StrictDumper, sort_keys=False, allow_unicode=True, width=120)
     return text + "".join(f"# {line}\n" for line in ("What this comes to:", *_derived(config)))
 
 

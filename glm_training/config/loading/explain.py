@@ -11,9 +11,12 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from glm_training.config.docs.describe import Key, KeyPath, entry_type, plain, section_type, walk
+from glm_training.config.scalars import PATTERNS
 
 UNKNOWN = ("extra_forbidden", "invalid_key")
 """Pydantic's error types for a key that the schema lacks."""
+
+_TRUTHS = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
 
 
 @dataclass(frozen=True)
@@ -130,13 +133,12 @@ def _remedy(value: Any, key: Key, detail: ErrorDetails) -> str | None:
         return f"The nearest are {low} and {low + step}." if low else f"The nearest is {step}."
     if detail["type"] == "int_type" and isinstance(value, float) and value.is_integer():
         return f"Write {int(value)}."
+    if detail["type"] == "value_error":
+        return f"{detail['ctx']['error']}."
     if isinstance(value, str):
         options = [str(option) for option in _options(key.field.annotation)]
         close = get_close_matches(value.lower(), options, n=1)
-        if close:
-            return f"Did you mean `{close[0]}`?"
-        takes_number = detail["type"] in ("int_type", "float_type")
-        return "Write it without quotes." if takes_number and _is_number(value) else None
+        return f"Did you mean `{close[0]}`?" if close else _as_older_yaml(value, detail["type"])
     if detail["type"] == "string_type" and isinstance(value, int | float) and not isinstance(value, bool):
         return "Write it in quotes."
     return None
@@ -148,9 +150,15 @@ def _options(annotation: Any) -> list[Any]:
     return [option for part in get_args(annotation) for option in _options(part)] if get_origin(annotation) else []
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+def _as_older_yaml(text: str, error: str) -> str | None:
+    """What to write in place of a text that is a number in quotes, or that YAML 1.1 took for a number or a truth."""
+    if error == "bool_type" and text.lower() in _TRUTHS:
+        return f"Write `{_TRUTHS[text.lower()]}`."
+    if error not in ("int_type", "float_type"):
+        return None
+    if any(PATTERNS[name].match(text) for name in ("int", "float")):
+        return "Write it without quotes."
+    plain_digits = text.replace("_", "")
+    if plain_digits != text and any(PATTERNS[name].match(plain_digits) for name in ("int", "float")):
+        return f"Write {plain_digits}."
+    return "Write it as one number." if re.fullmatch(r"[-+]?\d+(:\d+)+", text) else None

@@ -5,12 +5,12 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import Any
 
-import yaml
 from pydantic import BaseModel
 
 from glm_training.config.docs.describe import KeyPath, section_type, split_path
 from glm_training.config.errors import Problem
-from glm_training.config.loading.yaml_source import Source, Tree, parse_yaml
+from glm_training.config.loading.yaml_source import Source, Tree
+from glm_training.config.loading.yaml_text import read_yaml
 
 
 def apply_override(source: Source, text: str, schema: type[BaseModel]) -> None:
@@ -23,12 +23,13 @@ def apply_override(source: Source, text: str, schema: type[BaseModel]) -> None:
             Problem(origin, None, "", "not of the form key.path=value.", "For example: training.max_steps=100")
         )
         return
-    try:
-        value = parse_yaml(value_text)
-    except (yaml.YAMLError, ValueError):
-        source.problems.append(Problem(origin, None, key.strip(), "the value is not valid YAML.", "Quote it."))
-        return
-    set_key(source, path, value, origin)
+    document = read_yaml(value_text)
+    for fault in document.faults:
+        below = ".".join((key.strip(), *fault.path))
+        message = fault.message.replace("not valid YAML", "the value is not valid YAML")
+        source.problems.append(Problem(origin, None, below, message, fault.suggestion or "Quote it."))
+    if not document.faults:
+        set_key(source, path, document.value, origin)
 
 
 def set_key(source: Source, path: KeyPath, value: Any, origin: str) -> None:

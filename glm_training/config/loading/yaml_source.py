@@ -1,40 +1,17 @@
-"""YAML read strictly: the line of every key, no key twice, and `1e-5` is a number."""
+"""A YAML file with where each of its keys stands, and what is wrong with it as YAML."""
 
 from __future__ import annotations
 
-import re
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-from yaml.constructor import ConstructorError
-
 from glm_training.config.docs.describe import KeyPath
 from glm_training.config.errors import Problem
+from glm_training.config.loading.yaml_text import MAX_BYTES, read_yaml
 
 Tree = dict[str, Any]
-
-FLOAT = re.compile(
-    r"""^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
-        |\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?
-        |[0-9][0-9_]*[eE][-+]?[0-9]+
-        |\.(?:inf|Inf|INF))$
-        |^\.(?:nan|NaN|NAN)$""",
-    re.VERBOSE,
-)
-"""YAML 1.2's notation; PyYAML's own wants a point in the mantissa and a sign in the exponent."""
-
-
-class StrictLoader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2 floats. Nothing but plain data is ever constructed."""
-
-
-StrictLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:float"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-StrictLoader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+0123456789."))
 
 
 @dataclass
@@ -73,76 +50,50 @@ class Source:
         self.problems.append(Problem(file, line, ".".join(path), message, suggestion))
 
 
-def parse_yaml(text: str) -> Any:
-    """One YAML value, as in an override. Raises `yaml.YAMLError`."""
-    return yaml.load(text, Loader=StrictLoader)
-
-
 def read_source(path: Path) -> Source:
     """Read a YAML file. What is wrong with it as YAML is in the result's `problems`."""
     source = Source(str(path))
     try:
-        text = path.read_text(encoding="utf-8")
+        text = _read_text(source, path)
     except FileNotFoundError:
         source.add((), "there is no such file.", f"The current directory is `{Path.cwd()}`.")
         return source
-    except (OSError, UnicodeDecodeError) as error:
-        source.add((), f"cannot be read: {error}.")
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        source.add((), f"cannot be read: {getattr(error, 'strerror', None) or error}.")
         return source
-    tree: Any = None
-    loader = StrictLoader(text)
-    try:
-        node = loader.get_single_node()
-        if node is not None:
-            _Walk(source).visit(node, ())
-            tree = loader.construct_document(node)
-    except yaml.MarkedYAMLError as error:
-        line = None if error.problem_mark is None else error.problem_mark.line + 1
-        source.problems.append(Problem(source.file, line, "", f"not valid YAML: {error.problem or error.context}."))
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        source.problems.append(Problem(source.file, None, "", f"not valid YAML: {error}."))
-    finally:
-        loader.dispose()
-    if isinstance(tree, dict):
-        source.tree = tree
-    elif tree is not None:
+    if text is None:
+        return source
+    document = read_yaml(text)
+    for fault in document.faults:
+        path_text = ".".join(fault.path)
+        source.problems.append(Problem(source.file, fault.line, path_text, fault.message, fault.suggestion))
+    source.lines = document.lines
+    if isinstance(document.value, dict):
+        source.tree = document.value
+    elif document.value is not None:
         source.add((), "the file must hold `key: value` lines at its top level.")
     return source
 
 
-class _Walk:
-    """Notes lines and repeated keys in the tree of nodes, before values are built and repetitions vanish."""
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-        self.around: list[yaml.Node] = []
-
-    def visit(self, node: yaml.Node, path: KeyPath) -> None:
-        if not isinstance(node, yaml.MappingNode):
-            return
-        if node in self.around:
-            raise ConstructorError(problem=f"`{'.'.join(path)}` contains itself", problem_mark=node.start_mark)
-        self.around.append(node)
-        first_lines: dict[str, int] = {}
-        for key, value in node.value:
-            line = key.start_mark.line + 1
-            if key.tag == "tag:yaml.org,2002:merge":
-                self.visit(value, path)
-                continue
-            if isinstance(key, yaml.ScalarNode):
-                key.tag = "tag:yaml.org,2002:str"  # `on` and `1` are names here, not true and a number
-            name = str(key.value)
-            if name in first_lines:
-                self.source.problems.append(
-                    Problem(
-                        self.source.file,
-                        line,
-                        ".".join((*path, name)),
-                        f"the key is there twice; the first is in line {first_lines[name]}.",
-                        "Remove one.",
-                    )
-                )
-            first_lines.setdefault(name, line)
-            self.source.lines[(*path, name)] = line
-            self.visit(value, (*path, name))
-        self.around.pop()
+def _read_text(source: Source, path: Path) -> str | None:
+    """The text of the file; None where it is none, with the problem noted."""
+    facts = path.stat()
+    if not stat.S_ISREG(facts.st_mode):  # opening a pipe would wait for ever
+        kind = "a folder" if path.is_dir() else "a pipe or a device"
+        source.add((), f"is {kind}, not a file.", "Name a YAML file.")
+        return None
+    with path.open("rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        source.add((), f"has over {MAX_BYTES // 1024} KiB, which is no configuration.", "Name another file.")
+        return None
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        source.add((), "is UTF-16.", "Save it as UTF-8.")
+        return None
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        message = f"is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}."
+        source.problems.append(Problem(source.file, line, "", message, "Save it as UTF-8."))
+        return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +21,14 @@ class Section(BaseModel):
 
 
 def _path(value: Any) -> Any:
-    return Path(value).expanduser() if isinstance(value, str) and value.strip() else value
+    if not isinstance(value, str) or not value.strip():
+        return value
+    if len(os.fsencode(value)) > 4095 or any(len(os.fsencode(name)) > 255 for name in Path(value).parts):
+        raise ValueError("No file system takes a name of over 255 bytes, or a path of over 4095")
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"There is no home folder of {Path(value).parts[0]}") from error
 
 
 FilePath = Annotated[Path, BeforeValidator(_path)]

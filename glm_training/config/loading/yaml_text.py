@@ -86,8 +86,8 @@ def _compose(text: str) -> yaml.Node | None:
         raise _Broken(line, f"not valid YAML: {what}.") from error
     except (ValueError, OverflowError) as error:
         escape = re.search(r"\\U(?!000|0010)", text)
-        number = None if escape is None else text.count("\n", 0, escape.start()) + 1
-        raise _Broken(number, "not valid YAML: an escape beyond Unicode.") from error
+        line = None if escape is None else text.count("\n", 0, escape.start()) + 1
+        raise _Broken(line, "not valid YAML: an escape beyond Unicode.") from error
     finally:
         loader.dispose()
 

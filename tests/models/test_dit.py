@@ -68,13 +68,30 @@ def test_schedule_conditions_on_unshifted_and_steps_on_shifted(dit):
 
 
 def test_training_sigmas(dit):
-    u = torch.tensor([0.0, 0.0015, 0.5004, 0.9999, 1.0])
+    u = torch.tensor([0.0, 0.0005, 0.0015, 0.5004, 0.9985, 0.9995, 1.0])
     timestep, sigma = dit.training_sigmas(u, 64, 64)
-    assert timestep.tolist() == [0, 0, 499, 998, 999]
+    assert timestep.tolist() == [0, 0, 1, 500, 998, 999, 999]
     mu = 0.75 * (16 / 256) ** 0.5 + 0.25
-    torch.testing.assert_close(sigma, mu * u / (1 + (mu - 1) * u))
+    levels = torch.tensor([0.001, 0.001, 0.002, 0.501, 0.999, 1.0, 1.0])
+    torch.testing.assert_close(sigma, mu * levels / (1 + (mu - 1) * levels))
+    assert sigma[-1] == 1, "pure noise, exactly"
     with pytest.raises(ValueError, match="u must lie in"):
         dit.training_sigmas(torch.tensor([1.2]), 64, 64)
+
+
+def test_training_meets_every_level_that_a_sampler_asks_for_equally_often(dit):
+    """Draws (i + 1/2) / 3000 fall three to a level; the sampler of 1000 steps has t = 999 .. 0 and their sigmas."""
+    timestep, sigma = dit.training_sigmas((torch.arange(3000) + 0.5) / 3000, 64, 64)
+    assert timestep.long().bincount().tolist() == [3] * 1000
+    asked = dit.schedule(1000, 64, 64)
+    assert asked.timesteps.tolist() == list(range(999, -1, -1))
+    torch.testing.assert_close(sigma[::3].flip(0), asked.sigmas[:-1])
+    on_grid, _ = dit.training_sigmas(torch.arange(1, 1001) / 1000, 64, 64)
+    assert on_grid.tolist() == list(range(1000)), "k / 1000 is level k, however fp32 rounds it"
+    four = dit.schedule(4, 64, 64)
+    again = dit.training_sigmas((four.timesteps + 1) / 1000, 64, 64)
+    assert torch.equal(again[0], four.timesteps)
+    torch.testing.assert_close(again[1], four.sigmas[:-1])
 
 
 def test_unsupported_schedules_are_refused(dit):

@@ -293,7 +293,7 @@ class DiTComponent(torch.nn.Module):
         return timing.flow_schedule(self.scheduler, steps, self._patches(height, width))
 
     def training_sigmas(self, u: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """`u` ``[B]`` in [0, 1] -> (timestep, sigma) ``[B]`` fp32: trunc(1000 u) - 1 held at 0, and shift(u)."""
+        """`u` ``[B]`` in [0, 1] -> (timestep, sigma) ``[B]`` fp32: k - 1 and shift(k / 1000), k = ceil(1000 u)."""
         return timing.training_sigmas(self.scheduler, u, self._patches(height, width))
 
     @torch.no_grad()

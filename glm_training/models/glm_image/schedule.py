@@ -21,6 +21,8 @@ _UNSUPPORTED = (
     "use_beta_sigmas",
     "stochastic_sampling",
 )
+ON_GRID = 1e-3
+"""Of a step: by less than this is a fp32 k / 1000, times 1000, above k."""
 
 
 def check_scheduler(scheduler: FlowMatchEulerDiscreteScheduler) -> None:
@@ -64,16 +66,16 @@ def flow_schedule(scheduler: FlowMatchEulerDiscreteScheduler, steps: int, patche
 
 
 def training_sigmas(scheduler: FlowMatchEulerDiscreteScheduler, u: Tensor, patches: int) -> tuple[Tensor, Tensor]:
-    """`u` [B] in [0, 1] -> (timestep [B], sigma [B]), fp32: t = trunc(1000 u) - 1, sigma = shift(u).
+    """`u` [B] in [0, 1] -> (timestep [B], sigma [B]), fp32, of the level k = ceil(1000 u) in 1 .. 1000.
 
-    t is held at 0 for u < 0.002: no sampler ever asks for less, and 0 is the level of a clean image. Raises ValueError
-    for u outside [0, 1].
+    t = k - 1 and sigma = shift(k / 1000) are the pairs that samplers ask for. Uniform u give every k equally often: t = 999 too, the pure noise with which all sampling starts, which a t rounded
+    down never reaches. Raises ValueError for u outside [0, 1].
     """
-    u = u.float()
+    u, steps = u.float(), scheduler.config["num_train_timesteps"]
     if not bool(((u >= 0) & (u <= 1)).all()):
         raise ValueError("u must lie in [0, 1]: it is the unshifted noise level")
-    timestep = ((u * scheduler.config["num_train_timesteps"]).trunc() - 1).clamp(min=0)
-    return timestep, shift_sigmas(scheduler, u, patches)
+    k = (u * steps - ON_GRID).ceil().clamp(1, steps)
+    return k - 1, shift_sigmas(scheduler, k / steps, patches)
 
 
 def schedule_tensor(value: Tensor, batch: int, device: torch.device) -> Tensor:

@@ -26,6 +26,7 @@ from torch import Tensor
 from benchmarks.quickstart import machine
 from glm_training.config import load_config
 from glm_training.trainers.reward_trainer import RewardTrainer
+from glm_training.trainers.run import build_trainer
 from glm_training.utils.distributed import init_world
 
 ROOT = Path(__file__).parents[1]
@@ -69,7 +70,8 @@ def trainer_of(folder: str, *words: str) -> RewardTrainer:
     shape = ("model.component=both", "rollout.plans_per_prompt=4", "rollout.renders_per_plan=2")
     options = ("reward={metrics: {structure: 1.0}, options: {structure: {reference: target}}}", f"output_dir={folder}")
     config = load_config(ROOT / "benchmarks/recipes/tiny_dit.yaml", [*shape, *options, *words])
-    trainer = RewardTrainer(config, init_world(True, None))
+    trainer = build_trainer(config, init_world(True, None))
+    assert isinstance(trainer, RewardTrainer)
     return trainer
 
 

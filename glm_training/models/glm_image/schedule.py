@@ -68,8 +68,9 @@ def flow_schedule(scheduler: FlowMatchEulerDiscreteScheduler, steps: int, patche
 def training_sigmas(scheduler: FlowMatchEulerDiscreteScheduler, u: Tensor, patches: int) -> tuple[Tensor, Tensor]:
     """`u` [B] in [0, 1] -> (timestep [B], sigma [B]), fp32, of the level k = ceil(1000 u) in 1 .. 1000.
 
-    t = k - 1 and sigma = shift(k / 1000) are the pairs that samplers ask for. Uniform u give every k equally often: t = 999 too, the pure noise with which all sampling starts, which a t rounded
-    down never reaches. Raises ValueError for u outside [0, 1].
+    t = k - 1 and sigma = shift(k / 1000) are the pairs that samplers ask for. Uniform u give every k equally often:
+    t = 999 too, the pure noise with which all sampling starts, which a t rounded down never reaches. Raises ValueError
+    for u outside [0, 1].
     """
     u, steps = u.float(), scheduler.config["num_train_timesteps"]
     if not bool(((u >= 0) & (u <= 1)).all()):

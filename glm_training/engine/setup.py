@@ -31,10 +31,12 @@ from glm_training.models.sdxl.loading import taesd_in
 from glm_training.models.snapshot import ParameterSnapshot
 from glm_training.rewards import (
     DifferentiableScorers,
+    RewardBackendError,
     RewardCalculator,
     RewardConfigError,
     build_calculator,
 )
+from glm_training.rewards.foreign import users_code
 from glm_training.utils.distributed import World
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -204,14 +206,16 @@ def build_rewards(
         reward_options(config),
         world.device,
     )
-    calculator.check()
+    with users_code(f"{type(calculator).__name__}.check", RewardBackendError):
+        calculator.check()
     problems: dict[str, None] = {}
     notes: dict[str, None] = {}
     own = [weights for part in config.parts() if (weights := config.reward_weights_for(part)) is not None]
     for name, dataset in datasets.items():
         prompts = [example.prompt for example in dataset.examples]
         for weights in (None, *own):
-            report = calculator.check_prompts(prompts, dataset.has_targets, dataset.has_sources, weights)
+            with users_code(f"{type(calculator).__name__}.check_prompts", RewardConfigError):
+                report = calculator.check_prompts(prompts, dataset.has_targets, dataset.has_sources, weights)
             problems |= dict.fromkeys(f"{name}: {line}" for line in report.problems)
             notes |= dict.fromkeys(f"{name}: {line}" for line in report.notes)
     if problems:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from glm_training.data import Batch
 from glm_training.models.family import Family, Sampling
-from glm_training.rewards import RewardBatch, RewardCalculator
+from glm_training.rewards import RewardBatch, RewardCalculator, score_batch
 from glm_training.utils.distributed import World, gather_tensor
 
 
@@ -70,7 +70,7 @@ def evaluate(
         drawn = draw(family, batch, rows, settings, samples=settings.samples, on_step=on_step)
         with torch.autocast(drawn.device.type, enabled=False):  # metrics compute in fp32, as in training
             scored = _reward_batch(batch, rows, drawn, settings.samples, stopped)
-            result = calculator.compute_rewards(scored)
+            result = score_batch(calculator, scored)
             columns = {"total": result.total, **result.components}
             if also is not None:
                 columns |= also(scored)

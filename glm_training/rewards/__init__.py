@@ -1,5 +1,6 @@
 """Rewards: scoring generated images against prompts, targets and sources."""
 
+from glm_training.rewards.custom import score_batch
 from glm_training.rewards.differentiable import DifferentiableScorers
 from glm_training.rewards.ocr import read_texts
 from glm_training.rewards.options import (
@@ -56,6 +57,7 @@ __all__ = [
     "build_calculator",
     "quoted_text",
     "read_texts",
+    "score_batch",
     "weighted_total",
     "word_accuracy",
 ]

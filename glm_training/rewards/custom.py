@@ -7,24 +7,39 @@ import importlib
 import importlib.util
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from numbers import Real
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from PIL import Image
 
+from glm_training.rewards.foreign import defined_at, place_of, shown, users_code
 from glm_training.rewards.types import (
+    LARGEST_SCORE,
     MetricScores,
     RewardBatch,
     RewardConfigError,
     RewardError,
+    RewardResult,
     RewardSampleError,
     to_pil,
 )
 
+if TYPE_CHECKING:
+    from glm_training.rewards.reward_calculator import RewardCalculator
+
 OneSampleReward = Callable[[Image.Image, Image.Image | None, str], float]
+CUSTOM = "custom"
+"""The one component of a calculator of the user's own."""
+
+SAMPLES = 10
+"""How many samples a message names."""
 
 
 def is_class_spec(name: str) -> bool:
@@ -73,15 +88,16 @@ def _import_from_here() -> Path:
 
 def _load_module(name: str, spec: str) -> ModuleType:
     here = _import_from_here()
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (name == error.name or name.startswith(error.name + ".")):
-            raise RewardConfigError(f"reward {spec!r}: module {name} needs {error.name!r}, which is missing") from error
-        raise RewardConfigError(
-            f"reward {spec!r}: no module {name!r} in {here} or in the installed packages; give a file as "
-            '"path/to/file.py:Class", or run from the directory that holds the module'
-        ) from error
+    with _importing(spec, f"module {name}"):
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not (name == error.name or name.startswith(error.name + ".")):
+                raise
+            raise RewardConfigError(
+                f"reward {spec!r}: no module {name!r} in {here} or in the installed packages; give a file as "
+                '"path/to/file.py:Class", or run from the directory that holds the module'
+            ) from error
 
 
 def _load_file(path: Path, spec: str) -> ModuleType:
@@ -97,45 +113,114 @@ def _load_file(path: Path, spec: str) -> ModuleType:
         module = importlib.util.module_from_spec(found)
         sys.modules[name] = module
         try:
-            found.loader.exec_module(module)
-        except ModuleNotFoundError as error:
-            del sys.modules[name]
-            raise RewardConfigError(f"reward {spec!r}: {full} needs {error.name!r}, which is missing") from error
+            with _importing(spec, str(full)):
+                found.loader.exec_module(module)
         except BaseException:
             del sys.modules[name]
             raise
     return sys.modules[name]
 
 
+@contextmanager
+def _importing(spec: str, what: str) -> Iterator[None]:
+    """Around an import of the user's code: whatever goes wrong becomes a RewardConfigError that says where."""
+    with users_code(f"reward {spec!r}: importing {what}", RewardConfigError):
+        try:
+            yield
+        except ModuleNotFoundError as error:
+            raise RewardConfigError(
+                f"reward {spec!r}: {what} needs {error.name!r}, which is missing{place_of(error)}"
+            ) from error
+        except SystemExit as error:  # a script without a guard
+            raise RewardConfigError(
+                f"reward {spec!r}: importing {what} ended the program with exit({error.code!r}){place_of(error)}; what "
+                'a program does belongs under `if __name__ == "__main__":`'
+            ) from error
+
+
 def score_samples(reward: OneSampleReward, batch: RewardBatch, owner: str) -> MetricScores:
     """Call ``reward(generated_image, target_image or None, prompt)`` for every sample.
 
     A RewardSampleError it raises, or a return value that is not a finite number, is that sample's failure. Any other
-    exception of the user's code becomes a RewardError that names it, so that a run can stop where it can resume.
-    ``owner`` names the class in messages.
+    exception of the user's code becomes a RewardError that names it and its place, so that a run can stop where it can
+    resume. ``owner`` names the class in messages.
     """
     generated = to_pil(batch.images)
     targets: list[Image.Image | None] = [None] * len(batch)
     if batch.targets is not None:
         targets = list(to_pil(batch.targets))
+    what = f"{owner}.compute_reward"
     scores = MetricScores(torch.zeros(len(batch)))
     for row, (image, target, prompt) in enumerate(zip(generated, targets, batch.prompts, strict=True)):
         batch.raise_if_stopped()
         try:
-            scores.values[row] = _number(reward(image, target, prompt), owner)
+            with users_code(what):
+                scores.values[row] = _number(reward(image, target, prompt), f"{what}{defined_at(reward)}")
         except RewardSampleError as error:
-            scores.failures[row] = str(error)
-        except RewardError:
-            raise
-        except Exception as error:  # whatever the user's code may meet
-            raise RewardError(f"{owner}.compute_reward raised {type(error).__name__}: {error}") from error
+            scores.failures[row] = shown(str(error))
     return scores
 
 
-def _number(value: object, owner: str) -> float:
-    """``value`` as a float; 0-d tensors count as numbers."""
-    if isinstance(value, torch.Tensor) and value.ndim == 0:
+def _number(value: object, what: str) -> float:
+    """``value`` as a float that fp32 can hold; tensors and arrays without dimensions count as numbers."""
+    if isinstance(value, torch.Tensor | np.ndarray) and value.ndim == 0:
         value = value.item()
-    if not isinstance(value, Real) or not math.isfinite(value):
-        raise RewardSampleError(f"{owner}.compute_reward returned {value!r}; it must return a finite number")
-    return float(value)
+    number = math.nan
+    if isinstance(value, Real):
+        try:
+            number = float(value)
+        except OverflowError:  # of an integer or a fraction
+            number = math.inf
+    if not abs(number) <= LARGEST_SCORE:
+        raise RewardSampleError(
+            f"{what} returned {shown(repr(value), 80)}; it must return a finite number, of at most {LARGEST_SCORE:.2g}"
+        )
+    return number
+
+
+def score_batch(calculator: RewardCalculator, batch: RewardBatch) -> RewardResult:
+    """``calculator.compute_rewards(batch)``, as trainers ask for it: what the user's own may return is looked at first.
+
+    Raises RewardError naming the place in the user's code and what is wrong, RewardSampleError for samples without a
+    total where ``on_error`` is "error", and what ``compute_rewards`` raises.
+    """
+    what = f"{type(calculator).__name__}.compute_rewards"
+    with users_code(what):
+        result = calculator.compute_rewards(batch)
+        where = f"{what}{defined_at(calculator.compute_rewards)}"
+        if not isinstance(result, RewardResult):
+            raise RewardError(f"{where} returned {shown(repr(result), 80)}; it must return a RewardResult")
+        total = _column(result.total, len(batch), f"{where}: total")
+        components = {
+            str(name): _column(values, len(batch), f"{where}: components[{name!r}]")
+            for name, values in result.components.items()
+        }
+        failures = {int(row): shown(str(reason)) for row, reason in result.failures.items()}
+        failures |= {
+            row: f"{where}: the total is {total[row].item()}"
+            for row in (~total.isfinite()).nonzero().flatten().tolist()
+            if row not in failures
+        }
+        stop_at(failures, batch, calculator.options.on_error)
+    total[sorted(failures)] = math.nan
+    return replace(result, total=total, components=components or {CUSTOM: total.clone()}, failures=failures)
+
+
+def _column(values: object, count: int, what: str) -> torch.Tensor:
+    """[count] fp32 on the CPU of ``values``; infinite ones are not a number."""
+    column = torch.as_tensor(values).detach()
+    if column.shape != (count,):
+        raise RewardError(f"{what} has the shape {list(column.shape)}; for {count} samples it must be [{count}]")
+    column = column.to("cpu", torch.float32, copy=True)
+    return column.masked_fill_(column.isinf(), math.nan)
+
+
+def stop_at(failures: Mapping[int, str], batch: RewardBatch, on_error: str) -> None:
+    """Raises RewardSampleError for samples without a score, unless they are to be left out."""
+    if not failures or on_error == "skip":
+        return
+    lines = [f"sample {row} ({shown(batch.prompts[row], 80)!r}): {failures[row]}" for row in sorted(failures)[:SAMPLES]]
+    raise RewardSampleError(
+        f"{len(failures)} of {len(batch)} samples could not be scored (reward.on_error: skip leaves such samples out)\n"
+        + "\n".join(lines)
+    )

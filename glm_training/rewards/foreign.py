@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
+
+import torch
 
 from glm_training.rewards.types import RewardError, ScoringStopped
 from glm_training.utils.redaction import MASK, redact
@@ -40,22 +44,31 @@ def shown(text: str, limit: int = SHOWN, secrets: tuple[str, ...] = ()) -> str:
 
 def named(error: BaseException, secrets: tuple[str, ...] = ()) -> str:
     """Class and text of an error, as `shown` shows a text."""
-    text = shown(str(error), secrets=secrets)
+    try:
+        text = shown(str(error), secrets=secrets)
+    except Exception:  # the class of the error is foreign too: its text may be what fails
+        text = ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 @contextmanager
 def users_code(what: str, raises: type[RewardError] = RewardError) -> Iterator[None]:
-    """Around a call of the user's code: whatever it raises becomes `raises`, which says `what` raised it, and where.
+    """Around a call of the user's code: whatever it raises becomes `raises`, which says `what` raised it and where.
 
-    A RewardError of the user's own passes through, and so does a stop.
+    A RewardError of the user's own passes through, and so do a stop and a full device, which has remedies of its own.
     """
     try:
         yield
-    except (RewardError, ScoringStopped):
+    except (RewardError, ScoringStopped, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever the user's code may meet
         raise raises(f"{what} raised {named(error)}{place_of(error)}") from error
+
+
+def defined_at(function: Any) -> str:
+    """` (file:line)` where a function or method of the user's begins; empty where that is not known."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return "" if code is None else f" ({code.co_filename}:{code.co_firstlineno})"
 
 
 def place_of(error: BaseException) -> str:

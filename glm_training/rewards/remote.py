@@ -244,7 +244,8 @@ class RemoteReward:
             place = ".".join(str(item) for item in first["loc"][:2])
             where = f"`{place}` is {self._shown(repr(first['input']), 80)}: " if place else ""
             begins = self._shown(body.decode("utf-8", "replace"), 80)
-            raise Unanswered(f"an answer that is not as agreed: {where}{first['msg']}; it begins {begins!r}") from error
+            # from None: a traceback in the log would quote the answer unmasked
+            raise Unanswered(f"an answer that is not as agreed: {where}{first['msg']}; it begins {begins!r}") from None
         for name, items in (("scores", answer.scores), ("errors", answer.errors)):
             if items is not None and len(items) != count:
                 raise Unanswered(f"an answer with {len(items)} {name} for {count} samples")

@@ -7,13 +7,15 @@ import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from PIL import Image
 
 from glm_training.rewards.aesthetic import Aesthetic
 from glm_training.rewards.clip_score import ClipScore
-from glm_training.rewards.custom import is_class_spec, load_class, score_samples
+from glm_training.rewards.custom import CUSTOM, SAMPLES, is_class_spec, load_class, score_samples, stop_at
+from glm_training.rewards.foreign import users_code
 from glm_training.rewards.hps_v2 import HpsV2
 from glm_training.rewards.lpips_similarity import LpipsSimilarity
 from glm_training.rewards.options import RewardOptions
@@ -24,11 +26,11 @@ from glm_training.rewards.text_accuracy import TextAccuracy
 from glm_training.rewards.types import (
     Metric,
     MetricScores,
+    RewardBackendError,
     RewardBatch,
     RewardConfigError,
     RewardError,
     RewardResult,
-    RewardSampleError,
     check_weights,
     from_pil,
     load_all,
@@ -37,8 +39,6 @@ from glm_training.rewards.types import (
 
 METRICS = ("lpips", "aesthetic", "text_accuracy", "structure", "clip_score", "pick_score", "hps_v2")
 REMOTE_PREFIX = "remote/"
-CUSTOM = "custom"
-_SHOWN = 10
 
 
 @dataclass
@@ -87,8 +87,13 @@ class RewardCalculator:
             check_weights(self.weights, self._metrics)
 
     @property
-    def _is_custom(self) -> bool:
+    def _has_own_hook(self) -> bool:
         return type(self).compute_reward is not RewardCalculator.compute_reward
+
+    @property
+    def _is_custom(self) -> bool:
+        """Whether a subclass scores by itself, perhaps without any of the metrics."""
+        return self._has_own_hook or type(self).compute_rewards is not RewardCalculator.compute_rewards
 
     def compute_reward(self, generated_image: Image.Image, target_image: Image.Image | None, prompt: str) -> float:
         """The reward of one sample; override this. Here: the weighted total of the metrics (no source image).
@@ -106,20 +111,21 @@ class RewardCalculator:
         RewardBackendError when a metric's backend is missing, RewardError when no metric applies to some sample.
         """
         unusable = _unusable_images(batch)
-        if not self._is_custom:
+        if not self._has_own_hook:
             return self._score_metrics(batch, unusable)
         rows = [row for row in range(len(batch)) if row not in unusable]
         scores = score_samples(self.compute_reward, batch.select(rows), type(self).__name__)
         values, failures = _spread(scores, rows, len(batch))
         failures |= unusable
-        self._stop_at(failures, batch)
+        stop_at(failures, batch, self.options.on_error)
         values[sorted(failures)] = math.nan
         return RewardResult(values.clone(), {CUSTOM: values}, failures)
 
     def check(self) -> None:
         """Load every metric's backend. Raises one RewardBackendError that lists all that are missing, with remedies.
 
-        A subclass with its own ``compute_reward`` may use none of the metrics, so theirs load on first use.
+        A subclass with its own ``compute_reward`` or ``compute_rewards`` may use none of the metrics, so theirs load on
+        first use.
         """
         if self._is_custom:
             return
@@ -165,8 +171,8 @@ class RewardCalculator:
                     "the other weights are renormalised on the rest"
                 )
         if bare:
-            shown = ", ".join(f"{row} ({prompts[row][:40]!r})" for row in sorted(bare)[:_SHOWN])
-            more = f" and {len(bare) - _SHOWN} more" if len(bare) > _SHOWN else ""
+            shown = ", ".join(f"{row} ({prompts[row][:40]!r})" for row in sorted(bare)[:SAMPLES])
+            more = f" and {len(bare) - SAMPLES} more" if len(bare) > SAMPLES else ""
             report.problems.append(
                 f"no metric of {sorted(counted)} applies to {len(bare)} sample(s): {shown}{more}; add a metric that "
                 "does (aesthetic applies to every image), or remove these prompts"
@@ -187,22 +193,14 @@ class RewardCalculator:
                 for row, prompt in enumerate(batch.prompts)
                 if row not in failures and metric.applies(prompt, has_target, has_source)
             ]
-            scores = metric.score(batch.select(rows)) if rows else MetricScores(torch.zeros(0))
+            with users_code(f"the metric {name}"):
+                scores = metric.score(batch.select(rows)) if rows else MetricScores(torch.zeros(0))
             components[name], failed = _spread(scores, rows, len(batch))
             failures |= {row: f"{name}: {reason}" for row, reason in failed.items()}
-        self._stop_at(failures, batch)
+        stop_at(failures, batch, self.options.on_error)
         for values in components.values():
             values[sorted(failures)] = math.nan
         return RewardResult(weighted_total(components, self.weights, failures), components, failures)
-
-    def _stop_at(self, failures: Mapping[int, str], batch: RewardBatch) -> None:
-        """Raise for the failed samples unless they are to be skipped."""
-        if failures and self.options.on_error == "error":
-            lines = [f"sample {row} ({batch.prompts[row]!r}): {failures[row]}" for row in sorted(failures)[:_SHOWN]]
-            raise RewardSampleError(
-                f"{len(failures)} of {len(batch)} samples could not be scored (reward.on_error: skip leaves such "
-                "samples out)\n" + "\n".join(lines)
-            )
 
 
 class _CustomMetric:
@@ -218,11 +216,13 @@ class _CustomMetric:
             inspect.signature(kind).bind()
         except TypeError as error:
             raise RewardConfigError(f"reward {spec!r} must be constructible without arguments: {error}") from error
-        self._calculator: RewardCalculator = kind()
+        with users_code(f"reward {spec!r}: {kind.__name__}.__init__", RewardConfigError):
+            self._calculator: RewardCalculator = kind()
 
     def check(self) -> None:
         """The user's own check."""
-        self._calculator.check()
+        with users_code(f"{type(self._calculator).__name__}.check", RewardBackendError):
+            self._calculator.check()
 
     def applies(self, prompt: str, has_target: bool, has_source: bool) -> bool:
         """Always true."""
@@ -248,20 +248,22 @@ def build_calculator(
         return RewardCalculator(weights, options=options, device=device)
     kind = _calculator_class(spec)
     signature = inspect.signature(kind)
+    arguments: dict[str, Any] = {"weights": weights, "options": options, "device": device}
     try:
-        signature.bind(weights=weights, options=options, device=device)
+        signature.bind(**arguments)
     except TypeError:
+        arguments = {}
         try:
             signature.bind()
         except TypeError as error:
             raise RewardConfigError(
                 f"reward {spec!r}: its __init__ must take (weights, options, device) or nothing, not {signature}"
             ) from error
-        calculator = kind()
+    with users_code(f"reward {spec!r}: {kind.__name__}.__init__", RewardConfigError):
+        calculator = kind(**arguments)
         if options is not None:
-            calculator.options = options
-        return calculator
-    return kind(weights=weights, options=options, device=device)
+            calculator.options = options  # it need not have kept them
+    return calculator
 
 
 def _calculator_class(spec: str) -> type[RewardCalculator]:

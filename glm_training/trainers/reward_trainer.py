@@ -23,11 +23,12 @@ from glm_training.models.glm_image.family import GLMImage
 from glm_training.reinforcement import updates
 from glm_training.reinforcement.credit import Scored, ShareReader, assign_advantages
 from glm_training.reinforcement.gate.gate import OnPolicyGate
+from glm_training.reinforcement.remarks import FlatSteps, MissingScores
 from glm_training.reinforcement.resampling import Resampling, replace_flat_groups
 from glm_training.reinforcement.rollout import Rollout, draw_rollout, rollout_settings
 from glm_training.reinforcement.scoring import ScoringQueue
 from glm_training.reinforcement.updates import Learning
-from glm_training.rewards import RewardBatch
+from glm_training.rewards import RewardBatch, score_batch
 from glm_training.trainers.base_trainer import BaseTrainer
 from glm_training.trainers.supervised_trainer import Supervision
 from glm_training.utils.distributed import World
@@ -50,7 +51,7 @@ class RewardTrainer(BaseTrainer):
         self.ar_method = updates.ar_method(config) if "ar" in self.parts else None
         self.dit_method = updates.dit_method(config) if "dit" in self.parts else None
         self.gate = OnPolicyGate(config, world, self.family, self.parts)
-        self.shares = ShareReader()
+        self.shares, self.missing, self.flat = ShareReader(), MissingScores(world), FlatSteps()
 
     @staticmethod
     def check_settings(config: Config, world: World) -> None:
@@ -84,6 +85,7 @@ class RewardTrainer(BaseTrainer):
         chunks, metrics = replace_flat_groups(self.resampling(), chunks)
         with self.phase("reward"):
             metrics |= assign_advantages(chunks, self.config, self.world, self.step)
+            self.missing.look(self.step + 1, chunks, metrics)
         metrics |= self.monitors.look([(chunk.rollout.images, self.settings.group) for chunk in chunks])
         images = self.world.world_size * sum(len(chunk.rollout.images) for chunk in chunks)
         for chunk in chunks:
@@ -105,14 +107,18 @@ class RewardTrainer(BaseTrainer):
         metrics |= clock.laps | self._token_rate(chunks)
         self.monitors.after_step(self.step + 1, metrics)
         self.shares.add(metrics)
+        self.flat.look(self.world.world_size * sum(len(chunk.rollout.prompts) for chunk in chunks), metrics)
         return metrics
 
     def remarks(self) -> list[str]:
-        """Now and then, in a line, what the credit tree says about where the reward comes from."""
-        if self.step != self.total_steps and self.step % self.config.logging.eval_interval != 0:
-            return []
+        """Why samples have no score, that nothing is learned, and now and then, in a line, what the credit tree says
+        about where the reward comes from."""
+        last = self.step == self.total_steps
+        lines = [*self.missing.read(), *self.flat.read(last=last)]
+        if not last and self.step % self.config.logging.eval_interval != 0:
+            return lines
         reading = self.shares.read()
-        return [] if reading is None else [reading]
+        return lines if reading is None else [*lines, reading]
 
     def _token_rate(self, chunks: list[Scored]) -> dict[str, float]:
         """Tokens that all processes' AR halves drew, per second of drawing them."""
@@ -121,12 +127,13 @@ class RewardTrainer(BaseTrainer):
         return {"tokens_per_second": Mean(tokens / seconds, seconds)} if seconds > 0 else {}
 
     def extra_state(self) -> dict[str, StateTree]:
-        return {"reward": {"gate": self.gate.state(), "plan_shares": self.shares.state()}}
+        return {"reward": {"gate": self.gate.state(), "plan_shares": self.shares.state(), "flat": self.flat.state()}}
 
     def load_extra_state(self, state: dict[str, StateTree]) -> None:
         own = state["reward"]
         self.gate.load(own["gate"])
         self.shares.load(own["plan_shares"])
+        self.flat.load(own["flat"])
 
     def _draw_and_score(self, clock: Clock) -> list[Scored]:
         """The rollouts of the step with their rewards. A chunk is scored while the next is drawn."""
@@ -175,7 +182,7 @@ class RewardTrainer(BaseTrainer):
             self.signals.requested,
         )
         with self.phase("reward"):
-            return Scored(rollout, self.calculator.compute_rewards(batch))
+            return Scored(rollout, score_batch(self.calculator, batch))
 
     def _sde_indices(self) -> tuple[int, ...]:
         """The noisy steps of this training step; none where the DiT is not trained by its likelihood."""

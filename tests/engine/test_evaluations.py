@@ -11,6 +11,7 @@ import torch
 
 from glm_training.checkpoint.resume import load_checkpoint
 from glm_training.evaluation import held_out
+from glm_training.rewards import RewardOptions, RewardResult
 from glm_training.utils.distributed import World
 from tests.runs import trainer_of
 
@@ -92,7 +93,7 @@ def test_processes_share_the_prompts_and_call_the_hook_equally_often(monkeypatch
         return torch.tensor(rows, dtype=torch.float32)[:, None, None, None].expand(-1, 3, 2, 2)
 
     def score(batch):
-        return SimpleNamespace(total=batch.images[:, 0, 0, 0], components={})
+        return RewardResult(batch.images[:, 0, 0, 0], {})
 
     monkeypatch.setattr(held_out, "draw", draw)
     batch = SimpleNamespace(prompts=prompts, targets=None, sources=None)
@@ -101,7 +102,7 @@ def test_processes_share_the_prompts_and_call_the_hook_equally_often(monkeypatch
     def run(rank: int, gathered) -> held_out.Evaluation:
         monkeypatch.setattr(held_out, "gather_tensor", gathered)
         hook = lambda: calls.__setitem__(rank, calls.get(rank, 0) + 1)  # noqa: E731
-        calculator = SimpleNamespace(compute_rewards=score)
+        calculator = SimpleNamespace(compute_rewards=score, options=RewardOptions())
         world = World(rank, world_size)
         return held_out.evaluate(
             None, calculator, batch, settings, world, keep_images=3, prompts_at_once=1, on_step=hook

@@ -147,3 +147,10 @@ def test_two_processes_evaluate_as_one_and_stop_together(two_processes):
         torch.testing.assert_close(rank["scores"]["total"], expected.scores["total"], atol=1e-5, rtol=0)
         torch.testing.assert_close(rank["images"], expected.images, atol=1e-4, rtol=0)
         assert rank["stopped"] == [0, signal.SIGTERM], "a signal in one process stops all, within the evaluation"
+
+
+def test_two_processes_stop_together_where_no_sample_has_a_score(two_processes):
+    told = [(two_processes / f"nothing-{rank}.txt").read_text(encoding="utf-8") for rank in (0, 1)]
+    assert told[0] == told[1] and "rank 0 has no eyes" in told[0]
+    assert told[0].startswith("not one of the 16 samples of step 1 has a score")
+    assert (two_processes / "nothing" / "checkpoints" / "latest").read_text().strip() == "step-000000"

@@ -1,5 +1,6 @@
 """Run by torchrun from test_training_equivalences: two steps of every case, weights and drawn prompts to a file."""
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from glm_training.engine.errors import ScoringError
 from glm_training.rewards import RewardCalculator, RewardSampleError
 from glm_training.utils.distributed import World, init_world, shutdown
 from tests.runs import trainer_of, weights_of
@@ -46,6 +48,13 @@ in slices of three and one. In "unscored" one prompt has no scores, so that one 
 """
 
 
+class RefusesAll(RewardCalculator):
+    """No sample has a score."""
+
+    def compute_reward(self, generated_image, target_image, prompt):
+        raise RewardSampleError(f"rank {os.environ['RANK_OF_A_TEST']} has no eyes")
+
+
 class RefusesCircles(RewardCalculator):
     """Mean brightness; a circle has no score."""
 
@@ -82,8 +91,21 @@ def evaluate(folder: Path, world: World) -> None:
     torch.save(found, folder / f"evaluation-{world.rank}.pt")
 
 
+def score_nothing(folder: Path, world: World) -> None:
+    """A run none of whose samples has a score, each process for a reason of its own."""
+    os.environ["RANK_OF_A_TEST"] = str(world.rank)
+    calculator = "reward.calculator=tests.parity.two_process_worker:RefusesAll"
+    overrides = [calculator, "reward.on_error=skip", "reward.grpo.gate=false", f"output_dir={folder}/nothing"]
+    trainer = trainer_of(folder, *overrides, world=world)
+    try:
+        trainer.train()
+    except ScoringError as error:
+        (folder / f"nothing-{world.rank}.txt").write_text(str(error), encoding="utf-8")
+
+
 if __name__ == "__main__":
     world = init_world(True, "gloo")
     train(Path(sys.argv[1]), world)
     evaluate(Path(sys.argv[1]), world)
+    score_nothing(Path(sys.argv[1]), world)
     shutdown(world)

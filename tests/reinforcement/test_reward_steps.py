@@ -16,7 +16,7 @@ from glm_training.methods.flow_policy_gradient import FlowPolicyGradient
 from glm_training.methods.losses import MethodLoss
 from glm_training.models.glm_image.ar_types import ARRollout
 from glm_training.reinforcement.rollout import Rollout
-from glm_training.rewards import RewardResult
+from glm_training.rewards import RewardOptions, RewardResult
 from glm_training.trainers.reward_trainer import RewardTrainer
 from tests.methods.toys import prompt_of, trajectory_of
 from tests.runs import PROMPTS, trainer_of
@@ -32,6 +32,8 @@ class Rewards:
 
     A picture's first channel holds the number of its prompt over 10, its second the place in the group over 100.
     """
+
+    options = RewardOptions(on_error="skip")
 
     def __init__(self, trainer: RewardTrainer, metrics: dict[str, Table]) -> None:
         whole = trainer.dataset.batch(list(range(len(PROMPTS))))

@@ -18,6 +18,7 @@ from glm_training.rewards import (
     RewardBatch,
     RewardCalculator,
     RewardConfigError,
+    RewardError,
     RewardOptions,
     RewardResult,
     StructureOptions,
@@ -148,7 +149,7 @@ def test_a_wrong_structure_reference_is_refused() -> None:
 @pytest.mark.parametrize("metric", ["lpips", "structure"])
 def test_sizes_that_differ_are_an_error(metric: str, alexnet_file: Path) -> None:
     calculator = RewardCalculator({metric: 1}, options=RewardOptions(lpips=LpipsOptions(backbone_weights=alexnet_file)))
-    with pytest.raises(ValueError, match=metric):
+    with pytest.raises(RewardError, match=f"the metric {metric} raised ValueError: {metric}: "):
         calculator.compute_rewards(RewardBatch(torch.rand(1, 3, 64, 64), ["a"], targets=torch.rand(1, 3, 32, 64)))
 
 

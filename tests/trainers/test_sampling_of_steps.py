@@ -8,7 +8,7 @@ import torch
 from glm_training.models.lora import adapter_parameters
 from glm_training.reinforcement import updates
 from glm_training.reinforcement.resampling import replace_flat_groups
-from glm_training.rewards import RewardResult
+from glm_training.rewards import RewardError, RewardResult
 from tests.runs import trainer_of, weights_of
 
 GROUP = ("rollout.plans_per_prompt=2", "rollout.renders_per_plan=2")
@@ -37,7 +37,7 @@ def test_an_error_of_a_reward_beside_drawing_is_raised(tmp_path, monkeypatch):
         raise ZeroDivisionError("no score")
 
     monkeypatch.setattr(trainer.calculator, "compute_rewards", broken)
-    with pytest.raises(ZeroDivisionError, match="no score"):
+    with pytest.raises(RewardError, match="raised ZeroDivisionError: no score"):
         trainer.training_step()
 
 

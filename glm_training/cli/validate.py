@@ -22,7 +22,7 @@ def validate(paths: list[str], overrides: list[str], mode: str | None) -> int:
     from glm_training.utils.distributed import World
 
     try:
-        prepared = prepare(config, World())  # on the CPU: a GPU may be elsewhere
+        prepared = prepare(config, World(), loads=False)  # on the CPU: a GPU may be elsewhere
     except (*USER_ERRORS, RewardError) as error:
         report_error(str(error))
         return EXIT_CONFIG

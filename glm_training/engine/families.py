@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from glm_training.config import Config
 from glm_training.data import PromptReader
+from glm_training.engine.errors import SettingsError
 from glm_training.models.family import Family, Sampling
+from glm_training.models.glm_image import loading as glm_loading
 from glm_training.models.glm_image.conditioning import TOKEN_PIXELS
 from glm_training.models.glm_image.dit_types import DiTCondition
 from glm_training.models.glm_image.family import GLMImage
 from glm_training.models.glm_image.prompt_text import PromptReader as GLMPromptReader
 from glm_training.models.loading import fetch_parts
-from glm_training.models.lora import add_lora
+from glm_training.models.lora import add_lora, check_targets
 from glm_training.models.run_folders import pipeline_in
+from glm_training.models.sdxl import loading as sdxl_loading
 from glm_training.models.sdxl.family import SDXL
 from glm_training.models.sdxl.text import PromptReader as SDXLPromptReader
 from glm_training.models.sdxl.types import UNetCondition, add_time_ids
+from glm_training.models.weights import check_weights
 from glm_training.utils.distributed import World
 from glm_training.utils.randomness import uniform
 
@@ -129,11 +133,28 @@ class FamilyKit:
     load: Callable[..., Family]
     conditions: Callable[[Config, Any], Conditions]
     prompt_reader: type[GLMPromptReader] | type[SDXLPromptReader]
+    check_source: Callable[..., None]
+    skeleton: Callable[[str, str, str | None], nn.Module | None]
+    networks: Mapping[str, str]
 
 
 FAMILIES = {
-    "glm_image": FamilyKit(GLMImage.load, PlanConditions, GLMPromptReader),
-    "sdxl": FamilyKit(SDXL.load, TextConditions, SDXLPromptReader),
+    "glm_image": FamilyKit(
+        GLMImage.load,
+        PlanConditions,
+        GLMPromptReader,
+        glm_loading.check_source,
+        glm_loading.load_skeleton,
+        glm_loading.NETWORKS,
+    ),
+    "sdxl": FamilyKit(
+        SDXL.load,
+        TextConditions,
+        SDXLPromptReader,
+        sdxl_loading.check_source,
+        sdxl_loading.load_skeleton,
+        sdxl_loading.NETWORKS,
+    ),
 }
 """By `model.family`. A family is added here, and to `preference.pair_families.ENCODERS` for preference tuning."""
 
@@ -141,7 +162,6 @@ FAMILIES = {
 def load_family(config: Config, world: World) -> Family:
     """The model as its files have it, on the device of this process."""
     settings = config.model
-    own = {} if settings.taesd is None else {"taesd": settings.taesd}
     return FAMILIES[settings.family].load(
         settings.name,
         dtype=DTYPES[settings.torch_dtype],
@@ -149,8 +169,13 @@ def load_family(config: Config, world: World) -> Family:
         revision=settings.revision,
         local_files_only=settings.local_files_only,
         seed=config.seed,
-        **own,
+        **_decoder(config),
     )
+
+
+def _decoder(config: Config) -> dict[str, str]:
+    """The small decoder that is given apart from the model, which one family alone has."""
+    return {} if config.model.taesd is None else {"taesd": config.model.taesd}
 
 
 def prompt_reader(config: Config) -> PromptReader | None:
@@ -165,15 +190,51 @@ def prompt_reader(config: Config) -> PromptReader | None:
     return partial(reader.read, height=size.height, width=size.width, mode=config.training.mode)
 
 
-def fetch_tokenizers(config: Config) -> None:
-    """Brings what `prompt_reader` needs of a hub id into the local cache; raises ModelLoadError where that fails."""
-    settings = config.model
+def fetch_small_files(config: Config) -> None:
+    """Brings what `prompt_reader` and `check_model` need of a hub id into the local cache, a few MB of text.
+
+    Raises ModelLoadError where the hub says that it cannot give the model; ModelNotHere where it cannot be asked.
+    """
+    settings, kit = config.model, FAMILIES[config.model.family]
+    parts = dict.fromkeys([*kit.prompt_reader.parts, *(kit.networks[part] for part in config.parts())])
     fetch_parts(
         pipeline_in(settings.name),
-        FAMILIES[settings.family].prompt_reader.parts,
+        list(parts),
         revision=settings.revision,
         local_files_only=settings.local_files_only,
     )
+
+
+def check_model(config: Config) -> list[str]:
+    """What can be known of the model without its weights: that its files are there, that `lora.<part>_targets` name
+    layers of it, and that `dmdr.initial_weights` fit. Returns what could not be looked at, a line each.
+
+    Raises ModelLoadError or SettingsError.
+    """
+    settings, kit = config.model, FAMILIES[config.model.family]
+    source = pipeline_in(settings.name)
+    kit.check_source(source, **_decoder(config))
+    distils = config.training.method == "dmdr"
+    problems = []
+    for part in config.parts():
+        lora = config.lora_for(part)
+        if not (lora.enabled or distils):
+            continue
+        skeleton = kit.skeleton(source, part, settings.revision)
+        if skeleton is None:
+            return [f"{settings.name} is not in the local cache: lora.{part}_targets are checked once it is loaded"]
+        try:
+            check_targets(skeleton, lora.targets)
+        except ValueError as error:
+            problems.append(f"lora.{part}_targets: {error}")
+        if distils and config.dmdr.initial_weights is not None:
+            try:
+                check_weights(skeleton, config.dmdr.initial_weights)
+            except (OSError, ValueError) as error:
+                problems.append(f"dmdr.initial_weights: {error}")
+    if problems:
+        raise SettingsError("\n".join(problems))
+    return []
 
 
 def build_conditions(config: Config, family: Family) -> Conditions:

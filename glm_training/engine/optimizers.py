@@ -20,7 +20,7 @@ DECOUPLED = "decoupled_weight_decay"
 def build_optimizer(settings: ResolvedOptimizer, parameters: Mapping[str, nn.Parameter]) -> Optimizer:
     """The optimizer of `parameters`, in one group that decays and one that does not.
 
-    Raises SettingsError where `adamw_8bit` is asked for without bitsandbytes.
+    Raises SettingsError for `adamw_8bit` without bitsandbytes or a GPU.
     """
     decay_of = {name: settings.weight_decay if decays(name, p, settings) else 0.0 for name, p in parameters.items()}
     groups = [
@@ -36,8 +36,7 @@ def build_optimizer(settings: ResolvedOptimizer, parameters: Mapping[str, nn.Par
     }
     if settings.name == "adamw":
         return torch.optim.AdamW(groups, **options)
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise SettingsError('optimizer adamw_8bit needs bitsandbytes: pip install "glm_training[bitsandbytes]"')
+    check_optimizer(settings.name, next(iter(parameters.values())).device)
     import bitsandbytes
 
     return bitsandbytes.optim.AdamW8bit(groups, **options)
@@ -66,3 +65,13 @@ def _decay(optimizer: Optimizer, *_: Any) -> None:
         moving = [parameter for parameter in group["params"] if parameter.grad is not None]
         if moving and group[DECOUPLED]:
             torch._foreach_mul_(moving, 1 - group["lr"] * group[DECOUPLED])
+
+
+def check_optimizer(name: str, device: torch.device) -> None:
+    """Raises SettingsError for an update rule that cannot run here."""
+    if name != "adamw_8bit":
+        return
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise SettingsError('optimizer adamw_8bit needs bitsandbytes: pip install "glm_training[bitsandbytes]"')
+    if device.type != "cuda":
+        raise SettingsError("optimizer adamw_8bit needs a GPU, and this run computes on the CPU: use adamw or sgd")

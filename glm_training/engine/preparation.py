@@ -6,17 +6,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import torch
+
 from glm_training.checkpoint.resume import ResumePoint
 from glm_training.config import Config
 from glm_training.data import ImageDataset, StatefulSampler, TrainingData
 from glm_training.engine import setup
 from glm_training.engine.agreement import agree_on_data, together
 from glm_training.engine.errors import USER_ERRORS, SettingsError
+from glm_training.engine.families import check_model, fetch_small_files
 from glm_training.engine.held_out_metrics import HeldOutMetrics, held_out_metrics
+from glm_training.engine.optimizers import check_optimizer
 from glm_training.engine.places import check_places
 from glm_training.engine.resuming import agreed_resume
+from glm_training.models.loading import ModelNotHere
 from glm_training.rewards import DifferentiableScorers, RewardCalculator
-from glm_training.utils.distributed import World
+from glm_training.utils.distributed import World, pick_device
+from glm_training.utils.trackers import check_wandb
 
 BuildData = Callable[[Config], tuple[TrainingData, ImageDataset]]
 CheckSettings = Callable[[Config, World], None]
@@ -63,33 +69,49 @@ class Findings:
 
 
 def prepare(
-    config: Config, world: World, build_data: BuildData, check_settings: CheckSettings, choose: Choose
+    config: Config,
+    world: World,
+    build_data: BuildData,
+    check_settings: CheckSettings,
+    choose: Choose,
+    *,
+    loads: bool = True,
 ) -> Prepared:
     """Reads and checks everything that can be known without weights; a collective.
 
-    `choose` gives the main process the checkpoint to resume from, and raises CheckpointError.
+    `choose` gives the main process the checkpoint to resume from, and raises CheckpointError. `loads`: whether the
+    model is loaded next; else one that is not on this machine, and cannot be asked for, is a note.
 
     Raises one of USER_ERRORS, on every process, with all problems of its own kind and of those that it does not hide.
     """
-    prepared = together(world, "preparing", lambda: _prepare(config, world, build_data, check_settings))
+    prepared = together(world, "preparing", lambda: _prepare(config, world, build_data, check_settings, loads))
     agree_on_data(world, _data_digests(prepared))
     prepared.resume = agreed_resume(config, world, prepared.digests, choose)
     return prepared
 
 
-def _prepare(config: Config, world: World, build_data: BuildData, check_settings: CheckSettings) -> Prepared:
-    findings = Findings()
+def _prepare(
+    config: Config, world: World, build_data: BuildData, check_settings: CheckSettings, loads: bool
+) -> Prepared:
+    findings, notes = Findings(), list[str]()
     with findings.collecting():
         check_places(config, is_main=world.is_main)
     with findings.collecting():
         check_settings(config, world)
+    with findings.collecting():
+        _check_optimizers(config, world.device if loads else pick_device(config.model.device_map))
+    with findings.collecting():
+        if config.logging.use_wandb and config.logging.wandb_mode != "disabled":
+            check_wandb(config.logging.wandb_mode)
+    with findings.collecting():
+        notes += _look_at_model(config, loads)
     prepared: Prepared | None = None
     with findings.collecting():
         dataset, held_out = build_data(config)
         sampler = setup.build_sampler(config, world, len(dataset))
         steps = setup.count_steps(config, sampler)
-        prepared = Prepared(dataset, held_out, dataset.example_digests(), sampler, steps)
-        prepared.notes += [*dataset.remarks, *held_out.remarks]
+        notes += [*dataset.remarks, *held_out.remarks]
+        prepared = Prepared(dataset, held_out, dataset.example_digests(), sampler, steps, notes=notes)
     if prepared is not None:
         for load in (_load_rewards, _load_watched, _load_scorers):
             with findings.collecting():
@@ -97,6 +119,22 @@ def _prepare(config: Config, world: World, build_data: BuildData, check_settings
     findings.report()
     assert prepared is not None  # else something was found
     return prepared
+
+
+def _check_optimizers(config: Config, device: torch.device) -> None:
+    for name in dict.fromkeys(config.optimizer_for(part).name for part in config.parts()):
+        check_optimizer(name, device)
+
+
+def _look_at_model(config: Config, loads: bool) -> list[str]:
+    """What of the model could not be checked."""
+    try:
+        fetch_small_files(config)
+    except ModelNotHere as error:
+        if loads:
+            raise
+        return [f"{str(error).splitlines()[0]}: its files, and lora targets, were not checked"]
+    return check_model(config)
 
 
 def _load_rewards(config: Config, world: World, prepared: Prepared) -> None:

@@ -27,6 +27,7 @@ from glm_training.engine.reward_setup import differentiable_options, reward_opti
 from glm_training.evaluation.held_out import EvaluationSettings
 from glm_training.models.family import Family
 from glm_training.models.lora import adapters_disabled, has_lora
+from glm_training.models.run_folders import pipeline_in
 from glm_training.models.sdxl.loading import taesd_in
 from glm_training.models.snapshot import ParameterSnapshot
 from glm_training.rewards import (
@@ -176,7 +177,7 @@ def build_scorers(config: Config, world: World, total_steps: int) -> Differentia
     if config.training.method != "dmdr" or cold_start is None or cold_start >= total_steps:
         return None
     model = config.model
-    if config.dmdr.reward.decoder == "taesd" and model.taesd is None and taesd_in(model.name) is None:
+    if config.dmdr.reward.decoder == "taesd" and model.taesd is None and taesd_in(pipeline_in(model.name)) is None:
         raise SettingsError(
             f"dmdr.reward.decoder is taesd and {model.name} has none: set model.taesd to madebyollin/taesdxl or a "
             "folder, or dmdr.reward.decoder to vae"

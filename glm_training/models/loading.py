@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,17 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.utils import validate_repo_id
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 logger = logging.getLogger(__name__)
 
 
 class ModelLoadError(RuntimeError):
     """A model could not be loaded; the message says from where, why, and what to do."""
+
+
+class ModelNotHere(ModelLoadError):
+    """A hub id that the local cache does not hold, while the hub cannot be asked: what is in it is not known here."""
 
 
 @contextmanager
@@ -41,29 +46,78 @@ def load_errors_explained(where: str, remedy: str = "") -> Iterator[None]:
         ) from error
 
 
-def check_pipeline_folder(folder: Path, kind: str, example: str, classes: Sequence[str], parts: Sequence[str]) -> None:
-    """Raise ModelLoadError naming everything that keeps `folder` from being a whole pipeline of a `kind` of model.
+@dataclass(frozen=True)
+class PipelineKind:
+    """What a pipeline folder of one kind of model holds. `example`: a hub id of that kind; `classes`: the pipelines
+    that its model_index.json may declare; `parts`: its folders; `networks`: those of them with weights."""
 
-    `example` is a hub id of that kind, `classes` are the pipelines its model_index.json may declare, `parts` the
-    folders it must hold.
-    """
+    name: str
+    example: str
+    classes: Sequence[str]
+    parts: Sequence[str]
+    networks: Sequence[str]
+
+
+def check_pipeline_folder(folder: Path, kind: PipelineKind) -> None:
+    """Raise ModelLoadError naming everything that keeps `folder` from being a whole pipeline of its `kind`; of weights
+    the headers are read alone."""
     index = folder / "model_index.json"
     if not index.is_file():
         raise ModelLoadError(
-            f"{folder} has no model_index.json: model.name must be a whole {kind} pipeline folder, like "
-            f"{example} or one that was exported here, not the folder of one component"
+            f"{folder} has no model_index.json: model.name must be a whole {kind.name} pipeline folder, like "
+            f"{kind.example} or one that was exported here, not the folder of one component"
         )
     try:
         declared = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
-    except ValueError as error:
+    except (ValueError, AttributeError) as error:
         raise ModelLoadError(f"{index} is not valid JSON ({error}); copy or download it again") from error
-    if declared not in classes:
-        raise ModelLoadError(f"{index} declares a {declared}, not a {classes[0]}")
-    missing = [part for part in parts if not (folder / part).is_dir()]
+    if declared not in kind.classes:
+        raise ModelLoadError(f"{index} declares a {declared}, not a {kind.classes[0]}")
+    missing = [part for part in kind.parts if not (folder / part).is_dir()]
     if missing:
         raise ModelLoadError(
             f"{folder} is incomplete: it lacks the folders {', '.join(missing)}; copy or download them again"
         )
+    problems = [problem for part in kind.networks if (problem := _network_problem(folder / part)) is not None]
+    if problems:
+        listed = "\n".join(f"  {problem}" for problem in problems)
+        raise ModelLoadError(
+            f"cannot load the folder {folder}: it is incomplete or damaged; copy or download it again:\n{listed}"
+        )
+
+
+def _network_problem(folder: Path) -> str | None:
+    """What keeps a network from being read from its folder. A variant (fp16) may stand in for the full weights."""
+    try:
+        json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        return f"{folder.name}/config.json cannot be read ({error.strerror})"
+    except ValueError as error:
+        return f"{folder.name}/config.json is not valid JSON ({error})"
+    split: list[set[str]] = []
+    for index in folder.glob("*.safetensors.index*.json"):
+        try:
+            split.append(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return f"{folder.name}/{index.name} cannot be read ({error})"
+    files = {file.name for file in folder.glob("*.safetensors")}
+    whole = [{name} for name in sorted(files.difference(*split))] + split
+    if not whole:
+        return f"{folder.name} holds no weights as safetensors"
+    if not any(names <= files for names in whole):
+        lacking = min((sorted(names - files) for names in whole), key=len)
+        return f"{folder.name} lacks {', '.join(lacking[:3])}" + (" and more" if len(lacking) > 3 else "")
+    damaged = [f"{folder.name}/{name} ({fault})" for name in sorted(files) if (fault := _damage(folder / name))]
+    return f"damaged: {', '.join(damaged)}" if damaged else None
+
+
+def _damage(file: Path) -> str | None:
+    """What the header of a safetensors file tells of it: it is torn, or none."""
+    try:
+        with safe_open(file, framework="pt"):
+            return None
+    except (OSError, SafetensorError) as error:
+        return _first_line(error)
 
 
 def hub_options(
@@ -73,7 +127,8 @@ def hub_options(
 
     The hub is asked once, for at most `HF_HUB_ETAG_TIMEOUT` seconds; when it cannot give the model the local cache is
     used alone, with a warning. Loaders by themselves try again for half a minute, or wait without limit. Raises
-    ModelLoadError, naming the `key` of the configuration, when the cache has not even begun to hold the model.
+    ModelLoadError, naming the `key` of the configuration, when the cache has not even begun to hold the model; a
+    ModelNotHere where the hub could not be asked.
     """
     try:
         validate_repo_id(name)
@@ -81,12 +136,13 @@ def hub_options(
         reason = f"{key} {name} is neither a folder here nor a hub id (owner/name): {_first_line(error)}"
         raise ModelLoadError(reason) from error
     remedy = hub_remedy(name, key)
-    fault = "model.local_files_only is set" if local_files_only else None
+    fault, asked = ("model.local_files_only is set", False) if local_files_only else (None, True)
     if not local_files_only:
-        fault, remedy = _hub_fault(name, revision, key)
+        fault, remedy, asked = _hub_fault(name, revision, key)
     if fault is not None:
         if not isinstance(try_to_load_from_cache(name, file, revision=revision), str):
-            raise ModelLoadError(f"cannot load {name}: {fault}, and it is not in the local cache\nWhat to do: {remedy}")
+            kind = ModelLoadError if asked else ModelNotHere
+            raise kind(f"cannot load {name}: {fault}, and it is not in the local cache\nWhat to do: {remedy}")
         if not local_files_only:
             logger.warning("%s: %s; loading what the local cache holds", name, fault)
     return {"revision": revision, "local_files_only": fault is not None}
@@ -105,25 +161,28 @@ def check_hub_class(name: str, options: Mapping[str, Any], classes: Sequence[str
         )
 
 
-def _hub_fault(name: str, revision: str | None, key: str) -> tuple[str | None, str]:
-    """Why the hub cannot give `name`, None when it can; and what to do about it."""
+def _hub_fault(name: str, revision: str | None, key: str) -> tuple[str | None, str, bool]:
+    """Why the hub cannot give `name`, None when it can; what to do about it; and whether the hub says so itself."""
+    remedy = hub_remedy(name, key)
     try:
         HfApi().model_info(name, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     except GatedRepoError:
-        remedy = f"ask for access at {constants.ENDPOINT}/{name}, and log in here: hf auth login"
-        return "the hub gives it to those with access only", remedy
+        access = f"ask for access at {constants.ENDPOINT}/{name}, and log in here: hf auth login"
+        return "the hub gives it to those with access only", access, True
     except RepositoryNotFoundError:
-        return "the hub has no such model, or it is private", f"correct {key}; for a private model: hf auth login"
+        correct = f"correct {key}; for a private model: hf auth login"
+        return "the hub has no such model, or it is private", correct, True
     except RevisionNotFoundError:
-        return f"the hub has no revision {revision!r} of it", "correct model.revision"
+        return f"the hub has no revision {revision!r} of it", "correct model.revision", True
     except OfflineModeIsEnabled:
-        return "HF_HUB_OFFLINE forbids to ask the hub", hub_remedy(name, key)
+        return "HF_HUB_OFFLINE forbids to ask the hub", remedy, False
     except HfHubHTTPError as error:
-        remedy = "log in again: hf auth login" if error.response.status_code in (401, 403) else hub_remedy(name, key)
-        return f"the hub does not give it ({_first_line(error)})", remedy
+        refused = error.response.status_code in (401, 403)
+        remedy = "log in again: hf auth login" if refused else remedy
+        return f"the hub does not give it ({_first_line(error)})", remedy, refused
     except (httpx2.HTTPError, OSError, ValueError) as error:  # ValueError: another page in place of the hub's answer
-        return f"the hub cannot be reached ({_first_line(error)})", hub_remedy(name, key)
-    return None, hub_remedy(name, key)
+        return f"the hub cannot be reached ({_first_line(error)})", remedy, False
+    return None, remedy, True
 
 
 def hub_remedy(name: str, key: str = "model.name") -> str:

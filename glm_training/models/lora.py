@@ -5,6 +5,7 @@ The module stays what it was (same class, same forward, same hooks), with the ta
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -46,7 +47,7 @@ def add_lora(
         raise ValueError(f"LoRA needs rank >= 1, alpha > 0 and dropout in [0, 1), got {rank}, {alpha} and {dropout}")
     if has_lora(module):
         raise ValueError("the module carries LoRA adapters already")
-    _check_targets(module, targets)
+    check_targets(module, targets)
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]  # a float works
@@ -191,20 +192,60 @@ def _initialise(layer: Any, name: str, seed: int) -> None:
         up.zero_()
 
 
-def _check_targets(module: nn.Module, targets: Sequence[str]) -> None:
+def check_targets(module: nn.Module, targets: Sequence[str]) -> None:
+    """Raises ValueError, naming every fault, unless each target is the ending of the names of linear layers, and of
+    nothing else, that may be trained. `module` may lie on the meta device.
+
+    As in PEFT, a list holds endings that begin at a dot or at the start: "to_q" reaches "attn1.to_q". PEFT would also
+    take a pattern or "all-linear", as a text in the list's place; here they are no name.
+    """
     if isinstance(targets, str) or not targets:
         raise ValueError(f"LoRA targets must be a list of layer names, got {targets!r}")
-    linear = [name for name, child in module.named_modules() if isinstance(child, nn.Linear)]
-    for target in targets:
-        matches = [name for name in linear if name == target or name.endswith(f".{target}")]
-        frozen = [name for name in matches if _FROZEN_PARTS & set(name.split("."))]
-        if frozen:
-            raise ValueError(
-                f"LoRA target {target!r} reaches {frozen[0]}, a part that stays frozen; name it more closely"
-            )
-        if not matches:
-            known = sorted({name.rsplit(".", 1)[-1] for name in linear if not name.rsplit(".", 1)[-1].isdigit()})
-            raise ValueError(f"LoRA target {target!r} names no linear layer; layers end in {', '.join(known)}")
+    layers = {name: child for name, child in module.named_modules() if name}
+    known = target_names(module)
+    problems = [problem for target in targets if (problem := _target_problem(target, layers, known)) is not None]
+    if problems:
+        raise ValueError(f"{'; '.join(problems)}. Layers that can be named, by their endings: {', '.join(known)}")
+
+
+def target_names(module: nn.Module) -> list[str]:
+    """The shortest endings by which `check_targets` lets its linear layers be named, alphabetically."""
+    layers = {name: child for name, child in module.named_modules() if name}
+    shortest: dict[str, None] = {}
+    for name, child in layers.items():
+        if not isinstance(child, nn.Linear) or _is_frozen(name):
+            continue
+        words = name.split(".")
+        endings = (".".join(words[start:]) for start in reversed(range(len(words))) if not words[start].isdigit())
+        shortest.setdefault(next((each for each in endings if _only_trainable(each, layers)), name))
+    return sorted(shortest)
+
+
+def _target_problem(target: str, layers: dict[str, nn.Module], known: Sequence[str]) -> str | None:
+    reached = _reached(target, layers)
+    frozen = [name for name in reached if _is_frozen(name)]
+    if frozen:
+        return f"LoRA target {target!r} reaches {frozen[0]}, a part that stays frozen; name it more closely"
+    if not any(isinstance(layers[name], nn.Linear) for name in reached):
+        nearest = difflib.get_close_matches(target, known, n=1)
+        return f"LoRA target {target!r} names no linear layer" + (f" (did you mean {nearest[0]!r}?)" if nearest else "")
+    other = next((name for name in reached if not isinstance(layers[name], nn.Linear)), None)
+    if other is not None:
+        kind = type(layers[other]).__name__
+        return f"LoRA target {target!r} reaches {other}, a {kind} and no linear layer; name it more closely"
+    return None
+
+
+def _reached(target: str, layers: dict[str, nn.Module]) -> list[str]:
+    return [name for name in layers if name == target or name.endswith(f".{target}")]
+
+
+def _only_trainable(ending: str, layers: dict[str, nn.Module]) -> bool:
+    return all(isinstance(layers[name], nn.Linear) and not _is_frozen(name) for name in _reached(ending, layers))
+
+
+def _is_frozen(name: str) -> bool:
+    return not _FROZEN_PARTS.isdisjoint(name.split("."))
 
 
 @contextmanager

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from zipfile import is_zipfile
 
 import torch
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -43,32 +45,59 @@ def load_weights(module: nn.Module, path: Path) -> None:
 
     Raises FileNotFoundError, or ValueError for a damaged file and for a state dict that does not fit.
     """
+    check_weights(module, path)
+    saved = _read(path)
+    for name, tensor in _wanted(module).items():
+        tensor.copy_(saved[name])
+
+
+def check_weights(module: nn.Module, path: Path) -> None:
+    """Whether `load_weights` would take the file, by the names and shapes in it. `module` may lie on the meta device.
+
+    Raises what `load_weights` raises.
+    """
     if not path.is_file():
         below = weights_below(path)
         instead = f": it is a folder, name a file like {below[-1]}" if below else ""
         raise FileNotFoundError(f"there is no file of weights at {path}{instead}")
-    saved = _read(path)
-    wanted = {name.replace(_BASE, ""): tensor for name, tensor in module.state_dict().items() if "lora_" not in name}
+    saved = _shapes(path)
+    wanted = {name: tuple(tensor.shape) for name, tensor in _wanted(module).items()}
     unfit = sorted(saved.keys() ^ wanted.keys())
-    unfit += [name for name in saved.keys() & wanted.keys() if saved[name].shape != wanted[name].shape]
+    unfit += sorted(name for name in saved.keys() & wanted.keys() if saved[name] != wanted[name])
     if unfit:
         raise ValueError(
             f"the weights in {path} do not fit the {type(module).__name__}: {len(unfit)} of {len(wanted)} differ, "
             f"first {unfit[0]}"
         )
-    for name, tensor in wanted.items():
-        tensor.copy_(saved[name])
+
+
+def _wanted(module: nn.Module) -> dict[str, Tensor]:
+    return {name.replace(_BASE, ""): tensor for name, tensor in module.state_dict().items() if "lora_" not in name}
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes in a file; of safetensors the header alone is read."""
+    if path.suffix != ".safetensors":
+        return {name: tuple(tensor.shape) for name, tensor in _read(path).items()}
+    with _damage_named(path), safe_open(path, framework="pt") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
 def _read(path: Path) -> dict[str, Tensor]:
     """The state dict in a file, mapped into memory where its format allows it."""
-    try:
+    with _damage_named(path):
         if path.suffix == ".safetensors":
             return load_file(path)
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
-    except _DAMAGED as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise ValueError(f"{path} is no file of weights, or a damaged one ({reason})") from error
     if not isinstance(saved, dict) or not all(isinstance(value, Tensor) for value in saved.values()):
         raise ValueError(f"{path} holds no state dict: names with a tensor each")
     return saved
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except _DAMAGED as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ValueError(f"{path} is no file of weights, or a damaged one ({reason})") from error

@@ -6,8 +6,7 @@ from functools import partial
 
 from glm_training.config import Config
 from glm_training.engine import preparation
-from glm_training.engine.agreement import agree_on_settings, losses_explained, together
-from glm_training.engine.families import fetch_tokenizers
+from glm_training.engine.agreement import agree_on_settings, losses_explained
 from glm_training.engine.phases import guarded
 from glm_training.engine.places import place_problems
 from glm_training.engine.preparation import Prepared
@@ -33,14 +32,14 @@ def trainer_type(config: Config) -> type[BaseTrainer]:
     return trainers[config.model.component]
 
 
-def prepare(config: Config, world: World, directory: RunDirectory | None = None) -> Prepared:
-    """All that a run needs besides the model, read and checked; a collective. Raises one of USER_ERRORS.
+def prepare(config: Config, world: World, directory: RunDirectory | None = None, *, loads: bool = True) -> Prepared:
+    """All that a run needs besides the model, read and checked, as `engine.preparation.prepare` says; a collective.
 
     The checkpoint to resume from is that of the run's `directory`, where that is held already.
     """
     kind = trainer_type(config)
     choose = partial(chosen_point, config) if directory is None else lambda: directory.point
-    return preparation.prepare(config, world, kind.build_data, kind.check_settings, choose)
+    return preparation.prepare(config, world, kind.build_data, kind.check_settings, choose, loads=loads)
 
 
 def build_trainer(config: Config, world: World, directory: RunDirectory | None = None) -> BaseTrainer:
@@ -66,8 +65,6 @@ def run_training(config: Config, *, overwrite: bool = False, auto: bool = False)
             choose = partial(chosen_point, config, auto=auto)
             with held_run_directory(config, world, choose, overwrite=overwrite, auto=auto) as directory:
                 with guarded("loading", config, world, 0):
-                    # small, and they tell what is wrong with prompts before any weights come
-                    together(world, "fetching the tokenizers", lambda: fetch_tokenizers(config))
                     trainer = build_trainer(config, world, directory)
                 return trainer.train(directory)
     finally:

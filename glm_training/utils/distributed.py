@@ -36,7 +36,8 @@ class World:
         return self.rank == 0
 
 
-def _pick_device(device: str | None, local_rank: int, processes: int) -> torch.device:
+def pick_device(device: str | None, local_rank: int = 0, processes: int = 1) -> torch.device:
+    """Where a process computes, as `model.device_map` and its place on the machine say. Raises DistributedError."""
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     chosen = torch.device(device)
@@ -94,7 +95,7 @@ def _device(launch: Launch, enabled: bool, backend: str | None, device: str | No
         )
     if backend not in (None, "nccl", "gloo"):
         raise DistributedError(f"distributed.backend is {backend!r}; allowed: nccl (CUDA), gloo (CPU)")
-    return _pick_device(device, launch.local_rank, launch.world_size)
+    return pick_device(device, launch.local_rank, launch.world_size)
 
 
 def _join(launch: Launch, backend: str | None, device: torch.device) -> None:

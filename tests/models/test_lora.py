@@ -1,5 +1,7 @@
 """LoRA on both halves: starts as the base, is drawn from its seed, and goes out as PEFT folders or merged weights."""
 
+import copy
+
 import pytest
 import torch
 from diffusers import GlmImagePipeline
@@ -205,6 +207,41 @@ def test_adapters_are_fp32_on_a_bf16_base():
     assert velocity(family).dtype == torch.float32 and velocity(family).isfinite().all()
     with lora.merged(module):
         assert module.transformer_blocks[0].attn1.to_q.weight.dtype == torch.bfloat16
+
+
+NAMES = {
+    "ar": ["down_proj", "gate_up_proj", "k_proj", "lm_head", "o_proj", "q_proj", "v_proj"],
+    "dit": ["linear", "linear_1", "linear_2", "net.2", "proj", "proj_out", "to_k", "to_out.0", "to_q", "to_v"],
+}
+
+
+@pytest.mark.parametrize("part", ["ar", "dit"])
+def test_every_trainable_layer_has_a_name_that_is_taken(family, part):
+    """By hand, from the classes' source; no name is a number, none reaches the vision tower."""
+    module = family.module(part)
+    assert lora.target_names(module) == NAMES[part]
+    lora.check_targets(module, NAMES[part])
+    named = [name for target in NAMES[part] for name in lora._reached(target, dict(module.named_modules()))]
+    linear = [name for name, layer in module.named_modules() if isinstance(layer, torch.nn.Linear)]
+    assert sorted(named) == sorted(name for name in linear if "visual" not in name)
+
+
+def test_targets_are_endings_as_in_peft_and_every_fault_is_told():
+    network = torch.nn.ModuleDict(
+        {"up": torch.nn.Linear(2, 2), "block": torch.nn.ModuleDict({"up": torch.nn.Linear(2, 2)})}
+    )
+    network["tail"] = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.LayerNorm(2))
+    network["again"] = torch.nn.Sequential(torch.nn.LayerNorm(2), torch.nn.Linear(2, 2))
+    assert lora.target_names(network) == ["again.1", "tail.0", "up"]
+    for targets in (["up"], ["block.up", "tail.0"]):
+        lora.check_targets(network, targets)
+        wrapped = lora.add_lora(copy.deepcopy(network), targets, rank=1, alpha=1)
+        assert wrapped == [name for name in ("up", "block.up", "tail.0") if any(name.endswith(t) for t in targets)]
+    faults = "'p' names no linear layer.*'0' reaches again.0, a LayerNorm.*'all-linear' names.*'.\\*up' names"
+    with pytest.raises(ValueError, match=faults + ".*by their endings: again.1, tail.0, up$"):
+        lora.check_targets(network, ["p", "0", "all-linear", ".*up"])
+    with pytest.raises(ValueError, match="must be a list"):
+        lora.check_targets(network, "up")
 
 
 def test_mistakes_are_named(family, tmp_path):

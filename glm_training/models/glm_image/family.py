@@ -101,11 +101,11 @@ class GLMImage(Family):
             local_files_only=local_files_only,
             seed=seed,
         )
-        family = GLMImage.from_pipeline(pipeline).to(device)
         try:
+            family = GLMImage.from_pipeline(pipeline).to(device)
             family.few_steps = read_few_steps(source)
         except ValueError as error:
-            raise ModelLoadError(str(error)) from error
+            raise ModelLoadError(f"cannot use {name_or_path} as a GLM-Image: {error}") from error
         return family
 
     def to_pipeline(self) -> GlmImagePipeline:

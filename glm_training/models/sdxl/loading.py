@@ -2,34 +2,82 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+import diffusers
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+from torch import nn
 
+from glm_training.models.family import read_few_steps
 from glm_training.models.loading import (
     ModelLoadError,
+    PipelineKind,
     check_hub_class,
     check_pipeline_folder,
     hub_options,
     hub_remedy,
     load_errors_explained,
     looks_like_path,
+    parts_at_hand,
 )
+from glm_training.models.sdxl.schedule import NoiseSchedule
 from glm_training.models.sdxl.tiny import build_tiny, build_tiny_taesd
+from glm_training.models.sdxl.unet import check_networks
 
 TAESD_FOLDER = "taesd"
 """Folder of a pipeline folder in which `SDXL.save_pretrained` puts TAESD; stock loaders pass it over."""
 
-_PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
-_CLASSES = ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline")
-_EXAMPLE = "stabilityai/stable-diffusion-xl-base-1.0"
+KIND = PipelineKind(
+    "SDXL",
+    "stabilityai/stable-diffusion-xl-base-1.0",
+    ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline"),
+    ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler"),
+    ("unet", "vae", "text_encoder", "text_encoder_2"),
+)
+NETWORKS = {"unet": "unet"}
+"""Folder of a pipeline in which the component's trained network lies."""
+
 _NO_SUCH_VARIANT = ("variant=", "no file named")  # how diffusers and transformers say it
 
 Loaded = TypeVar("Loaded")
+
+
+def check_source(name: str, taesd: str | None = None) -> None:
+    """Everything that can be known of a model, and of a small decoder given apart, before its weights are read. Raises
+    ModelLoadError, saying what to do. Of a hub id that is nothing yet: `loading.fetch_parts` asks for it."""
+    if name != "tiny-random":
+        folder = _local_folder(name)
+        if folder is not None:
+            check_pipeline_folder(folder, KIND)
+            _check_configurations(folder)
+    if taesd is not None and taesd != "tiny-random":
+        _taesd_folder(taesd)
+
+
+def _check_configurations(folder: Path) -> None:
+    """Whether the parts of a pipeline folder are those of a base SDXL."""
+    with load_errors_explained(f"the folder {folder}"), torch.device("meta"):
+        unet: Any = load_skeleton(str(folder), "unet")
+        settings: Any = AutoencoderKL.load_config(str(folder / "vae"))
+        vae = AutoencoderKL.from_config(settings)
+    with load_errors_explained(f"the folder {folder}"):
+        kind = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))["_class_name"]
+        if not hasattr(diffusers, kind):
+            raise ValueError(f"scheduler_config.json names a {kind}, which diffusers does not have")
+        scheduler = getattr(diffusers, kind).from_pretrained(str(folder / "scheduler"))
+    try:
+        check_networks(unet, vae)
+        NoiseSchedule(scheduler)
+        read_few_steps(folder)
+    except ValueError as error:
+        raise ModelLoadError(f"cannot use {folder} as an SDXL: {error}") from error
 
 
 def load_pipeline(
@@ -52,13 +100,11 @@ def load_pipeline(
         for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2):
             torch.nn.Module.to(part, dtype)
         return pipeline
-    folder = _local_folder(name)
-    if folder is not None:
-        check_pipeline_folder(folder, "SDXL", _EXAMPLE, _CLASSES, _PARTS)
-        hub = {}
-    else:
+    check_source(name)
+    folder, hub = _local_folder(name), {}
+    if folder is None:
         hub = hub_options(name, "model_index.json", revision=revision, local_files_only=local_files_only)
-        check_hub_class(name, hub, _CLASSES)
+        check_hub_class(name, hub, KIND.classes)
     options = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False} | hub
     source = name if folder is None else str(folder)
     with load_errors_explained(*_place(name, folder, "model.name")):
@@ -80,12 +126,7 @@ def load_taesd(
     if name == "tiny-random":
         taesd: Any = build_tiny_taesd(seed=seed)
         return torch.nn.Module.to(taesd, dtype)
-    folder = _local_folder(name)
-    if folder is not None and not (folder / "config.json").is_file():
-        folder = taesd_in(folder) or taesd_in(folder / "pipeline") or folder
-    if folder is not None and not (folder / "config.json").is_file():
-        raise ModelLoadError(f"{folder} has no config.json: a TAESD is a folder like the hub's madebyollin/taesdxl")
-    key = "model.taesd"
+    folder, key = _taesd_folder(name), "model.taesd"
     hub = {}
     if folder is None:
         hub = hub_options(name, "config.json", revision=None, local_files_only=local_files_only, key=key)
@@ -93,6 +134,20 @@ def load_taesd(
     source = name if folder is None else str(folder)
     with load_errors_explained(*_place(name, folder, key)):
         return _in_a_variant(lambda kind: AutoencoderTiny.from_pretrained(source, **options, **kind), dtype)
+
+
+def load_skeleton(name: str, component: str, revision: str | None = None) -> nn.Module | None:
+    """The trained network of a component on the meta device, from its configuration; None for a hub id whose
+    configuration is not in the local cache. Raises ModelLoadError for one that cannot be read."""
+    if name == "tiny-random":
+        return cast(nn.Module, build_tiny().components["unet"])  # its scheduler cannot be made on that device
+    part = NETWORKS[component]
+    folder = parts_at_hand(name, [part], revision)
+    if folder is None:
+        return None
+    with load_errors_explained(f"the configuration in {folder / part}"), torch.device("meta"):
+        config: Any = UNet2DConditionModel.load_config(str(folder / part))
+        return UNet2DConditionModel.from_config(config)  # type: ignore[no-any-return]
 
 
 def taesd_in(name_or_path: str | Path) -> Path | None:
@@ -120,7 +175,16 @@ def _in_a_variant(load: Callable[[dict[str, str]], Loaded], dtype: torch.dtype) 
         raise
 
 
-def _local_folder(name: str) -> Path | None:
+def _taesd_folder(name: str) -> Path | None:
+    folder = _local_folder(name, "model.taesd")
+    if folder is not None and not (folder / "config.json").is_file():
+        folder = taesd_in(folder) or taesd_in(folder / "pipeline") or folder
+    if folder is not None and not (folder / "config.json").is_file():
+        raise ModelLoadError(f"{folder} has no config.json: a TAESD is a folder like the hub's madebyollin/taesdxl")
+    return folder
+
+
+def _local_folder(name: str, key: str = "model.name") -> Path | None:
     """`name` as a folder of this machine; None when it is a hub id. Raises ModelLoadError when it is neither."""
     path = Path(name).expanduser()
     if path.is_dir():
@@ -131,7 +195,7 @@ def _local_folder(name: str) -> Path | None:
             "StableDiffusionXLPipeline.from_single_file(...).save_pretrained(folder)"
         )
     if looks_like_path(name):
-        raise ModelLoadError(f"model.name {name} is neither a folder here nor a hub id (owner/name): check the path")
+        raise ModelLoadError(f"{key} {name} is neither a folder here nor a hub id (owner/name): check the path")
     return None
 
 

@@ -50,7 +50,7 @@ class UNetComponent(torch.nn.Module):
         force_zeros_for_empty_prompt: bool = True,
     ) -> None:
         super().__init__()
-        _check_unet(unet, vae)
+        check_networks(unet, vae)
         self.schedule = NoiseSchedule(scheduler)
         self.unet = unet
         self.vae = codec.without_overflow(vae)
@@ -279,7 +279,7 @@ class UNetComponent(torch.nn.Module):
         return codec.decode_latents(decoder, latents, micro_batch_size)
 
 
-def _check_unet(unet: UNet2DConditionModel, vae: AutoencoderKL) -> None:
+def check_networks(unet: UNet2DConditionModel, vae: AutoencoderKL) -> None:
     """Raise ValueError unless the UNet is conditioned as SDXL's base model is and predicts the VAE's latents."""
     kind = unet.config.get("addition_embed_type")
     if kind != "text_time":

@@ -13,13 +13,14 @@ from dataclasses import replace
 from numbers import Real
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 
 from glm_training.rewards.foreign import defined_at, place_of, shown, users_code
+from glm_training.rewards.options import RewardOptions
 from glm_training.rewards.types import (
     LARGEST_SCORE,
     MetricScores,
@@ -30,9 +31,6 @@ from glm_training.rewards.types import (
     RewardSampleError,
     to_pil,
 )
-
-if TYPE_CHECKING:
-    from glm_training.rewards.reward_calculator import RewardCalculator
 
 OneSampleReward = Callable[[Image.Image, Image.Image | None, str], float]
 CUSTOM = "custom"
@@ -178,7 +176,16 @@ def _number(value: object, what: str) -> float:
     return number
 
 
-def score_batch(calculator: RewardCalculator, batch: RewardBatch) -> RewardResult:
+class Calculator(Protocol):
+    """What a trainer asks for scores: RewardCalculator, or a subclass of the user's."""
+
+    options: RewardOptions
+
+    def compute_rewards(self, batch: RewardBatch) -> RewardResult:
+        """Scores a batch."""
+
+
+def score_batch(calculator: Calculator, batch: RewardBatch) -> RewardResult:
     """``calculator.compute_rewards(batch)``, as trainers ask for it: what the user's own may return is looked at first.
 
     Raises RewardError naming the place in the user's code and what is wrong, RewardSampleError for samples without a

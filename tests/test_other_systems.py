@@ -34,7 +34,14 @@ assert [number.name for number in SIGNALS] == ["SIGINT", "SIGTERM"], SIGNALS
 
 from glm_training.cli.training import main
 codes = []
-for words in ([], [], ["--resume", "training.max_steps=2"]):
+for words in (
+    [],
+    [],
+    ["--resume", "latest", "training.max_steps=2"],
+    ["--resume", "auto", "training.max_steps=3"],
+    ["--resume", "--overwrite"],
+    ["--overwrite"],
+):
     sys.argv = ["train.py", "--config", sys.argv[1] if not codes else config, "training.max_steps=1", *words]
     config = sys.argv[2]
     try:
@@ -51,5 +58,10 @@ def test_without_fcntl_and_sigusr1(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, config], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
     )
-    assert "codes [0, 2, 0]" in done.stdout, done.stdout + done.stderr
-    assert "holds a run already" in done.stderr and not list(tmp_path.rglob("run.lock"))
+    assert "codes [0, 2, 0, 0, 2, 0]" in done.stdout, done.stdout + done.stderr
+    assert "holds a run already" in done.stderr and "give one of the two" in done.stderr
+    saved = [
+        sorted(path.name for path in (tmp_path / run / "checkpoints").glob("step-*")) for run in ("run.old-1", "run")
+    ]
+    assert saved == [["step-000001", "step-000002", "step-000003"], ["step-000001"]]
+    assert not list(tmp_path.rglob("run.lock"))

@@ -212,32 +212,34 @@ def _nothing_saved(config: Config) -> bool:
 
 def occupied_message(config: Config) -> str | None:
     """What a run that starts meets in its folders, and the ways on; None where they are free."""
-    lines, keys, runs = [], [], False
-    for place in places(config):
-        foreign = place.foreign()
-        lines += [f"{place.key}: {path} is no run's, and would be written over" for path in foreign]
+    taken = _taken(config)
+    if not taken:
+        return None
+    lines = []
+    for place in taken:
+        lines += [f"{place.key}: {path} is no run's, and would be written over" for path in place.foreign()]
         if place.occupied():
-            record, runs = RunRecord.read(place.folder), True
+            record = RunRecord.read(place.folder)
             since = "" if record is None else f", of {record.started}"
             lines.append(f"{place.key}: {place.folder} holds a run already{since}")
-        if place.occupied() or foreign:
-            keys.append(place.key)
-    if not lines:
-        return None
-    ways = [f"another {' and '.join(keys)}: both are kept where they are"]
-    if runs and holds_checkpoints(config.checkpoint_dir()):
-        ways.insert(0, "--resume: it goes on")
-    elif runs:
-        ways.insert(0, "--resume auto: it starts again in its place, as nothing was saved yet")
-    renamed = ", ".join(str(_free_sibling(place.folder)) for place in places(config) if place.key in keys)
+    ways = [f"another {' and '.join(place.key for place in taken)}: both are kept where they are"]
+    if any(place.occupied() for place in taken):
+        saved = holds_checkpoints(config.checkpoint_dir())
+        again = "--resume auto: it starts again in its place, as nothing was saved yet"
+        ways.insert(0, "--resume: it goes on" if saved else again)
+    renamed = ", ".join(str(_free_sibling(place.folder)) for place in taken)
     ways.append(f"--overwrite: it is renamed, whole, to {renamed}, and the new run takes its place")
     return "\n".join([*lines, "Choose one:", *(f"  {way}" for way in ways)])
 
 
 def _taken(config: Config) -> list[Place]:
-    """The places in which something is, from the outermost one."""
-    every = sorted(places(config), key=lambda place: len(place.folder.resolve().parts))
-    return [place for place in every if place.occupied() or place.foreign()]
+    """The places in which something is, from the outermost one; those inside one that is taken go with it."""
+    found: dict[Path, Place] = {}
+    for place in sorted(places(config), key=lambda place: len(place.folder.resolve().parts)):
+        folder = place.folder.resolve()
+        if (place.occupied() or place.foreign()) and not any(folder.is_relative_to(other) for other in found):
+            found[folder] = place
+    return list(found.values())
 
 
 def _check_movable(config: Config, locks: FolderLocks) -> None:

@@ -105,6 +105,7 @@ def test_a_run_that_starts_does_not_take_a_folder_that_holds_one(tmp_path):
         begin(config)
     told = str(refused.value)
     assert f"output_dir: {tmp_path}/run holds a run already, of 20" in told
+    assert told.count("holds a run already") == 1, "what lies inside goes with it"
     assert "--resume: it goes on" in told and "another output_dir" in told
     assert f"--overwrite: it is renamed, whole, to {tmp_path}/run.old-1" in told
     assert occupied_message(config) == told

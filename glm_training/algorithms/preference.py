@@ -24,15 +24,32 @@ from glm_training.algorithms._tensors import (
 
 @dataclass(frozen=True)
 class PreferenceLoss:
-    """`loss` carries the gradient; the rest are detached 0-dim fp32 figures for the log.
-
-    `accuracy`: share of pairs in which the policy prefers the chosen sample more than the reference does, 0 while they
-    agree. `margin`: mean of what the sigmoid is taken of, 0 while they agree.
-    """
+    """`loss` carries the gradient; `margins` [B] fp32, detached: what the sigmoid is taken of, 0 while policy and
+    reference agree on a pair."""
 
     loss: Tensor
-    accuracy: Tensor
-    margin: Tensor
+    margins: Tensor
+
+    @property
+    def losses(self) -> Tensor:
+        """The loss of each pair [B], detached."""
+        return -F.logsigmoid(self.margins)
+
+    @property
+    def accuracies(self) -> Tensor:
+        """[B]: 1 where the policy prefers the chosen sample more than the reference does, 0 where less, and one half
+        while they agree, which is no preference."""
+        return (self.margins > 0).float() + 0.5 * (self.margins == 0).float()
+
+    @property
+    def accuracy(self) -> Tensor:
+        """Share of pairs in which the policy prefers the chosen sample; one half at the start."""
+        return self.accuracies.mean()
+
+    @property
+    def margin(self) -> Tensor:
+        """Mean of the margins."""
+        return self.margins.mean()
 
 
 def diffusion_dpo_loss(
@@ -131,6 +148,5 @@ def _not_negative(name: str, tensor: Tensor) -> ValueCheck:
 
 
 def _logistic(margin: Tensor) -> PreferenceLoss:
-    kept = margin.detach()
     # logsigmoid, not log(sigmoid): at beta 5000 a sigmoid underflows to 0 long before its logarithm matters
-    return PreferenceLoss(-F.logsigmoid(margin).mean(), (kept > 0).float().mean(), kept.mean())
+    return PreferenceLoss(-F.logsigmoid(margin).mean(), margin.detach())

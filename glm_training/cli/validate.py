@@ -14,6 +14,7 @@ def validate(paths: list[str], overrides: list[str], mode: str | None) -> int:
     except ConfigError as error:
         report_error(str(error))
         return EXIT_CONFIG
+    from glm_training.engine import setup
     from glm_training.engine.errors import USER_ERRORS
     from glm_training.engine.run_directory import occupied_message
     from glm_training.rewards import RewardError
@@ -27,9 +28,8 @@ def validate(paths: list[str], overrides: list[str], mode: str | None) -> int:
         report_error(str(error))
         return EXIT_CONFIG
     dataset, held_out = prepared.dataset, prepared.held_out
-    noun = "preference pairs" if config.training.method == "dpo" else "training prompts"
     held = occupied_message(config) if prepared.resume is None else None
     for note in [*prepared.notes, *([] if held is None else [held])]:
         Console().line(f"note: {note}")
-    Console().line(f"{' with '.join(paths)} is fine: {len(dataset)} {noun}, {len(held_out)} held-out prompts")
+    Console().line(f"{' with '.join(paths)} is fine: {', '.join(setup.data_told(config, dataset, held_out))}")
     return 0

@@ -19,10 +19,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from glm_training.engine.errors import TrainingError
+from glm_training.utils.tensor_file import tensor_file_chunks
 
 MEMORY_BYTES = 1 << 30
 """Encoded tensors that are held in memory, the most recently used ones."""
@@ -88,7 +89,7 @@ class EncodedCache:
         path = self._path(key)
         try:
             path.parent.mkdir(exist_ok=True)
-            _write_whole(path, save(kept, {"key": key, "sha256": _digest(kept)}))
+            _write_whole(path, b"".join(tensor_file_chunks(kept, {"key": key, "sha256": _digest(kept)})))
         except OSError as error:
             raise TrainingError(
                 f"{path} cannot be written: {error.strerror}. The cache takes about {_size(kept) / 2**20:.2f} MiB per "

@@ -1,8 +1,9 @@
-"""A run's held-out scores and sample images: when they are due, how they are drawn, and what is kept of them."""
+"""A run's scores and pictures: when they are due, how they are drawn, and what is kept of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +13,29 @@ from torch import Tensor
 from glm_training.config import Config, compared
 from glm_training.data import ImageDataset
 from glm_training.engine import setup
-from glm_training.engine.held_out_metrics import HeldOutMetrics
-from glm_training.engine.summary import EVALUATIONS, scores_of, write_pictures, write_summary
+from glm_training.engine.summary import EVALUATIONS, scores_of, told, write_pictures, write_summary
+from glm_training.engine.validation import Subject
 from glm_training.evaluation.held_out import Evaluation, draw, evaluate
 from glm_training.models.family import Family
-from glm_training.rewards import RewardCalculator
+from glm_training.rewards import RewardBatch, RewardCalculator
 from glm_training.utils.console import Console
 from glm_training.utils.distributed import World, broadcast_object
 from glm_training.utils.failures import beside_training
 from glm_training.utils.logging import RunLogger
 from glm_training.utils.metrics_file import METRICS
-from glm_training.utils.pictures import save_image
-from glm_training.utils.step_lines import StepLines, has_step
+from glm_training.utils.pictures import as_saved, save_image
+from glm_training.utils.step_lines import StepLines, keep_until, line_of
+
+Scorer = Callable[[RewardBatch], dict[str, Tensor]]
+"""Scores [B] of pictures by name, NaN where one does not apply, which count in no total."""
 
 
 class Evaluations:
-    """`before`: the first scores of the run, taken at `before_step`; `after`: the newest ones.
+    """`before`: the first evaluation of the run, taken at `before_step`; `after`: the newest one.
 
-    `settings` names all that scores depend on besides the model. Scores taken under other settings are not compared: a
-    run that resumes under new ones takes its first scores anew, at the step where it resumes.
+    `judged`: what the trainer judges besides pictures, None for nothing. `also`: scorers beside the calculator.
+    `settings` names all that an evaluation depends on besides the model. Those taken under other settings are not
+    compared: a run that resumes under new ones takes its first one anew, at the step where it resumes.
     """
 
     def __init__(
@@ -42,7 +47,7 @@ class Evaluations:
         held_out: ImageDataset,
         calculator: RewardCalculator | None,
         total_steps: int,
-        watched: HeldOutMetrics | None = None,
+        judged: Subject | None = None,
     ) -> None:
         self.config = config
         self.world = world
@@ -50,13 +55,23 @@ class Evaluations:
         self.family = family
         self.held_out = held_out
         self.calculator = calculator if config.evaluation.enabled else None
-        self.watched = watched
+        self.judged = judged if config.evaluation.enabled else None
+        self.also: dict[str, Scorer] = {}
         self.total_steps = total_steps
-        self.settings = scoring_settings(config, held_out)
         self.before: Evaluation | None = None
         self.before_step = 0
         self.after: Evaluation | None = None
         self.lines = StepLines(config.output_dir / EVALUATIONS)
+
+    def add_scorer(self, name: str, scorer: Scorer) -> None:
+        """From here on pictures are scored by `scorer` too, of which `name` tells."""
+        if self.config.evaluation.enabled:
+            self.also[name] = scorer
+
+    @property
+    def scores_pictures(self) -> bool:
+        """Whether an evaluation scores pictures."""
+        return self.calculator is not None or bool(self.also)
 
     # -- when ----------------------------------------------------------------------------------------------------------
 
@@ -64,59 +79,94 @@ class Evaluations:
         """Whether the run evaluates after `step` steps."""
         return step == self.total_steps or step % self.config.logging.eval_interval == 0
 
+    def judging_due(self, step: int) -> bool:
+        """Whether held-out pairs or targets are judged after `step` steps; the first time is always due."""
+        return self.judged is not None and (self.due(step) or self.before is None)
+
     def scores_due(self, step: int) -> bool:
-        """Whether held-out scores are taken after `step` steps."""
-        return self.calculator is not None and self.due(step)
+        """Whether pictures are scored after `step` steps; the first time is always due."""
+        return self.scores_pictures and (self.due(step) or self.before is None)
 
     def samples_due(self, step: int) -> bool:
         """Whether sample images are written after `step` steps."""
         interval = self.config.logging.sample_every()
         return interval is not None and (step == self.total_steps or step % interval == 0)
 
-    def lacking(self, step: int, *, validates: bool) -> bool:
-        """Whether a run that resumes at `step` has to evaluate first: it has no first scores, or the run before it was
-        stopped before it evaluated there. `validates`: whether it also logs figures of held-out data."""
-        if self.calculator is not None and self.before is None:
-            return True
-        return broadcast_object(self.world, not self._recorded(step, validates))
+    def recorded(self, step: int) -> dict[str, float | None] | None:
+        """What the log has of the evaluation after `step` steps, in a run that resumes there: a collective. None where
+        it is to be made: the run was stopped before it was whole, or has no first one."""
+        line = broadcast_object(self.world, self._line(step) if self.world.is_main else None)
+        evaluates = self.scores_pictures or self.judged is not None
+        return None if evaluates and self.before is None else line
 
-    def _recorded(self, step: int, validates: bool) -> bool:
-        if validates and self.due(step) and not has_step(self.config.output_dir / METRICS, step, prefix="eval/"):
-            return False
-        scored = has_step(self.config.output_dir / EVALUATIONS, step)
-        drawn = (self.samples_dir(step) / "prompts.txt").is_file()
-        return (scored or not self.scores_due(step)) and (drawn or not self.samples_due(step))
+    def _line(self, step: int) -> dict[str, float | None] | None:
+        folder = self.config.output_dir
+        line: dict[str, float | None] | None = {}
+        if self.due(step) and (self.scores_pictures or self.judged is not None):
+            line = line_of(folder / METRICS, step, prefix="eval/")  # written last
+        elif self.samples_due(step) and not (self.samples_dir(step) / "prompts.txt").is_file():
+            line = None
+        if line is None:
+            keep_until(folder / EVALUATIONS, step - 1)
+        return line
 
     # -- how -----------------------------------------------------------------------------------------------------------
 
     def run(
-        self, step: int, logger: RunLogger, on_step: Callable[[], None], stopped: Callable[[], bool]
+        self,
+        step: int,
+        judged: dict[str, Tensor],
+        logger: RunLogger,
+        on_step: Callable[[], None],
+        stopped: Callable[[], bool],
     ) -> Evaluation | None:
-        """Scores and sample images, both or either, as they are due; the first scores of a run always are. Returns
-        the scores, where there are some.
+        """Scores and sample images, both or either, as they are due, with the figures of what was `judged`; None
+        without any of them.
 
         `on_step` is called throughout, equally often on every process, and may raise to abandon the evaluation;
         `stopped` is asked while pictures are scored, and ends that with ScoringStopped.
         """
-        drawn, scores = self.samples_due(step), None
-        if self.scores_due(step) or (self.calculator is not None and self.before is None):
-            scores = self._score(step, logger, on_step, stopped)
-            images = scores.images
+        drawn = self.samples_due(step)
+        if self.scores_due(step):
+            evaluation = self._score(on_step, stopped)
         elif drawn:
-            images = self._draw(on_step)
+            evaluation = Evaluation({}, self._draw(on_step))
+        elif judged:
+            evaluation = Evaluation({}, torch.empty(0, 3, 1, 1))
         else:
             return None
+        # in 8 bits, as a checkpoint keeps them: a resumed run compares with the same pictures
+        evaluation = replace(evaluation, images=as_saved(evaluation.images), judged=judged)
+        if self.before is None:
+            self.before, self.before_step = evaluation, step
+        if self.due(step):
+            self.after = evaluation
         if drawn and self.world.is_main:
             with beside_training("writing the pictures of samples"):
-                self._write(step, images, logger)
-        return scores
+                self._write(step, evaluation.images, logger)
+        if self.world.is_main:
+            for line in scores_of(self.subjects(), step, evaluation):
+                self.lines.append(line)
+        for text in told(self.subjects(), evaluation):
+            self.console.line(text)
+        return evaluation
 
-    def _score(
-        self, step: int, logger: RunLogger, on_step: Callable[[], None], stopped: Callable[[], bool]
-    ) -> Evaluation:
-        assert self.calculator is not None
+    def subjects(self) -> tuple[Subject, Subject | None]:
+        """What is drawn for, and what is judged besides."""
+        prompts = tuple(example.prompt for example in self.held_out.examples)
+        return Subject(setup.evaluated(self.config, "prompt"), prompts, self.held_out.fingerprint()), self.judged
+
+    def shown_sources(self) -> Tensor | None:
+        """The source images [p, 3, H, W] of the pictures that are kept, in i2i."""
+        kept = min(self.config.logging.num_log_images, len(self.held_out))
+        return self.held_out.batch(range(kept)).sources
+
+    def _score(self, on_step: Callable[[], None], stopped: Callable[[], bool]) -> Evaluation:
+        def also(batch: RewardBatch) -> dict[str, Tensor]:
+            return {name: values for scorer in self.also.values() for name, values in scorer(batch).items()}
+
         self.family.eval()
-        self.after = evaluate(
+        return evaluate(
             self.family,
             self.calculator,
             self.held_out.batch(range(len(self.held_out))),
@@ -125,16 +175,8 @@ class Evaluations:
             keep_images=self.config.logging.num_log_images,
             on_step=on_step,
             stopped=stopped,
-            also=None if self.watched is None else self.watched.scores,
+            also=also,
         )
-        if self.before is None:
-            self.before, self.before_step = self.after, step
-        means = {f"eval/{name}": value for name, value in self.after.means().items()}
-        logger.log(step, means)
-        if self.world.is_main:
-            self.lines.append(scores_of(step, self.held_out, self.after))
-        self.console.line("held-out " + "  ".join(f"{k[5:]} {v:.3f}" for k, v in means.items()))
-        return self.after
 
     def _draw(self, on_step: Callable[[], None]) -> Tensor:
         rows = range(min(self.config.logging.num_log_images, len(self.held_out)))
@@ -148,9 +190,9 @@ class Evaluations:
         for i, image in enumerate(images):
             save_image(folder / f"{i}.png", image)
         columns = {f"step {step}": images}
-        if self.before is not None and self.before_step < step:
+        if self.before is not None and self.before_step < step and len(self.before.images):
             columns = {f"step {self.before_step}": self.before.images, **columns}
-        write_pictures(folder / "grid.png", self.held_out, columns)
+        write_pictures(folder / "grid.png", self.held_out, columns, setup.evaluated(self.config, "prompt"))
         (folder / "prompts.txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
         logger.images(step, "samples", images, prompts)
 
@@ -161,44 +203,50 @@ class Evaluations:
     # -- what is kept --------------------------------------------------------------------------------------------------
 
     def compared(self, step: int) -> tuple[dict[str, float], dict[str, float]]:
-        """Means by metric before and after, with the table and the picture of both; empty unless the run is complete
+        """Means by figure before and after, with the table and the picture of both; empty unless the run is complete
         and was evaluated at two steps."""
         if self.before is None or self.after is None or not self.before_step < step == self.total_steps:
             return {}, {}
         self.lines.write_waiting()
         if self.world.is_main:
-            write_summary(self.console, self.config, self.held_out, self.before, self.after, self.before_step)
+            write_summary(
+                self.console, self.config, self.held_out, self.subjects(), self.before, self.after, self.before_step
+            )
         return self.before.means(), self.after.means()
 
     def state(self) -> dict[str, Any] | None:
-        """The first scores and the pictures shown beside them (8 bits), for a checkpoint."""
+        """The first evaluation, with its pictures in 8 bits, for a checkpoint."""
         if self.before is None:
             return None
-        levels = self.before.images.nan_to_num(0.0).clamp(0, 1).mul(255).round().to(torch.uint8)
         return {
             "step": self.before_step,
             "scores": dict(self.before.scores),
-            "images": levels,
-            "settings": self.settings,
+            "judged": dict(self.before.judged),
+            "images": self.before.images.mul(255).round().to(torch.uint8),
+            "settings": self._settings(),
         }
 
     def load(self, state: dict[str, Any] | None) -> None:
-        """Takes what `state` gave, unless the scores in it were taken under other settings: then says so."""
+        """Takes what `state` gave, unless it was taken under other settings: then says so."""
         if state is None:
             return
-        changes = _changes(state["settings"], self.settings)
+        changes = _changes(state["settings"], self._settings())
         if changes:
             self.console.line(
                 f"note: the scores of step {state['step']} were taken under other settings ({'; '.join(changes)}) and "
                 "are not compared with new ones: the run takes its first scores anew where it resumes"
             )
             return
-        self.before = Evaluation(state["scores"], state["images"].float() / 255)
+        self.before = Evaluation(state["scores"], state["images"].float() / 255, state["judged"])
         self.before_step = state["step"]
+
+    def _settings(self) -> dict[str, Any]:
+        judged = None if self.judged is None else f"{self.judged} ({self.judged.digest[:12]})"
+        return {**scoring_settings(self.config, self.held_out), "scorers": list(self.also), "judged": judged}
 
 
 def scoring_settings(config: Config, held_out: ImageDataset) -> dict[str, Any]:
-    """Everything that held-out scores depend on besides the model, by key where one says it."""
+    """Everything that scores of pictures depend on besides the model, by key where one says it."""
     sampling, reward = config.evaluation_sampling(), config.reward
     return {
         "evaluation.num_eval_samples": len(held_out),

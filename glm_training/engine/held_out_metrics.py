@@ -10,6 +10,7 @@ from torch import Tensor
 from glm_training.config import Config
 from glm_training.data import ImageDataset
 from glm_training.engine.reward_setup import reward_options
+from glm_training.engine.setup import evaluated
 from glm_training.rewards import RewardBatch, RewardCalculator, RewardConfigError, build_calculator
 from glm_training.utils.distributed import World
 
@@ -50,8 +51,8 @@ def held_out_metrics(config: Config, world: World, held_out: ImageDataset) -> He
         calculator.check()
         if not calculator.check_prompts(prompts, held_out.has_targets, held_out.has_sources).applies[name]:
             raise RewardConfigError(
-                f"reward.monitors.metrics: {name} can score none of the held-out prompts; take it out, or provide the "
-                "images or the quoted words that it needs"
+                f"reward.monitors.metrics: {name} can score none of the {evaluated(config, 'prompt')}s; take it out, "
+                "or provide the images or the quoted words that it needs"
             )
         calculators[name] = calculator
     return HeldOutMetrics(calculators) if calculators else None

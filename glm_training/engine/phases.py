@@ -38,8 +38,8 @@ REMEDIES: dict[Phase, tuple[str, ...]] = {
     "AR update": (*UPDATE, *BATCH, *SIZE),
     "DiT update": (*UPDATE, *BATCH, *SIZE),
     "supervised step": ("training.batch_size", *UPDATE[1:], *SIZE),
-    "encoding": ("dpo.vae_batch_size", *SIZE),
-    "preference step": ("training.batch_size", *UPDATE[1:], *SIZE),
+    "encoding": SIZE,
+    "preference step": ("dpo.vae_batch_size", "training.batch_size", *UPDATE[1:], *SIZE),
     "distillation step": ("training.batch_size", *UPDATE[1:], "dmdr.guidance_rank", *SIZE),
     "evaluation": ("rollout.micro_batch_size", "evaluation.samples_per_prompt", "evaluation.guidance_scale", *SIZE),
     "saving": ("checkpoint.save_lora_only",),
@@ -117,6 +117,8 @@ def _remedies(phase: Phase, config: Config) -> list[str]:
     lines = []
     for key in REMEDIES[phase]:
         value: Any = reduce(getattr, key.split("."), config)
+        if key == "dpo.vae_batch_size" and config.dpo.cache:
+            continue  # everything was encoded ahead, one at a time
         if value not in SPENT.get(key, ()):
             lines.append(f"{key} (now {'null' if value is None else value}): {ADVICE[key]}")
     return lines

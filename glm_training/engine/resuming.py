@@ -18,6 +18,7 @@ from glm_training.data import describe_drift
 from glm_training.engine.agreement import refuse, together
 from glm_training.engine.errors import SettingsError
 from glm_training.utils.distributed import World, broadcast_object, gather_objects
+from glm_training.utils.words import counted
 
 LENGTH = ["training.max_steps", "training.num_epochs"]
 """A run may be made longer when it is resumed; a schedule that ends with the run then ends later."""
@@ -122,6 +123,27 @@ def check_drift(point: ResumePoint, config: Config, digests: dict[str, str]) -> 
             f"{point.path} was made under other settings or data:\n{listed}\n"
             "put them back, or list the keys under resume.accept (data: the images or prompts)"
         )
+
+
+def moved_schedules(config: Config, before: int, now: int) -> list[str]:
+    """What is told of a run of `before` steps that is made `now` steps long: the schedules that end with the run."""
+    moved = [
+        f"the learning rate of {part} ({config.optimizer_for(part).scheduler})"
+        for part in config.parts()
+        if config.optimizer_for(part).scheduler != "constant"
+    ]
+    dmdr = config.dmdr
+    dynamic = dmdr.dynamic_guidance or dmdr.dynamic_renoise
+    keep = ""
+    if config.training.method == "dmdr" and dynamic and dmdr.dynamic_steps is None and dmdr.cold_start_steps is None:
+        moved.append("DynaDG and DynaRS")
+        keep = f" dmdr.dynamic_steps={before} resume.accept='[dmdr.dynamic_steps]' keeps the latter as they were."
+    if before == now or not moved:
+        return []
+    return [
+        f"the run was to have {counted(before, 'step')} and now has {now}. Schedules that end with the run are from "
+        f"here on those of one of {now}: {', '.join(moved)}.{keep}"
+    ]
 
 
 def _require_same_optimizers(point: ResumePoint, before: Config, now: Config) -> None:

@@ -20,6 +20,7 @@ from glm_training.data import (
     TrainingData,
     scan_dataset,
 )
+from glm_training.data.preference.dataset import PreferenceDataset
 from glm_training.engine.errors import SettingsError
 from glm_training.engine.families import evaluation_sampling, prompt_reader
 from glm_training.engine.parts import Part
@@ -39,6 +40,7 @@ from glm_training.rewards import (
 )
 from glm_training.rewards.foreign import users_code
 from glm_training.utils.distributed import World
+from glm_training.utils.words import counted
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -107,6 +109,14 @@ def build_dataset(config: Config) -> ImageDataset:
 def unread(config: Config) -> str:
     """A remark where prompts were not read as the model reads them."""
     return f"how long the prompts are for {config.model.name} is told once its tokenizers are here"
+
+
+def evaluated(config: Config, noun: str) -> str:
+    """What a thing that an evaluation is on is called: "held-out prompt", or "training prompt" where no evaluation set
+    was named and the first of the training data stand in; `noun` is prompt, target or pair."""
+    evaluation = config.evaluation
+    sets = {"pair": (evaluation.eval_pairs,), "prompt": (evaluation.eval_prompts_file, evaluation.eval_pairs)}
+    return f"{'training' if not any(sets.get(noun, (evaluation.eval_prompts_file,))) else 'held-out'} {noun}"
 
 
 def build_evaluation_dataset(config: Config, training: ImageDataset) -> ImageDataset:
@@ -228,12 +238,24 @@ def datasets_to_score(config: Config, training: TrainingData, held_out: ImageDat
     """The data that the rewards meet, by the name that messages give it."""
     named = {"training data": training} if config.uses_reward() and isinstance(training, ImageDataset) else {}
     if config.evaluation.enabled and (config.evaluation.eval_prompts_file is not None or not named):
-        named["held-out data"] = held_out
+        named[f"{evaluated(config, 'prompt').partition(' ')[0]} data"] = held_out
     return named
 
 
+def data_told(config: Config, training: TrainingData, prompts: ImageDataset) -> list[str]:
+    """How much there is to train on, and what evaluations and samples are on."""
+    told = [counted(len(training), "training pair" if isinstance(training, PreferenceDataset) else "training prompt")]
+    if isinstance(training, PreferenceDataset) and training.held_out is not None:
+        told.append(counted(len(training.held_out), "held-out pair"))
+    noun = evaluated(config, "prompt")
+    own = counted(len(prompts), noun)
+    if config.evaluation.enabled or config.logging.log_images:
+        told.append(own if noun.startswith("held-out") else f"evaluated on {own}")
+    return told
+
+
 def evaluation_settings(config: Config) -> EvaluationSettings:
-    """How held-out images and samples are drawn."""
+    """How the pictures of evaluations are drawn."""
     return EvaluationSettings(
         height=config.data.image_size.height,
         width=config.data.image_size.width,

@@ -1,4 +1,4 @@
-"""What evaluations leave behind: scores per prompt, and at the end the before/after table and picture."""
+"""What a run tells in tables: what it trains, its evaluations, and at the end what changed from before to after."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from torch import Tensor
 
 from glm_training.config import Config
 from glm_training.data import ImageDataset
+from glm_training.engine.validation import HIGHER_IS_BETTER, Subject
 from glm_training.evaluation.held_out import Evaluation
 from glm_training.utils.console import Console
 from glm_training.utils.distributed import World
 from glm_training.utils.failures import beside_training
 from glm_training.utils.pictures import save_grid
+from glm_training.utils.words import counted, number
 
 EVALUATIONS = "evaluations.jsonl"
 """File of a run with a line per evaluation."""
@@ -38,74 +40,134 @@ def outline(config: Config, world: World, prompts: int, steps: int) -> str:
     """One line on what a run trains: `prompts` (or pairs) in the data, `steps` of the whole run."""
     halves = " and ".join({"ar": "AR", "dit": "DiT", "unet": "UNet"}[part] for part in config.parts())
     noun = "" if config.parts() == ("unet",) else " halves" if len(config.parts()) > 1 else " half"
-    what = "pairs" if config.training.method == "dpo" else "prompts"
+    what = "pair" if config.training.method == "dpo" else "prompt"
     adapters = " (LoRA adapters)" if any(config.lora_for(part).enabled for part in config.parts()) else ""
     at_once = config.training.batch_size * config.training.gradient_accumulation_steps * world.world_size
-    batch = f"{at_once} {what}" if at_once > 1 else f"1 {what[:-1]}"
+    batch = counted(at_once, what)
     if config.uses_reward():
-        batch += f" x {config.reward.grpo.num_samples} images"
+        batch += f" x {counted(config.reward.grpo.num_samples, 'image')}"
     place = str(world.device) if world.world_size == 1 else f"{world.world_size} processes"
     return (
-        f"training the {halves}{noun}{adapters} of {config.model.name} on {prompts} {what}: "
-        f"{steps} steps of {batch}, on {place}"
+        f"training the {halves}{noun}{adapters} of {config.model.name} on {counted(prompts, what)}: "
+        f"{counted(steps, 'step')} of {batch}, on {place}"
     )
+
+
+Subjects = tuple[Subject, Subject | None]
+"""What is drawn for, and what is judged besides."""
+
+COLUMNS = ("change", "standard error", "")
 
 
 def write_summary(
     console: Console,
     config: Config,
     held_out: ImageDataset,
+    subjects: Subjects,
     before: Evaluation,
     after: Evaluation,
     before_step: int,
 ) -> None:
-    """Prints held-out scores before and after, and saves the first prompts' pictures side by side.
+    """Prints what was scored and judged before and after, and saves the first prompts' pictures side by side.
 
     `before_step`: where `before` was taken, in a resumed run perhaps not at the start; the headings then say so.
     """
     earlier = "before" if before_step == 0 else f"step {before_step}"
+    prompts, judged = subjects
     with beside_training("the table of scores before and after"):
-        rows = [summary_row(name, before, after) for name in after.means()]
-        count = len(held_out)
-        title = f"Held-out scores, {count} prompts x {config.evaluation.samples_per_prompt} samples"
-        console.table(title, ["score", earlier, "after", "change", "standard error"], rows)
-    with beside_training("writing the picture of before and after"):
-        path = config.output_dir / "samples" / "before_after.png"
-        write_pictures(path, held_out, {earlier: before.images, "after": after.images})
-        console.line(f"pictures before and after: {path}")
+        weights = config.scored_weights()
+        rows = [
+            summary_row("reward" if name == "total" else name, before.scores[name], values, weights.get(name, 1.0) >= 0)
+            for name, values in after.scores.items()
+            if name in before.scores and not values.isnan().all()
+        ]
+        if rows:
+            samples = counted(config.evaluation.samples_per_prompt, "sample")
+            console.table(f"Scores of {prompts} x {samples}", ["score", earlier, "after", *COLUMNS], rows)
+        rows = [
+            summary_row(name.replace("/", " "), before.judged[name], values, _direction(name))
+            for name, values in after.judged.items()
+            if name in before.judged and not name.endswith("_change")  # which is none before
+        ]
+        if rows:
+            console.table(f"Judged on {judged}", ["figure", earlier, "after", *COLUMNS], rows)
+    if len(before.images) and len(after.images):
+        with beside_training("writing the picture of before and after"):
+            path = config.output_dir / "samples" / "before_after.png"
+            write_pictures(path, held_out, {earlier: before.images, "after": after.images}, prompts.name)
+            console.line(f"pictures before and after, of {prompts.name}s: {path}")
 
 
-def write_pictures(path: Path, held_out: ImageDataset, columns: Mapping[str, Tensor]) -> None:
+def _direction(name: str) -> bool | None:
+    return HIGHER_IS_BETTER.get(name.rpartition("/")[2])
+
+
+def write_pictures(path: Path, held_out: ImageDataset, columns: Mapping[str, Tensor], noun: str) -> None:
     """A grid of the first prompts' pictures: a row per prompt, a column per entry of `columns` ([n, 3, H, W] in [0, 1],
-    by heading), with the source before and the target after them where there is one."""
+    by heading), with the source before and the target after them where there is one. `noun`: what a prompt is called,
+    said in the corner."""
     shown = min(len(images) for images in columns.values())
     batch = held_out.batch(range(shown))
     sources = {} if batch.sources is None else {"source": batch.sources}
     targets = {} if batch.targets is None else {"target": batch.targets}
     every = {**sources, **columns, **targets}
     rows = [list(row) for row in zip(*(images[:shown] for images in every.values()), strict=True)]
-    save_grid(path, rows, [example.prompt for example in held_out.examples[:shown]], list(every))
+    labels = [example.prompt for example in held_out.examples[:shown]]
+    save_grid(path, rows, labels, list(every), counted(shown, noun))
 
 
-def scores_of(step: int, held_out: ImageDataset, evaluation: Evaluation) -> dict[str, Any]:
-    """The line of an evaluation: prompts, and each metric's score per prompt, null where it does not apply."""
-    scores = {
-        name: [None if math.isnan(value) else round(value, 6) for value in values.tolist()]
-        for name, values in evaluation.scores.items()
-    }
-    return {"step": step, "prompts": [example.prompt for example in held_out.examples], "scores": scores}
+def scores_of(subjects: Subjects, step: int, evaluation: Evaluation) -> list[dict[str, Any]]:
+    """A line of what was scored, and one of what was judged: what it is on, its prompts, and each figure per prompt,
+    null where it does not apply."""
+    lines = []
+    for subject, figures in zip(subjects, (evaluation.scores, evaluation.judged), strict=True):
+        scores = {
+            name: [None if math.isnan(value) else round(value, 6) for value in values.tolist()]
+            for name, values in figures.items()
+        }
+        if subject is not None and scores:
+            lines.append({"step": step, "on": f"{subject.name}s", "prompts": subject.prompts, "scores": scores})
+    return lines
 
 
-def summary_row(name: str, before: Evaluation, after: Evaluation) -> list[str]:
-    """Means and their paired change; the standard error is that of the change over prompts."""
-    change = after.scores[name] - before.scores[name]
-    change = change[~change.isnan()]
-    error = change.std().item() / len(change) ** 0.5 if len(change) > 1 else float("nan")
-    label = "reward" if name == "total" else name
+def told(subjects: Subjects, evaluation: Evaluation) -> list[str]:
+    """A line for the terminal on what was scored, and one on what was judged."""
+    lines, means = [], evaluation.means()
+    for subject, figures in zip(subjects, (evaluation.scores, evaluation.judged), strict=True):
+        shown = [
+            name for name in figures if name in means and ("/" not in name or name.endswith(("/loss", "/accuracy")))
+        ]
+        texts = [f"{name.replace('/', ' ')} {number(means[name])}" for name in shown]
+        if texts:
+            lines.append(f"{subject}: " + "  ".join(texts))
+    return lines
+
+
+def summary_row(label: str, before: Tensor, after: Tensor, higher_is_better: bool | None) -> list[str]:
+    """Means of two evaluations [P] of the same things and their paired change, with its standard error over them, and
+    whether that is better or worse; NaN where a thing has no figure."""
+    change = (after - before)[~(after - before).isnan()].double()
+    error = change.std().item() / len(change) ** 0.5 if len(change) > 1 else None
+    by = change.mean().item() if len(change) else None
+    digits = 3 if by is None or abs(by) >= 0.01 else 4 if abs(by) >= 0.001 else 5  # so that a small change is seen
+    spec = f".{digits}f"
     return [
         label,
-        f"{before.means()[name]:.3f}",
-        f"{after.means()[name]:.3f}",
-        f"{change.mean().item():+.3f}",
-        f"{error:.3f}",
+        number(_mean(before), spec),
+        number(_mean(after), spec),
+        number(by, f"+{spec}"),
+        number(error, spec),
+        _verdict(by, spec, higher_is_better),
     ]
+
+
+def _mean(values: Tensor) -> float | None:
+    return None if values.isnan().all() else values.double().nanmean().item()
+
+
+def _verdict(change: float | None, spec: str, higher_is_better: bool | None) -> str:
+    if change is None or higher_is_better is None:
+        return ""
+    if float(number(change, spec)) == 0:
+        return "same"
+    return "better" if (change > 0) == higher_is_better else "worse"

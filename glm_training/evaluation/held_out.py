@@ -1,9 +1,9 @@
-"""Scores on prompts that are never trained on, drawn with the same noise at every evaluation."""
+"""Scores of the evaluation prompts, drawn with the same noise at every evaluation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from glm_training.utils.distributed import World, gather_tensor
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How held-out images are drawn: `samples` per prompt, all from `seed`."""
+    """How the evaluation prompts are drawn: `samples` per prompt, all from `seed`."""
 
     height: int
     width: int
@@ -29,20 +29,23 @@ class EvaluationSettings:
 @dataclass
 class Evaluation:
     """`scores`: metric name ("total" and each component) -> [P] means over the samples of a prompt, NaN where the
-    metric does not apply. `images` [p, 3, H, W] in [0, 1] are the first sample of the first prompts."""
+    metric does not apply. `images` [p, 3, H, W] in [0, 1] are the first sample of the first prompts, none where nothing
+    was drawn. `judged`: figures [V] of held-out pairs or targets, by name."""
 
     scores: dict[str, Tensor]
     images: Tensor
+    judged: dict[str, Tensor] = field(default_factory=dict)
 
     def means(self) -> dict[str, float]:
-        """Mean over prompts, of each metric that applies anywhere."""
-        return {name: values.nanmean().item() for name, values in self.scores.items() if not values.isnan().all()}
+        """Mean over prompts, or over what is judged, of each figure that applies anywhere."""
+        every = {**self.scores, **self.judged}
+        return {name: values.nanmean().item() for name, values in every.items() if not values.isnan().all()}
 
 
 @torch.no_grad()
 def evaluate(
     family: Family,
-    calculator: RewardCalculator,
+    calculator: RewardCalculator | None,
     batch: Batch,
     settings: EvaluationSettings,
     world: World,
@@ -55,9 +58,10 @@ def evaluate(
 ) -> Evaluation:
     """Draws and scores every prompt of `batch`, shared out over the processes; each gets the whole result.
 
-    `also` gives further scores [B] by name, which count in no total. The images of the first `keep_images` prompts are
-    kept. `on_step` is called throughout the drawing, equally often on every process, and may raise to abandon the
-    evaluation; `stopped` is asked while pictures are scored, and ends that with ScoringStopped.
+    Without `calculator` there is no "total". `also` gives further scores [B] by name, which count in no total. The
+    images of the first `keep_images` prompts are kept. `on_step` is called throughout the drawing, equally often on
+    every process, and may raise to abandon the evaluation; `stopped` is asked while pictures are scored, and ends that
+    with ScoringStopped.
     """
     count, kept = len(batch.prompts), min(keep_images, len(batch.prompts))
     # every process draws equally many, so that all meet in the same places: who has none left repeats the last prompt
@@ -70,8 +74,10 @@ def evaluate(
         drawn = draw(family, batch, rows, settings, samples=settings.samples, on_step=on_step)
         with torch.autocast(drawn.device.type, enabled=False):  # metrics compute in fp32, as in training
             scored = _reward_batch(batch, rows, drawn, settings.samples, stopped)
-            result = score_batch(calculator, scored)
-            columns = {"total": result.total, **result.components}
+            columns: dict[str, Tensor] = {}
+            if calculator is not None:
+                result = score_batch(calculator, scored)
+                columns = {"total": result.total, **result.components}
             if also is not None:
                 columns |= also(scored)
         names = list(columns)

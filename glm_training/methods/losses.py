@@ -23,12 +23,14 @@ class MethodLoss:
     """One term of an optimizer step.
 
     loss: scalar with gradient, a mean over the `rows` samples of the term. metrics: detached 0-dim figures, means over
-    the same samples unless their name ends in ``_max``.
+    the same samples unless their name ends in ``_max``. each: detached figures [rows] of the single samples, "loss"
+    among them, where the method tells them.
     """
 
     loss: Tensor
     rows: int
     metrics: dict[str, Tensor] = field(default_factory=dict)
+    each: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glm_training.algorithms.preference import diffusion_dpo_loss, min_snr_weights, sequence_dpo_loss
+from glm_training.algorithms.preference import (
+    PreferenceLoss,
+    diffusion_dpo_loss,
+    min_snr_weights,
+    sequence_dpo_loss,
+)
 from glm_training.methods.ar_policy_gradient import ScoreTokens
 from glm_training.methods.losses import Context, MethodLoss
 from glm_training.models.denoising import Denoiser, Levels, Network
@@ -62,16 +67,7 @@ class DiffusionPreference:
             weights=level_weights(self.denoiser, levels, self.min_snr_gamma, clean.device),
             check_finite=False,  # the gradient norm tells, without waiting for the device here
         )
-        changes = (trained.detach() - reference).chunk(2)
-        metrics = {
-            "accuracy": found.accuracy,
-            "margin": found.margin,
-            "chosen_error": chosen.detach().mean(),
-            "rejected_error": rejected.detach().mean(),
-            "chosen_change": changes[0].mean(),
-            "rejected_change": changes[1].mean(),
-        }
-        return MethodLoss(found.loss, len(chosen), metrics)
+        return _told(found, trained.detach(), trained.detach() - reference)
 
 
 @dataclass(frozen=True)
@@ -86,7 +82,8 @@ class DiffusionFinetuning:
         found = errors(self.denoiser, policy, clean, condition, noise=noise, levels=levels)
         weights = level_weights(self.denoiser, levels, self.min_snr_gamma, clean.device)
         weighted = found if weights is None else found * weights
-        return MethodLoss(weighted.mean(), len(clean), {"chosen_error": found.detach().mean()})
+        each = {"loss": weighted.detach(), "chosen_error": found.detach()}
+        return MethodLoss(weighted.mean(), len(clean), {"chosen_error": found.detach().mean()}, each)
 
 
 @dataclass(frozen=True)
@@ -104,16 +101,23 @@ class SequencePreference:
         reference = reference.to(trained.device)
         (chosen, rejected), (chosen_before, rejected_before) = trained.chunk(2), reference.chunk(2)
         found = sequence_dpo_loss(chosen, rejected, chosen_before, rejected_before, beta=self.beta, check_finite=False)
-        changes = (reference - trained.detach()).chunk(2)
-        metrics = {
-            "accuracy": found.accuracy,
-            "margin": found.margin,
-            "chosen_error": -chosen.detach().mean() / length,
-            "rejected_error": -rejected.detach().mean() / length,
-            "chosen_change": changes[0].mean() / length,
-            "rejected_change": changes[1].mean() / length,
-        }
-        return MethodLoss(found.loss, len(chosen), metrics)
+        per_token = -trained.detach() / length
+        return _told(found, per_token, per_token + reference / length)
+
+
+def _told(found: PreferenceLoss, errors: Tensor, changes: Tensor) -> MethodLoss:
+    """The term of B pairs; `errors` and their `changes` against the reference: [2B], preferred, then rejected."""
+    (chosen, rejected), (chosen_change, rejected_change) = errors.chunk(2), changes.chunk(2)
+    each = {
+        "accuracy": found.accuracies,
+        "margin": found.margins,
+        "chosen_error": chosen,
+        "rejected_error": rejected,
+        "chosen_change": chosen_change,
+        "rejected_change": rejected_change,
+    }
+    means = {name: values.mean() for name, values in each.items()}
+    return MethodLoss(found.loss, len(found.margins), means, {"loss": found.losses, **each})
 
 
 @torch.no_grad()

@@ -29,13 +29,15 @@ class TokenCrossEntropy:
         losses = -policy(prompt, targets)
         large = losses[:, prompt.preview_length :].mean()
         metrics = {"large_loss": large.detach()}
-        total = large
+        total, each = large, losses.detach()[:, prompt.preview_length :].mean(1)
         if prompt.preview_length:
             preview = losses[:, : prompt.preview_length].mean()
             metrics["preview_loss"] = preview.detach()
             weight = self.preview_weight + self.large_weight
             total = (self.preview_weight * preview + self.large_weight * large) / weight
-        return MethodLoss(total, len(targets), metrics)
+            of_rows = losses.detach()[:, : prompt.preview_length].mean(1)
+            each = (self.preview_weight * of_rows + self.large_weight * each) / weight
+        return MethodLoss(total, len(targets), metrics, {"loss": each})
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,10 @@ from glm_training.engine.families import Condition
 from glm_training.models.glm_image.ar_types import ARPrompt
 from glm_training.utils.console import Console
 from glm_training.utils.distributed import World, barrier, gather_objects
+from glm_training.utils.words import counted
 
-PROMPTS_AT_ONCE = 32
+READ_AHEAD = 4
+"""Images that are decoded while one is encoded."""
 TOLD_EVERY = 10.0
 """Seconds between lines on the progress of encoding."""
 
@@ -120,7 +122,12 @@ class PairEncoder(ABC):
             barrier(self.world)  # all have looked; from here on files appear
             mine = lacking[rank::size]
             if mine:
-                console.line(f"encoding {len(lacking)} images and prompts once, into {self.cache.folder}")
+                counts = {
+                    "image": sum(key in images for key in lacking),
+                    "prompt": sum(key in texts for key in lacking),
+                }
+                what = " and ".join(counted(count, noun) for noun, count in counts.items() if count)
+                console.line(f"encoding {what} once, into {self.cache.folder}")
             jobs = [*self._image_jobs([key for key in mine if key in images], images, datasets[0])]
             jobs += self._text_jobs([key for key in mine if key in texts], texts)
             self._run(jobs, len(mine), console, on_step)
@@ -137,23 +144,23 @@ class PairEncoder(ABC):
         progress.finish()
 
     def _image_jobs(self, keys: list[str], images: dict[str, PairImage], loader: PreferenceDataset) -> Iterator[Job]:
-        chunks = _chunks(keys, self.config.dpo.vae_batch_size)
+        """One image at a time: what else is in a pass moves its last bits, and then two runs that share a folder, or
+        one that was stopped and goes on, would not train on the same latents."""
 
         def job(number: int) -> int:
-            part = chunks[number]
-            rows = loader.load([images[key] for key in part])
-            loader.read_ahead([images[key] for chunk in chunks[number + 1 : number + 2] for key in chunk])
-            self._put(part, self._with_sizes(rows))
-            return len(part)
+            rows = loader.load([images[keys[number]]])
+            loader.read_ahead([images[key] for key in keys[number + 1 : number + 1 + READ_AHEAD]])
+            self._put(keys[number : number + 1], self._with_sizes(rows))
+            return 1
 
-        yield from (partial(job, number) for number in range(len(chunks)))
+        yield from (partial(job, number) for number in range(len(keys)))
 
     def _text_jobs(self, keys: list[str], texts: dict[str, str]) -> Iterator[Job]:
-        def job(part: list[str]) -> int:
-            self._put(part, self.encode_texts([texts[key] for key in part]))
-            return len(part)
+        def job(key: str) -> int:
+            self._put([key], self.encode_texts([texts[key]]))
+            return 1
 
-        yield from (partial(job, part) for part in _chunks(keys, PROMPTS_AT_ONCE))
+        yield from (partial(job, key) for key in keys)
 
     # -- in training ---------------------------------------------------------------------------------------------------
 
@@ -260,7 +267,3 @@ class Progress:
     def finish(self) -> None:
         if self._done:
             self._console.line(f"{self._verb} {self._done} in {time.monotonic() - self._started:.1f} s")
-
-
-def _chunks(items: list[str], size: int) -> list[list[str]]:
-    return [items[start : start + size] for start in range(0, len(items), size)]

@@ -56,17 +56,27 @@ class DifferentiableScorers:
         exceeds 77 tokens with the words before it is cut. The mean scores are 0-dim, detached, by scorer. Raises
         ValueError for sizes that disagree, RewardBackendError like ``check``.
         """
-        batch = RewardBatch(images, list(prompts))
-        self.check()
         loss = torch.zeros((), device=images.device)
         figures = {}
-        for name, (model, preprocess) in self._scorers.items():
-            texts = self._text_features(name, model, batch.prompts)
-            scores = (model.image_embeddings(images, preprocess) * texts).sum(dim=-1).to(images.device)
+        for name, scores in self._each(RewardBatch(images, list(prompts))).items():
             hinge = reward_hinge(scores, self._options.threshold, check_finite=False)
             loss = loss + self._options.weights[name] * hinge
             figures[name] = scores.detach().mean()
         return loss, figures
+
+    @torch.no_grad()
+    def scores(self, batch: RewardBatch) -> dict[str, Tensor]:
+        """The score [B] of each picture by `score_<scorer>`, as a training step logs their means."""
+        return {f"score_{name}": scores for name, scores in self._each(batch).items()}
+
+    def _each(self, batch: RewardBatch) -> dict[str, Tensor]:
+        """Scores [B] by scorer."""
+        self.check()
+        found = {}
+        for name, (model, preprocess) in self._scorers.items():
+            texts = self._text_features(name, model, batch.prompts)
+            found[name] = (model.image_embeddings(batch.images, preprocess) * texts).sum(dim=-1).to(batch.images.device)
+        return found
 
     def _text_features(self, name: str, model: OpenClipModel, prompts: list[str]) -> Tensor:
         options = self._options

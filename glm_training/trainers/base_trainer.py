@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from torch import Tensor
+
 from glm_training.checkpoint.commit import checkpoint_name
 from glm_training.checkpoint.resume import load_checkpoint
 from glm_training.checkpoint.state_tree import StateTree
@@ -25,10 +27,12 @@ from glm_training.engine.figures import Interval, Mean
 from glm_training.engine.parts import Part
 from glm_training.engine.phases import Phase, guarded
 from glm_training.engine.preparation import Prepared
+from glm_training.engine.resuming import moved_schedules
 from glm_training.engine.run_directory import RunDirectory, held_run_directory
 from glm_training.engine.saving import commit_run
 from glm_training.engine.stopping import Drawn, InFlight, as_failure, ended
 from glm_training.engine.summary import opening_lines
+from glm_training.engine.validation import Subject
 from glm_training.models.family import Family
 from glm_training.reinforcement.monitors.monitors import Monitors
 from glm_training.utils.console import Console, Progress
@@ -39,7 +43,7 @@ from glm_training.utils.signals import StopRequested, StopSignals
 
 @dataclass
 class TrainResult:
-    """What a finished run hands back. `before` and `after` are held-out means by metric, empty without evaluation.
+    """What a finished run hands back. `before` and `after` are the means of the evaluations by figure, empty without.
 
     `stopped_by`: the signal that stopped it; `halted`: why a monitor did. None where the run went to its end.
     """
@@ -72,16 +76,12 @@ class BaseTrainer(ABC):
         self.family = together(world, "loading the model", lambda: build_family(config, world))
         agree_on_weights(self.family, world)
         self.parts: dict[str, Part] = self.build_parts()
+        settings = config, world, self.console
         self.evaluations = Evaluations(
-            config,
-            world,
-            self.console,
-            self.family,
-            self.held_out,
-            self.calculator,
-            self.total_steps,
-            prepared.watched,
+            *settings, self.family, self.held_out, self.calculator, self.total_steps, self.judged()
         )
+        if prepared.watched is not None:
+            self.evaluations.add_scorer("reward.monitors.metrics", prepared.watched.scores)
         self.monitors = Monitors(config, world)
         self.signals = StopSignals(world)
         self.interval = Interval()
@@ -97,7 +97,7 @@ class BaseTrainer(ABC):
 
     @staticmethod
     def build_data(config: Config) -> tuple[TrainingData, ImageDataset]:
-        """The training data, and the held-out prompts of samples and scores. DataError lists every problem."""
+        """The training data, and the prompts of samples and scores. DataError lists every problem."""
         dataset = setup.build_dataset(config)
         return dataset, setup.build_evaluation_dataset(config, dataset)
 
@@ -112,13 +112,17 @@ class BaseTrainer(ABC):
     def prepare(self) -> None:  # noqa: B027  (most have nothing to do here)
         """Work before the first step, after an earlier run's state was loaded."""
 
-    def validates(self) -> bool:
-        """Whether `validate` has figures to give."""
-        return False
+    def judged(self) -> Subject | None:
+        """What `judge` judges, once the data are read; None for nothing."""
+        return None
+
+    def judge(self) -> dict[str, Tensor]:
+        """Figures [V] by name of what is `judged`, at each evaluation; their means are logged as `eval/<name>`."""
+        return {}
 
     def validate(self) -> dict[str, float]:
-        """Figures on held-out data besides the scores of pictures, at each evaluation; logged as `eval/<name>`."""
-        return {}
+        """The means of `judge`."""
+        return {name: values.mean().item() for name, values in self.judge().items()}
 
     def images_per_step(self) -> int:
         """Images that a step trains on, over all processes."""
@@ -168,8 +172,11 @@ class BaseTrainer(ABC):
             try:
                 with self._stopping_together():
                     self.prepare()
-                if not resumed or self.evaluations.lacking(self.step, validates=self.validates()):
+                recorded = self.evaluations.recorded(self.step) if resumed else None
+                if recorded is None:
                     self._evaluate()
+                elif self.evaluations.before is not None:  # the checkpoint is older than this evaluation
+                    self.monitors.recall(self.step, recorded, self.evaluations.before, self.evaluations.shown_sources())
                 while self.step < self.total_steps:
                     self._advance(progress)
             except StopRequested:
@@ -269,16 +276,15 @@ class BaseTrainer(ABC):
     def _evaluate(self) -> None:
         self.in_flight.begin()
         with self._stopping_together(), self.phase("evaluation"), self.autocast():
-            figures = self.validate() if self.validates() and self.evaluations.due(self.step) else {}
-            if figures:
-                self.logger.log(self.step, {f"eval/{name}": value for name, value in figures.items()})
-            scores = self.evaluations.run(self.step, self.logger, self.signals.check, self.signals.requested)
+            judged = self.judge() if self.evaluations.judging_due(self.step) else {}
+            found = self.evaluations.run(self.step, judged, self.logger, self.signals.check, self.signals.requested)
             before = self.evaluations.before
-            if scores is not None and before is not None:
-                sources = self.held_out.batch(range(len(scores.images))).sources
-                figures = self.monitors.after_evaluation(self.step, before, scores, sources)
-                if figures:
-                    self.logger.log(self.step, figures)
+            if found is None or before is None or not (means := found.means()):
+                return
+            figures = {f"eval/{name}": value for name, value in means.items()}
+            if found.scores:
+                figures |= self.monitors.after_evaluation(self.step, before, found, self.evaluations.shown_sources())
+            self.logger.log(self.step, figures)  # one line, and the last thing written: it says that all is there
 
     def _open(self, directory: RunDirectory) -> bool:
         """The run directory, the logger and, when asked, the state of an earlier run; whether there is one."""
@@ -330,7 +336,7 @@ class BaseTrainer(ABC):
     def state(self) -> dict[str, StateTree]:
         """Every named state of the run, as far as `checkpoint.save_optimizer` wants it."""
         trainer: dict[str, Any] = {"step": self.step, "before": self.evaluations.state()}
-        trainer["interval"] = self.interval.state()
+        trainer |= {"interval": self.interval.state(), "total_steps": self.total_steps}
         state: dict[str, StateTree] = {"trainer": trainer, "sampler": cast(StateTree, self.sampler.state_dict())}
         state["monitors"] = self.monitors.state()
         for part in self.parts.values():
@@ -343,6 +349,7 @@ class BaseTrainer(ABC):
         self.step = trainer["step"]
         self.evaluations.load(trainer["before"])
         self.interval.load(trainer["interval"])
+        self.notes += moved_schedules(self.config, trainer["total_steps"], self.total_steps)
         self.sampler.load_state_dict(cast(dict[str, int], state["sampler"]))
         self.monitors.load(cast(dict[str, Any], state.get("monitors", {})))
         for part in self.parts.values():

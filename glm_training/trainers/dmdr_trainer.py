@@ -69,6 +69,8 @@ class DMDRTrainer(BaseTrainer):
         self.dynamics = dynamics(config, self.total_steps)
         self.conditions = build_conditions(config, self.family)
         self.scorers = prepared.scorers
+        if self.scorers is not None:
+            self.evaluations.add_scorer("dmdr.reward", self.scorers.scores)
         self.outputs = OutputTree(config, self.name)
 
     # -- what there is to train ----------------------------------------------------------------------------------------

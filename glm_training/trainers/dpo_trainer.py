@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -20,6 +22,7 @@ from glm_training.engine.families import prompt_reader
 from glm_training.engine.figures import mean_over_processes, stack_means
 from glm_training.engine.parts import Part
 from glm_training.engine.preparation import Prepared
+from glm_training.engine.validation import LEVELS, RowFigures, Subject, passes
 from glm_training.methods.losses import MethodLoss
 from glm_training.methods.preference import (
     DiffusionFinetuning,
@@ -35,14 +38,12 @@ from glm_training.preference.encoded_pairs import EncodedPairs, Progress
 from glm_training.preference.pair_families import build_encoder
 from glm_training.preference.reference_log_probs import ReferenceLogProbs
 from glm_training.trainers.base_trainer import BaseTrainer
-from glm_training.utils.distributed import World, gather_objects
+from glm_training.utils.distributed import World
 from glm_training.utils.randomness import normal, uniform
 from glm_training.utils.signals import StopRequested
+from glm_training.utils.words import counted
 
 TURBO_LEVELS = 4
-VALIDATION_LEVELS = 4
-"""Noise levels at which each held-out pair is judged: one from each quarter of the schedule."""
-
 STATE = "dpo"
 
 
@@ -66,13 +67,14 @@ class DPOTrainer(BaseTrainer):
 
     @staticmethod
     def build_data(config: Config) -> tuple[PreferenceDataset, ImageDataset]:
-        """The pairs, with the held-out ones in `held_out`, and the prompts that samples are drawn for."""
+        """The pairs, with the held-out ones in `held_out`, and the prompts that samples are drawn for: of the held-out
+        pairs, where there are some."""
         assert config.data.pairs is not None  # config.family_checks
         dataset = _pairs(config, config.data.pairs)
         if config.evaluation.eval_pairs is not None:
             dataset.held_out = _pairs(config, config.evaluation.eval_pairs)
             dataset.remarks += [line for line in dataset.held_out.remarks if line not in dataset.remarks]
-        own = distinct_prompts(dataset.pairs, config.evaluation.num_eval_samples)
+        own = distinct_prompts((dataset.held_out or dataset).pairs, config.evaluation.num_eval_samples)
         prompts = T2IDataset(own, height=dataset.height, width=dataset.width)
         return dataset, setup.build_evaluation_dataset(config, prompts)
 
@@ -100,6 +102,9 @@ class DPOTrainer(BaseTrainer):
     def load_extra_state(self, state: dict[str, StateTree]) -> None:
         if self._compares_sequences() and STATE in state:
             self.references.load(state[STATE])
+
+    def images_per_step(self) -> int:
+        return super().images_per_step() * (2 if self.config.dpo.loss == "dpo" else 1)
 
     # -- a step --------------------------------------------------------------------------------------------------------
 
@@ -185,16 +190,16 @@ class DPOTrainer(BaseTrainer):
                 f"{len(lacking)} pairs are new since the start of the run, and the starting weights that they would be "
                 "compared with are gone: train adapters (lora.ar.enabled), or start a new run"
             )
-        passes = self._passes([places[digest] for digest in lacking])
-        self.console.line(f"asking the starting model about {len(lacking)} pairs once")
-        progress = Progress(self.console, sum(len(rows) for rows, counts in passes if counts), "compared")
+        own = passes(len(dataset), self.config.training.batch_size, self.world, [places[digest] for digest in lacking])
+        self.console.line(f"asking the starting model about {counted(len(lacking), 'pair')} once")
+        progress = Progress(self.console, sum(len(rows) for rows, counts in own if counts), "compared")
         found: dict[str, tuple[float, float]] = {}
         self.family.train()
         try:
-            for rows, counts in passes:
+            for rows, counts in own:
                 values = self._reference_of(part, self.encoder.encode(dataset.batch(rows)))
                 if counts:
-                    found |= values
+                    found |= {digest: values[digest] for digest in lacking if digest in values}
                     progress.add(len(rows))
                 self.signals.check()
         except StopRequested:  # on all processes together
@@ -209,66 +214,50 @@ class DPOTrainer(BaseTrainer):
             values = sequence_log_probs(part.component, pairs.prompt, pairs.tokens).view(2, -1).T.tolist()
         return {digest: (a, b) for digest, (a, b) in zip(self._pair_digests(pairs), values, strict=True)}
 
-    def _passes(self, rows: Sequence[int]) -> list[tuple[list[int], bool]]:
-        """This process' share of `rows`, in batches, and whether each counts. A process that has fewer than the others
-        repeats a row in the rest: networks in shards, and stops, need all processes in step."""
-        size, processes = self.config.training.batch_size, self.world.world_size
-        mine = rows[self.world.rank :: processes]
-        longest = len(rows[::processes])
-        shares = [list(mine[start : start + size]) for start in range(0, longest, size)]
-        return [(share or [rows[0]], bool(share)) for share in shares]
-
     # -- held-out pairs ------------------------------------------------------------------------------------------------
 
-    def validates(self) -> bool:
-        return self.dataset.held_out is not None and self.config.evaluation.enabled
+    def judged(self) -> Subject:
+        pairs = self._judged_pairs()
+        settings = self.config.dpo.model_dump(mode="json", exclude={"cache", "cache_dir", "vae_batch_size"})
+        digests = json.dumps([pairs.example_digests(), settings])
+        name = setup.evaluated(self.config, "pair")
+        return Subject(name, tuple(pair.prompt for pair in pairs.pairs), hashlib.sha256(digests.encode()).hexdigest())
+
+    def _judged_pairs(self) -> PreferenceDataset:
+        """The held-out pairs; without any, the first training pairs."""
+        held_out = self.dataset.held_out
+        return self.dataset.first(self.config.evaluation.num_eval_samples) if held_out is None else held_out
 
     @torch.no_grad()
-    def validate(self) -> dict[str, float]:
-        """Figures of each part on the held-out pairs, every one at the same noise and levels at each evaluation.
+    def judge(self) -> dict[str, Tensor]:
+        """Figures of each part on the pairs that are `judged`, every one at the same noise and levels at each
+        evaluation.
 
         Raises StopRequested, on all processes together.
         """
-        dataset, seed = self.dataset.held_out, self.config.evaluation.seed
-        if dataset is None:
-            return {}
-        collected: dict[str, list[tuple[int, dict[str, Tensor]]]] = {name: [] for name in self.parts}
+        dataset, seed = self._judged_pairs(), self.config.evaluation.seed
+        found = RowFigures(len(dataset))
         self.family.eval()
-        for rows, counts in self._passes(range(len(dataset))):
+        for rows, counts in passes(len(dataset), self.config.training.batch_size, self.world):
             self.signals.check()
             batch = dataset.batch(rows)
             encoded = self.encoder.encode(batch)
-            for level in range(VALIDATION_LEVELS):
+            for level in range(LEVELS):
                 names = [(pair.index, level) for pair in batch.pairs]
                 noise = self._noise(encoded, seed, "dpo/held-out noise", names)
-                u = (level + uniform(seed, "dpo/held-out level", names, (1,))[:, 0]) / VALIDATION_LEVELS
+                u = (level + uniform(seed, "dpo/held-out level", names, (1,))[:, 0]) / LEVELS
                 for name, part in self.parts.items():
                     if name == "ar" and level > 0:
                         continue  # has no levels
-                    term = self._loss(part, part.component, encoded, noise, self._levels(u))
-                    if counts:
-                        collected[name].append((term.rows, term.metrics | {"loss": term.loss}))
+                    each = self._loss(part, part.component, encoded, noise, self._levels(u)).each
+                    found.add(rows, {f"{name}/{key}": values for key, values in each.items()}, counts=counts)
         self.signals.check()
-        return {
-            f"{name}/{key}": value
-            for name, terms in collected.items()
-            for key, value in self._mean_of_all(terms).items()
-        }
-
-    def _mean_of_all(self, terms: list[tuple[int, dict[str, Tensor]]]) -> dict[str, float]:
-        """Means over the rows of all processes, which may hold unequally many."""
-        own = (sum(rows for rows, _ in terms), stack_means(terms))
-        shares = [share for share in gather_objects(self.world, own) if share[0]]
-        total = sum(rows for rows, _ in shares)
-        return {name: sum(rows * figures[name] for rows, figures in shares) / total for name in shares[0][1]}
+        return found.gathered(self.world)
 
     def _evaluate(self) -> None:
         """With the encoders on the device, where anything is drawn."""
-        due = self.evaluations
-        first = due.calculator is not None and due.before is None
-        with (
-            self.encoder.awake() if first or due.scores_due(self.step) or due.samples_due(self.step) else nullcontext()
-        ):
+        draws = self.evaluations.scores_due(self.step) or self.evaluations.samples_due(self.step)
+        with self.encoder.awake() if draws else nullcontext():
             super()._evaluate()
 
 
@@ -295,5 +284,5 @@ def _pairs(config: Config, path: Path) -> PreferenceDataset:
     if report.ties:
         dataset.remarks.append(f"{report.ties} of {report.total} pairs in {path} are ties and were dropped")
     if report.quarantined:
-        dataset.remarks.append(f"{len(report.quarantined)} faults in {path}: their pairs are left out")
+        dataset.remarks.append(f"{counted(len(report.quarantined), 'fault')} in {path}: their pairs are left out")
     return dataset

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,12 +12,16 @@ from torch import Tensor
 from glm_training.algorithms.flow_matching import sample_timestep_density
 from glm_training.config import Config
 from glm_training.data import Batch
+from glm_training.engine import setup
 from glm_training.engine.figures import mean_over_processes, stack_means
 from glm_training.engine.parts import Part
 from glm_training.engine.preparation import Prepared
+from glm_training.engine.validation import LEVELS, RowFigures, Subject, passes
 from glm_training.methods.losses import MethodLoss
+from glm_training.methods.preference import DiffusionFinetuning
 from glm_training.methods.supervised import FlowMatching, TokenCrossEntropy
 from glm_training.models.glm_image.ar_types import ARPrompt
+from glm_training.models.glm_image.dit_types import DiTCondition
 from glm_training.models.glm_image.family import GLMImage
 from glm_training.trainers.base_trainer import BaseTrainer
 from glm_training.utils.distributed import World
@@ -70,6 +74,26 @@ class Supervision:
                 figures |= {f"{name}/{key}": value for key, value in metrics.items()}
         return figures
 
+    def judge(self, parts: Mapping[str, Part], batch: Batch, seed: int) -> Iterator[dict[str, Tensor]]:
+        """Losses [B] by name of a batch whose places in the data name its noise, some several times: at one level of
+        each quarter of the schedule."""
+        encoded = self._encode(batch, batch.indices)
+        if "ar" in parts:
+            yield {"ar/loss": self.tokens.loss(parts["ar"].component, encoded.prompt, encoded.tokens).each["loss"]}
+        if "dit" not in parts:
+            return
+        clean, condition = self._to_denoise(encoded)
+        denoiser = self.family.denoiser(*encoded.targets.shape[-2:])
+        for level in range(LEVELS):
+            names = [(index, level) for index in batch.indices]
+            u = (level + uniform(seed, "supervised/held-out level", names, (1,))[:, 0]) / LEVELS
+            noise = normal(seed, "supervised/held-out noise", names, tuple(clean.shape[1:]), device=clean.device)
+            levels = denoiser.levels(u).to(clean.device)
+            term = DiffusionFinetuning(denoiser).loss(
+                parts["dit"].component, clean, condition, noise=noise, levels=levels
+            )
+            yield {"dit/loss": term.each["loss"]}
+
     @contextmanager
     def _dropout_masks(self, trainer: BaseTrainer, part: str, chunk: int) -> Iterator[None]:
         """Inside, LoRA dropout draws masks that depend on the run's seed, step, process and chunk alone."""
@@ -97,18 +121,9 @@ class Supervision:
     def _loss(self, part: Part, batch: Encoded) -> MethodLoss:
         if part.name == "ar":
             return self.tokens.loss(part.policy, batch.prompt, batch.tokens)
-        seed, names, prompt = self.config.seed, [(position,) for position in batch.positions], batch.prompt
+        seed, names = self.config.seed, [(position,) for position in batch.positions]
         device = self.family.dit.device
-        with torch.no_grad():
-            clean = self.family.dit.encode_images(batch.targets)
-            condition = self.family.dit.condition(
-                batch.prompts,
-                batch.tokens[:, prompt.preview_length :],
-                prompt.large_grid,
-                batch.sources,
-                prompt.source_tokens,
-                prompt.source_grid,
-            )
+        clean, condition = self._to_denoise(batch)
         draws = uniform(seed, "supervised/level", names, (2,), device=device)
         return self.flow.loss(
             part.policy,
@@ -120,9 +135,24 @@ class Supervision:
             drop=draws[:, 1] < self.config.training.prior_dropout,
         )
 
+    @torch.no_grad()
+    def _to_denoise(self, batch: Encoded) -> tuple[Tensor, DiTCondition]:
+        """Latents [B, C, h, w] of the targets, under their own tokens."""
+        prompt = batch.prompt
+        condition = self.family.dit.condition(
+            batch.prompts,
+            batch.tokens[:, prompt.preview_length :],
+            prompt.large_grid,
+            batch.sources,
+            prompt.source_tokens,
+            prompt.source_grid,
+        )
+        return self.family.dit.encode_images(batch.targets), condition
+
 
 class SupervisedTrainer(BaseTrainer):
-    """Trains whatever `model.component` names on the target images."""
+    """Trains whatever `model.component` names on the target images, and judges it by its loss on those of the
+    evaluation, every one at the same noise."""
 
     family: GLMImage
 
@@ -132,6 +162,24 @@ class SupervisedTrainer(BaseTrainer):
 
     def training_step(self) -> dict[str, float]:
         return self.supervision.step(self)
+
+    def judged(self) -> Subject | None:
+        if not self.held_out.has_targets:
+            return None
+        prompts = tuple(example.prompt for example in self.held_out.examples)
+        return Subject(setup.evaluated(self.config, "target"), prompts, self.held_out.fingerprint())
+
+    @torch.no_grad()
+    def judge(self) -> dict[str, Tensor]:
+        """The loss of each part on every target; raises StopRequested, on all processes together."""
+        found = RowFigures(len(self.held_out))
+        self.family.eval()
+        for rows, counts in passes(len(self.held_out), self.config.training.batch_size, self.world):
+            self.signals.check()
+            figures = self.supervision.judge(self.parts, self.held_out.batch(rows), self.config.evaluation.seed)
+            for each in figures:
+                found.add(rows, each, counts=counts)
+        return found.gathered(self.world)
 
 
 class ARTrainer(SupervisedTrainer):

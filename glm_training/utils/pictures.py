@@ -11,7 +11,7 @@ MIN_CELL, MAX_CELL = 160, 384
 MARGIN = 8
 LABEL_WIDTH = 220
 FONT_SIZE = 15
-INK, PAPER = (20, 20, 20), (255, 255, 255)
+INK, QUIET, PAPER = (20, 20, 20), (110, 110, 110), (255, 255, 255)
 
 
 def to_pil(image: Tensor | Image.Image) -> Image.Image:
@@ -22,6 +22,11 @@ def to_pil(image: Tensor | Image.Image) -> Image.Image:
         raise ValueError(f"an image is [3, H, W], not {list(image.shape)}")
     levels = image.detach().to("cpu", torch.float32).nan_to_num(0.0).clamp(0, 1).mul(255).round().to(torch.uint8)
     return Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy())
+
+
+def as_saved(images: Tensor) -> Tensor:
+    """Images [..., H, W] as a file of 8 bits gives them back: fp32 in [0, 1], NaN as 0."""
+    return images.detach().float().nan_to_num(0.0).clamp(0, 1).mul(255).round() / 255
 
 
 def save_image(path: Path, image: Tensor | Image.Image) -> None:
@@ -35,8 +40,10 @@ def save_grid(
     rows: Sequence[Sequence[Tensor | Image.Image]],
     row_labels: Sequence[str],
     column_labels: Sequence[str],
+    corner: str = "",
 ) -> None:
-    """Write a grid of pictures, with a label beside each row (a prompt, wrapped) and one above each column.
+    """Write a grid of pictures, with a label beside each row (a prompt, wrapped) and one above each column; `corner`
+    says above the rows' labels what they are.
 
     Args:
         path: the picture to write; folders are made.
@@ -53,7 +60,8 @@ def save_grid(
     cells = [[_fit(to_pil(image)) for image in row] for row in rows]
     width = max((cell.width for row in cells for cell in row), default=MIN_CELL)
     labels = [_wrap(label, font, LABEL_WIDTH) for label in row_labels]
-    header = max((_text_height(_wrap(label, font, width)) for label in column_labels), default=0)
+    corner = _wrap(corner, font, LABEL_WIDTH)
+    header = max([_text_height(corner), *(_text_height(_wrap(label, font, width)) for label in column_labels)])
     heights = [
         max([_text_height(label), *(cell.height for cell in row)]) for row, label in zip(cells, labels, strict=True)
     ]
@@ -62,6 +70,7 @@ def save_grid(
     size = (left + len(column_labels) * (width + MARGIN), top + sum(height + MARGIN for height in heights))
     canvas = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(canvas)
+    draw.multiline_text((MARGIN, MARGIN), corner, QUIET, font)
     for column, label in enumerate(column_labels):
         draw.multiline_text((left + column * (width + MARGIN), MARGIN), _wrap(label, font, width), INK, font)
     for row, label, height in zip(cells, labels, heights, strict=True):

@@ -61,17 +61,19 @@ class StepLines:
             os.truncate(self.path, self._torn_at)
 
 
-def has_step(path: Path, step: int, *, prefix: str = "") -> bool:
-    """Whether the file has a whole line of `step`, with a key that starts with `prefix`."""
+def line_of(path: Path, step: int, *, prefix: str = "") -> dict[str, Any] | None:
+    """The last whole line of `step` with a key that starts with `prefix`; None without one."""
     try:
         lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
     except OSError:
-        return False  # what cannot be read is made again
-    records = (_record(line) for line in lines)
-    return any(
-        record is not None and record["step"] == step and any(key.startswith(prefix) for key in record)
+        return None  # what cannot be read is made again
+    records = [_record(line) for line in lines]
+    found = [
+        record
         for record in records
-    )
+        if record is not None and record["step"] == step and any(key.startswith(prefix) for key in record)
+    ]
+    return found[-1] if found else None
 
 
 def keep_until(path: Path, step: int, *, but_with: str | None = None) -> None:

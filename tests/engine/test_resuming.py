@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ import pytest
 from glm_training.checkpoint.manifest import Manifest
 from glm_training.checkpoint.resume import ResumePoint
 from glm_training.engine.errors import TrainingError
-from glm_training.engine.resuming import check_drift, save_context
+from glm_training.engine.resuming import check_drift, moved_schedules, save_context
+from glm_training.trainers.dmdr_trainer import dynamics
+from tests import dmdr_runs
 from tests.runs import config_of
 
 
@@ -64,3 +67,24 @@ def test_a_run_may_be_made_longer_but_not_otherwise(tmp_path):
     with pytest.raises(TrainingError, match="seed: 3 -> 4"):
         check_drift(point, config_of(tmp_path, "training.max_steps=4", "seed=4"), {})
     check_drift(point, config_of(tmp_path, "training.max_steps=4", "seed=4", "resume.accept=[seed]"), {})
+
+
+# -- a run that is made longer -----------------------------------------------------------------------------------------
+
+
+def test_schedules_that_end_with_the_run_move_with_its_end_and_that_is_said(tmp_path):
+    config = dmdr_runs.config_of(tmp_path, "training.lr_scheduler=cosine", "dmdr.real_scale=0.8")
+    # DynaDG, a cosine from 0.8 to 0: half-way through 10 steps, and a quarter of the way through 20
+    assert dynamics(config, 10).real_scale(5) == pytest.approx(0.8 * (1 + math.cos(math.pi / 2)) / 2)
+    assert dynamics(config, 20).real_scale(5) == pytest.approx(0.8 * (1 + math.cos(math.pi / 4)) / 2)
+    (told,) = moved_schedules(config, 10, 20)
+    assert "was to have 10 steps and now has 20" in told and "dmdr.dynamic_steps=10 resume.accept=" in told
+    assert "the learning rate of unet (cosine), DynaDG and DynaRS." in told
+    assert moved_schedules(config, 10, 10) == []
+
+
+@pytest.mark.parametrize("fixed", ["dmdr.dynamic_steps=10", "dmdr.cold_start_steps=10"])
+def test_schedules_of_a_length_of_their_own_stay(tmp_path, fixed):
+    config = dmdr_runs.config_of(tmp_path, fixed)
+    assert dynamics(config, 20).real_scale(5) == dynamics(config, 10).real_scale(5)
+    assert moved_schedules(config, 10, 20) == []

@@ -50,7 +50,7 @@ def test_rewards_that_do_not_fit_the_data_name_which(tmp_path):
     with pytest.raises(RewardConfigError, match=r"training data: no metric of .*text_accuracy.* 3 sample"):
         build(tmp_path, TEXT_ONLY)
     supervised = [TEXT_ONLY, "training.use_reward=false", "evaluation.enabled=true"]
-    with pytest.raises(RewardConfigError, match=r"held-out data: no metric .*text_accuracy.* 1 sample"):
+    with pytest.raises(RewardConfigError, match=r"training data: no metric .*text_accuracy.* 1 sample"):
         build(tmp_path, *supervised)
 
 

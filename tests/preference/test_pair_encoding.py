@@ -181,8 +181,9 @@ def test_an_image_that_changes_in_training_is_not_encoded_under_the_old_name(tmp
 
 
 def test_chunks_of_the_vae_give_the_whole(tmp_path) -> None:
-    chunked = stepped(tmp_path, "sdxl", "dpo.vae_batch_size=1", f"dpo.cache_dir={tmp_path}/one")
-    whole = stepped(tmp_path, "sdxl", "dpo.vae_batch_size=8", f"dpo.cache_dir={tmp_path}/all")
+    uncached = ["dpo.cache=false", "dpo.cache_dir=null"]
+    chunked = stepped(tmp_path, "sdxl", "dpo.vae_batch_size=1", *uncached)
+    whole = stepped(tmp_path, "sdxl", "dpo.vae_batch_size=8", *uncached)
     ours, theirs = (t.encoder.encode(t.dataset.batch([0, 1, 2, 3])) for t in (chunked, whole))
     torch.testing.assert_close(ours.clean, theirs.clean, atol=1e-5, rtol=1e-5)
     assert largest_difference(chunked, whole) <= 1e-6
@@ -251,12 +252,28 @@ def test_a_stop_while_encoding_keeps_what_was_encoded(tmp_path) -> None:
     def stop() -> None:
         raise Stop
 
-    trainer = trainer_of(tmp_path, "sdxl", "dpo.vae_batch_size=2")
+    trainer = trainer_of(tmp_path, "sdxl")
     with pytest.raises(Stop):
         trainer.encoder.fill([trainer.dataset], trainer.console, stop)
-    assert len(files(tmp_path)) == 2 and not trainer.encoder._asleep
-    stepped(tmp_path, "sdxl", "dpo.vae_batch_size=2", steps=0)
+    assert len(files(tmp_path)) == 1 and not trainer.encoder._asleep
+    stepped(tmp_path, "sdxl", steps=0)
     assert len(files(tmp_path)) == 12
+
+
+@pytest.mark.parametrize("family", ["sdxl", "glm_image"])
+def test_an_entry_is_the_same_bytes_whatever_was_encoded_beside_it(tmp_path, family) -> None:
+    """As a run that was stopped while it encoded, or found an entry damaged, goes on with those of one that was not."""
+    whole = stepped(tmp_path, family, steps=0)
+    bytes_of = {path.name: path.read_bytes() for path in files(tmp_path)}
+    for path in files(tmp_path)[::2]:
+        path.unlink()
+    stepped(tmp_path, family, "dpo.vae_batch_size=3", steps=0)
+    assert {path.name: path.read_bytes() for path in files(tmp_path)} == bytes_of
+    for path in files(tmp_path)[1::2]:
+        path.write_bytes(b"damaged")
+    whole.encoder.cache = EncodedCache(tmp_path / "cache")
+    whole.encoder.encode(whole.dataset.batch([0, 1, 2, 3]))
+    assert {path.name: path.read_bytes() for path in files(tmp_path)} == bytes_of
 
 
 def test_a_cache_that_cannot_be_made_is_explained(tmp_path) -> None:

@@ -179,7 +179,7 @@ def test_a_held_out_metric_may_not_fall_while_the_trained_score_rises(tmp_path):
     watch.after_evaluation(30, before, evaluation(0.6, 0.7, 0), None)
     (message,) = watch.take_messages()
     assert message.startswith(
-        "monitor structure (held out): 0.7 at step 30 from 0.8 at the start (-0.1, allowed -0.05)"
+        "monitor structure (not trained on): 0.7 at step 30 from 0.8 at the start (-0.1, allowed -0.05)"
     )
 
 
@@ -262,7 +262,7 @@ def test_a_held_out_metric_without_anything_to_score_is_refused_before_training(
     own = ["reward.metrics=null", "reward.weights={structure: 1.0}", f"reward.calculator={tmp_path}/hack.py:Brightness"]
     (tmp_path / "hack.py").write_text(BRIGHTNESS)
     assert validate([path], [*watched, *targets, *own], None) == 2
-    assert "text_accuracy can score none of the held-out prompts" in capsys.readouterr().err
+    assert "text_accuracy can score none of the training prompts" in capsys.readouterr().err
 
 
 def test_the_exit_code_says_that_a_monitor_stopped_the_run(tmp_path, monkeypatch, capsys):

@@ -14,6 +14,7 @@ from diffusers import StableDiffusionXLPipeline
 
 from glm_training.cli.main import main
 from glm_training.engine.errors import TrainingError
+from glm_training.engine.validation import RowFigures
 from glm_training.models.sdxl.tiny import build_tiny
 from glm_training.trainers import dpo_trainer
 from glm_training.utils.distributed import World
@@ -30,6 +31,10 @@ def figures(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+def steps_of(run: Path) -> list[dict[str, float]]:
+    return [line for line in figures(run) if "time/step_seconds" in line]
+
+
 @pytest.mark.parametrize("family", PARTS)
 @pytest.mark.parametrize("lora", ["true", "false"])
 def test_a_run_starts_at_ln_2_and_trains_its_parts(tmp_path, family, lora) -> None:
@@ -37,7 +42,7 @@ def test_a_run_starts_at_ln_2_and_trains_its_parts(tmp_path, family, lora) -> No
     before = weights_of(trainer)
     frozen = {name: p.clone() for name, p in trainer.family.component(PARTS[family][0]).named_parameters()}
     assert trainer.train().step == 2
-    first, second = figures(tmp_path / "run")
+    first, second = steps_of(tmp_path / "run")
     for part in PARTS[family]:
         assert abs(first[f"{part}/loss"] - LN2) <= 1e-6 and first[f"{part}/margin"] == 0
         assert abs(second[f"{part}/loss"] - LN2) > 1e-6
@@ -56,7 +61,7 @@ def test_under_bf16_autocast_it_starts_at_ln_2_and_trains(tmp_path, lora) -> Non
     seen: list[torch.dtype] = []
     trainer.family.unet.unet.conv_in.register_forward_hook(lambda _m, _i, output: seen.append(output.dtype))
     trainer.train()
-    first, second = figures(tmp_path / "run")
+    first, second = steps_of(tmp_path / "run")
     assert set(seen) == {torch.bfloat16}
     assert abs(first["unet/loss"] - LN2) <= 1e-6 and first["unet/margin"] == 0
     assert math.isfinite(second["unet/loss"]) and abs(second["unet/loss"] - LN2) > 1e-6
@@ -252,8 +257,10 @@ def test_every_process_makes_as_many_passes_and_polls_as_often(tmp_path, monkeyp
         trainer._fill_references(trainer.dataset)
         kept |= trainer.references._values
         trainer.references._values = {digest: (0.0, 0.0) for digest in trainer.dataset.example_digests().values()}
-        monkeypatch.setattr(trainer, "_mean_of_all", lambda terms, seen=passes: {"rows": sum(n for n, _ in terms)})
-        weighed += trainer.validate()["ar/rows"]
+        monkeypatch.setattr(
+            RowFigures, "gathered", lambda found, world: {"rows": sum(len(n) for n, _ in found._given["ar/loss"])}
+        )
+        weighed += trainer.judge()["rows"]
         counts.append(passes)
     assert counts[0] == counts[1] and counts[0].count("poll") == counts[0].count("pass") == 2 * math.ceil(pairs / 2)
     assert len(kept) == pairs and weighed == pairs, f"{weighed}: a repeat does not count"

@@ -34,7 +34,9 @@ class DPOConfig(Section):
     crop: Literal["center", "random"] = Field(
         default="center", description="Which part of an image of another shape is used; `random` is not cached."
     )
-    vae_batch_size: int = Field(default=4, ge=1, description="Images encoded at once; the results stay the same.")
+    vae_batch_size: int = Field(
+        default=4, ge=1, description="Images encoded at once where there is no cache, which is filled one by one."
+    )
     cache: bool = Field(
         default=True,
         description="Encode images and prompts once, before training, and keep them on disk; false = at every step.",

@@ -73,16 +73,20 @@ class LoggingConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """Held-out scores."""
+    """What a run is judged by: held-out prompts or pairs, or the first of the training data; told by their name."""
 
     enabled: bool = Field(default=True, description="Evaluate every `logging.eval_interval` steps and at the end.")
-    eval_prompts_file: FilePath | None = Field(default=None, description="Held-out prompts; null = the training data.")
+    eval_prompts_file: FilePath | None = Field(
+        default=None, description="Held-out prompts; null = those of `eval_pairs`, or the first training prompts."
+    )
     eval_target_images_dir: FilePath | None = Field(default=None, description="Their targets.")
     eval_source_images_dir: FilePath | None = Field(default=None, description="Their sources (i2i).")
     eval_pairs: FilePath | None = Field(
-        default=None, description="DPO: held-out pairs, whose loss and accuracy are logged at each evaluation."
+        default=None, description="DPO: held-out pairs to judge at each evaluation; null = the first training pairs."
     )
-    num_eval_samples: int = Field(default=10, ge=1, description="Prompts evaluated, from the first one on.")
+    num_eval_samples: int = Field(
+        default=10, ge=1, description="Prompts evaluated, from the first one on; without `eval_pairs`, pairs too."
+    )
     samples_per_prompt: int = Field(default=1, ge=1, description="Images per prompt.")
     num_inference_steps: int | None = Field(
         default=None, ge=1, description="Denoising steps; null = `model.dit.num_inference_steps`."

@@ -252,6 +252,14 @@ class PreferenceDataset:
     def __len__(self) -> int:
         return len(self.pairs)
 
+    def first(self, count: int) -> "PreferenceDataset":
+        """The first `count` pairs as a dataset of their own, decoded in the caller's thread."""
+        own = PreferenceDataset(
+            self.pairs[:count], height=self.height, width=self.width, crop=self._crop, seed=self._seed
+        )
+        own.decodes, own.expected, own._digests = self.decodes, self.expected, self._digests
+        return own
+
     # -- content -------------------------------------------------------------------------------------------------------
 
     def image_digests(self) -> dict[PairImage, str]:

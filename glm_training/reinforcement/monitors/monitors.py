@@ -107,19 +107,39 @@ class Monitors:
         figures: dict[str, float] = {}
         count = min(len(before.images), len(now.images))
         if count and now is not before:
-            figures["picture_change"] = 1 - _similarity(now.images[:count], before.images[:count])
-            self._judge(step, "picture_change", figures["picture_change"], 1)
-        if count and sources is not None:
-            figures["source_similarity"] = _similarity(now.images[:count], sources[:count])
+            figures["monitor/picture_change"] = 1 - _similarity(now.images[:count], before.images[:count])
+        if count and sources is not None:  # of the very pictures that are kept
+            figures["monitor/source_similarity"] = _similarity(now.images[:count], sources[:count])
+        scores = {f"eval/{name}": value for name, value in now.means().items()}
+        self._judge_evaluation(step, {**figures, **scores}, before, sources)
+        return figures
+
+    def recall(self, step: int, logged: Mapping[str, float | None], before: Evaluation, sources: Tensor | None) -> None:
+        """Judges an evaluation by what was logged of it, without a word: one that a run made after the checkpoint which
+        it now goes on from."""
+        if not self.active:
+            return
+        figures = {name: value for name, value in logged.items() if value is not None}
+        messages, halt = list(self.messages), self.halt
+        self._judge_evaluation(step, figures, before, sources)
+        self.messages, self.halt = messages, halt
+
+    def _judge_evaluation(
+        self, step: int, figures: Mapping[str, float], before: Evaluation, sources: Tensor | None
+    ) -> None:
+        """`figures` as they are logged: those of the pictures, and the scores under `eval/`."""
+        self._judge(step, "picture_change", figures.get("monitor/picture_change"), 1)
+        if sources is not None and "monitor/source_similarity" in figures:
+            count = min(len(before.images), len(sources))
             first = _similarity(before.images[:count], sources[:count])
-            self._judge(step, "source_similarity", figures["source_similarity"], 1, start=first)
-        means, first_means = now.means(), before.means()
-        rising = means.get("total", math.nan) > first_means.get("total", math.nan)
+            self._judge(step, "source_similarity", figures["monitor/source_similarity"], 1, start=first)
+        first_means = before.means()
+        rising = figures.get("eval/total", math.nan) > first_means.get("total", math.nan)
         for name in self.held_out:
-            if name in means and name in first_means:
-                value = means[name] if rising else max(means[name], first_means[name])
+            if f"eval/{name}" in figures and name in first_means:
+                now = figures[f"eval/{name}"]
+                value = now if rising else max(now, first_means[name])
                 self._judge(step, f"{METRIC}{name}", value, 1, start=first_means[name])
-        return {f"monitor/{name}": value for name, value in figures.items()}
 
     # -- what is made of it --------------------------------------------------------------------------------------------
 
@@ -167,7 +187,7 @@ class Monitors:
 
 
 def _label(name: str) -> str:
-    return f"{name.removeprefix(METRIC)} (held out)" if name.startswith(METRIC) else name
+    return f"{name.removeprefix(METRIC)} (not trained on)" if name.startswith(METRIC) else name
 
 
 def _similarity(images: Tensor, others: Tensor) -> float:

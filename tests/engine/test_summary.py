@@ -1,0 +1,106 @@
+"""What a run tells in tables: better and worse, what figures are on, and numbers that there are none of."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+
+import pytest
+import torch
+
+from glm_training.config import Config
+from glm_training.engine.summary import scores_of, summary_row, told, write_summary
+from glm_training.engine.validation import Subject
+from glm_training.evaluation.held_out import Evaluation
+from glm_training.utils.console import Console
+
+NO_PICTURES = torch.empty(0, 3, 1, 1)
+NAN = math.nan
+
+
+def row(before: list[float], after: list[float], higher: bool | None = True) -> list[str]:
+    return summary_row("score", torch.tensor(before), torch.tensor(after), higher)
+
+
+def test_means_change_and_standard_error_by_hand():
+    # changes 0.1 and 0.3: mean 0.2, standard deviation 0.1 * sqrt(2), over sqrt(2): 0.1
+    assert row([0.2, 0.4], [0.3, 0.7]) == ["score", "0.300", "0.500", "+0.200", "0.100", "better"]
+
+
+@pytest.mark.parametrize(
+    ("after", "higher", "verdict"),
+    [
+        (0.7, True, "better"),
+        (0.3, True, "worse"),
+        (0.7, False, "worse"),
+        (0.3, False, "better"),
+        (0.5, True, "same"),
+        (0.7, None, ""),
+    ],
+)
+def test_worse_is_called_worse(after, higher, verdict):
+    assert row([0.5, 0.5], [after, after], higher)[-1] == verdict
+
+
+def test_small_changes_are_seen():
+    assert row([0.69315] * 2, [0.69360] * 2, False) == ["score", "0.69315", "0.69360", "+0.00045", "0.00000", "worse"]
+
+
+def test_one_sample_has_no_standard_error():
+    assert row([0.5], [0.25]) == ["score", "0.500", "0.250", "-0.250", "-", "worse"]
+
+
+def test_what_has_no_figure_is_left_out_of_the_change():
+    # the second has none after: the change is that of the first alone, the means are of all there is
+    assert row([0.5, 0.9], [0.75, NAN]) == ["score", "0.700", "0.750", "+0.250", "-", "better"]
+    assert row([NAN, NAN], [0.5, 0.5]) == ["score", "-", "0.500", "-", "-", ""]
+
+
+def table(held_out_prompts: bool, weights: dict[str, float], before: Evaluation, after: Evaluation) -> str:
+    config = Config.model_validate({"reward": {"metrics": weights}, "evaluation": {"samples_per_prompt": 1}})
+    kind = "held-out" if held_out_prompts else "training"
+    subjects = Subject(f"{kind} prompt", ("a", "b"), ""), Subject("held-out pair", ("a",), "")
+    out = io.StringIO()
+    write_summary(Console(output=out), config, None, subjects, before, after, 0)  # type: ignore[arg-type]
+    return out.getvalue()
+
+
+def columns(text: str) -> dict[str, list[str]]:
+    return {line.split()[0]: line.split() for line in text.splitlines() if line.split()}
+
+
+def test_scores_and_judgements_are_two_tables_named_for_what_they_are_on():
+    before = Evaluation({"total": torch.tensor([0.5, 0.7])}, NO_PICTURES, {"ar/loss": torch.tensor([0.69])})
+    after = Evaluation({"total": torch.tensor([0.4, 0.6])}, NO_PICTURES, {"ar/loss": torch.tensor([0.75])})
+    text = table(False, {"structure": 1.0}, before, after)
+    assert "Scores of 2 training prompts x 1 sample\n" in text and "Judged on 1 held-out pair\n" in text
+    assert "held-out prompt" not in text
+    assert columns(text)["reward"] == ["reward", "0.600", "0.500", "-0.100", "0.000", "worse"]
+    assert columns(text)["ar"] == ["ar", "loss", "0.690", "0.750", "+0.060", "-", "worse"]
+
+
+def test_a_metric_that_counts_against_the_total_gets_better_when_it_falls():
+    before, after = (
+        Evaluation({"total": torch.ones(2), "noise": torch.tensor([value] * 2)}, NO_PICTURES) for value in (0.5, 0.25)
+    )
+    weights = {"structure": 1.0, "tests.weighted:noise": -1.0}
+    assert columns(table(True, weights, before, after))["noise"][-1] == "worse"  # another metric of that name
+    assert columns(table(True, {"structure": 1.0, "noise": -1.0}, before, after))["noise"][-1] == "better"
+
+
+def test_lines_of_an_evaluation_say_what_they_are_on():
+    subjects = Subject("training prompt", ("a cat",), ""), Subject("held-out pair", ("a dog", "a cow"), "")
+    judged = {"ar/loss": torch.tensor([0.5, 0.7]), "ar/margin": torch.tensor([NAN, -0.25])}
+    evaluation = Evaluation({"total": torch.tensor([-0.0004])}, NO_PICTURES, judged)
+    assert told(subjects, evaluation) == ["1 training prompt: total 0.000", "2 held-out pairs: ar loss 0.600"]
+    lines = json.loads(json.dumps(scores_of(subjects, 5, evaluation)))
+    assert lines == [
+        {"step": 5, "on": "training prompts", "prompts": ["a cat"], "scores": {"total": [-0.0004]}},
+        {
+            "step": 5,
+            "on": "held-out pairs",
+            "prompts": ["a dog", "a cow"],
+            "scores": {"ar/loss": [0.5, 0.7], "ar/margin": [None, -0.25]},
+        },
+    ]

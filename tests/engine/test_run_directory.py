@@ -20,6 +20,7 @@ from glm_training.engine.places import check_places, place_problems
 from glm_training.engine.run_directory import chosen_point, held_run_directory, occupied_message
 from glm_training.utils.distributed import World
 from glm_training.utils.folder_lock import LOCK
+from glm_training.utils.writable import why_unwritable
 
 
 def config_of(folder: Path, *overrides: str) -> Config:
@@ -302,7 +303,7 @@ def test_every_place_that_cannot_be_written_is_named_with_its_key_and_nothing_is
         f"output_dir={tmp_path}/file",
         f"checkpoint.save_dir={tmp_path}/dangling/saves",
         "logging.use_tensorboard=true",
-        f"logging.log_dir={tmp_path}/{'n' * 300}",
+        "logging.log_dir=/sys/events",
         "lora.enabled=true",
         "checkpoint.save_lora=true",
         "checkpoint.lora_dir=/dev/null/lora",
@@ -314,9 +315,7 @@ def test_every_place_that_cannot_be_written_is_named_with_its_key_and_nothing_is
     assert [line.partition(": ")[0] for line in problems] == [
         "output_dir", "checkpoint.save_dir", "checkpoint.lora_dir", "logging.log_dir", "dpo.cache_dir",
     ]  # fmt: skip
-    for line, reason in zip(
-        problems, ["is a file", "link to", "/dev/null is a device", "File name too long", "/proc"], strict=True
-    ):
+    for line, reason in zip(problems, ["is a file", "link to", "/dev/null is a device", "/sys", "/proc"], strict=True):
         assert reason in line
     assert files(tmp_path) == before and len(list(tmp_path.iterdir())) == len(before) + 1
     with pytest.raises(SettingsError) as refused:
@@ -340,6 +339,12 @@ def test_what_is_in_the_way_inside_the_run_directory_is_found(tmp_path, blocked,
     path.write_text("mine")
     (problem,) = place_problems(config_of(tmp_path))
     assert named in problem
+
+
+def test_names_that_no_disk_takes_are_found(tmp_path):
+    assert "File name too long" in why_unwritable(tmp_path / ("n" * 300) / "run")
+    assert "null" in why_unwritable(Path(f"{tmp_path}/a\0b"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_places_that_can_be_made_are_fine_and_are_not_made(tmp_path):

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from pydantic import Field, model_validator
 
 from glm_training.config.sections.base import FilePath, Part, Section
-from glm_training.config.sections.defaults import with_dependent_defaults
+from glm_training.config.sections.defaults import default_weights, with_dependent_defaults
 from glm_training.config.sections.distillation import DMDRConfig
 from glm_training.config.sections.preference import DPOConfig
 from glm_training.config.sections.resolved import (
@@ -185,6 +185,14 @@ class Config(Section):
             num_inference_steps=first(evaluation.num_inference_steps, renders.num_inference_steps),
             guidance_scale=first(evaluation.guidance_scale, renders.guidance_scale),
         )
+
+    def names_metrics(self) -> bool:
+        """Whether it is known what to score by; else held-out scores are those of `default_weights` that can be had."""
+        return self.reward.calculator is not None or bool(self.reward.metric_names())
+
+    def default_weights(self) -> dict[str, float]:
+        """The metrics of a run that names none."""
+        return default_weights(self.training.mode)
 
     def dataset_file(self) -> Path:
         """What lists the prompts: `data.metadata_file`, or else `data.prompts_file`."""

@@ -242,7 +242,10 @@ class Evaluations:
 
     def _settings(self) -> dict[str, Any]:
         judged = None if self.judged is None else f"{self.judged} ({self.judged.digest[:12]})"
-        return {**scoring_settings(self.config, self.held_out), "scorers": list(self.also), "judged": judged}
+        settings = scoring_settings(self.config, self.held_out)
+        if self.calculator is not None and not self.config.names_metrics():
+            settings["reward.metrics"] = dict(self.calculator.weights)  # those that can be had here
+        return {**settings, "scorers": list(self.also), "judged": judged}
 
 
 def scoring_settings(config: Config, held_out: ImageDataset) -> dict[str, Any]:

@@ -138,7 +138,10 @@ def _look_at_model(config: Config, loads: bool) -> list[str]:
 
 
 def _load_rewards(config: Config, world: World, prepared: Prepared) -> None:
-    if setup.scores(config):
+    if setup.scores(config) and not config.names_metrics():
+        prepared.calculator, notes = setup.build_default_rewards(config, world, prepared.held_out)
+        prepared.notes += notes
+    elif setup.scores(config):
         named = setup.datasets_to_score(config, prepared.dataset, prepared.held_out)
         prepared.calculator, notes = setup.build_rewards(config, world, named)
         prepared.notes += notes

@@ -234,6 +234,37 @@ def build_rewards(
     return calculator, list(notes)
 
 
+def build_default_rewards(
+    config: Config, world: World, held_out: ImageDataset
+) -> tuple[RewardCalculator | None, list[str]]:
+    """A calculator of those default metrics that can score the held-out prompts here, for a run that names none; None
+    where none can; and which are left out, and why, a line each."""
+    prompts = [example.prompt for example in held_out.examples]
+    weights, notes, reach = {}, [], set[int]()
+    for name, weight in config.default_weights().items():
+        calculator = RewardCalculator({name: weight}, options=reward_options(config), device=world.device)
+        left_out = f"held-out scores do without {name}, which nobody named: "
+        try:
+            calculator.check()
+        except RewardBackendError as error:
+            notes.append(left_out + str(error).splitlines()[0])
+            continue
+        count = calculator.check_prompts(prompts, held_out.has_targets, held_out.has_sources).applies[name]
+        if count == 0:
+            notes.append(left_out + "it applies to none of the held-out prompts")
+            continue
+        weights[name] = weight
+        reach.add(count)
+    if weights and len(prompts) not in reach:
+        notes.append(f"no held-out scores: {', '.join(weights)} alone would leave prompts without one")
+        weights = {}
+    if not weights:
+        return None, notes
+    calculator = RewardCalculator(weights, options=reward_options(config), device=world.device)
+    calculator.check()
+    return calculator, notes
+
+
 def datasets_to_score(config: Config, training: TrainingData, held_out: ImageDataset) -> dict[str, ImageDataset]:
     """The data that the rewards meet, by the name that messages give it."""
     named = {"training data": training} if config.uses_reward() and isinstance(training, ImageDataset) else {}

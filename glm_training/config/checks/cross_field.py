@@ -55,7 +55,8 @@ def _metrics(config: Config) -> Iterator[Issue]:
             "Give the weights in one of the two places.",
         )
     key, given = ("reward.metrics", metrics) if isinstance(metrics, dict) else ("reward.weights", weights or {})
-    if not given and not metrics:
+    named = metrics is not None or weights is not None
+    if not given and not metrics and (named or config.uses_reward()):
         yield Issue((key,), "no metric at all.", "To train without rewards set `training.use_reward: false`.")
     yield from _weights(key, given)
     for part in ("ar", "dit"):

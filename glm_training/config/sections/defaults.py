@@ -5,7 +5,9 @@ The input may be anything a YAML file can hold: what has the wrong type is left 
 
 from __future__ import annotations
 
+import json
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -18,6 +20,8 @@ I2I_WEIGHTS = {"lpips": 0.35, "aesthetic": 0.25, "text_accuracy": 0.25, "structu
 SDXL_NAME = "stabilityai/stable-diffusion-xl-base-1.0"
 DIT_KL = {"flow_grpo": 0.004, "nft": 1e-4, "awm": 3e-3}
 """The published coefficients, each in the unit that its method's KL has here (docs/recipes.md)."""
+DEFAULT_SIZE = 1024
+OWN_SIZES = {"glm_image": {"tiny": 128, "tiny-random": 128}, "sdxl": {"tiny-random": 64}}
 GROUP_DEFAULT = {"ar": (4, 1), "dit": (1, 4), "both": (2, 2)}
 
 
@@ -34,11 +38,52 @@ def with_dependent_defaults(raw: Any, schema: type[BaseModel]) -> Any:
         _fill(tree["training"], "warmup_steps", I2I_WARMUP)
     reward = tree["reward"]
     if isinstance(reward, dict) and reward.get("metrics") is None and reward.get("weights") is None:
-        reward["weights"] = _part_weights(reward) or dict(I2I_WEIGHTS if i2i else T2I_WEIGHTS)
+        own = _part_weights(reward)
+        if own or _has_reward_steps(tree):  # else nobody named a metric: held-out scores are those that can be had
+            reward["weights"] = own or default_weights("i2i" if i2i else "t2i")
+    _fill_size(tree)
     _fill_kl(reward)
     _fill_data(tree["data"], "i2i" if i2i else "t2i", _get(tree["training"], "method") == "dpo")
     _fill_rollout(tree)
     return tree
+
+
+def default_weights(mode: str) -> dict[str, float]:
+    """The metrics of a run that names none."""
+    return dict(I2I_WEIGHTS if mode == "i2i" else T2I_WEIGHTS)
+
+
+def _has_reward_steps(tree: Tree) -> bool:
+    training = tree["training"]
+    return _get(training, "method") in (None, "finetune") and _get(training, "use_reward") is not False
+
+
+def own_size(family: str, name: str) -> int | None:
+    """Pixels along a side of what a model was made to draw; None where its folder does not say, and for hub ids."""
+    if name in OWN_SIZES.get(family, {}):
+        return OWN_SIZES[family][name]
+    folder = Path(name).expanduser()
+    folder = folder if (folder / "model_index.json").is_file() else folder / "pipeline"
+    try:
+        vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
+        if family == "sdxl":
+            latents = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))["sample_size"]
+            size = latents * 2 ** (len(vae["block_out_channels"]) - 1)
+        else:
+            size = min(vae["sample_size"], DEFAULT_SIZE)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # loading says what is wrong with the files
+    return size if isinstance(size, int) and size >= 32 and size % 32 == 0 else None
+
+
+def _fill_size(tree: Tree) -> None:
+    """Images have the size that the model was made for, unless the file says otherwise."""
+    model, size = tree["model"], _get(tree["data"], "image_size")
+    family, name = _get(model, "family") or "glm_image", _get(model, "name")
+    own = own_size(family, name) if isinstance(family, str) and isinstance(name, str) and "\0" not in name else None
+    if own is not None:
+        for side in ("height", "width"):
+            _fill(size, side, own)
 
 
 def _open_sections(tree: Tree, schema: type[BaseModel]) -> None:

@@ -84,8 +84,22 @@ class ModelConfig(Section):
 class ImageSizeConfig(Section):
     """Size of generated, target and source images."""
 
-    height: int = Field(default=1024, ge=32, multiple_of=32, description="Pixels.")
-    width: int = Field(default=1024, ge=32, multiple_of=32, description="Pixels.")
+    height: int = Field(
+        default=1024,
+        ge=32,
+        le=8192,
+        multiple_of=32,
+        description="Pixels.",
+        json_schema_extra={"default_text": "the model's own: 128 for `tiny`, what its folder says, else 1024"},
+    )
+    width: int = Field(
+        default=1024,
+        ge=32,
+        le=8192,
+        multiple_of=32,
+        description="Pixels.",
+        json_schema_extra={"default_text": "the model's own: 128 for `tiny`, what its folder says, else 1024"},
+    )
 
 
 class DataConfig(Section):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import GlmImageForConditionalGeneration
 
 from glm_training.models.glm_image import loading
 from glm_training.models.glm_image.family import GLMImage, ModelLoadError
@@ -166,3 +167,35 @@ def test_hub_options_reach_the_loader(monkeypatch, tmp_path):
         "local_files_only": False,
     }
     assert asked == {"name": "zai-org/GLM-Image", "revision": "abc", "local_files_only": False}
+
+
+# -- stock sampling ----------------------------------------------------------------------------------------------------
+
+
+def test_an_exported_model_draws_from_the_codebook_alone_and_from_all_of_it(tmp_path):
+    """The stock `generate` of an export whose ids past the codebook are the likeliest by far, as nothing in training
+    holds them down; of the codes, made alike, it keeps every one and not its own default of 50."""
+    exported = GLMImage.load("tiny-random")
+    codes = exported.ar.num_codes
+    with torch.no_grad():
+        head = exported.ar.model.lm_head
+        head.weight.zero_()
+        head.weight[codes::2], head.weight[codes + 1 :: 2] = 1.0, -1.0  # one or the other is above 0
+    exported.save_pretrained(tmp_path / "pipeline")
+    stock = GlmImageForConditionalGeneration.from_pretrained(tmp_path / "pipeline" / "vision_language_encoder")
+    assert stock.generation_config.top_k == 0
+    processor = exported.ar.processor
+    inputs = processor.apply_chat_template(
+        [[{"role": "user", "content": [{"type": "text", "text": "a red circle"}]}]] * 4,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"padding": True, "target_h": 64, "target_w": 64},
+    )
+    drawn = stock.generate(
+        **inputs, max_new_tokens=6, do_sample=True, top_p=1.0, output_scores=True, return_dict_in_generate=True
+    )
+    assert drawn.sequences.shape[1] == inputs["input_ids"].shape[1] + 6, "no end token cuts it short"
+    for scores in drawn.scores:
+        assert scores[:, :codes].isfinite().all() and scores[:, codes:].isneginf().all()
+    assert int(drawn.sequences[:, -6:].max()) < codes

@@ -68,6 +68,17 @@ class ARComponent(nn.Module):
         """Recomputes each layer in the backward pass. Acts in training mode (`train()`) only."""
         self.model.activation_checkpointing_enable({"use_reentrant": False})
 
+    def limit_stock_generation(self) -> None:
+        """Lets the stock `generate` draw what `rollout` draws: codes alone, and all of them.
+
+        Its own default keeps the 50 likeliest (`top_k`). And nothing that is learned from rollouts holds down the ids
+        past the codebook, which are left out of their distribution (`suppress_tokens`, the end token included: the
+        stock pipeline counts the tokens).
+        """
+        ids = range(self.num_codes, self.model.config.text_config.vision_vocab_size)
+        config = self.model.generation_config
+        config.top_k, config.suppress_tokens = 0, list(ids)
+
     def encode_prompts(
         self, prompts: Sequence[str], height: int, width: int, sources: Tensor | None = None
     ) -> ARPrompt:

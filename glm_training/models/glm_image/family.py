@@ -109,7 +109,8 @@ class GLMImage(Family):
         return family
 
     def to_pipeline(self) -> GlmImagePipeline:
-        """A stock pipeline over these very modules, adapters included."""
+        """A stock pipeline over these very modules, adapters included, whose AR half draws as ours does."""
+        self.ar.limit_stock_generation()
         parts: dict[str, Any] = {
             "tokenizer": self.dit.tokenizer,
             "processor": self.ar.processor,

@@ -87,6 +87,8 @@ def build_tiny(shape: TinyShape = RANDOM_SHAPE, *, seed: int = 0, corpus: list[s
             do_sample=True,
             temperature=0.9,
             top_p=0.75,
+            top_k=0,
+            suppress_tokens=list(range(shape.codebook, shape.codebook + RESERVED_VISION_IDS)),
             eos_token_id=shape.codebook + 1,
             pad_token_id=tokenizer.pad_token_id,
         )

@@ -77,7 +77,7 @@ def write_summary(
     with beside_training("the table of scores before and after"):
         weights = config.scored_weights()
         rows = [
-            summary_row("reward" if name == "total" else name, before.scores[name], values, weights.get(name, 1.0) >= 0)
+            summary_row(label(name), before.scores[name], values, weights.get(name, 1.0) >= 0)
             for name, values in after.scores.items()
             if name in before.scores and not values.isnan().all()
         ]
@@ -85,7 +85,7 @@ def write_summary(
             samples = counted(config.evaluation.samples_per_prompt, "sample")
             console.table(f"Scores of {prompts} x {samples}", ["score", earlier, "after", *COLUMNS], rows)
         rows = [
-            summary_row(name.replace("/", " "), before.judged[name], values, _direction(name))
+            summary_row(label(name), before.judged[name], values, _direction(name))
             for name, values in after.judged.items()
             if name in before.judged and not name.endswith("_change")  # which is none before
         ]
@@ -96,6 +96,11 @@ def write_summary(
             path = config.output_dir / "samples" / "before_after.png"
             write_pictures(path, held_out, {earlier: before.images, "after": after.images}, prompts.name)
             console.line(f"pictures before and after, of {prompts.name}s: {path}")
+
+
+def label(name: str) -> str:
+    """What a figure is called on the terminal."""
+    return "reward" if name == "total" else name.replace("/", " ")
 
 
 def _direction(name: str) -> bool | None:
@@ -137,13 +142,13 @@ def told(subjects: Subjects, evaluation: Evaluation) -> list[str]:
         shown = [
             name for name in figures if name in means and ("/" not in name or name.endswith(("/loss", "/accuracy")))
         ]
-        texts = [f"{name.replace('/', ' ')} {number(means[name])}" for name in shown]
+        texts = [f"{label(name)} {number(means[name])}" for name in shown]
         if texts:
             lines.append(f"{subject}: " + "  ".join(texts))
     return lines
 
 
-def summary_row(label: str, before: Tensor, after: Tensor, higher_is_better: bool | None) -> list[str]:
+def summary_row(name: str, before: Tensor, after: Tensor, higher_is_better: bool | None) -> list[str]:
     """Means of two evaluations [P] of the same things and their paired change, with its standard error over them, and
     whether that is better or worse; NaN where a thing has no figure."""
     change = (after - before)[~(after - before).isnan()].double()
@@ -152,7 +157,7 @@ def summary_row(label: str, before: Tensor, after: Tensor, higher_is_better: boo
     digits = 3 if by is None or abs(by) >= 0.01 else 4 if abs(by) >= 0.001 else 5  # so that a small change is seen
     spec = f".{digits}f"
     return [
-        label,
+        name,
         number(_mean(before), spec),
         number(_mean(after), spec),
         number(by, f"+{spec}"),

@@ -35,9 +35,10 @@ from glm_training.engine.summary import opening_lines
 from glm_training.engine.validation import Subject
 from glm_training.models.family import Family
 from glm_training.reinforcement.monitors.monitors import Monitors
-from glm_training.utils.console import Console, Progress
+from glm_training.utils.console import Console
 from glm_training.utils.distributed import World, broadcast_object
 from glm_training.utils.failures import beside_training
+from glm_training.utils.progress import Progress
 from glm_training.utils.signals import StopRequested, StopSignals
 
 

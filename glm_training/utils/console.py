@@ -5,36 +5,15 @@ control characters. rich is imported when something is drawn, not before.
 """
 
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol, TextIO
+from typing import TYPE_CHECKING, TextIO
 
+from glm_training.utils.progress import Bar, Lines, Progress, Silent
 from glm_training.utils.streams import surviving
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as RichProgress
-    from rich.progress import TaskID
-
-# Last part of a metric's name -> how a progress line calls it. The rest is in metrics.jsonl.
-SHOWN = {
-    "loss": "loss",
-    "accuracy": "accuracy",
-    "dmd_loss": "DMD loss",
-    "fake_loss": "fake loss",
-    "reward_loss": "reward loss",
-    "kl": "kl",
-    "clip_fraction": "clip",
-    "images_per_second": "images/s",
-}
-REWARD = "reward/total"
-
-
-class Progress(Protocol):
-    """Told of every finished step."""
-
-    def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        """``step`` steps are finished; ``metrics`` are the figures of the last one."""
+    from rich.live import Live
 
 
 class Console:
@@ -99,67 +78,19 @@ class Console:
         Away from a terminal: a line at every ``every``-th step (``logging.log_interval``) and at the last.
         """
         if not self.enabled:
-            yield _Silent()
+            yield Silent()
         elif self._out.isatty():
-            with self._rich_progress() as bar:
-                yield _Bar(bar, bar.add_task("training", total=total, completed=done, figures=""))
+            bar = Bar(total, done)
+            with self._live(bar) as bar.live:
+                yield bar
         else:
-            yield _Lines(self, total, done, every)
+            yield Lines(self.line, total, done, every)
 
-    def _rich_progress(self) -> "RichProgress":
+    def _live(self, bar: Bar) -> "Live":
         from rich.console import Console as RichConsole
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.live import Live
 
-        return Progress(
-            TextColumn("step"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[figures]}", markup=False),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
-            console=RichConsole(file=self._out),
-        )
-
-
-def figures(metrics: Mapping[str, float]) -> str:
-    """The metrics a progress line shows: reward, then loss, KL, clip fraction of each part, and images per second."""
-    shown = [f"reward {metrics[REWARD]:.4g}"] if REWARD in metrics else []
-    for name, value in metrics.items():
-        part, _, last = name.rpartition("/")
-        if last in SHOWN:
-            label = f"{part} {SHOWN[last]}" if part else SHOWN[last]
-            shown.append(f"{label} {value:.3g}")
-    return "  ".join(shown)
-
-
-class _Silent:
-    def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        pass
-
-
-class _Bar:
-    def __init__(self, bar: "RichProgress", task: "TaskID") -> None:
-        self._bar = bar
-        self._task = task
-
-    def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._bar.update(self._task, completed=step, figures=figures(metrics))
-
-
-class _Lines:
-    def __init__(self, console: Console, total: int, done: int, every: int) -> None:
-        self._console = console
-        self._total = total
-        self._done = done
-        self._every = every
-        self._started = time.monotonic()
-
-    def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        if step % self._every and step != self._total:
-            return
-        pace = (time.monotonic() - self._started) / max(1, step - self._done)
-        parts = [f"step {step}/{self._total}", figures(metrics), f"ETA {_clock(pace * (self._total - step))}"]
-        self._console.line("  ".join(part for part in parts if part))
+        return Live(bar, console=RichConsole(file=self._out), refresh_per_second=4)
 
 
 def _printable(text: str, stream: TextIO) -> str:
@@ -167,9 +98,3 @@ def _printable(text: str, stream: TextIO) -> str:
     kept = "".join(character for character in text if character.isprintable() or character in "\n\t")
     encoding = stream.encoding or "utf-8"
     return kept.encode(encoding, "backslashreplace").decode(encoding)
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"

@@ -93,7 +93,7 @@ def test_lines_of_an_evaluation_say_what_they_are_on():
     subjects = Subject("training prompt", ("a cat",), ""), Subject("held-out pair", ("a dog", "a cow"), "")
     judged = {"ar/loss": torch.tensor([0.5, 0.7]), "ar/margin": torch.tensor([NAN, -0.25])}
     evaluation = Evaluation({"total": torch.tensor([-0.0004])}, NO_PICTURES, judged)
-    assert told(subjects, evaluation) == ["1 training prompt: total 0.000", "2 held-out pairs: ar loss 0.600"]
+    assert told(subjects, evaluation) == ["1 training prompt: reward 0.000", "2 held-out pairs: ar loss 0.600"]
     lines = json.loads(json.dumps(scores_of(subjects, 5, evaluation)))
     assert lines == [
         {"step": 5, "on": "training prompts", "prompts": ["a cat"], "scores": {"total": [-0.0004]}},

@@ -52,7 +52,7 @@ def first(*values: T | None) -> T:
 class Config(Section):
     """A run. Keys are read as `config.training.batch_size`; what several keys decide together has a method here."""
 
-    seed: int = Field(default=42, ge=0, description="From which every random draw of the run derives.")
+    seed: int = Field(default=42, ge=0, le=2**63 - 1, description="From which every random draw of the run derives.")
     output_dir: FilePath = Field(
         default=Path("runs/default"),
         description="The run directory.",

@@ -90,7 +90,7 @@ lora: 3
     assert text.startswith("12 problems in the configuration:\n")
     allowed = "integer >= 32 and <= 8192 and divisible by 32."
     assert f"run.yaml:10: data.image_size.height: 1000 is not allowed; allowed: {allowed}" in text
-    assert "override `seed=x`: seed: 'x' is not allowed; allowed: integer >= 0." in text
+    assert "override `seed=x`: seed: 'x' is not allowed; allowed: integer >= 0 and <= 9223372036854775807." in text
     assert "--mode t3i: training.mode" in text
 
 

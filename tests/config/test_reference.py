@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
+from annotated_types import Ge, Gt, Le, Lt
 
 from glm_training.config import (
     Config,
+    ConfigError,
     config_diff,
     docs_table,
     iter_keys,
@@ -19,6 +22,7 @@ from glm_training.config import (
     update_docs,
 )
 from glm_training.config.docs.reference import DRIFT_FREE
+from glm_training.config.sections.reward_options import RemoteRewardConfig
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
@@ -174,3 +178,49 @@ def test_json_schema() -> None:
     schema = json_schema()
     assert schema["additionalProperties"] is False
     assert schema["$defs"]["TrainingConfig"]["properties"]["lr_scheduler"]["enum"] == ["constant", "linear", "cosine"]
+
+
+CHECKED_ELSEWHERE = {
+    "reward.metrics": "weights, in checks.cross_field",
+    "reward.weights": "weights, in checks.cross_field",
+    "reward.ar.weights": "weights, in checks.cross_field",
+    "reward.dit.weights": "weights, in checks.cross_field",
+    "dmdr.reward.weights": "weights, in checks.family",
+    "rollout.sde_window_range": "a range of the denoising steps, in checks.method",
+    "dmdr.renoise_range": "a range within [0, 1], in checks.family",
+    "reward.grpo.dit.old_decay": "0 to 1, on the number among its alternatives",
+}
+
+
+def test_every_number_has_bounds_on_both_sides() -> None:
+    """A number that cannot be meant is refused, not met as an overflow or an endless run."""
+    for key in keys():
+        if not re.search(r"\b(int|float)\b", str(key.field.annotation)) or key.path in CHECKED_ELSEWHERE:
+            continue
+        low = [item for item in key.field.metadata if isinstance(item, Ge | Gt)]
+        high = [item for item in key.field.metadata if isinstance(item, Le | Lt)]
+        assert low and high, f"{key.path} needs ge or gt and le or lt"
+    for entry in RemoteRewardConfig.model_fields.values():
+        if re.search(r"\b(int|float)\b", str(entry.annotation)):
+            assert any(isinstance(item, Le | Lt) for item in entry.metadata)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        f"seed={2**70}",
+        "training.batch_size=1000000000",
+        "lora.rank=1000000000",
+        "training.learning_rate=1e300",
+        "training.num_epochs=1e30",
+        "training.num_epochs=1000000000000",
+        "model.ar.temperature=.inf",
+        "reward.weights={text_accuracy: 1e300}",
+        "model.dit.num_inference_steps=100000",
+    ],
+)
+def test_numbers_that_cannot_be_are_refused_with_their_key(tmp_path: Path, override: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("reward: {weights: {text_accuracy: 1.0}}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=override.partition("=")[0].replace(".", r"\.")):
+        load_config(path, [override])

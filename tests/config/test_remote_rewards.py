@@ -52,7 +52,7 @@ def test_every_fault_is_named_with_its_line_and_no_secret_is_shown(tmp_path):
     text = problems(write(tmp_path, BAD))
     for part in (
         "run.yaml:5: reward.options.remote.judge.url: 'http://***@host' is not allowed; allowed: `http(s)://host[:port]",
-        "run.yaml:5: reward.options.remote.judge.retries: -1 is not allowed; allowed: integer >= 0.",
+        "run.yaml:5: reward.options.remote.judge.retries: -1 is not allowed; allowed: integer >= 0 and <= 1000000.",
         "unknown key. Did you mean `reward.options.remote.judge.timeout_seconds`?",
         "run.yaml:6: reward.options.remote.jury.url: 'http://h/?***'",
         "run.yaml:6: reward.options.remote.jury.send: 'mask' is not allowed; allowed: list of `target` and `source`.",

@@ -103,7 +103,7 @@ def test_an_older_yaml_s_numbers_and_truths_are_refused_with_what_to_write(tmp_p
     path = tmp_path / "run.yaml"
     path.write_text(VALID)
     (message,) = messages(path, f"{key}={text}")
-    assert message.endswith(suggestion or "allowed: integer >= 1.") and f"{key}: " in message
+    assert message.endswith(suggestion or "allowed: integer >= 1 and <= 65536.") and f"{key}: " in message
 
 
 def test_ten_is_ten(tmp_path):

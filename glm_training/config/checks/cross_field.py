@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from glm_training.config.schema import Config
 
 
+MAX_WEIGHT = 1_000_000
+"""Of a metric: a sum of weighted scores stays finite."""
+
+
 def cross_field_issues(config: Config) -> list[Issue]:
     """Everything in `config` that cannot be meant."""
     issues = [
@@ -76,8 +80,9 @@ def _metrics(config: Config) -> Iterator[Issue]:
 
 def _weights(key: str, given: dict[str, float]) -> Iterator[Issue]:
     for name, weight in given.items():
-        if weight <= 0:
-            yield Issue((f"{key}.{name}",), f"{weight:g} is no weight; it must be > 0.", "Or remove the metric.")
+        if not 0 < weight <= MAX_WEIGHT:
+            limits = f"it must be > 0 and <= {MAX_WEIGHT}"
+            yield Issue((f"{key}.{name}",), f"{weight:g} is no weight; {limits}.", "Or remove the metric.")
         if not _is_metric(name):
             own = "one of your own is written `module:Class` or `path/to/file.py:Class`"
             remote = f"a remote one `{REMOTE_PREFIX}name`"

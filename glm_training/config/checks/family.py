@@ -207,8 +207,8 @@ def _dmdr_reward(config: Config) -> Iterator[Issue]:
     for name, weight in dmdr.reward.weights.items():
         if name not in SCORERS:
             yield Issue((f"dmdr.reward.weights.{name}",), f"`{name}` is no scorer.", f"Known: {', '.join(SCORERS)}.")
-        if weight <= 0:
-            yield Issue((f"dmdr.reward.weights.{name}",), f"{weight:g} is no weight; it must be > 0.")
+        if not 0 < weight <= 1_000_000:
+            yield Issue((f"dmdr.reward.weights.{name}",), f"{weight:g} is no weight; it must be > 0 and <= 1000000.")
     if dmdr.reward.method == "srpo" and "hps_v2" not in dmdr.reward.weights:
         yield Issue(
             ("dmdr.reward.method", "dmdr.reward.weights"),

@@ -21,7 +21,7 @@ class DMDRRewardConfig(Section):
         default={"clip_h": 0.3, "hps_v2": 0.3},
         description="Scorers and their weights: `clip_h` (DFN5B-CLIP-ViT-H-14), `hps_v2` (HPSv2.1).",
     )
-    threshold: float = Field(default=0.7, description="A score above it counts no more.")
+    threshold: float = Field(default=0.7, ge=-1_000_000, le=1_000_000, description="A score above it counts no more.")
     decoder: Literal["taesd", "vae"] = Field(
         default="taesd", description="What decodes the images that are scored; `taesd` needs `model.taesd`."
     )
@@ -36,7 +36,10 @@ class DMDRRewardConfig(Section):
     )
     negative_words: str = Field(default="CG Render.", min_length=1, description="`srpo`: the words not wanted.")
     srpo_strength: float = Field(
-        default=0.1, gt=0, description="`srpo`: weight of the positive words is 1 + this, of the negative ones -1."
+        default=0.1,
+        gt=0,
+        le=1_000_000,
+        description="`srpo`: weight of the positive words is 1 + this, of the negative ones -1.",
     )
 
 
@@ -58,23 +61,29 @@ class DMDRConfig(Section):
     initial_weights: FilePath | None = Field(
         default=None, description="Weights (.safetensors, .bin) that the generator starts from; null = the teacher's."
     )
-    update_ratio: int = Field(default=5, ge=1, description="Updates of the guidance network per generator update.")
+    update_ratio: int = Field(
+        default=5, ge=1, le=1_000_000_000, description="Updates of the guidance network per generator update."
+    )
     plans_per_prompt: int = Field(
         default=4,
         ge=1,
+        le=65536,
         description="GLM-Image: plans that the AR half writes for a prompt; they are kept and taken in turn, epoch by "
         "epoch.",
     )
-    guidance_rank: int = Field(default=64, ge=1, description="Rank of the guidance network's adapter.")
-    guidance_alpha: float = Field(default=64.0, gt=0, description="Its update is scaled by alpha / rank.")
+    guidance_rank: int = Field(default=64, ge=1, le=8192, description="Rank of the guidance network's adapter.")
+    guidance_alpha: float = Field(default=64.0, gt=0, le=1_000_000, description="Its update is scaled by alpha / rank.")
     guidance_learning_rate: float | None = Field(
-        default=None, gt=0, description="Of the guidance network; null = the generator's."
+        default=None, gt=0, le=100, description="Of the guidance network; null = the generator's."
     )
-    fake_scale: float = Field(default=1.0, gt=0, description="Strength of the adapter in the fake score.")
-    real_scale: float = Field(default=0.25, ge=0, description="Strength of the adapter in the real score, at first.")
+    fake_scale: float = Field(default=1.0, gt=0, le=1_000_000, description="Strength of the adapter in the fake score.")
+    real_scale: float = Field(
+        default=0.25, ge=0, le=1_000_000, description="Strength of the adapter in the real score, at first."
+    )
     real_guidance_scale: float = Field(
         default=7.0,
         ge=1,
+        le=1000,
         description="Classifier-free guidance of the real score.",
         json_schema_extra={"default_text": "7.0 (glm_image: 1.5)"},
     )
@@ -87,6 +96,7 @@ class DMDRConfig(Section):
     dynamic_steps: int | None = Field(
         default=None,
         ge=1,
+        le=1_000_000_000,
         description="Training steps over which both do that; null = `cold_start_steps`, or the run.",
     )
     renoise_range: list[float] = Field(
@@ -99,6 +109,7 @@ class DMDRConfig(Section):
     cold_start_steps: int | None = Field(
         default=None,
         ge=0,
+        le=1_000_000_000,
         description="Training steps before rewards count; null = no rewards at all.",
     )
     reward: DMDRRewardConfig = DMDRRewardConfig()

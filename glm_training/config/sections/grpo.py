@@ -12,12 +12,16 @@ from glm_training.config.sections.base import Section
 class GRPOPartConfig(Section):
     """Policy update of one half; null = what `reward.grpo` says."""
 
-    kl_coef: float | None = Field(default=None, ge=0, description="Null = `reward.grpo.kl_coef`.")
+    kl_coef: float | None = Field(default=None, ge=0, le=1_000_000, description="Null = `reward.grpo.kl_coef`.")
     clip_range: float | None = Field(
-        default=None, gt=0, description="Clip range of this half; null = both ranges of `reward.grpo`."
+        default=None, gt=0, le=1_000_000, description="Clip range of this half; null = both ranges of `reward.grpo`."
     )
-    clip_range_high: float | None = Field(default=None, gt=0, description="Clip above 1 of this half; null = as below.")
-    updates_per_rollout: int | None = Field(default=None, ge=1, description="Null = `reward.grpo.updates_per_rollout`.")
+    clip_range_high: float | None = Field(
+        default=None, gt=0, le=1_000_000, description="Clip above 1 of this half; null = as below."
+    )
+    updates_per_rollout: int | None = Field(
+        default=None, ge=1, le=65536, description="Null = `reward.grpo.updates_per_rollout`."
+    )
     advantage_scale: Literal["group", "batch", "none"] | None = Field(
         default=None, description="Null = `reward.grpo.advantage_scale`."
     )
@@ -30,12 +34,21 @@ class GRPOARConfig(GRPOPartConfig):
         default="ppo",
         description="Clipped ratio, or CISPO: a capped ratio as weight, every token keeps its gradient.",
     )
-    cispo_cap: float = Field(default=5.0, ge=1, description="CISPO: largest ratio that counts, in the clip's place.")
-    entropy_coef: float = Field(
-        default=0.0, ge=0, description="Weight of the entropy bonus (nats per token, of the sampled distribution)."
+    cispo_cap: float = Field(
+        default=5.0, ge=1, le=1_000_000, description="CISPO: largest ratio that counts, in the clip's place."
     )
-    preview_weight: float = Field(default=1.0, ge=0, description="T2i: weight of the preview tokens in the loss.")
-    large_weight: float = Field(default=1.0, ge=0, description="T2i: weight of the full-size tokens in the loss.")
+    entropy_coef: float = Field(
+        default=0.0,
+        ge=0,
+        le=1_000_000,
+        description="Weight of the entropy bonus (nats per token, of the sampled distribution).",
+    )
+    preview_weight: float = Field(
+        default=1.0, ge=0, le=1_000_000, description="T2i: weight of the preview tokens in the loss."
+    )
+    large_weight: float = Field(
+        default=1.0, ge=0, le=1_000_000, description="T2i: weight of the full-size tokens in the loss."
+    )
 
 
 class GRPODiTConfig(GRPOPartConfig):
@@ -44,6 +57,7 @@ class GRPODiTConfig(GRPOPartConfig):
     kl_coef: float | None = Field(
         default=None,
         ge=0,
+        le=1_000_000,
         description="In the unit of its KL: of a noisy step (`flow_grpo`; 1/abs(dt) times the published code's), "
         "or the squared velocity difference (`nft`, `awm`). Null = `reward.grpo.kl_coef`.",
         json_schema_extra={
@@ -62,17 +76,28 @@ class GRPODiTConfig(GRPOPartConfig):
     divergence_threshold: float | None = Field(
         default=None,
         gt=0,
+        le=1_000_000,
         description="`flow_grpo`: in the clip's place, a KL per step beyond which nothing is pushed further out "
         "(Flow-DPPO); null = clip.",
     )
     timesteps_per_sample: int | None = Field(
-        default=None, ge=1, description="NFT, AWM: noise levels trained per image, out of the rollout's; null = all."
+        default=None,
+        ge=1,
+        le=1000,
+        description="NFT, AWM: noise levels trained per image, out of the rollout's; null = all.",
     )
     huber: float | None = Field(
-        default=None, gt=0, description="AWM: error beyond which the matching loss grows linearly; null = squares."
+        default=None,
+        gt=0,
+        le=1_000_000,
+        description="AWM: error beyond which the matching loss grows linearly; null = squares.",
     )
-    nft_beta: float = Field(default=1.0, gt=0, description="NFT: mix of the trained and the old velocity.")
-    advantage_max: float = Field(default=5.0, gt=0, description="NFT: advantage that counts as fully good.")
+    nft_beta: float = Field(
+        default=1.0, gt=0, le=1_000_000, description="NFT: mix of the trained and the old velocity."
+    )
+    advantage_max: float = Field(
+        default=5.0, gt=0, le=1_000_000, description="NFT: advantage that counts as fully good."
+    )
     old_decay: Literal["fast", "slow"] | Annotated[float, Field(ge=0, le=1)] = Field(
         default="fast",
         description="NFT: decay of the old policy: min(k/1000, 0.5), or 0 for 75 steps then rising to 0.999, or fixed.",
@@ -86,23 +111,31 @@ class GRPOConfig(Section):
     num_samples: int = Field(
         default=4,
         ge=1,
+        le=65536,
         description="Images per prompt: plans x renders.",
         json_schema_extra={"default_text": "4, or what `rollout` says of plans and renders"},
     )
     kl_coef: float = Field(
         default=0.05,
         ge=0,
+        le=1_000_000,
         description="Weight of the KL to the starting model, in the unit of each half (AR: nats per token); 0 = no "
         "reference model.",
     )
-    clip_range: float = Field(default=0.2, gt=0, description="PPO clip of the probability ratio below 1 (and above).")
-    clip_range_high: float | None = Field(default=None, gt=0, description="Clip above 1; null = `clip_range`.")
+    clip_range: float = Field(
+        default=0.2, gt=0, le=1_000_000, description="PPO clip of the probability ratio below 1 (and above)."
+    )
+    clip_range_high: float | None = Field(
+        default=None, gt=0, le=1_000_000, description="Clip above 1; null = `clip_range`."
+    )
     advantage_scale: Literal["group", "batch", "none"] = Field(
         default="group",
         description="Rewards are divided by the spread of their group, of the whole batch, or not at all.",
     )
-    advantage_clip: float = Field(default=5.0, gt=0, description="Advantages are cut to plus and minus this.")
-    updates_per_rollout: int = Field(default=1, ge=1, description="Optimizer steps on one set of samples.")
+    advantage_clip: float = Field(
+        default=5.0, gt=0, le=1_000_000, description="Advantages are cut to plus and minus this."
+    )
+    updates_per_rollout: int = Field(default=1, ge=1, le=65536, description="Optimizer steps on one set of samples.")
     loss_aggregation: Literal["sequence_mean", "token_mean", "constant"] = Field(
         default="sequence_mean",
         description="AR: mean over samples of their token means, over all tokens alike, or the sum over a constant "
@@ -114,6 +147,7 @@ class GRPOConfig(Section):
     max_resamples: int = Field(
         default=0,
         ge=0,
+        le=1_000_000_000,
         description="Rounds in which groups of equal rewards are drawn again, with the next prompts (DAPO); 0 = none.",
     )
     reference: Literal["start", "ema"] = Field(
@@ -131,11 +165,13 @@ class GRPOConfig(Section):
     gate_interval: int | None = Field(
         default=50,
         ge=1,
+        le=1_000_000_000,
         description="Training steps before that is checked again; null = before the first update alone.",
     )
     gate_tolerance: float | None = Field(
         default=None,
         gt=0,
+        le=1_000_000,
         description="Largest difference it lets pass: nats per token, ratio per denoising step. Null = 1e-4; in "
         "low precision 0.05 on the average of the tokens and 1e-3 of the steps.",
     )

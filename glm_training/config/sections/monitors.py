@@ -16,17 +16,21 @@ class MonitorsConfig(Section):
         default="warn", description="At a limit: say so and go on, or save a checkpoint and stop with exit code 4."
     )
     window: int = Field(
-        default=5, ge=1, description="Training steps whose mean is compared: the first ones with the latest."
+        default=5,
+        ge=1,
+        le=1_000_000_000,
+        description="Training steps whose mean is compared: the first ones with the latest.",
     )
     brightness_change: float | None = Field(
-        default=0.4, gt=0, description="Largest relative change of the samples' mean brightness."
+        default=0.4, gt=0, le=1_000_000, description="Largest relative change of the samples' mean brightness."
     )
     saturation_change: float | None = Field(
-        default=0.6, gt=0, description="Largest relative change of their colour saturation."
+        default=0.6, gt=0, le=1_000_000, description="Largest relative change of their colour saturation."
     )
     edges_change: float | None = Field(
         default=0.6,
         gt=0,
+        le=1_000_000,
         description="Largest relative change of their edge density: noise raises it, blur lowers it.",
     )
     clipped_rise: float | None = Field(
@@ -36,11 +40,15 @@ class MonitorsConfig(Section):
         default=0.6, gt=0, le=1, description="Largest relative fall of the distance between the samples of a prompt."
     )
     ar_kl: float | None = Field(
-        default=0.5, gt=0, description="Largest KL of the AR half to its reference, nats per token; needs its kl_coef."
+        default=0.5,
+        gt=0,
+        le=1_000_000,
+        description="Largest KL of the AR half to its reference, nats per token; needs its kl_coef.",
     )
     dit_kl: float | None = Field(
         default=None,
         gt=0,
+        le=1_000_000,
         description="Largest KL of the DiT half to its reference, in the units of its method; needs its kl_coef.",
     )
     metrics: list[str] = Field(
@@ -49,7 +57,10 @@ class MonitorsConfig(Section):
         json_schema_extra={"allowed": "list of metrics"},
     )
     metric_fall: float | None = Field(
-        default=0.05, gt=0, description="Largest fall of one of them from the start while the trained score rises."
+        default=0.05,
+        gt=0,
+        le=1_000_000,
+        description="Largest fall of one of them from the start while the trained score rises.",
     )
     picture_change: float | None = Field(
         default=0.7,

@@ -16,11 +16,19 @@ class DPOConfig(Section):
         default="dpo", description="`sft` = supervised finetuning on the preferred images alone."
     )
     beta: float = Field(
-        default=5000.0, gt=0, description="UNet and DiT: pull towards the reference (Diffusion-DPO's beta)."
+        default=5000.0,
+        gt=0,
+        le=1_000_000,
+        description="UNet and DiT: pull towards the reference (Diffusion-DPO's beta).",
     )
-    ar_beta: float = Field(default=0.1, gt=0, description="AR: the same for log-probs of whole sequences.")
+    ar_beta: float = Field(
+        default=0.1, gt=0, le=1_000_000, description="AR: the same for log-probs of whole sequences."
+    )
     min_snr_gamma: float | None = Field(
-        default=None, gt=0, description="SDXL: errors weighted by min-SNR with this gamma; null = all alike."
+        default=None,
+        gt=0,
+        le=1_000_000,
+        description="SDXL: errors weighted by min-SNR with this gamma; null = all alike.",
     )
     timesteps: Literal["uniform", "turbo"] = Field(
         default="uniform", description="SDXL: where pairs are noised; `turbo` = at 249, 499, 749 and 999 only."
@@ -35,7 +43,10 @@ class DPOConfig(Section):
         default="center", description="Which part of an image of another shape is used; `random` is not cached."
     )
     vae_batch_size: int = Field(
-        default=4, ge=1, description="Images encoded at once where there is no cache, which is filled one by one."
+        default=4,
+        ge=1,
+        le=65536,
+        description="Images encoded at once where there is no cache, which is filled one by one.",
     )
     cache: bool = Field(
         default=True,

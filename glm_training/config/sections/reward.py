@@ -57,10 +57,10 @@ class RewardConfig(Section):
         json_schema_extra={"allowed": "`module:Class`, `path/to/file.py:Class` or null"},
     )
     ar_reward_weight: float = Field(
-        default=1.0, ge=0, description="Scale of the AR half's advantages; its KL keeps its own weight."
+        default=1.0, ge=0, le=1_000_000, description="Scale of the AR half's advantages; its KL keeps its own weight."
     )
     dit_reward_weight: float = Field(
-        default=1.0, ge=0, description="Scale of the DiT half's advantages; its KL keeps its own weight."
+        default=1.0, ge=0, le=1_000_000, description="Scale of the DiT half's advantages; its KL keeps its own weight."
     )
     combine: Literal["sum", "gdpo"] = Field(
         default="sum",

@@ -25,7 +25,10 @@ class TextAccuracyConfig(Section):
         description="In the engine's own words, as `en` or `eng`; null = the engine's default.",
     )
     extra_text_penalty: float = Field(
-        default=0.2, ge=0, description="Taken off per wanted character's worth of text that nobody asked for."
+        default=0.2,
+        ge=0,
+        le=1_000_000,
+        description="Taken off per wanted character's worth of text that nobody asked for.",
     )
     min_confidence: float = Field(
         default=0.5, ge=0, le=1, description="Readings of which the engine is less sure than this count as not read."
@@ -105,16 +108,20 @@ class RemoteRewardConfig(Section):
         description="Images that go out besides the generated one.",
         json_schema_extra={"allowed": "list of `target` and `source`"},
     )
-    batch_size: int = Field(default=8, ge=1, description="Samples per request.")
-    concurrent_requests: int = Field(default=2, ge=1, description="Requests in flight at once, per process.")
+    batch_size: int = Field(default=8, ge=1, le=65536, description="Samples per request.")
+    concurrent_requests: int = Field(default=2, ge=1, le=65536, description="Requests in flight at once, per process.")
     timeout_seconds: float = Field(
         default=120.0,
         gt=0,
+        le=1_000_000,
         description="Longest time for one request, from its sending to the last byte of the answer.",
     )
-    retries: int = Field(default=5, ge=0, description="Attempts after the first one.")
+    retries: int = Field(default=5, ge=0, le=1_000_000, description="Attempts after the first one.")
     backoff_seconds: float = Field(
-        default=2.0, ge=0, description="Wait before the first of them; it doubles each time, up to a minute."
+        default=2.0,
+        ge=0,
+        le=1_000_000,
+        description="Wait before the first of them; it doubles each time, up to a minute.",
     )
     token_variable: str | None = Field(
         default=None,

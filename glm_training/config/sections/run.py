@@ -30,7 +30,9 @@ class CheckpointConfig(Section):
         description="`latest` (the newest whole checkpoint of the run), `auto` (that, or start anew without one) or "
         "a checkpoint's folder (a run's: its newest); null = start anew.",
     )
-    save_total_limit: int | None = Field(default=3, ge=1, description="Newest checkpoints kept; null = all.")
+    save_total_limit: int | None = Field(
+        default=3, ge=1, le=1_000_000_000, description="Newest checkpoints kept; null = all."
+    )
     save_optimizer: bool = Field(default=True, description="Save what exact resuming needs; false = weights only.")
     save_lora: bool = Field(
         default=False, description="With LoRA: also export the adapters as PEFT folders at each save."
@@ -48,12 +50,15 @@ class LoggingConfig(Section):
         default=None, description="TensorBoard files; null = `tensorboard` in `output_dir`."
     )
     log_interval: int = Field(
-        default=10, ge=1, description="Steps between printed lines and tracked metrics, which are means over them."
+        default=10,
+        ge=1,
+        le=1_000_000_000,
+        description="Steps between printed lines and tracked metrics, which are means over them.",
     )
-    save_interval: int = Field(default=500, ge=1, description="Steps between checkpoints.")
-    eval_interval: int = Field(default=100, ge=1, description="Steps between evaluations.")
+    save_interval: int = Field(default=500, ge=1, le=1_000_000_000, description="Steps between checkpoints.")
+    eval_interval: int = Field(default=100, ge=1, le=1_000_000_000, description="Steps between evaluations.")
     sample_interval: int | None = Field(
-        default=None, ge=1, description="Steps between sample images; null = `eval_interval`."
+        default=None, ge=1, le=1_000_000_000, description="Steps between sample images; null = `eval_interval`."
     )
     use_tensorboard: bool = Field(default=True, description="Write TensorBoard files.")
     use_wandb: bool = Field(default=False, description="Report to Weights & Biases; the key comes from WANDB_API_KEY.")
@@ -63,7 +68,9 @@ class LoggingConfig(Section):
         default="online", description="`offline` = sync it later."
     )
     log_images: bool = Field(default=True, description="Draw sample images, for the `samples` folder and the trackers.")
-    num_log_images: int = Field(default=4, ge=1, description="Images per drawing: the first prompts, with fixed seeds.")
+    num_log_images: int = Field(
+        default=4, ge=1, le=65536, description="Images per drawing: the first prompts, with fixed seeds."
+    )
 
     def sample_every(self) -> int | None:
         """Training steps between sample images; None when none are drawn."""
@@ -85,16 +92,21 @@ class EvaluationConfig(Section):
         default=None, description="DPO: held-out pairs to judge at each evaluation; null = the first training pairs."
     )
     num_eval_samples: int = Field(
-        default=10, ge=1, description="Prompts evaluated, from the first one on; without `eval_pairs`, pairs too."
+        default=10,
+        ge=1,
+        le=1_000_000_000,
+        description="Prompts evaluated, from the first one on; without `eval_pairs`, pairs too.",
     )
-    samples_per_prompt: int = Field(default=1, ge=1, description="Images per prompt.")
+    samples_per_prompt: int = Field(default=1, ge=1, le=65536, description="Images per prompt.")
     num_inference_steps: int | None = Field(
-        default=None, ge=1, description="Denoising steps; null = `model.dit.num_inference_steps`."
+        default=None, ge=1, le=1000, description="Denoising steps; null = `model.dit.num_inference_steps`."
     )
     guidance_scale: float | None = Field(
-        default=None, ge=1, description="Guidance; 1 = off; null = `model.dit.guidance_scale`."
+        default=None, ge=1, le=1000, description="Guidance; 1 = off; null = `model.dit.guidance_scale`."
     )
-    seed: int = Field(default=1234, ge=0, description="Seed of its samples, the same at every evaluation.")
+    seed: int = Field(
+        default=1234, ge=0, le=2**63 - 1, description="Seed of its samples, the same at every evaluation."
+    )
 
 
 class ResumeConfig(Section):

@@ -19,7 +19,7 @@ SchedulerName = Literal["constant", "linear", "cosine"]
 class ModelARConfig(Section):
     """How the autoregressive generator samples its prior tokens."""
 
-    temperature: float = Field(default=0.9, gt=0, description="Sampling temperature of the prior tokens.")
+    temperature: float = Field(default=0.9, gt=0, le=1000, description="Sampling temperature of the prior tokens.")
     top_p: float = Field(
         default=0.75, gt=0, le=1, description="Nucleus of the prior tokens' distribution; 1 = all of it."
     )
@@ -29,15 +29,15 @@ class ModelARConfig(Section):
 class ModelDiTConfig(Section):
     """How the diffusion decoder draws."""
 
-    num_inference_steps: int = Field(default=50, ge=1, description="Denoising steps per image.")
-    guidance_scale: float = Field(default=1.5, ge=1, description="Classifier-free guidance; 1 = off.")
+    num_inference_steps: int = Field(default=50, ge=1, le=1000, description="Denoising steps per image.")
+    guidance_scale: float = Field(default=1.5, ge=1, le=1000, description="Classifier-free guidance; 1 = off.")
 
 
 class ModelUNetConfig(Section):
     """How SDXL's UNet draws."""
 
-    num_inference_steps: int = Field(default=50, ge=1, description="Denoising steps per image.")
-    guidance_scale: float = Field(default=5.0, ge=1, description="Classifier-free guidance; 1 = off.")
+    num_inference_steps: int = Field(default=50, ge=1, le=1000, description="Denoising steps per image.")
+    guidance_scale: float = Field(default=5.0, ge=1, le=1000, description="Classifier-free guidance; 1 = off.")
 
 
 class ModelConfig(Section):
@@ -130,7 +130,9 @@ class DataConfig(Section):
         description="JSON lines with a prompt and its images each, in place of `prompts_file`; paths start at its "
         "folder, or at the folders above where those are given.",
     )
-    num_workers: int = Field(default=4, ge=0, description="Threads that decode images ahead; 0 = decode when needed.")
+    num_workers: int = Field(
+        default=4, ge=0, le=1024, description="Threads that decode images ahead; 0 = decode when needed."
+    )
     shuffle: bool = Field(default=True, description="New order in every epoch, from `seed`; false = file order.")
     pin_memory: bool = Field(default=True, description="Page-locked memory for copies to the GPU.")
     augmentation: bool = Field(
@@ -155,37 +157,50 @@ class TrainingConfig(Section):
         "`dmdr` = distillation to few steps.",
     )
     mode: Literal["t2i", "i2i"] = Field(default="t2i", description="Text to image, or image (and text) to image.")
-    batch_size: int = Field(default=1, ge=1, description="Prompts per process and accumulation chunk.")
-    gradient_accumulation_steps: int = Field(default=8, ge=1, description="Chunks per optimizer step.")
+    batch_size: int = Field(default=1, ge=1, le=65536, description="Prompts per process and accumulation chunk.")
+    gradient_accumulation_steps: int = Field(default=8, ge=1, le=65536, description="Chunks per optimizer step.")
     num_epochs: int = Field(
-        default=2, ge=1, description="Passes over the prompts.", json_schema_extra={"default_text": "2 (i2i: 10)"}
+        default=2,
+        ge=1,
+        le=1_000_000,
+        description="Passes over the prompts.",
+        json_schema_extra={"default_text": "2 (i2i: 10)"},
     )
-    max_steps: int | None = Field(default=None, ge=1, description="Training steps; overrides `num_epochs`.")
+    max_steps: int | None = Field(
+        default=None, ge=1, le=1_000_000_000, description="Training steps; overrides `num_epochs`."
+    )
     learning_rate: float | None = Field(
-        default=None, gt=0, description="For each half without one of its own; null = the documented one of each half."
+        default=None,
+        gt=0,
+        le=100,
+        description="For each half without one of its own; null = the documented one of each half.",
     )
     ar_learning_rate: float | None = Field(
-        default=None, gt=0, description="Of the AR half; null = `learning_rate`, and 5e-6 without that."
+        default=None, gt=0, le=100, description="Of the AR half; null = `learning_rate`, and 5e-6 without that."
     )
     dit_learning_rate: float | None = Field(
-        default=None, gt=0, description="Of the DiT half; null = `learning_rate`, and 1e-5 without that."
+        default=None, gt=0, le=100, description="Of the DiT half; null = `learning_rate`, and 1e-5 without that."
     )
     optimizer: OptimizerName = Field(
         default="adamw", description="Update rule; `adamw_8bit` needs bitsandbytes and a GPU."
     )
     adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of the first moment; the momentum of `sgd`.")
     adam_beta2: float = Field(default=0.999, ge=0, lt=1, description="Decay of the second moment.")
-    adam_epsilon: float = Field(default=1e-8, gt=0, description="Added to the root of the second moment.")
+    adam_epsilon: float = Field(default=1e-8, gt=0, le=1_000_000, description="Added to the root of the second moment.")
     weight_decay: float = Field(
-        default=0.01, ge=0, description="Decoupled weight decay: each step takes learning rate x this off a weight."
+        default=0.01,
+        ge=0,
+        le=1_000_000,
+        description="Decoupled weight decay: each step takes learning rate x this off a weight.",
     )
     max_grad_norm: float = Field(
-        default=1.0, ge=0, description="Gradients of a half are scaled to this norm; 0 = no limit."
+        default=1.0, ge=0, le=1_000_000, description="Gradients of a half are scaled to this norm; 0 = no limit."
     )
     lr_scheduler: SchedulerName = Field(default="cosine", description="Course of the learning rate after the warmup.")
     warmup_steps: int = Field(
         default=50,
         ge=0,
+        le=1_000_000_000,
         description="Steps in which the learning rate rises from 0.",
         json_schema_extra={"default_text": "50 (i2i: 500)"},
     )
@@ -199,13 +214,22 @@ class TrainingConfig(Section):
         default=True, description="Reward training; false = supervised finetuning on the target images."
     )
     reward_frequency: int = Field(
-        default=1, ge=1, description="Every k-th step is a reward step; the steps between are supervised. 1 = all are."
+        default=1,
+        ge=1,
+        le=1_000_000_000,
+        description="Every k-th step is a reward step; the steps between are supervised. 1 = all are.",
     )
     preview_loss_weight: float = Field(
-        default=1.0, ge=0, description="Supervised AR, t2i: weight of the preview tokens in the cross-entropy."
+        default=1.0,
+        ge=0,
+        le=1_000_000,
+        description="Supervised AR, t2i: weight of the preview tokens in the cross-entropy.",
     )
     large_loss_weight: float = Field(
-        default=1.0, ge=0, description="Supervised AR, t2i: weight of the full-size tokens in the cross-entropy."
+        default=1.0,
+        ge=0,
+        le=1_000_000,
+        description="Supervised AR, t2i: weight of the full-size tokens in the cross-entropy.",
     )
     prior_dropout: float = Field(
         default=0.1, ge=0, le=1, description="Supervised DiT: share of samples trained without condition, for guidance."
@@ -219,27 +243,38 @@ class RolloutConfig(Section):
     """How the samples of a reward step are drawn: N plans (AR) per prompt, M renders (DiT) per plan."""
 
     plans_per_prompt: int | None = Field(
-        default=None, ge=1, description="N; null = what `reward.grpo.num_samples` = N x M leaves, by `model.component`."
+        default=None,
+        ge=1,
+        le=65536,
+        description="N; null = what `reward.grpo.num_samples` = N x M leaves, by `model.component`.",
     )
     renders_per_plan: int | None = Field(
-        default=None, ge=1, description="M; null = what `reward.grpo.num_samples` = N x M leaves, by `model.component`."
+        default=None,
+        ge=1,
+        le=65536,
+        description="M; null = what `reward.grpo.num_samples` = N x M leaves, by `model.component`.",
     )
     num_inference_steps: int | None = Field(
-        default=None, ge=1, description="Denoising steps in training; null = `model.dit.num_inference_steps`."
+        default=None, ge=1, le=1000, description="Denoising steps in training; null = `model.dit.num_inference_steps`."
     )
     guidance_scale: float | None = Field(
-        default=None, ge=1, description="Guidance in training; 1 = off; null = `model.dit.guidance_scale`."
+        default=None, ge=1, le=1000, description="Guidance in training; 1 = off; null = `model.dit.guidance_scale`."
     )
-    temperature: float | None = Field(default=None, gt=0, description="In training; null = `model.ar.temperature`.")
+    temperature: float | None = Field(
+        default=None, gt=0, le=1000, description="In training; null = `model.ar.temperature`."
+    )
     top_p: float | None = Field(default=None, gt=0, le=1, description="In training; null = `model.ar.top_p`.")
     sde_kernel: Literal["ode", "flow", "dance", "cps"] = Field(
         default="flow",
         description="Noise of the denoising steps; `ode` = none.",
         json_schema_extra={"default_text": "`flow`; `ode` if the DiT is not trained or with method `nft`"},
     )
-    eta: float = Field(default=0.7, gt=0, description="Strength of that noise.")
+    eta: float = Field(default=0.7, gt=0, le=1_000_000, description="Strength of that noise.")
     sde_window_size: int | None = Field(
-        default=None, ge=1, description="Noisy denoising steps, the others being `ode` and without loss; null = all."
+        default=None,
+        ge=1,
+        le=1000,
+        description="Noisy denoising steps, the others being `ode` and without loss; null = all.",
     )
     sde_window_strategy: Literal["all", "progressive", "random", "decay"] = Field(
         default="all",
@@ -253,7 +288,10 @@ class RolloutConfig(Section):
         json_schema_extra={"allowed": "two integers or null"},
     )
     sde_window_interval: int = Field(
-        default=25, ge=1, description="`progressive` and `decay`: training steps before the window moves on."
+        default=25,
+        ge=1,
+        le=1_000_000_000,
+        description="`progressive` and `decay`: training steps before the window moves on.",
     )
     branch: bool = Field(
         default=False,
@@ -267,17 +305,19 @@ class RolloutConfig(Section):
         json_schema_extra={"allowed": "`auto`, true or false"},
     )
     micro_batch_size: int | None = Field(
-        default=None, ge=1, description="Samples per forward pass in rollout and replay; null = all at once."
+        default=None, ge=1, le=65536, description="Samples per forward pass in rollout and replay; null = all at once."
     )
-    vae_batch_size: int | None = Field(default=None, ge=1, description="Images per VAE pass; null = all at once.")
+    vae_batch_size: int | None = Field(
+        default=None, ge=1, le=65536, description="Images per VAE pass; null = all at once."
+    )
 
 
 class LoraPartConfig(Section):
     """LoRA of one half; null = what the `lora` section says."""
 
     enabled: bool | None = Field(default=None, description="Whether this half trains adapters; null = `lora.enabled`.")
-    rank: int | None = Field(default=None, ge=1, description="Null = `lora.rank`.")
-    alpha: float | None = Field(default=None, gt=0, description="Null = `lora.alpha`.")
+    rank: int | None = Field(default=None, ge=1, le=8192, description="Null = `lora.rank`.")
+    alpha: float | None = Field(default=None, gt=0, le=1_000_000, description="Null = `lora.alpha`.")
     dropout: float | None = Field(default=None, ge=0, lt=1, description="Null = `lora.dropout`.")
 
 
@@ -285,8 +325,8 @@ class LoraConfig(Section):
     """Train low-rank adapters in place of the full weights."""
 
     enabled: bool = Field(default=False, description="Adapters for every trained half; false = full finetuning.")
-    rank: int = Field(default=32, ge=1, description="Rank of the update.")
-    alpha: float = Field(default=64.0, gt=0, description="The update is scaled by alpha / rank.")
+    rank: int = Field(default=32, ge=1, le=8192, description="Rank of the update.")
+    alpha: float = Field(default=64.0, gt=0, le=1_000_000, description="The update is scaled by alpha / rank.")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout at the adapters' input.")
     ar_targets: list[str] = Field(
         default=AR_TARGETS, min_length=1, description="Modules of the AR half, by name ending."
@@ -303,17 +343,21 @@ class LoraConfig(Section):
 class OptimizerPartConfig(Section):
     """Optimizer of one half; null = the value of the `training` section."""
 
-    learning_rate: float | None = Field(default=None, gt=0, description="Null = the one of this half in `training`.")
+    learning_rate: float | None = Field(
+        default=None, gt=0, le=100, description="Null = the one of this half in `training`."
+    )
     name: OptimizerName | None = Field(default=None, description="Null = `training.optimizer`.")
     beta1: float | None = Field(default=None, ge=0, lt=1, description="Null = `training.adam_beta1`.")
     beta2: float | None = Field(default=None, ge=0, lt=1, description="Null = `training.adam_beta2`.")
-    epsilon: float | None = Field(default=None, gt=0, description="Null = `training.adam_epsilon`.")
-    weight_decay: float | None = Field(default=None, ge=0, description="Null = `training.weight_decay`.")
+    epsilon: float | None = Field(default=None, gt=0, le=1_000_000, description="Null = `training.adam_epsilon`.")
+    weight_decay: float | None = Field(default=None, ge=0, le=1_000_000, description="Null = `training.weight_decay`.")
     max_grad_norm: float | None = Field(
-        default=None, ge=0, description="0 = no limit; null = `training.max_grad_norm`."
+        default=None, ge=0, le=1_000_000, description="0 = no limit; null = `training.max_grad_norm`."
     )
     scheduler: SchedulerName | None = Field(default=None, description="Null = `training.lr_scheduler`.")
-    warmup_steps: int | None = Field(default=None, ge=0, description="Null = `training.warmup_steps`.")
+    warmup_steps: int | None = Field(
+        default=None, ge=0, le=1_000_000_000, description="Null = `training.warmup_steps`."
+    )
     min_lr_ratio: float | None = Field(
         default=None, ge=0, le=1, description="The last step has this share of the learning rate; null = 0."
     )

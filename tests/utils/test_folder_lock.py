@@ -134,11 +134,15 @@ def test_a_job_that_was_started_again_on_another_machine_follows_itself(tmp_path
     assert takes(tmp_path) == taken
 
 
-def test_a_job_started_again_on_the_machine_where_it_still_runs_is_refused(tmp_path, monkeypatch, other):
+@pytest.mark.parametrize("machine", [{}, {"host": "elsewhere", "boot": "another"}])
+def test_a_job_started_again_where_it_still_runs_is_refused(tmp_path, monkeypatch, other, machine):
+    """Seen by the process, and of another machine by the system's lock, where the disk passes that on."""
     holder = Holder.decoded((tmp_path / LOCK).read_bytes())
-    (tmp_path / LOCK).write_bytes(replace(holder, elastic="a").encoded())
+    (tmp_path / LOCK).write_bytes(replace(holder, elastic="a", **machine).encoded())  # the file stays, and its lock
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a")
-    assert not takes(tmp_path)
+    with pytest.raises(FolderInUseError) as refused:
+        FolderLock(tmp_path).acquire()
+    assert "cannot be known" not in str(refused.value)
 
 
 def test_of_another_table_of_processes_the_systems_lock_tells(tmp_path, monkeypatch, other):

@@ -9,11 +9,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
-from glm_training.utils.progress import Bar, Lines, Progress, Silent
+from glm_training.utils.progress import GAP, Bar, Lines, Progress, Silent, wrapped
 from glm_training.utils.streams import surviving
 
 if TYPE_CHECKING:
     from rich.live import Live
+
+
+NAME_WIDTH = 8
+"""Columns that the names of a table are folded to at least."""
 
 
 class Console:
@@ -59,17 +63,34 @@ class Console:
             self.line("  ".join([row[0].ljust(widths[0]), *cells[1:]]).rstrip())
 
     def _rich_table(self, title: str, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """As wide as the terminal, no number cut: names are folded, and where that is not enough the columns of a row
+        stand below its name."""
         from rich.console import Console as RichConsole
         from rich.markup import escape
         from rich.table import Table
 
+        console = RichConsole(file=self._out)
         self.line(title)
-        table = Table()
+        words = [max(map(len, header.split()), default=0) for header in headers]
+        widths = [max([word, *(len(row[i]) for row in rows)]) for i, word in enumerate(words)]
+        if sum(widths[1:]) + len(GAP) * (len(headers) - 1) + NAME_WIDTH > console.width:
+            for row in rows:
+                self.line(row[0])
+                cells = [f"{header} {cell}".strip() for header, cell in zip(headers[1:], row[1:], strict=True) if cell]
+                for line in wrapped(cells, console.width - len(GAP)):
+                    self.line(f"{GAP}{line}")
+            return
+        whole = [max([len(header), *(len(row[i]) for row in rows)]) for i, header in enumerate(headers)]
+        narrow = sum(whole) + len(GAP) * (len(headers) - 1) > console.width  # then headings are folded first
+        table = Table(box=None, pad_edge=False, padding=(0, len(GAP), 0, 0), header_style="bold")
         for column, header in enumerate(headers):
-            table.add_column(escape(header), justify="left" if column == 0 else "right")
+            first = column == 0
+            table.add_column(escape(header), justify="left" if first else "right", overflow="fold")
+            if not first:
+                table.columns[column].width = widths[column] if narrow else whole[column]
         for row in rows:
             table.add_row(*(escape(cell) for cell in row))
-        RichConsole(file=self._out).print(table)
+        console.print(table)
 
     @contextmanager
     def progress(self, total: int, done: int = 0, *, every: int = 1) -> Iterator[Progress]:

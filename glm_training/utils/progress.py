@@ -58,14 +58,20 @@ def figures(metrics: Mapping[str, float]) -> str:
     return GAP.join(shown_figures(metrics))
 
 
+def wrapped(parts: Sequence[str], width: int) -> list[str]:
+    """All of `parts` in lines of at most `width` columns, but for a part that is wider."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and len(lines[-1]) + len(GAP) + len(part) <= width:
+            lines[-1] += GAP + part
+        else:
+            lines.append(part)
+    return lines
+
+
 def fitting(parts: Sequence[str], width: int) -> str:
     """As many of `parts`, from the first on, as a line of `width` columns holds; the first always."""
-    line = parts[0]
-    for part in parts[1:]:
-        if len(line) + len(GAP) + len(part) > width:
-            break
-        line += GAP + part
-    return line
+    return wrapped(parts, width)[0]
 
 
 def in_columns(parts: Sequence[str], width: int, height: int) -> list[str]:

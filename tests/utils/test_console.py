@@ -1,8 +1,11 @@
 import io
 import os
 import pty
+import re
 import subprocess
 import sys
+
+import pytest
 
 from glm_training.utils.console import Console
 
@@ -47,6 +50,30 @@ def test_tables_align():
     terminal = Terminal()
     Console(output=terminal).table("Scores [x]", ["score"], [["[red]"]])
     assert "[red]" in terminal.getvalue() and "Scores [x]" in terminal.getvalue()
+
+
+HEADERS = ["figure", "before", "after", "change", "standard error", ""]
+ROWS = [
+    ["dit rejected_error", "0.17793", "0.17832", "+0.00039", "0.00035", "worse"],
+    ["reward", "0.500", "0.250", "-0.250", "-", "better"],
+]
+
+
+@pytest.mark.parametrize("columns", [30, 40, 50, 60, 80, 120, 200])
+def test_no_number_of_a_table_is_cut_however_narrow_the_terminal(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    terminal = Terminal()
+    Console(output=terminal).table("Scores", HEADERS, ROWS)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", terminal.getvalue())
+    assert all(len(line.rstrip()) <= columns for line in text.splitlines())
+    words = text.split()
+    for cell in (cell for row in ROWS for cell in row[1:]):
+        assert cell in words, cell
+    assert "…" not in text and all(word in words for word in ("before", "after", "change", "standard", "error"))
+    if columns >= 80:
+        assert "dit rejected_error  0.17793  0.17832  +0.00039" in re.sub("  +", "  ", text)
+    if columns <= 40:
+        assert "dit rejected_error\n  before 0.17793" in text
 
 
 def test_disabled_says_nothing_but_errors():

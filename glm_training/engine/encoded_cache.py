@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from glm_training.engine.errors import TrainingError
 from glm_training.utils.tensor_file import tensor_file_chunks
+from glm_training.utils.failures import beside_training
 
 MEMORY_BYTES = 1 << 30
 """Encoded tensors that are held in memory, the most recently used ones."""
@@ -85,7 +86,17 @@ class EncodedCache:
 
     def put(self, key: str, tensors: Mapping[str, Tensor]) -> None:
         """Keep `tensors` under `key`. Raises TrainingError when the disk does not take them."""
-        kept = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+        self._put(key, _held(tensors))
+
+    def replace(self, key: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`tensors` on the CPU, kept under `key` in place of an entry that is gone: in the middle of training, so what
+        the disk does not take is told, and made again when it is next met."""
+        kept = _held(tensors)
+        with beside_training("writing to dpo.cache_dir", "what it lacks is encoded again each time it is met"):
+            self._put(key, kept)
+        return kept
+
+    def _put(self, key: str, kept: dict[str, Tensor]) -> None:
         path = self._path(key)
         try:
             path.parent.mkdir(exist_ok=True)
@@ -117,6 +128,10 @@ class EncodedCache:
         self._held += _size(tensors)
         while self._held > self._limit and len(self._recent) > 1:
             self._held -= _size(self._recent.popitem(last=False)[1])
+
+
+def _held(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
 def _write_whole(path: Path, data: bytes) -> None:

@@ -19,7 +19,7 @@ from glm_training.checkpoint.resume import NoCheckpointError, ResumePoint, holds
 from glm_training.checkpoint.run_record import RunRecord
 from glm_training.checkpoint.state_tree import CheckpointError
 from glm_training.config import Config, iter_keys, resolved_yaml
-from glm_training.engine.agreement import leave_together
+from glm_training.engine.agreement import leave_together, together
 from glm_training.engine.errors import SettingsError
 from glm_training.engine.places import CHECKPOINTS, Place, places
 from glm_training.engine.summary import EVALUATIONS
@@ -58,7 +58,18 @@ class RunDirectory:
 
         A run that goes on within an interval of the log goes on with its figures too, so the line that the stop left of
         them is set aside: the interval gets the one line that it has without a stop.
+
+        Raises SettingsError, on every process, where the disk does not take what is laid out.
         """
+        return together(world, "laying out the run directory", lambda: self._laid_out(config, world, total_steps))
+
+    def _laid_out(self, config: Config, world: World, total_steps: int) -> RunLogger:
+        try:
+            return self._lay_out(config, world, total_steps)
+        except (OSError, CheckpointError) as error:
+            raise SettingsError(_not_laid_out(config, error)) from error
+
+    def _lay_out(self, config: Config, world: World, total_steps: int) -> RunLogger:
         step = None if self.point is None else self.point.step
         within = step is not None and step < total_steps and step % config.logging.log_interval != 0
         if world.is_main:
@@ -74,7 +85,7 @@ class RunDirectory:
                 RunRecord(run, datetime.now().astimezone().isoformat(" ", "seconds"), str(reached)).write(place.folder)
             (config.output_dir / "config.yaml").write_text(resolved_yaml(config), encoding="utf-8")
             keep_until(config.output_dir / EVALUATIONS, -1 if step is None else step)
-        logger = RunLogger(
+        return RunLogger(
             config.output_dir,
             world,
             use_tensorboard=config.logging.use_tensorboard,
@@ -87,8 +98,6 @@ class RunDirectory:
             within_interval=within,
             config=config.model_dump(mode="json"),
         )
-        barrier(world)
-        return logger
 
 
 @contextmanager
@@ -117,14 +126,23 @@ def held_run_directory(
                 if replaces:
                     _check_movable(config, held)
                     clear = partial(_set_aside, config, held)
-            except (SettingsError, CheckpointError, FolderInUseError, OSError) as error:
+            except (SettingsError, CheckpointError, FolderInUseError) as error:
                 directory, problem = None, str(error)
+            except OSError as error:
+                directory, problem = None, _not_laid_out(config, error)
         directory, problem = broadcast_object(world, (directory, problem))
         if directory is None:
             if world.world_size > 1:
                 leave_together()
             raise SettingsError(problem)
         yield replace(directory, clear=clear)
+
+
+def _not_laid_out(config: Config, error: Exception) -> str:
+    return (
+        f"the run directory {config.output_dir} cannot be laid out: {error}. Free some space or correct what is in the "
+        "way, or name another output_dir"
+    )
 
 
 def chosen_point(config: Config, *, auto: bool = False) -> ResumePoint | None:

@@ -198,9 +198,8 @@ class PairEncoder(ABC):
             entry = self.cache.get(key)
             if entry is None:
                 with self.awake():
-                    self._put([key], anew(row))
-                entry = self.cache.get(key)
-                assert entry is not None  # just put
+                    made = anew(row)
+                entry = self.cache.replace(key, {name: tensor[0] for name, tensor in made.items()})
             entries.append(entry)
         return {name: torch.stack([entry[name] for entry in entries]) for name in entries[0]} if entries else {}
 

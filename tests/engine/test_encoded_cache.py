@@ -13,6 +13,8 @@ from safetensors.torch import save_file
 from glm_training.engine.encoded_cache import EncodedCache, content_key, weights_fingerprint
 from glm_training.engine.errors import TrainingError
 from glm_training.models.sdxl.tiny import build_tiny
+from glm_training.utils.failures import begin_telling
+from tests.faulty_system import refusing
 
 KEY = content_key("image", image="abc", height=64)
 TENSORS = {"latents": torch.arange(6.0).view(2, 3), "size": torch.tensor([3, 4]), "half": torch.ones(2).bfloat16()}
@@ -98,6 +100,19 @@ def test_a_disk_that_takes_no_more_is_explained(tmp_path, monkeypatch) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(TrainingError, match="dpo.cache_dir: .* cannot be made"):
         EncodedCache(tmp_path / "file/cache")
+
+
+def test_what_goes_missing_in_training_is_used_also_where_the_disk_takes_no_more(tmp_path, caplog) -> None:
+    begin_telling()
+    cache = EncodedCache(tmp_path / "cache")
+    with refusing(tmp_path / "cache"):
+        for value in (1.0, 2.0):
+            kept = cache.replace(content_key("image", n=value), {"latents": torch.full((2,), value)})
+            assert torch.equal(kept["latents"], torch.full((2,), value))
+    assert not cache.lists(content_key("image", n=1.0))
+    assert caplog.text.count("writing to dpo.cache_dir failed") == 1
+    cache.replace(content_key("image", n=1.0), {"latents": torch.ones(2)})
+    assert EncodedCache(tmp_path / "cache").get(content_key("image", n=1.0)) is not None
 
 
 def test_what_killed_runs_left_is_swept_after_a_day(tmp_path) -> None:

@@ -21,6 +21,7 @@ from glm_training.engine.run_directory import chosen_point, held_run_directory, 
 from glm_training.utils.distributed import World
 from glm_training.utils.folder_lock import LOCK
 from glm_training.utils.writable import why_unwritable
+from tests.faulty_system import refusing
 
 
 def config_of(folder: Path, *overrides: str) -> Config:
@@ -366,3 +367,17 @@ def test_other_processes_are_asked_for_their_cache_alone(tmp_path):
     assert place_problems(config_of(tmp_path, *keys, f"dpo.cache_dir={tmp_path}/cache"), is_main=False) == []
     (problem,) = place_problems(config_of(tmp_path, *keys), is_main=False)
     assert problem.startswith("dpo.cache_dir: ")
+
+
+@pytest.mark.parametrize("locks", [False, True], ids=["no lock either", "but the lock"])
+@pytest.mark.parametrize("resumed", [False, True], ids=["a new run", "a resumed one"])
+def test_a_disk_that_takes_nothing_when_a_run_opens_is_told(tmp_path, resumed, locks):
+    config = config_of(tmp_path)
+    if resumed:
+        begin(config, steps=2, saved=1)
+        config = config_of(tmp_path, "checkpoint.resume_from=latest")
+    with (
+        refusing(tmp_path / "run", but=tmp_path / "run" / f".{LOCK}" if locks else None),
+        pytest.raises(SettingsError, match="run cannot be laid out: .*No space left on device.*another output_dir"),
+    ):
+        begin(config)

@@ -23,8 +23,8 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from glm_training.engine.errors import TrainingError
-from glm_training.utils.tensor_file import tensor_file_chunks
 from glm_training.utils.failures import beside_training
+from glm_training.utils.tensor_file import tensor_file_chunks
 
 MEMORY_BYTES = 1 << 30
 """Encoded tensors that are held in memory, the most recently used ones."""

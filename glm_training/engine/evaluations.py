@@ -107,7 +107,8 @@ class Evaluations:
         elif self.samples_due(step) and not (self.samples_dir(step) / "prompts.txt").is_file():
             line = None
         if line is None:
-            keep_until(folder / EVALUATIONS, step - 1)
+            with beside_training(f"cutting {EVALUATIONS} back"):
+                keep_until(folder / EVALUATIONS, step - 1)
         return line
 
     # -- how -----------------------------------------------------------------------------------------------------------

@@ -60,7 +60,8 @@ def commit_run(
     if settings.save_lora:
         for name in adapted:
             with beside_training("copying adapters to checkpoint.lora_dir", f"they are in {path}; the run goes on"):
-                _fill_whole(config.lora_dir() / checkpoint_name(step) / name, partial(family.save_lora, name))
+                folder = config.lora_dir() / checkpoint_name(step) / name
+                _fill_whole(folder, config.lora_dir() / f".partial-{name}", partial(family.save_lora, name))
     return path
 
 
@@ -98,15 +99,15 @@ def _tensors(tree: StateTree, path: str) -> Iterator[tuple[str, Tensor]]:
             yield from _tensors(value, f"{path}.{index}")
 
 
-def _fill_whole(folder: Path, fill: Fill) -> None:
-    """`folder` with what `fill` writes, each file whole or not at all."""
-    partial_folder = folder.with_name(f".partial-{folder.name}")
-    shutil.rmtree(partial_folder, ignore_errors=True)
-    partial_folder.mkdir(parents=True)
+def _fill_whole(folder: Path, fresh: Path, fill: Fill) -> None:
+    """`folder` with what `fill` writes into `fresh`, each file whole or not at all. What a killed run left in `fresh`
+    goes."""
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
     try:
-        fill(partial_folder)
-        folder.mkdir(exist_ok=True)
-        for path in partial_folder.iterdir():
+        fill(fresh)
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in fresh.iterdir():
             os.replace(path, folder / path.name)
     finally:
-        shutil.rmtree(partial_folder, ignore_errors=True)
+        shutil.rmtree(fresh, ignore_errors=True)

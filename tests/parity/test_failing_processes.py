@@ -1,0 +1,59 @@
+"""One process of two fails: both end, with the same error, after the last finished step is saved; nobody hangs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from glm_training.checkpoint.resume import resolve_resume
+from tests.parity.failing_worker import CASES
+from tests.parity.launching import HERE
+from tests.runs import write_config
+
+EXPECTED = {
+    "data": ("DataLostError: images/7.png: does not exist", 1),
+    "forward pass": ("NonFiniteError: supervised step: the velocity is NaN, in step 2", 1),
+    "gradient": ("NonFiniteError: the gradient norm of the dit half is nan, in step 2", 1),
+    "disk": ("TrainingError: the checkpoint of step 3 cannot be written to", None),
+    "death": ("TrainingError: another process of this run has ended", 1),
+}
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory) -> Path:
+    """Every case of the worker, by two gloo processes that torchrun started."""
+    folder = tmp_path_factory.mktemp("failing")
+    write_config(folder)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
+    done = subprocess.run(
+        [*command, str(HERE / "failing_worker.py"), str(folder)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    (folder / "stderr").write_text(done.stderr)
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_when_one_process_fails_both_end_with_the_same_error(told, case):
+    words, step = EXPECTED[case]
+    texts = [path.read_text() for rank in (0, 1) if (path := told / f"{case}-{rank}.txt").is_file()]
+    assert len(texts) == (1 if case == "death" else 2), (told / "stderr").read_text()
+    assert texts[0].startswith(words) and len(set(texts)) == 1
+    checkpoints = told / case.replace(" ", "_") / "checkpoints"
+    if step is not None:
+        assert resolve_resume(checkpoints, "latest").step == step
+        assert "stopped after step 1 of 3 and nothing is lost" in texts[0]
+
+
+def test_each_process_that_met_values_that_are_not_finite_leaves_what_it_had_in_hand(told):
+    both, one = (told / case / "nonfinite" for case in ("gradient", "forward_pass"))
+    assert [path.name for path in sorted(both.iterdir())] == [f"step-000002-process-{rank}.json" for rank in (0, 1)]
+    assert [path.name for path in one.iterdir()] == ["step-000002-process-1.json"]

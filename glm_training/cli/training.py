@@ -127,7 +127,7 @@ def _cannot_start(message: str, code: int) -> int:
     return code
 
 
-def _train(config: Config, *, overwrite: bool, auto: bool) -> int:
+def _train(config: Config, *, overwrite: bool = False, auto: bool = False) -> int:
     from glm_training.cli.messages import hide_progress_bars, report_error
     from glm_training.utils.requirements import check_requirements
 

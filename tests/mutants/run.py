@@ -27,7 +27,7 @@ from tests.mutants.catalogue import ROOT, Mutation, misfit, mutations
 
 ENOUGH = 0.97
 """Share of the mutations that must be noticed."""
-RED, GREEN, TIMEOUT = "killed", "survived", "timeout"
+KILLED, SURVIVED, TIMEOUT, UNJUDGED = "killed", "survived", "timeout", "unjudged"
 FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
 _FORKS = multiprocessing.get_context("forkserver")
 
@@ -74,7 +74,7 @@ class Copies:
             self._free.put(tree_copy(folder / f"copy-{number}"))
 
     def outcome(self, mutation: Mutation | None, tests: tuple[str, ...]) -> tuple[str, str]:
-        """What the tests say of the tree with `mutation` in it, and the first that fails."""
+        """What the tests say of the tree with `mutation` in it, or as it is, and the first that fails."""
         copy = self._free.get()
         try:
             if mutation is None:
@@ -101,10 +101,10 @@ class Copies:
         if overdue:
             return TIMEOUT, f"longer than {self.seconds:.0f} s"
         if process.exitcode == 0:
-            return GREEN, ""
+            return SURVIVED, ""
         told = log.read_text(encoding="utf-8", errors="replace")
         found = FAILED.search(told)
-        return RED, found[1] if found else told.strip()[-300:] or f"exit code {process.exitcode}"
+        return KILLED, found[1] if found else told.strip()[-300:] or f"exit code {process.exitcode}"
 
 
 class Ledger:
@@ -120,14 +120,13 @@ class Ledger:
                 self.known[row["key"]] = row
 
     @staticmethod
-    def key(mutation: Mutation | None, tests: tuple[str, ...]) -> str:
+    def key(mutation: Mutation, tests: tuple[str, ...]) -> str:
         digest = hashlib.sha256(repr((mutation, tests)).encode())
         for name in sorted({test.split("::")[0] for test in tests}):
             files = [ROOT / name] if (ROOT / name).is_file() else sorted((ROOT / name).rglob("*.py"))
             for file in files:
                 digest.update(file.read_bytes())
-        if mutation is not None:
-            digest.update((ROOT / mutation.path).read_bytes())
+        digest.update((ROOT / mutation.path).read_bytes())
         return digest.hexdigest()
 
     def keep(self, key: str, outcome: str, by: str, what: str) -> None:
@@ -140,27 +139,25 @@ class Session:
     def __init__(self, copies: Copies, ledger: Ledger) -> None:
         self.copies, self.ledger = copies, ledger
 
-    def outcome(self, mutation: Mutation | None, tests: tuple[str, ...]) -> tuple[str, str]:
+    def judge(self, mutation: Mutation, whole: bool) -> tuple[str, str]:
+        """(outcome, what noticed it); `UNJUDGED` where that fails without the mutation too."""
+        outcome, by = self._kept(mutation, mutation.tests)
+        return self._kept(mutation, ("tests",)) if outcome == SURVIVED and whole else (outcome, by)
+
+    def _kept(self, mutation: Mutation, tests: tuple[str, ...]) -> tuple[str, str]:
         key = Ledger.key(mutation, tests)
         if key not in self.ledger.known:
             outcome, by = self.copies.outcome(mutation, tests)
+            if outcome != SURVIVED and self.copies.outcome(None, (by,) if "::" in by else tests)[0] != SURVIVED:
+                return UNJUDGED, f"{by} fails without it"
             self.ledger.keep(key, outcome, by, str(mutation))
         row = self.ledger.known[key]
         return row["outcome"], row["by"]
 
-    def judge(self, mutation: Mutation, whole: bool) -> tuple[str, str]:
-        """(outcome, what noticed it); "red" where the tests fail without the mutation too."""
-        outcome, by = self.outcome(mutation, mutation.tests)
-        if outcome != GREEN and self.outcome(None, mutation.tests)[0] != GREEN:
-            return "red", f"{' '.join(mutation.tests)} fail without it"
-        if outcome == GREEN and whole:
-            outcome, by = self.outcome(mutation, ("tests",))
-        return outcome, by
-
 
 def report(session: Session, chosen: Iterable[Mutation], jobs: int, whole: bool) -> int:
     """Prints a line for each and the sum; the exit code."""
-    counts = dict.fromkeys((RED, TIMEOUT, GREEN, "red"), 0)
+    counts = dict.fromkeys((KILLED, TIMEOUT, SURVIVED, UNJUDGED), 0)
     survivors: list[str] = []
 
     def one(mutation: Mutation) -> tuple[Mutation, str, str, float]:
@@ -172,14 +169,14 @@ def report(session: Session, chosen: Iterable[Mutation], jobs: int, whole: bool)
         for mutation, outcome, by, seconds in pool.map(one, chosen):
             counts[outcome] += 1
             print(f"{outcome:<9} {seconds:5.1f} s  {mutation}{f'  [{by}]' if by else ''}", flush=True)
-            if outcome in (GREEN, "red"):
+            if outcome in (SURVIVED, UNJUDGED):
                 survivors.append(f"{mutation}\n    {mutation.old!r} -> {mutation.new!r}\n    {by or 'unnoticed'}")
-    total, noticed = sum(counts.values()), counts[RED] + counts[TIMEOUT]
+    total, noticed = sum(counts.values()), counts[KILLED] + counts[TIMEOUT]
     print(
-        f"\n{total} mutations: {noticed} killed ({counts[TIMEOUT]} by the time limit), {counts[GREEN]} survived, ",
+        f"\n{total} mutations: {noticed} killed ({counts[TIMEOUT]} by the time limit), {counts[SURVIVED]} survived, ",
         end="",
     )
-    print(f"{counts['red']} not judged; {100 * noticed / max(total, 1):.1f} % killed")
+    print(f"{counts[UNJUDGED]} not judged; {100 * noticed / max(total, 1):.1f} % killed")
     print("\n".join(survivors))
     return 0 if noticed >= ENOUGH * total else 1
 

@@ -94,7 +94,7 @@ MUTATIONS = [
     ),
     *of(
         "methods/awm.py",
-        "methods/test_flow_variants.py",
+        ("methods/test_policy_gradients.py", "methods/test_flow_variants.py"),
         ("yield MethodLoss(loss * share,", "yield MethodLoss(loss,", "AWM sums its levels"),
         ("old_densities[:, column]", "old_densities[:, 0]", "old densities of the first level"),
         ("loss = loss + self.kl_coef * kl", "loss = loss + kl", "AWM's kl_coef has no effect"),
@@ -108,7 +108,7 @@ MUTATIONS = [
     ),
     *of(
         "methods/preference.py",
-        "methods/test_preference.py",
+        ("methods/test_distillation_terms.py", "methods/test_preference.py"),
         ("noise = torch.cat([noise, noise])", "noise = torch.cat([noise, noise.flip(0)])", "a pair has two noises"),
         (".repeat(2))", ".repeat_interleave(2))", "levels are not those of the pairs"),
         ("with policies.reference(), torch.no_grad():", "with torch.no_grad():", "DPO's reference is the trained one"),
@@ -127,7 +127,7 @@ MUTATIONS = [
     ),
     *of(
         "methods/distillation.py",
-        "methods/test_distillation.py",
+        ("methods/test_distillation_terms.py", "methods/test_distillation.py"),
         ("(draws * self.steps).long()", "(draws * self.steps).round().long()", "steps are not equally likely"),
         ("rows = (picks > step)", "rows = (picks >= step)", "one pass too many"),
         ("step + 1 if self.denoiser.renoises else 0", "0", "the first noise again at every step"),

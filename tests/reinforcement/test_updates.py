@@ -146,7 +146,7 @@ def test_the_ar_half_is_held_to_the_reference_of_the_same_rows(tmp_path):
             assert inside and not torch.is_grad_enabled()
             return rollout.tokens * 10.0
 
-        def losses(self, policy, rollout, advantages, anchor):
+        def losses(self, policy, rollout, advantages, anchor, **_):
             seen.append((rollout.tokens[:, 0].tolist(), advantages.tolist(), anchor[:, 0].tolist()))
             yield updates.MethodLoss(weight.sum() * 0, len(anchor), {})
 

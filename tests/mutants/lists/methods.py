@@ -58,13 +58,12 @@ MUTATIONS = [
         ("kl_coef=self.kl_coef,", "kl_coef=0.0,", "the AR half's KL does not count"),
         ("level=self.level", 'level="token"', "GSPO's ratio is that of tokens"),
         ("aggregation=self.aggregation", 'aggregation="sequence_mean"', "no other aggregation"),
-        (
-            "            log_probs,\n            rollout.log_probs,",
-            "            rollout.log_probs,\n            log_probs,",
-            "new and old log-probs swapped",
-        ),
         ("scored[0] if self.entropy_coef > 0", "scored[1] if self.entropy_coef > 0", "entropy taken for log-probs"),
-        ("- rollout.log_probs).abs()", "- rollout.log_probs)", "the gate's deviations keep their sign"),
+        (
+            "(self.score(policy, rollout) - rollout.log_probs).abs()",
+            "(self.score(policy, rollout) - rollout.log_probs)",
+            "the gate's deviations keep their sign",
+        ),
     ),
     *of(
         "methods/flow_policy_gradient.py",
@@ -86,11 +85,6 @@ MUTATIONS = [
         ),
         ("return torch.expm1(log_prob", "return (log_prob", "the gate sees log-ratios for ratios"),
         ("trajectory.schedule.timesteps[step].to(", "trajectory.schedule.timesteps[0].to(", "replay at the first time"),
-        (
-            "trajectory.sde_indices.index(step)]\n        log_ratio",
-            "0]\n        log_ratio",
-            "log-probs of the first step",
-        ),
     ),
     *of(
         "methods/awm.py",

@@ -293,7 +293,7 @@ MUTATIONS = [
     ),
     *of(
         "models/lora.py",
-        ("models/test_lora.py", "models/test_distillation_models.py"),
+        ("models/test_lora.py", "trainers/test_dmdr_steps.py"),
         ("        up.zero_()\n", "        up.fill_(0.01)\n", "adapters change the model at once"),
         ("bound = down.shape[1] ** -0.5", "bound = down.shape[0] ** -0.5", "A of another size"),
         ('uniform(seed, f"lora/{name}"', 'uniform(seed, "lora"', "all layers of a shape start alike"),
@@ -317,7 +317,11 @@ MUTATIONS = [
     *of(
         "models/snapshot.py",
         "models/test_snapshot.py",
-        ("1 - decay)", "decay)", "the average takes the other share"),
+        (
+            "value.lerp_(param.detach().to(value.dtype), 1 - decay)",
+            "value.lerp_(param.detach().to(value.dtype), decay)",
+            "the average takes the other share",
+        ),
         (
             "            with torch.no_grad():\n                yield",
             "            yield",

@@ -12,12 +12,6 @@ MUTATIONS = [
             "trainers/test_sampling_of_steps.py",
         ),
         (
-            "-(-self.sampler.steps_for(training.num_epochs) //",
-            "(self.sampler.steps_for(training.num_epochs) //",
-            "the last chunks of a run are lost",
-        ),
-        ("self.sampler.steps_for(training.num_epochs)", "self.sampler.steps_for(1)", "num_epochs has no effect"),
-        (
             "self.world.rank * self.sampler.batch_size",
             "0 * self.sampler.batch_size",
             "all processes draw the same noise",
@@ -53,11 +47,6 @@ MUTATIONS = [
         ("        self.load_extra_state(state)\n", "", "a subclass's state is not restored"),
         ('        self.evaluations.load(trainer["before"])\n', "", "the first scores are not restored"),
         (
-            "check_drift(point, config, self.digests)",
-            "check_drift(point, config, point.manifest.metadata['data'])",
-            "changed data is not noticed",
-        ),
-        (
             "if not (adapted and config.save_lora_only):",
             "if not adapted and config.save_lora_only:",
             "no pipeline in checkpoints",
@@ -65,12 +54,6 @@ MUTATIONS = [
         ("merge_lora=bool(adapted)", "merge_lora=False", "adapters are left out of the pipeline"),
         ("if adapted and config.save_lora:", "if adapted and not config.save_lora:", "save_lora reversed"),
         ("total_limit=config.save_total_limit", "total_limit=None", "save_total_limit has no effect"),
-        (
-            "seed=config.seed,\n            shuffle",
-            "seed=0,\n            shuffle",
-            "the order of prompts does not know the seed",
-        ),
-        ("shuffle=config.data.shuffle", "shuffle=True", "shuffle: false has no effect"),
     ),
     *of(
         "trainers/supervised_trainer.py",

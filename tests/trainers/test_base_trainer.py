@@ -34,16 +34,15 @@ def idle(trainer: BaseTrainer) -> BaseTrainer:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_samples_are_named_by_their_place_among_those_of_all_processes(rank):
+def test_samples_are_named_by_their_place_among_those_of_all_processes(tmp_path, rank):
     """Two processes with two samples each, of five examples in file order; epochs are those of the samples drawn."""
-    asked = []
-    dataset = SimpleNamespace(
-        batch=lambda indices, epoch: asked.append((list(indices), list(epoch))) or "batch",
-        prefetch=lambda indices: None,
+    trainer, asked = trainer_of(tmp_path, *DIT), []
+    trainer.sampler = StatefulSampler(5, 2, seed=0, shuffle=False, rank=rank, world_size=2)
+    trainer.world = World(rank, 2)
+    trainer.dataset = SimpleNamespace(
+        batch=lambda indices, epoch: asked.append((list(indices), list(epoch))), prefetch=lambda indices: None
     )
-    sampler = StatefulSampler(5, 2, seed=0, shuffle=False, rank=rank, world_size=2)
-    player = SimpleNamespace(sampler=sampler, world=World(rank, 2), dataset=dataset)
-    positions = [BaseTrainer.next_batch(player)[1] for _ in range(2)]  # type: ignore[arg-type]
+    positions = [trainer.next_batch()[1] for _ in range(2)]
     assert positions == [[[0, 1], [4, 5]], [[2, 3], [6, 7]]][rank]
     assert asked == [[([0, 1], [0, 0]), ([4, 0], [0, 1])], [([2, 3], [0, 0]), ([1, 2], [1, 1])]][rank]
 

@@ -55,7 +55,11 @@ MUTATIONS = [
             "training.examples[evaluation.num_eval_samples :]",
             "other prompts are judged",
         ),
-        ('    return _dataset(config, examples[: evaluation.num_eval_samples], augmentation=False)', '    return _dataset(config, examples, augmentation=False)', 'all held-out prompts are judged'),
+        (
+            "report.examples[: evaluation.num_eval_samples], augmentation=False",
+            "report.examples, augmentation=False",
+            "all held-out prompts are judged",
+        ),
         ("augmentation=data.augmentation", "augmentation=False", "data.augmentation has no effect"),
         ("samples=config.evaluation.samples_per_prompt", "samples=1", "samples_per_prompt has no effect"),
         ("seed=config.evaluation.seed", "seed=config.seed", "evaluations draw with the run's seed"),

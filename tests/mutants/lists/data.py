@@ -1,0 +1,112 @@
+"""Prompts, pictures and pairs."""
+
+from tests.mutants.catalogue import of
+
+MUTATIONS = [
+    *of(
+        "data/sampler.py",
+        "data/test_sampler.py",
+        (
+            "self.position += self.global_batch_size",
+            "self.position += self.batch_size",
+            "processes draw the same samples again",
+        ),
+        (
+            "start = self.position + self.rank * self.batch_size",
+            "start = self.position",
+            "all processes draw the same samples",
+        ),
+        (
+            'make_generator(self.seed, "sampler", epoch)',
+            'make_generator(self.seed, "sampler", 0)',
+            "every epoch has one order",
+        ),
+        (
+            "return ceil(epochs * self.num_items / self.global_batch_size)",
+            "return epochs * self.num_items // self.global_batch_size",
+            "the last samples of a run are not drawn",
+        ),
+        ("self.position += count\n", "", "samples that were taken come again"),
+        ("if not self.shuffle:", "if self.shuffle:", "shuffle reversed"),
+        ("        self.position = position\n", "        self.position = 0\n", "a resumed run begins anew"),
+    ),
+    *of(
+        "data/dataset.py",
+        "data/test_dataset.py",
+        (
+            "[example.source for example in examples], flips, images)",
+            "[example.source for example in examples], [False] * len(examples), images)",
+            "the source of a flipped target is not flipped",
+        ),
+        (
+            "self._augmentation and may_flip(example.prompt)",
+            "self._augmentation",
+            "pictures of quoted words are flipped",
+        ),
+        (
+            "is_flipped(self._seed, epoch, example.index)",
+            "is_flipped(self._seed, 0, example.index)",
+            "the same flips in every epoch",
+        ),
+        ("images[path].flip(-1)", "images[path].flip(-2)", "pictures stand on their head"),
+        (
+            "_QUOTED.search(prompt) is None and _SIDED.search(prompt) is None",
+            "_QUOTED.search(prompt) is None or _SIDED.search(prompt) is None",
+            "left and right are flipped",
+        ),
+        (
+            'derive_seed(seed, "horizontal flip", epoch, index)',
+            'derive_seed(0, "horizontal flip", epoch, index)',
+            "flips do not know the seed",
+        ),
+    ),
+    *of(
+        "data/images.py",
+        "data/test_images.py",
+        ("images.to(torch.float32) / 255", "images.to(torch.float32) / 256", "white is not 1"),
+        ("upright = ImageOps.exif_transpose(image)", "upright = image", "photographs lie on their side"),
+        ("ImageOps.fit(image, (width, height)", "ImageOps.fit(image, (height, width)", "height and width swapped"),
+        ("if image.width * image.height > MAX_PIXELS:", "if image.width > MAX_PIXELS:", "decompression bombs pass"),
+        (".permute(2, 0, 1)", ".permute(2, 1, 0)", "pictures are transposed"),
+        ("centering=(0.5, 0.5)", "centering=(0.0, 0.0)", "pictures are cut at one side"),
+    ),
+    *of(
+        "data/fingerprint.py",
+        ("data/test_dataset.py", "engine/test_resuming.py"),
+        ("elif before[index] != after[index]:", "elif False:", "changed pictures are no drift"),
+        (
+            "for path in (example.target, example.source):",
+            "for path in (example.target,):",
+            "changed sources are no drift",
+        ),
+        ("parts = [example.prompt]", "parts = []", "changed prompts are no drift"),
+        ("before.keys() | after.keys()", "before.keys() & after.keys()", "added and removed items are no drift"),
+    ),
+    *of(
+        "data/preference/dataset.py",
+        ("data/test_preference.py", "preference/test_pair_families.py"),
+        (
+            "[pair.preferred for pair in pairs] + [pair.rejected for pair in pairs]\n        positions",
+            "[pair.rejected for pair in pairs] + [pair.preferred for pair in pairs]\n        positions",
+            "preferred and rejected swapped",
+        ),
+        (
+            "scale = max(height / decoded.height, width / decoded.width)",
+            "scale = min(height / decoded.height, width / decoded.width)",
+            "pictures do not cover their size",
+        ),
+        ("hashlib.sha256(data).hexdigest() != digest", "False", "a picture that changed is taken"),
+        ("(decoded.height, decoded.width))", "(decoded.width, decoded.height))", "original sizes are swapped"),
+        (
+            "position: tuple[float, float] = (0.5, 0.5)) -> CroppedImage",
+            "position: tuple[float, float] = (0.0, 0.0)) -> CroppedImage",
+            "crops are not in the middle",
+        ),
+        ("image.original_size, (top, left))", "image.original_size, (left, top))", "crops are told the wrong way"),
+        (
+            "for part in (pair.prompt, images[pair.preferred], images[pair.rejected]):",
+            "for part in (images[pair.preferred], images[pair.rejected]):",
+            "a pair's digest does not know its prompt",
+        ),
+    ),
+]

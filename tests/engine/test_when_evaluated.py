@@ -24,9 +24,12 @@ def evaluations_of(tmp_path, *overrides: str, total_steps: int = 10) -> Evaluati
 
 def test_scores_and_samples_come_at_their_own_intervals_and_at_the_end(tmp_path):
     evaluations = evaluations_of(tmp_path)
+    assert all(evaluations.scores_due(step) for step in range(11)), "the first scores are always due"
+    evaluations.before = scores(0.25)
     assert [step for step in range(11) if evaluations.scores_due(step)] == [0, 4, 8, 10]
     assert [step for step in range(11) if evaluations.samples_due(step)] == [0, 3, 6, 9, 10]
     assert [step for step in range(11) if evaluations.due(step)] == [0, 4, 8, 10]
+    assert not any(evaluations.judging_due(step) for step in range(11)), "there is nothing to judge"
 
 
 def test_without_evaluation_there_are_no_scores_and_without_pictures_no_samples(tmp_path):
@@ -51,7 +54,7 @@ def test_scores_under_other_settings_are_not_taken_over(tmp_path, changed):
     evaluations, again = evaluations_of(tmp_path), evaluations_of(tmp_path, changed)
     evaluations.before = scores(0.25)
     again.load(evaluations.state())
-    assert again.before is None and again.lacking(4, validates=False)
+    assert again.before is None and again.recorded(4) is None
 
 
 def test_only_a_complete_run_evaluated_twice_is_compared(tmp_path):
@@ -65,13 +68,15 @@ def test_only_a_complete_run_evaluated_twice_is_compared(tmp_path):
 
 
 def test_a_resumed_run_evaluates_what_the_one_before_did_not(tmp_path):
-    evaluations = evaluations_of(tmp_path, "logging.sample_interval=4")
-    evaluations.before = scores(0.25)
+    evaluations = evaluations_of(tmp_path, "logging.sample_interval=3")
     run = evaluations.config.output_dir
     run.mkdir()
-    assert evaluations.lacking(4, validates=False) and not evaluations.lacking(5, validates=False)
-    (run / "evaluations.jsonl").write_text('{"step": 4}\n')
-    assert evaluations.lacking(4, validates=False), "the pictures are missing"
-    evaluations.samples_dir(4).mkdir(parents=True)
-    (evaluations.samples_dir(4) / "prompts.txt").write_text("a\n")
-    assert not evaluations.lacking(4, validates=False) and evaluations.lacking(4, validates=True)
+    (run / "metrics.jsonl").write_text('{"step": 4, "loss": 1.0}\n{"step": 4, "eval/total": 0.5}\n')
+    assert evaluations.recorded(4) is None, "it has no first scores to compare with"
+    evaluations.before = scores(0.25)
+    assert evaluations.recorded(4)["eval/total"] == 0.5
+    assert evaluations.recorded(8) is None and evaluations.recorded(5) == {}
+    assert evaluations.recorded(6) is None, "the pictures are missing"
+    evaluations.samples_dir(6).mkdir(parents=True)
+    (evaluations.samples_dir(6) / "prompts.txt").write_text("a\n")
+    assert evaluations.recorded(6) == {}

@@ -8,7 +8,7 @@ import torch
 from glm_training.data import Batch
 from glm_training.evaluation.held_out import Evaluation, EvaluationSettings, evaluate
 from glm_training.models.family import Sampling
-from glm_training.rewards import RewardResult
+from glm_training.rewards import RewardCalculator, RewardResult
 from glm_training.utils.distributed import World
 
 PROMPTS = ["a", "b", "c"]
@@ -32,7 +32,7 @@ class Noting:
         return torch.tensor(values).view(-1, 1, 1, 1).repeat(1, 3, 2, 2)
 
 
-class Rewards:
+class Rewards(RewardCalculator):
     """total: the picture's value over 1; own: NaN for the prompt "b". It notices another's prompt or target."""
 
     def compute_rewards(self, batch):

@@ -86,20 +86,12 @@ def test_sft_of_the_ar_half_weighs_both_grids_as_the_configuration_says(tmp_path
     torch.testing.assert_close(term.loss.detach(), (preview + 3 * large) / 4)
 
 
-def test_means_over_held_out_pairs_count_the_rows_of_all_processes(tmp_path, monkeypatch):
-    trainer = trainer_of(tmp_path, "sdxl")
-    shares = [(3, {"loss": 2.0}), (0, {}), (1, {"loss": 6.0})]
-    monkeypatch.setattr("glm_training.trainers.dpo_trainer.gather_objects", lambda world, own: [own, *shares[1:]])
-    terms = [(2, {"loss": torch.tensor(1.0)}), (1, {"loss": torch.tensor(4.0)})]
-    assert trainer._mean_of_all(terms) == {"loss": pytest.approx((3 * 2 + 1 * 6) / 4)}
-
-
 def test_held_out_pairs_are_judged_once_in_each_quarter_of_the_levels(tmp_path):
     trainer = trainer_of(tmp_path, "sdxl", f"evaluation.eval_pairs={tmp_path}/pairs", "training.batch_size=4")
     trainer.prepare()
     levels = []
     real = trainer._levels
     trainer._levels = lambda u: levels.append(u.tolist()) or real(u)  # type: ignore[method-assign]
-    trainer.validate()
+    trainer.judge()
     assert [[int(4 * u) for u in row] for row in levels] == [[quarter] * 4 for quarter in range(4)]
     assert len({u * 4 % 1 for row in levels for u in row}) == 16, "drawn apart"

@@ -118,7 +118,7 @@ MUTATIONS = [
         "algorithms/preference.py",
         "algorithms/test_preference.py",
         ("-F.logsigmoid(margin)", "F.logsigmoid(margin)", "preferences are unlearned"),
-        ("(kept > 0).float()", "(kept >= 0).float()", "a draw counts as right"),
+        ("(self.margins > 0)", "(self.margins >= 0)", "a draw counts as right"),
         ("snr.clamp(max=gamma) / (snr + 1)", "snr.clamp(max=gamma) / snr", "min-SNR of v like that of epsilon"),
     ),
     *of(

@@ -26,7 +26,7 @@ MUTATIONS = [
             "return epochs * self.num_items // self.global_batch_size",
             "the last samples of a run are not drawn",
         ),
-        ("self.position += count\n", "", "samples that were taken come again"),
+        ("        self.position += count\n", "", "samples that were taken come again"),
         ("if not self.shuffle:", "if self.shuffle:", "shuffle reversed"),
         ("        self.position = position\n", "        self.position = 0\n", "a resumed run begins anew"),
     ),

@@ -6,12 +6,8 @@ MUTATIONS = [
     *of(
         "engine/parts.py",
         ("engine/test_parts.py", "engine/test_optimizers.py"),
-        ("limit = self.settings.max_grad_norm or math.inf", "limit = math.inf", "gradients are never clipped"),
-        (
-            "        self.scaler.unscale_(self.optimizer)\n        limit = self.settings.max_grad_norm or math.inf",
-            "        limit = self.settings.max_grad_norm or math.inf",
-            "fp16 gradients are clipped while they are scaled",
-        ),
+        ("self.settings.max_grad_norm or math.inf, total)", "math.inf, total)", "gradients are never clipped"),
+        ("        self.scaler.unscale_(self.optimizer)\n", "", "fp16 gradients are clipped while they are scaled"),
         ("(training_step + 1) / (settings.warmup_steps + 1)", "training_step / settings.warmup_steps", "warmup at 0"),
         ('if settings.scheduler == "constant":', 'if settings.scheduler != "constant":', "constant and decay swapped"),
         (

@@ -109,8 +109,6 @@ MUTATIONS = [
         (".square().flatten(1).mean(1)", ".square().flatten(1).sum(1)", "errors are sums over dims"),
         ("weights=level_weights(", "weights=None and level_weights(", "min-SNR has no effect in DPO"),
         ("weighted = found if weights is None else found * weights", "weighted = found", "min-SNR has none in SFT"),
-        ("changes = (reference - trained.detach())", "changes = (trained.detach() - reference)", "signs of AR changes"),
-        ("changes = (trained.detach() - reference)", "changes = (reference - trained.detach())", "signs of changes"),
         ("trained, length = policy(prompt, tokens).sum(1)", "trained, length = policy(prompt, tokens).mean(1)", "mean"),
         ("prediction=denoiser.prediction", 'prediction="epsilon"', "min-SNR weights of another prediction"),
         (

@@ -238,8 +238,8 @@ MUTATIONS = [
         ('if self.action == "stop" and', 'if self.action == "warn" and', "a warning stops, a stop warns"),
         ("1 - _similarity(now.images", "_similarity(now.images", "similar pictures trip"),
         (
-            "value = means[name] if rising else max(",
-            "value = means[name] if not rising else max(",
+            "value = now if rising else max(",
+            "value = now if not rising else max(",
             "held-out falls told when all falls",
         ),
         ("mean(dim=0).tolist()", "amax(dim=0).tolist()", "the largest in place of the mean"),

@@ -29,11 +29,6 @@ MUTATIONS = [
         "rewards/reward_calculator.py",
         CALCULATOR,
         ("values[rows[position]] = value", "values[position] = value", "scores of other samples"),
-        (
-            'if failures and self.options.on_error == "error":',
-            'if failures and self.options.on_error == "skip":',
-            "errors are skipped, skips are errors",
-        ),
         ("if math.isfinite(value):", "if True:", "a score of NaN is a score"),
         (
             "            values[sorted(failures)] = math.nan\n        return",
@@ -45,6 +40,15 @@ MUTATIONS = [
             "{rows[position]: reason for position, reason",
             "{position: reason for position, reason",
             "failures are told of other samples",
+        ),
+    ),
+    *of(
+        "rewards/custom.py",
+        CALCULATOR,
+        (
+            'if not failures or on_error == "skip":',
+            'if not failures or on_error == "error":',
+            "errors are skipped, skips are errors",
         ),
     ),
     *of(

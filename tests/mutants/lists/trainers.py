@@ -32,12 +32,6 @@ MUTATIONS = [
             "stop or self.step % self.config.logging.save_interval",
             "the last step is not saved",
         ),
-        ("        self._changed = True\n", "", "a stop drops a step that changed weights"),
-        (
-            "        if not self._changed:\n            self.signals.check()",
-            "        self.signals.check()",
-            "stops in the midst of an update",
-        ),
         ('"step": self.step, "before"', '"step": self.step + 1, "before"', "a checkpoint of the step after"),
         (
             "part.state(with_optimizer=self.config.checkpoint.save_optimizer)",
@@ -46,14 +40,6 @@ MUTATIONS = [
         ),
         ("        self.load_extra_state(state)\n", "", "a subclass's state is not restored"),
         ('        self.evaluations.load(trainer["before"])\n', "", "the first scores are not restored"),
-        (
-            "if not (adapted and config.save_lora_only):",
-            "if not adapted and config.save_lora_only:",
-            "no pipeline in checkpoints",
-        ),
-        ("merge_lora=bool(adapted)", "merge_lora=False", "adapters are left out of the pipeline"),
-        ("if adapted and config.save_lora:", "if adapted and not config.save_lora:", "save_lora reversed"),
-        ("total_limit=config.save_total_limit", "total_limit=None", "save_total_limit has no effect"),
     ),
     *of(
         "trainers/supervised_trainer.py",
@@ -76,7 +62,7 @@ MUTATIONS = [
             "batch.tokens[:, : prompt.large_grid[0] * prompt.large_grid[1]]",
             "the DiT half sees preview tokens",
         ),
-        ("names, tuple(clean.shape[1:])", "[(0,)] * len(names), tuple(clean.shape[1:])", "one noise for all rows"),
+        ('"supervised/noise", names,', '"supervised/noise", [(0,)] * len(names),', "one noise for all rows"),
         ("        self.family.train()\n", "        self.family.eval()\n", "no dropout while training"),
         ("last=chunk == chunks - 1", "last=chunk == 0", "gradients are exchanged too early"),
         (
@@ -168,20 +154,10 @@ MUTATIONS = [
             "weights of the grids swapped",
         ),
         ("part.backward(term.loss / chunks)", "part.backward(term.loss)", "chunks add up"),
-        (
-            "mine = rows[self.world.rank :: processes]",
-            "mine = rows[: len(rows) // processes]",
-            "all processes judge the same pairs",
-        ),
         ("(level + uniform(seed,", "(uniform(seed,", "held-out pairs are judged at low noise alone"),
         (
-            "sum(rows * figures[name] for rows, figures in shares) / total",
-            "sum(figures[name] for rows, figures in shares) / len(shares)",
-            "processes count alike",
-        ),
-        (
-            "                    if counts:\n                        collected",
-            "                    if True:\n                        collected",
+            "for key, values in each.items()}, counts=counts)",
+            "for key, values in each.items()}, counts=True)",
             "repeated pairs count",
         ),
         (
@@ -264,7 +240,6 @@ MUTATIONS = [
             'exports = {"lora_gen": GUIDANCE_EXPORT, "lora_gui": f"lora_{part}"}',
             "adapters of the other network",
         ),
-        ("keep_until(self.loss_log(network), step)", "pass", "loss lines of dropped steps stay"),
     ),
     *of(
         "trainers/run.py",

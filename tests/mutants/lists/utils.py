@@ -58,7 +58,6 @@ MUTATIONS = [
         "utils/metrics_file.py",
         ("utils/test_logging.py",),
         ("**dict.fromkeys(nonfinite)", "", "NaN ends a run"),
-        ("self._handle.flush()", "pass", "lines wait in memory"),
     ),
     *of(
         "utils/step_lines.py",
@@ -94,8 +93,16 @@ MUTATIONS = [
     *of(
         "utils/pictures.py",
         "utils/test_pictures.py",
-        (".mul(255).round()", ".mul(255)", "pictures are cut to 8 bits"),
-        (".clamp(0, 1)", "", "pixels above 1 wrap around"),
+        (
+            "clamp(0, 1).mul(255).round().to(torch.uint8)",
+            "clamp(0, 1).mul(255).to(torch.uint8)",
+            "pictures are cut to 8 bits",
+        ),
+        (
+            '"cpu", torch.float32).nan_to_num(0.0).clamp(0, 1)',
+            '"cpu", torch.float32).nan_to_num(0.0)',
+            "pixels above 1 wrap around",
+        ),
         ("levels.permute(1, 2, 0)", "levels.permute(2, 1, 0)", "pictures lie on their side"),
     ),
     *of(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -47,7 +48,9 @@ def held_out_metrics(config: Config, world: World, held_out: ImageDataset) -> He
     calculators = {}
     prompts = [example.prompt for example in held_out.examples]
     for name in config.reward.monitors.metrics:
-        calculator = build_calculator(None, {name: 1.0}, reward_options(config), world.device)
+        # a sample that it cannot score, or a prompt that it cannot read, is left out: nothing is trained on it
+        options = replace(reward_options(config), on_error="skip")
+        calculator = build_calculator(None, {name: 1.0}, options, world.device)
         calculator.check()
         if not calculator.check_prompts(prompts, held_out.has_targets, held_out.has_sources).applies[name]:
             raise RewardConfigError(

@@ -27,7 +27,8 @@ def reward_options(config: Config) -> RewardOptions:
     return RewardOptions(
         text_accuracy=TextAccuracyOptions(
             options.text_accuracy.engine,
-            options.text_accuracy.language,
+            tuple(options.text_accuracy.languages),
+            tuple(options.text_accuracy.model_files.items()),
             options.text_accuracy.extra_text_penalty,
             options.text_accuracy.min_confidence,
         ),

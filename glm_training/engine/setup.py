@@ -223,10 +223,15 @@ def build_rewards(
     notes: dict[str, None] = {}
     own = [weights for part in config.parts() if (weights := config.reward_weights_for(part)) is not None]
     for name, dataset in datasets.items():
+        file = config.dataset_file() if name == "training data" else config.evaluation.eval_prompts_file
+        name = name if file is None else f"{name} ({file})"
         prompts = [example.prompt for example in dataset.examples]
+        places = [f"line {example.index + 1}" for example in dataset.examples]
         for weights in (None, *own):
             with users_code(f"{type(calculator).__name__}.check_prompts", RewardConfigError):
-                report = calculator.check_prompts(prompts, dataset.has_targets, dataset.has_sources, weights)
+                report = calculator.check_prompts(
+                    prompts, dataset.has_targets, dataset.has_sources, weights, places=places
+                )
             problems |= dict.fromkeys(f"{name}: {line}" for line in report.problems)
             notes |= dict.fromkeys(f"{name}: {line}" for line in report.notes)
     if problems:

@@ -9,12 +9,17 @@ reading does not depend on the batch an image sits in.
 
 from __future__ import annotations
 
+import copy
 import math
+import os
+import re
 import shutil
+import subprocess
+import unicodedata
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,8 +28,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from glm_training.rewards.ocr_models import DEFAULT_LANGUAGE, dictionary_of, recogniser_file, tesseract_characters
 from glm_training.rewards.options import TextAccuracyOptions
-from glm_training.rewards.types import RewardBackendError, RewardSampleError, to_uint8
+from glm_training.rewards.types import RewardBackendError, RewardSampleError, load_all, to_uint8
 
 DETECTOR_SIDES = (128, 640)
 CROP_HEIGHT = 48
@@ -33,7 +39,9 @@ _TESSERACT_SIDE = 256
 
 
 class TextReader(Protocol):
-    """Reads one image."""
+    """Reads one image. characters: all that it can read; None where the engine does not tell."""
+
+    characters: frozenset[str] | None
 
     def read(self, pixels: np.ndarray) -> list[str]:
         """[H, W, 3] uint8 RGB -> its text lines, top to bottom. Raises RewardSampleError when reading fails."""
@@ -75,7 +83,8 @@ def read_texts(images: torch.Tensor, options: TextAccuracyOptions | None = None)
 
 
 class RapidOcrReader:
-    """PP-OCR detector and recogniser from the files in the rapidocr wheel. Never downloads."""
+    """PP-OCR's detector from the rapidocr wheel, and a recogniser for each language, each reading every region: the
+    surest one counts, of equals the first. Never downloads."""
 
     def __init__(self, options: TextAccuracyOptions) -> None:
         try:
@@ -91,18 +100,31 @@ class RapidOcrReader:
                 "or set reward.options.text_accuracy.engine: pytesseract"
             ) from error
         self._failures: tuple[type[Exception], ...] = (ONNXRuntimeError, ResizeImgError, cv2.error)
+        files = load_all(
+            partial(recogniser_file, language, dict(options.model_files))
+            for language in options.languages or (DEFAULT_LANGUAGE,)
+        )
         # Building RapidOCR loads no model: it parses the settings. A model_path switches its downloader off.
         config: Any = RapidOCR(
             params={"Global.log_level": "error", "EngineConfig.onnxruntime.intra_op_num_threads": 1}
         ).cfg
         for part in (config.Det, config.Rec):
             part.engine_cfg = config.EngineConfig.onnxruntime
-            part.lang_type = options.language or "ch"
-            part.model_path = str(_bundled_model(part))
+            part.lang_type = DEFAULT_LANGUAGE  # decides nothing once the files are given
         config.Rec.font_path = None
+        config.Det.model_path = str(_bundled_detector(config.Det))
         self._min_confidence = options.min_confidence
         self._detector: Any = TextDetector(config.Det)
-        self._recognizer: Any = TextRecognizer(config.Rec)
+        self._recognizers: list[Any] = []
+        for file in dict.fromkeys(files):
+            settings = copy.deepcopy(config.Rec)
+            dictionary = dictionary_of(file)
+            settings.model_path, settings.rec_keys_path = str(file), None if dictionary is None else str(dictionary)
+            self._recognizers.append(TextRecognizer(settings))
+        # the first character is CTC's blank
+        self.characters: frozenset[str] | None = frozenset(
+            text for recognizer in self._recognizers for text in recognizer.postprocess_op.character[1:]
+        )
 
     def read(self, pixels: np.ndarray) -> list[str]:
         """See TextReader."""
@@ -131,22 +153,49 @@ class RapidOcrReader:
         """One region -> its text and confidence in [0, 1]."""
         height, width = crop.shape[:2]
         padded = math.ceil(CROP_HEIGHT * width / height / CROP_WIDTH_STEP) * CROP_WIDTH_STEP
-        # The recogniser takes the padded width as a ratio and rounds down; half a pixel keeps it from losing one.
-        pixels = self._recognizer.resize_norm_img(crop, (padded + 0.5) / CROP_HEIGHT)
-        (reading,), _ = self._recognizer.postprocess_op(self._recognizer.session(pixels[None]))
-        return reading
+        readings = []
+        for recognizer in self._recognizers:
+            # It takes the padded width as a ratio and rounds down; half a pixel keeps it from losing one.
+            pixels = recognizer.resize_norm_img(crop, (padded + 0.5) / CROP_HEIGHT)
+            (reading,), _ = recognizer.postprocess_op(recognizer.session(pixels[None]))
+            readings.append(reading)
+        text, confidence = max(readings, key=lambda reading: reading[1])
+        return logical_order(text), confidence
 
 
-def _bundled_model(part: Any) -> Path:
-    """The wheel's model file for one part of RapidOCR's configuration (Det or Rec)."""
+def logical_order(text: str) -> str:
+    """A line as it is read, from one as it is seen from left to right: what is written from the right is turned round.
+
+    Numbers keep their order. Where letters of both directions stand in a line, each part stays in its place: what the
+    line as a whole runs like cannot be seen.
+    """
+    kinds = [unicodedata.bidirectional(character) for character in text]
+    if not {"R", "AL"} & set(kinds):
+        return text
+    if "L" not in kinds:
+        return _turned(text)
+    parts, start = [], 0
+    for index in range(1, len(text) + 1):
+        if index == len(text) or (kinds[index] == "L") != (kinds[start] == "L"):
+            part = text[start:index]
+            core = part.strip() if kinds[start] != "L" else ""
+            parts.append(part.replace(core, _turned(core)) if core else part)
+            start = index
+    return "".join(parts)
+
+
+def _turned(text: str) -> str:
+    """`text` backwards, numbers in it forwards."""
+    return re.sub(r"\d+(?:[.,:/]\d+)*", lambda match: match[0][::-1], text[::-1])
+
+
+def _bundled_detector(part: Any) -> Path:
+    """The wheel's detector."""
     import rapidocr
     from rapidocr.inference_engine.base import FileInfo, InferSession
 
     wanted = FileInfo(part.engine_type, part.ocr_version, part.task_type, part.lang_type, part.model_type)
-    try:
-        name = Path(InferSession.get_model_url(wanted)["model_dir"]).name
-    except ValueError as error:
-        raise RewardBackendError(f"text_accuracy: reward.options.text_accuracy.language: {error}") from error
+    name = Path(InferSession.get_model_url(wanted)["model_dir"]).name
     path = Path(rapidocr.__file__).parent / "models" / name
     if not path.is_file():
         raise RewardBackendError(
@@ -180,7 +229,8 @@ class TesseractReader:
         import pytesseract
 
         self._tesseract: Any = pytesseract
-        self._language = options.language or "eng"
+        languages = options.languages or ("eng",)
+        self._language = "+".join(languages)
         self._min_confidence = options.min_confidence
         installed = pytesseract.get_languages()
         absent = [code for code in self._language.split("+") if code not in installed]
@@ -189,6 +239,8 @@ class TesseractReader:
                 f"text_accuracy: tesseract has no language {absent} (it has {installed}); "
                 f"run `apt-get install {' '.join('tesseract-ocr-' + code.replace('_', '-') for code in absent)}`"
             )
+
+        self.characters = _tesseract_characters(self._language.split("+"))
 
     def read(self, pixels: np.ndarray) -> list[str]:
         """See TextReader."""
@@ -206,6 +258,20 @@ class TesseractReader:
         columns = (table["block_num"], table["par_num"], table["line_num"], table["text"], table["conf"])
         words = [_Word(tuple(row[:3]), row[3].strip(), float(row[4]) / 100) for row in zip(*columns, strict=True)]
         return _lines([word for word in words if word.text and word.confidence >= self._min_confidence])
+
+
+def _tesseract_characters(languages: Sequence[str]) -> frozenset[str] | None:
+    """What the languages' files say they can read; None where the files are not found or do not say it."""
+    listing = subprocess.run(["tesseract", "--list-langs"], capture_output=True, text=True, check=False)
+    stated = re.search(r'"([^"\n]+)"', listing.stdout + listing.stderr)
+    folder = stated[1] if stated is not None else os.environ.get("TESSDATA_PREFIX")
+    if folder is None:
+        return None
+    try:
+        found = [tesseract_characters(Path(folder) / f"{language}.traineddata") for language in languages]
+    except (OSError, ValueError):
+        return None
+    return frozenset().union(*found)
 
 
 def _lines(words: Sequence[_Word]) -> list[str]:

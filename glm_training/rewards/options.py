@@ -20,14 +20,16 @@ def _one_of(key: str, value: str | None, allowed: tuple[str | None, ...]) -> Non
 class TextAccuracyOptions:
     """engine: "rapidocr" (ONNX models inside the wheel, CPU) or "pytesseract" (needs the tesseract program).
 
-    language: a language code of the engine; None is the engine's multilingual default ("ch" for rapidocr, which reads
-    Chinese, Japanese, English and the Latin scripts with one model; "eng" for tesseract).
+    languages: codes of the engine, each read by its own model; none is the engine's default ("ch" for rapidocr, which
+    reads Chinese, Japanese, English and the Latin scripts with one model; "eng" for tesseract). model_files: pairs of a
+    language and the ONNX file of its recogniser, in place of RapidOCR's own.
     extra_text_penalty: subtracted per wanted character's worth of unasked text (>= 0).
     min_confidence: readings below it are left out, in [0, 1]; 0.5 is RapidOCR's own default.
     """
 
     engine: str = "rapidocr"
-    language: str | None = None
+    languages: tuple[str, ...] = ()
+    model_files: tuple[tuple[str, Path | str], ...] = ()
     extra_text_penalty: float = 0.2
     min_confidence: float = 0.5
 

@@ -18,6 +18,7 @@ from glm_training.rewards.custom import CUSTOM, SAMPLES, is_class_spec, load_cla
 from glm_training.rewards.foreign import users_code
 from glm_training.rewards.hps_v2 import HpsV2
 from glm_training.rewards.lpips_similarity import LpipsSimilarity
+from glm_training.rewards.ocr_models import languages_for
 from glm_training.rewards.options import RewardOptions
 from glm_training.rewards.pick_score import PickScore
 from glm_training.rewards.remote import RemoteReward
@@ -137,11 +138,14 @@ class RewardCalculator:
         has_targets: bool | Sequence[bool],
         has_sources: bool | Sequence[bool],
         weights: Mapping[str, float] | None = None,
+        *,
+        places: Sequence[str] | None = None,
     ) -> PromptReport:
-        """Which metrics will apply to a data set, before anything is generated.
+        """Which metrics will apply to a data set, before anything is generated, and which quoted text they cannot read.
 
         has_targets, has_sources: for all samples at once or one per prompt. weights: other weights than the
-        calculator's (for ``RewardResult.total_for``). Problems name samples by index.
+        calculator's (for ``RewardResult.total_for``). places: what messages call the samples, as "line 3"; their index
+        without it.
         """
         report = PromptReport()
         if self._is_custom:
@@ -153,9 +157,12 @@ class RewardCalculator:
         check_weights(weights, self._metrics)
         counted = {name for name, weight in weights.items() if weight > 0}
         bare = set(range(len(prompts)))
+        places = [str(row) for row in range(len(prompts))] if places is None else places
         for name, metric in self._metrics.items():
             rows = [row for row, sample in enumerate(samples) if metric.applies(*sample)]
             report.applies[name] = len(rows)
+            if isinstance(metric, TextAccuracy) and (line := _unreadable_prompts(metric, prompts, places)):
+                (report.notes if metric.only_readable or name not in counted else report.problems).append(line)
             if name in counted:
                 bare.difference_update(rows)
             if not rows and not any(metric.applies(prompt, True, True) for prompt in prompts):
@@ -171,7 +178,7 @@ class RewardCalculator:
                     "the other weights are renormalised on the rest"
                 )
         if bare:
-            shown = ", ".join(f"{row} ({prompts[row][:40]!r})" for row in sorted(bare)[:SAMPLES])
+            shown = ", ".join(f"{places[row]} ({prompts[row][:40]!r})" for row in sorted(bare)[:SAMPLES])
             more = f" and {len(bare) - SAMPLES} more" if len(bare) > SAMPLES else ""
             report.problems.append(
                 f"no metric of {sorted(counted)} applies to {len(bare)} sample(s): {shown}{more}; add a metric that "
@@ -279,7 +286,7 @@ def _build_metric(name: str, options: RewardOptions, device: torch.device) -> Me
     if name == "aesthetic":
         return Aesthetic(options.aesthetic, device)
     if name == "text_accuracy":
-        return TextAccuracy(options.text_accuracy)
+        return TextAccuracy(options.text_accuracy, only_readable=options.on_error == "skip")
     if name == "structure":
         return Structure(options.structure, device)
     if name == "clip_score":
@@ -297,6 +304,28 @@ def _build_metric(name: str, options: RewardOptions, device: torch.device) -> Me
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
     allowed = f"{', '.join((*METRICS, *remote))}, module:Class and path/to/file.py:Class"
     raise RewardConfigError(f"unknown reward metric {name!r}: allowed are {allowed}{hint}")
+
+
+def _unreadable_prompts(metric: TextAccuracy, prompts: Sequence[str], places: Sequence[str]) -> str | None:
+    """The prompts whose quoted text the OCR engine cannot read, and what to do; None without any."""
+    missing = {row: characters for row, prompt in enumerate(prompts) if (characters := metric.unreadable(prompt))}
+    if not missing:
+        return None
+    lines = [f"{places[row]} ({prompts[row][:40]!r}: {' '.join(missing[row][:20])})" for row in list(missing)[:SAMPLES]]
+    more = f", and {len(missing) - SAMPLES} more" if len(missing) > SAMPLES else ""
+    languages = languages_for("".join(missing.values()))
+    which = f", here {', '.join(languages)}" if languages else ""
+    outcome = (
+        "text_accuracy is left out there, as reward.on_error: skip says"
+        if metric.only_readable
+        else "however well such text is drawn, it would not count as right (reward.on_error: skip leaves text_accuracy "
+        "out there)"
+    )
+    return (
+        f"text_accuracy cannot read characters that {len(missing)} of {len(prompts)} prompts quote: {', '.join(lines)}"
+        f"{more}. Add the languages that have them{which} to reward.options.text_accuracy.languages, or take such text "
+        f"out of the quotation marks; {outcome}"
+    )
 
 
 def _unusable_images(batch: RewardBatch) -> dict[int, str]:

@@ -7,6 +7,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -15,12 +16,40 @@ from glm_training.rewards.options import TextAccuracyOptions
 from glm_training.rewards.quoted_text import quoted_text
 from glm_training.rewards.types import MetricScores, RewardBatch, RewardSampleError
 
-_PLAIN_MARKS = str.maketrans("\u2018\u2019\u201c\u201d\u2013\u2014", "''\"\"--")
+_PLAIN_MARKS = str.maketrans(
+    dict.fromkeys("\u2018\u2019\u201a\u201b\u2032\u02bc", "'")
+    | dict.fromkeys("\u201c\u201d\u201e\u201f\u2033", '"')
+    | dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-")
+)
 
 
 def normalise(text: str) -> list[str]:
-    """Words of ``text`` in one case and one width (NFKC, casefold), curly marks and long dashes made plain."""
-    return unicodedata.normalize("NFKC", text).translate(_PLAIN_MARKS).casefold().split()
+    """Words of ``text`` in one case and one width (NFKC, casefold), curly marks and long dashes made plain, without
+    what nobody sees (joiners, direction marks, soft hyphens, variation selectors)."""
+    plain = unicodedata.normalize("NFKC", text).translate(_PLAIN_MARKS).casefold()
+    # casefold may take letters apart that NFKC writes as one
+    return "".join(filter(_is_seen, unicodedata.normalize("NFKC", plain))).split()
+
+
+def _is_seen(character: str) -> bool:
+    variation = "\ufe00" <= character <= "\ufe0f" or "\U000e0100" <= character <= "\U000e01ef"
+    return not (variation or character == "\u034f" or unicodedata.category(character) == "Cf")
+
+
+@lru_cache(maxsize=4)
+def _readable(characters: frozenset[str]) -> frozenset[str]:
+    """What `characters` come to in a text that is compared."""
+    return frozenset(letter for character in characters for word in normalise(character) for letter in word)
+
+
+def unreadable(prompt: str, characters: frozenset[str] | None) -> str:
+    """The characters of the prompt's quoted text, each once, that an engine which reads `characters` has not; none
+    where `characters` is None, of an engine that does not tell."""
+    if characters is None:
+        return ""
+    known = _readable(characters)
+    wanted = (letter for span in quoted_text(prompt) for word in normalise(span) for letter in word)
+    return "".join(dict.fromkeys(letter for letter in wanted if letter not in known))
 
 
 def prefix_distances(wanted: str, read: str) -> list[int]:
@@ -118,8 +147,13 @@ def word_accuracy(
 ) -> torch.Tensor:
     """[B] fp32 share of each prompt's quoted words that its image shows exactly; NaN where the prompt quotes nothing.
 
-    images: [B, 3, H, W] float in [0, 1]. Raises RewardBackendError and RewardSampleError as ``read_texts`` does.
+    images: [B, 3, H, W] float in [0, 1]. Raises RewardBackendError and RewardSampleError as ``read_texts`` does, and
+    RewardSampleError for quoted text that the engine cannot read.
     """
+    characters = load_reader(options or TextAccuracyOptions()).characters
+    for row, prompt in enumerate(prompts):
+        if missing := unreadable(prompt, characters):
+            raise RewardSampleError(f"prompt {row}: {_cannot_read(missing)}")
     spans = [quoted_text(prompt) for prompt in prompts]
     rows = [row for row, quoted in enumerate(spans) if quoted]
     scores = torch.full((len(spans),), math.nan)
@@ -129,12 +163,18 @@ def word_accuracy(
 
 
 class TextAccuracy:
-    """OCR accuracy of the quoted text, in [0, 1] (see ``score_lines``). Applies to prompts that quote text."""
+    """OCR accuracy of the quoted text, in [0, 1] (see ``score_lines``). Applies to prompts that quote text; with
+    ``only_readable`` not to those whose text holds characters that the engine has not, which cannot be scored."""
 
     needs = "text in quotation marks in the prompt"
 
-    def __init__(self, options: TextAccuracyOptions) -> None:
+    def __init__(self, options: TextAccuracyOptions, *, only_readable: bool = False) -> None:
         self._options = options
+        self.only_readable = only_readable
+
+    def unreadable(self, prompt: str) -> str:
+        """The characters of the prompt's quoted text that the engine has not, each once."""
+        return unreadable(prompt, load_reader(self._options).characters)
 
     def check(self) -> None:
         """Raises RewardBackendError when the OCR engine is missing."""
@@ -142,15 +182,21 @@ class TextAccuracy:
 
     def applies(self, prompt: str, has_target: bool, has_source: bool) -> bool:
         """True when the prompt quotes text."""
-        return bool(quoted_text(prompt))
+        return bool(quoted_text(prompt)) and not (self.only_readable and self.unreadable(prompt))
 
     def score(self, batch: RewardBatch) -> MetricScores:
         """One score per sample; a failed reading is a failure, never a score."""
         scores = MetricScores(torch.zeros(len(batch)))
         for row, lines in enumerate(read_lines(batch.images, load_reader(self._options))):
-            if isinstance(lines, RewardSampleError):
+            if missing := self.unreadable(batch.prompts[row]):
+                scores.failures[row] = _cannot_read(missing)
+            elif isinstance(lines, RewardSampleError):
                 scores.failures[row] = str(lines)
             else:
                 spans = quoted_text(batch.prompts[row])
                 scores.values[row] = score_lines(spans, lines, self._options.extra_text_penalty)
         return scores
+
+
+def _cannot_read(missing: str) -> str:
+    return f"the OCR engine has no {' '.join(missing)} (reward.options.text_accuracy.languages)"

@@ -248,7 +248,7 @@ def test_a_batch_whose_sizes_disagree_is_refused() -> None:
 
 def test_check_lists_every_missing_backend(tmp_path: Path) -> None:
     options = RewardOptions(
-        lpips=LpipsOptions(tmp_path / "none.pth"), text_accuracy=TextAccuracyOptions(language="klingon")
+        lpips=LpipsOptions(tmp_path / "none.pth"), text_accuracy=TextAccuracyOptions(languages=("klingon",))
     )
     with pytest.raises(RewardBackendError) as caught:
         RewardCalculator({"lpips": 1, "structure": 1, "text_accuracy": 1}, options=options).check()

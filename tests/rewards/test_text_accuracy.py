@@ -163,8 +163,8 @@ def test_a_wheel_without_models_is_refused_not_downloaded(monkeypatch: pytest.Mo
 
 
 def test_an_unread_language_is_refused_with_a_remedy() -> None:
-    with pytest.raises(RewardBackendError, match="language.*klingon.*Supported"):
-        load_reader(TextAccuracyOptions(language="klingon"))
+    with pytest.raises(RewardBackendError, match="language 'klingon' of .*languages; it has .*devanagari.*, ru,"):
+        load_reader(TextAccuracyOptions(languages=("ch", "klingon")))
 
 
 def test_missing_tesseract_is_loud(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ def cross_field_issues(config: Config) -> list[Issue]:
     issues = [
         *_metrics(config),
         *_remote(config),
+        *_text_accuracy(config),
         *_images(config),
         *_evaluation(config),
         *_lora(config),
@@ -121,6 +122,18 @@ def _remote(config: Config) -> Iterator[Issue]:
     for name in reward.options.remote:
         if re.fullmatch(r"[\w-]+", name) is None:
             yield Issue((f"reward.options.remote.{name}",), "a name has letters, digits, `_` and `-` only.")
+
+
+def _text_accuracy(config: Config) -> Iterator[Issue]:
+    """A recogniser's file is given for a language that is asked for, and for the engine that takes one."""
+    options, key = config.reward.options.text_accuracy, "reward.options.text_accuracy"
+    for language in options.model_files:
+        path = f"{key}.model_files.{language}"
+        if options.engine != "rapidocr":
+            yield Issue((path, f"{key}.engine"), f"{options.engine} takes no files.", "Remove it.")
+        elif language not in options.languages:
+            hint = nearest(language, options.languages) or f"Add it to `{key}.languages`."
+            yield Issue((path, f"{key}.languages"), f"the language `{language}` is not read.", hint)
 
 
 def _pairing(metrics: list[str], weights: dict[str, float]) -> Iterator[Issue]:

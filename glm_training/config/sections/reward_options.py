@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from glm_training.config.sections.base import FilePath, Section
+from glm_training.config.sections.base import FilePath, Section, no_as_text
 
 METRICS = ("lpips", "aesthetic", "text_accuracy", "structure", "clip_score", "pick_score", "hps_v2")
 """Metrics that come with the package; any other is named `remote/name`, `module:Class` or `path/to/file.py:Class`."""
@@ -19,10 +19,16 @@ class TextAccuracyConfig(Section):
     """Reading the quoted text of the prompt off the image."""
 
     engine: Literal["rapidocr", "pytesseract"] = Field(default="rapidocr", description="OCR engine.")
-    language: str | None = Field(
-        default=None,
-        min_length=1,
-        description="In the engine's own words, as `en` or `eng`; null = the engine's default.",
+    languages: list[Annotated[str, BeforeValidator(no_as_text), Field(pattern=r"^[\w+-]+$")]] = Field(
+        default=[],
+        description="What the engine reads, in its own words, as `[ch, ru, hi]` or `[eng, rus]`; `[]` = its default "
+        "(rapidocr: Chinese, Japanese, English and the Latin scripts).",
+        json_schema_extra={"allowed": "list of language codes"},
+    )
+    model_files: dict[str, FilePath] = Field(
+        default={},
+        description="rapidocr: ONNX file of the recogniser for a language, in place of RapidOCR's own.",
+        json_schema_extra={"allowed": "mapping of language to file"},
     )
     extra_text_penalty: float = Field(
         default=0.2,

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "glm_training"
 ALLOWED = {
     "algorithms": set(),
     "utils": set(),
-    "config": set(),
+    "config": {"utils"},
     "checkpoint": {"utils"},
     "data": {"utils"},
     "rewards": {"algorithms", "utils"},

@@ -6,6 +6,16 @@ import argparse
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
+
+from glm_training.utils.redaction import redact
+
+
+class Parser(argparse.ArgumentParser):
+    """Repeats no secret of the command line in its errors; neither do the parsers of its commands."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(redact(message))
 
 
 def whole_number(low: int, high: int) -> Callable[[str], int]:

@@ -9,15 +9,17 @@ from typing import Any
 
 from glm_training import __version__
 from glm_training.cli import training
-from glm_training.cli.arguments import gather_files, number, text, whole_number
+from glm_training.cli.arguments import Parser, gather_files, number, text, whole_number
 from glm_training.cli.stopping import stoppable
+from glm_training.utils.redaction import mask_logs_and_tracebacks
 from glm_training.utils.streams import guard_standard_streams
 
 
 def main() -> None:
     """Entry point."""
     guard_standard_streams()
-    parser = argparse.ArgumentParser(
+    mask_logs_and_tracebacks()
+    parser = Parser(
         prog="glm-train",
         description="Post-train GLM-Image and SDXL: rewards, supervised finetuning, preferences, distillation.",
         epilog="glm-train COMMAND --help tells more of each",

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glm_training.cli.arguments import gather_files
+from glm_training.cli.arguments import Parser, gather_files
+from glm_training.utils.redaction import mask_logs_and_tracebacks
 from glm_training.utils.streams import guard_standard_streams
 
 if TYPE_CHECKING:
@@ -165,8 +166,9 @@ def _train(config: Config, *, overwrite: bool = False, auto: bool = False) -> in
 def main(component: str | None = None) -> None:
     """Entry point of train.py, train_ar.py and train_dit.py."""
     guard_standard_streams()
+    mask_logs_and_tracebacks()
     what = {None: "GLM-Image", "ar": "GLM-Image's AR half", "dit": "GLM-Image's DiT half"}[component]
-    parser = argparse.ArgumentParser(description=f"Post-train {what} as a YAML file says.")
+    parser = Parser(description=f"Post-train {what} as a YAML file says.")
     add_arguments(parser, component=component)
     arguments = parser.parse_intermixed_args()
     gather_files(parser, arguments)

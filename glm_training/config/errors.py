@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from glm_training.utils.redaction import redact
+
 
 @dataclass(frozen=True)
 class Issue:
@@ -16,7 +18,7 @@ class Issue:
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing to fix: where it stands, what is wrong with it, what to write instead."""
+    """One thing to fix: where it stands, what is wrong with it, what to write instead. Its text has secrets masked."""
 
     file: str
     """The YAML file, or what else set the key, such as ``override `seed=x` ``."""
@@ -30,7 +32,7 @@ class Problem:
     def __str__(self) -> str:
         where = self.file if self.line is None else f"{self.file}:{self.line}"
         what = f"{self.path}: {self.message}" if self.path else self.message
-        return f"{where}: {what}" + (f" {self.suggestion}" if self.suggestion else "")
+        return redact(f"{where}: {what}" + (f" {self.suggestion}" if self.suggestion else ""))
 
 
 class ConfigError(Exception):

@@ -26,6 +26,7 @@ from typing import Literal
 from glm_training.config import Config
 from glm_training.engine.errors import SettingsError
 from glm_training.utils.failures import beside_training
+from glm_training.utils.redaction import redact_values
 from glm_training.utils.step_lines import StepLines, keep_until
 
 Network = Literal["gen", "gui"]
@@ -56,7 +57,7 @@ class OutputTree:
             except OSError as error:
                 raise SettingsError(f"{folder} is to be a folder of the run: {error.strerror}") from error
         with beside_training("writing args.json"):
-            arguments = self._config.model_dump(mode="json")
+            arguments = redact_values(self._config.model_dump(mode="json"))
             (self._run / "args.json").write_text(json.dumps(arguments, indent=2, ensure_ascii=False) + "\n", "utf-8")
         with beside_training("linking log.txt"):
             _link(self._run / "log.txt", self._run / "train.log")

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 from glm_training.utils.progress import GAP, Bar, Lines, Progress, Silent, wrapped
+from glm_training.utils.redaction import redact
 from glm_training.utils.streams import surviving
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Console:
         """A table: the first column to the left, the others to the right."""
         if not self.enabled:
             return
-        texts = [[str(cell) for cell in row] for row in rows]
+        texts = [[redact(str(cell)) for cell in row] for row in rows]
         if self._out.isatty():
             self._rich_table(title, headers, texts)
             return
@@ -115,7 +116,7 @@ class Console:
 
 
 def _printable(text: str, stream: TextIO) -> str:
-    """Without control characters (a prompt may hold any), and in what the stream's encoding can say."""
-    kept = "".join(character for character in text if character.isprintable() or character in "\n\t")
+    """Without control characters (a prompt may hold any) and secrets, and in what the stream's encoding can say."""
+    kept = redact("".join(character for character in text if character.isprintable() or character in "\n\t"))
     encoding = stream.encoding or "utf-8"
     return kept.encode(encoding, "backslashreplace").decode(encoding)

@@ -12,18 +12,13 @@ from torch import Tensor
 from glm_training.utils.distributed import World
 from glm_training.utils.failures import begin_telling, beside_training, tell_once
 from glm_training.utils.metrics_file import MetricsFile
-from glm_training.utils.redaction import redact
+from glm_training.utils.redaction import RedactingFormatter, redact
 from glm_training.utils.trackers import TensorBoardTracker, Tracker, TrackerError, WandbTracker, check_wandb
 
 __all__ = ["RunLogger", "TrackerError", "redact"]
 
 PACKAGE = "glm_training"
 logger = logging.getLogger(__name__)
-
-
-class _RedactingFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return redact(super().format(record))
 
 
 class _LogFile(logging.FileHandler):
@@ -105,7 +100,7 @@ class RunLogger:
         package.setLevel(logging.INFO)
         for handler in self._handlers:
             if isinstance(handler, _LogFile):
-                handler.setFormatter(_RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+                handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
             package.addHandler(handler)
 
     def _start(self, name: str, make: Callable[[], Tracker]) -> None:

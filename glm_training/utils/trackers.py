@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -105,8 +106,8 @@ class WandbTracker:
             name=run_dir.name,
             config=redact_values(config or {}),
             save_code=False,
-            # Off: it would upload all that is printed, unmasked.
-            settings=wandb.Settings(console="off"),
+            # Off: it would upload all that is printed, unmasked; and with its facts of the machine the command line.
+            settings=wandb.Settings(console="off", x_disable_meta=any(redact(word) != word for word in sys.argv)),
         )
         identifier.write_text(f"{self._run.id}\n", encoding="ascii")
         self._run.define_metric("*", step_metric="step")

@@ -1,3 +1,6 @@
+import time
+from pathlib import Path
+
 import pytest
 
 from glm_training.utils.redaction import is_secret_key, redact, redact_values
@@ -31,10 +34,102 @@ def test_texts(text, wanted):
     assert redact(text) == wanted
 
 
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        # logins
+        ("http://:PW@h", "http://***@h"),
+        ("http://onlyuser@h/x", "http://***@h/x"),
+        ("http://u:p@ss@h/x", "http://***@h/x"),
+        ("http://u%40mail:p%2Fw@h:80/x@y", "http://***@h:80/x@y"),
+        ("git+ssh://me@h", "git+ssh://***@h"),
+        ("?next=https%3A%2F%2Fu%3Apw%40h%2Fx", "?next=https%3A%2F%2F***%40h%2Fx"),
+        # queries
+        ("https://h/x?key=abc&n=1", "https://h/x?key=***&n=1"),
+        ("https://h/x?n=1&sig=a%2Fb%3D", "https://h/x?n=1&sig=***"),
+        (
+            "https://h/x?X-Amz-Signature=ab12&X-Amz-Credential=AK%2F1&w=64",
+            "https://h/x?X-Amz-Signature=***&X-Amz-Credential=***&w=64",
+        ),
+        ("https://h/cb#access_token=abc&x=1", "https://h/cb#access_token=***&x=1"),
+        ("https://h/x?code=abc'", "https://h/x?code=***'"),
+        # headers
+        ("Authorization: Bearer abc", "Authorization: ***"),
+        ("'authorization': 'Basic dTpw'", "'authorization': '***'"),
+        ("authorization=Token abc x", "authorization=*** x"),
+        ("sent Bearer abc123.x-y_z", "sent Bearer ***"),
+        ("sent Basic dXNlcjpwYXNzMTI=", "sent Basic ***"),
+        ("-H X-Api-Key: abc", "-H X-Api-Key: ***"),
+        # pairs
+        ("override `a.hf_token=abc`: x", "override `a.hf_token=***`: x"),
+        ("accessToken: abc; n: 1", "accessToken: ***; n: 1"),
+        ("aws_secret_access_key = abc/def+g", "aws_secret_access_key = ***"),
+        ("password: hunter2", "password: ***"),
+        ("API key: s3cr3tvalue", "API key: ***"),
+        ("body token%3Dabc123", "body token%3D***"),
+        # shapes
+        ("hf_" + "a1B2" * 8, "***"),
+        ("login with sk-proj-" + "a1_B" * 8 + ", please", "login with ***, please"),
+        ("sk-" + "x" * 48, "***"),
+        ("AKIAIOSFODNN7EXAMPLE.", "***."),
+        ("ghp_" + "a1B2" * 9, "***"),
+        ("github_pat_" + "a1_B" * 9, "***"),
+        ("wandb login " + "0a" * 20, "wandb login ***"),
+        ("logging.wandb_entity=" + "0a" * 20, "logging.wandb_entity=***"),
+        ("eyJhbGciOiJI.eyJzdWIiOiIx.sig-1_x", "***"),
+        ("a\n-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----\nb", "a\n***\nb"),
+    ],
+)
+def test_secrets_of_every_form(text, wanted):
+    assert redact(text) == wanted
+    assert redact(redact(text)) == redact(text)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        'a door with the password: "OPEN SESAME"',
+        "the secret: a garden behind a wall",
+        "SECRET: the last page, PASSWORD: OPEN",
+        "a ring bearer, a Bearer of the torch and a standard-bearer at 12:30",
+        "Basic shapes: 3 circles and 12 squares",
+        "a token: one coin, and ten tokens: a pile",
+        "mail me@example.org, or see http://example.org/@user and https://host:8080/a?b=c",
+        "what? a key=board, and the monkey = ape",
+        "credentials on a table, a card key, an api",
+        "sk-learn, hf_hub and a ski-lift-at-the-mountain-of-ice",
+        "commit 0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a of a tree",
+        "1:30, 2001-01-01, #hashtag & more; a=b",
+    ],
+)
+def test_innocent_texts_stay(prompt):
+    assert redact(prompt) == prompt
+
+
+def test_the_package_s_own_prompts_and_documents_hold_no_secrets():
+    root = Path(__file__).parents[2]
+    files = [*root.glob("data/**/*.txt"), *root.glob("data/**/*.jsonl"), *root.glob("configs/**/*.yaml")]
+    files += [path for path in root.glob("docs/*.md") if path.name != "configuration.md"]
+    assert len(files) > 30
+    for path in files:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            assert redact(line) == line
+
+
+def test_a_long_text_takes_no_long_time():
+    start = time.process_time()
+    for text in ("a" * 200_000, "secret" * 30_000, "http://" + "a" * 200_000, "?" + "key" * 60_000, "eyJ" * 60_000):
+        redact(text)
+    assert time.process_time() - start < 20
+
+
 def test_values_of_the_environment_are_masked_wherever_they_stand(monkeypatch):
     monkeypatch.setenv("MY_API_KEY", "sup3rsecret")
     monkeypatch.setenv("SHORT_TOKEN", "on")
     assert redact("path/sup3rsecret/on") == "path/***/on"
+    monkeypatch.setenv("PG_PASSWORD", 'p@s/s "w')
+    for form in ('p@s/s "w', "p%40s/s%20%22w", "p%40s%2Fs+%22w", "p%40s%2Fs%20%22w", 'p@s/s \\"w'):
+        assert redact(f"<{form}>") == "<***>"
 
 
 def test_nested_values():

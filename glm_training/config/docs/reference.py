@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from pydantic import BaseModel
@@ -14,6 +14,7 @@ from glm_training.config.docs.describe import Key, plain, section_type, walk
 from glm_training.config.scalars import StrictDumper
 from glm_training.config.schema import Config
 from glm_training.config.sections.reward_options import REMOTE_DRIFT_FREE
+from glm_training.utils.redaction import redact_values, same_but_for_secrets
 
 DRIFT_FREE = (
     "output_dir",
@@ -56,8 +57,9 @@ def json_schema() -> dict[str, Any]:
 
 
 def resolved_yaml(config: Config) -> str:
-    """Every key with its value, loadable again to an equal configuration; then, as comments, what the keys come to."""
-    tree = config.model_dump(mode="json")
+    """Every key with its value, loadable again to an equal configuration but for secrets, which are masked; then, as
+    comments, what the keys come to."""
+    tree = redact_values(config.model_dump(mode="json"))
     text = yaml.dump(tree, Dumper=StrictDumper, sort_keys=False, allow_unicode=True, width=120)
     return text + "".join(f"# {line}\n" for line in ("What this comes to:", *_derived(config)))
 
@@ -84,7 +86,7 @@ def config_diff(before: Config, after: Config, accept: Sequence[str] = ()) -> li
     changes = []
     for path in iter_keys():
         values = _at(old, path), _at(new, path)
-        if values[0] != values[1] and not any(path == item or path.startswith(f"{item}.") for item in free):
+        if not same_but_for_secrets(*values) and not any(path == item or path.startswith(f"{item}.") for item in free):
             changes.append(f"{path}: {values[0]!r} -> {values[1]!r}")
     return changes
 
@@ -96,9 +98,9 @@ def leaves(config: Config) -> Iterator[tuple[str, Any]]:
 
 
 def compared(config: Config) -> dict[str, Any]:
-    """The values of a configuration; of remote rewards those that their scores may depend on."""
+    """The values of a configuration, secrets masked; of remote rewards those that their scores may depend on."""
     free = {"reward": {"options": {"remote": {"__all__": set(REMOTE_DRIFT_FREE)}}}}
-    return config.model_dump(mode="json", exclude=free)
+    return cast(dict[str, Any], redact_values(config.model_dump(mode="json", exclude=free)))
 
 
 def docs_table() -> str:

@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 
 from glm_training.config.docs.describe import Key, KeyPath, entry_type, plain, section_type, walk
 from glm_training.config.scalars import PATTERNS
+from glm_training.utils.redaction import redact
 
 UNKNOWN = ("extra_forbidden", "invalid_key")
 """Pydantic's error types for a key that the schema lacks."""
@@ -104,8 +105,7 @@ def _fault(place: _Place, detail: ErrorDetails, schema: type[BaseModel]) -> Faul
 
 
 def _show(value: Any) -> str:
-    text = plain(value) if value is None or isinstance(value, bool) else repr(value)
-    text = re.sub(r"(://)[^\s/@]*@", r"\1***@", re.sub(r"(://[^\s?]*\?)[^\s']+", r"\1***", text))  # logins, queries
+    text = plain(value) if value is None or isinstance(value, bool) else redact(repr(value))  # before it is cut
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

@@ -84,7 +84,7 @@ MUTATIONS = [
     ),
     *of(
         "data/preference/dataset.py",
-        ("data/test_preference.py", "preference/test_pair_families.py"),
+        ("data/test_preference.py", "preference/test_pair_families.py", "preference/test_pair_encoding.py"),
         (
             "[pair.preferred for pair in pairs] + [pair.rejected for pair in pairs]\n        positions",
             "[pair.rejected for pair in pairs] + [pair.preferred for pair in pairs]\n        positions",

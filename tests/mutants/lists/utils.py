@@ -21,8 +21,20 @@ MUTATIONS = [
         "utils/test_redaction.py",
         ("text = _ASSIGNMENT.sub(_mask_value, text)", "text = text", "secrets in texts are shown"),
         ("        text = text.replace(value, MASK)", "        pass", "values of the environment are shown"),
-        ("sorted(values, key=len, reverse=True)", "sorted(values, key=len)", "a longer secret shows its rest"),
-        ('MASK if is_secret_key(str(key)) and item not in (None, "") else', "", "secrets by key are shown"),
+        (
+            "sorted(_secrets_of_environment(), key=len, reverse=True)",
+            "sorted(_secrets_of_environment(), key=len)",
+            "a longer secret shows its rest",
+        ),
+        (
+            "MASK if is_secret_key(str(key)) and _may_be_secret(item) else redact_values(item)",
+            "redact_values(item)",
+            "secrets by key are shown",
+        ),
+        ('    text = _URL_LOGIN.sub(rf"\\g<start>{MASK}@", text)\n', "", "logins in addresses are shown"),
+        ('    text = _QUERY.sub(rf"\\g<start>{MASK}", text)\n', "", "keys in queries are shown"),
+        ('    text = _HEADER.sub(rf"\\g<kind> {MASK}", text)\n', "", "tokens of headers are shown"),
+        ("    return _SHAPES.sub(MASK, text)", "    return text", "keys of a known shape are shown"),
         ("return [redact_values(item) for item in value]", "return list(value)", "secrets in lists are shown"),
     ),
     *of(
@@ -41,7 +53,11 @@ MUTATIONS = [
     *of(
         "utils/logging.py",
         "utils/test_logging.py",
-        ("return redact(super().format(record))", "return super().format(record)", "train.log shows secrets"),
+        (
+            "handler.setFormatter(RedactingFormatter(",
+            "handler.setFormatter(logging.Formatter(",
+            "train.log shows secrets",
+        ),
         ("            self._metrics.write(step, scalars)\n", "", "metrics.jsonl has no lines"),
         (
             "        if not world.is_main:\n            return",

@@ -3,13 +3,15 @@
 The rules, the same for scanning and for training:
 
 * the content decides the format, not the suffix: PNG, JPEG, WebP, GIF, BMP or TIFF; of an animation the first frame;
-* EXIF orientation is applied; ICC profiles are not, values are taken as sRGB;
+* EXIF orientation is applied, where it can be read; ICC profiles are not, values are taken as sRGB;
+* damaged metadata are passed over, damaged pixels are refused;
 * transparency (alpha channel, palette or colour key) is composited on white;
 * 16-bit values are scaled to 8 bits, never clipped; 32-bit integer and float images have no defined white: refused;
 * the image is resized to *cover* height x width with a Lanczos filter, then the centre is cropped.
 """
 
 import struct
+import warnings
 import zlib
 from io import BytesIO
 from pathlib import Path
@@ -20,11 +22,18 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor
 
+from glm_training.data.bare_images import bare, ended_jpeg
 from glm_training.data.problems import DataError, Problem
+
+# What Pillow has to say of metadata names no file, and is of no consequence here.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 89_478_485
 """Width times height above which a file is taken for a decompression bomb: Pillow's own warning level."""
+
+MAX_REREAD_BYTES = 2**28
+"""A file above this is not read a second time, without its metadata."""
 
 _DECODE_ERRORS = (
     OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, OverflowError,
@@ -55,25 +64,58 @@ def to_unit_range(images: Tensor) -> Tensor:
 def decode_image(path: Path, data: bytes | None = None) -> Image.Image:
     """The upright RGB image at ``path``, in its own size; raises ``DataError`` when it cannot be decoded whole.
 
-    With ``data`` these encoded bytes are decoded, and ``path`` only names them in errors.
+    With ``data`` these encoded bytes are decoded, and ``path`` only names them in errors. Metadata that cannot be read
+    do not count: where Pillow stops at them, the file is read without them.
     """
     try:
         if data is None and not path.is_file():  # opening a pipe would wait for ever
             raise _refusal(path, "is not a regular file" if path.exists() else "does not exist", "Put the image there")
-        with Image.open(path if data is None else BytesIO(data), formats=FORMATS) as image:
-            _check_pixel_count(path, image)
-            _scale_colour_key(image)
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-            return _to_rgb(path, upright)
+        return _decode(path, path if data is None else BytesIO(data))
     except UnidentifiedImageError as error:
         formats = ", ".join(FORMATS)
-        raise _refusal(path, f"is not an image ({formats})", "Convert or replace the file") from error
+        refusal = _refusal(path, f"is not an image ({formats})", "Convert or replace the file")
+        cause: Exception = error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _refusal(path, f"is taken for a decompression bomb: {error}", "Save it smaller") from error
     except _DECODE_ERRORS as error:
         detail = str(error) or type(error).__name__
-        raise _refusal(path, f"cannot be decoded (truncated or damaged): {detail}", "Save the image again") from error
+        refusal = _refusal(path, f"cannot be decoded (truncated or damaged): {detail}", "Save the image again")
+        cause = error
+    bare_image = _decode_bare(path, data)
+    if bare_image is None:
+        raise refusal from cause
+    return bare_image
+
+
+def _decode(path: Path, source: Path | BytesIO) -> Image.Image:
+    with Image.open(source, formats=FORMATS) as image:
+        _check_pixel_count(path, image)
+        _scale_colour_key(image)
+        image.load()
+        return _to_rgb(path, _upright(image))
+
+
+def _decode_bare(path: Path, data: bytes | None) -> Image.Image | None:
+    """The picture of a PNG or JPEG without its metadata, or with the end mark that it lacks; None where that does not
+    help. Raises ``DataError`` for a picture that is refused."""
+    try:
+        if data is None:
+            if path.stat().st_size > MAX_REREAD_BYTES:
+                return None
+            data = path.read_bytes()
+        stripped = bare(data) or data
+        whole = ended_jpeg(stripped) or stripped
+        return None if whole == data else _decode(path, BytesIO(whole))
+    except (*_DECODE_ERRORS, UnidentifiedImageError):
+        return None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF says; as it is, where that says nothing that can be read."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except _DECODE_ERRORS:
+        return image
 
 
 def _refusal(path: Path, reason: str, remedy: str) -> DataError:

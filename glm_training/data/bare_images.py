@@ -84,8 +84,8 @@ def _is_whole(marker: int, body: bytes) -> bool:
 def ended_jpeg(data: bytes) -> bytes | None:
     """A JPEG whose end mark alone is missing, with it; None for another file, and where picture is missing too.
 
-    A decoder goes on with zero bits when its data end. So the file is also ended with other bits before the mark, several
-    kinds of them since some happen to say the same: a whole picture takes no notice of any.
+    A decoder goes on with zero bits when its data end. So the file is also ended with other bits before the mark,
+    several kinds of them since some happen to say the same: a whole picture takes no notice of any.
     """
     if not data.startswith(_SOI) or data.rstrip(b"\0").endswith(_EOI) or not _is_sequential(data):
         return None

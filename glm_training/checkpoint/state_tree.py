@@ -21,6 +21,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from glm_training.utils.tensor_file import DTYPE_NAMES
+from glm_training.utils.words import counted
 
 # A recursive alias would make every reader of a loaded tree cast at every level; encode() checks at run time instead.
 StateTree: TypeAlias = Any
@@ -193,7 +194,7 @@ def load_optimizer_state_tree(optimizer: Optimizer, parameters: Mapping[str, Par
     strange = sorted(state.keys() - numbers.keys())
     if strange:
         raise CheckpointError(
-            f"the saved optimizer state has {len(strange)} parameters that are not trained here, first {strange[0]}; "
+            f"the saved optimizer state has {counted(len(strange), 'parameter')} not trained here, first {strange[0]}; "
             "resume with the trained component and the LoRA targets the checkpoint was made with"
         )
     groups = optimizer.state_dict()["param_groups"]
@@ -227,7 +228,7 @@ def _state_by_name(tree: StateTree, parameters: Mapping[str, Parameter]) -> dict
     numbers = [number for group in tree["param_groups"] for number in group["params"]]
     if len(numbers) != len(parameters):
         raise CheckpointError(
-            f"the saved optimizer state is of {len(numbers)} parameters, {len(parameters)} are trained here; resume "
+            f"the saved optimizer state is of {counted(len(numbers), 'parameter')}, and {len(parameters)} here; resume "
             "with the trained component and the LoRA targets the checkpoint was made with"
         )
     pairs = zip(parameters, numbers, strict=True)

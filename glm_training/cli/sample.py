@@ -21,6 +21,7 @@ from glm_training.models.run_folders import adapter_in, pipeline_in
 from glm_training.models.sdxl.family import SDXL
 from glm_training.utils.console import Console
 from glm_training.utils.pictures import save_image
+from glm_training.utils.words import counted
 from glm_training.utils.writable import why_unwritable
 
 GUIDANCE = {"glm_image": 1.5, "sdxl": 5.0}
@@ -47,7 +48,10 @@ def sample(arguments: argparse.Namespace) -> int:
     """Draws and writes `<number>-<sample>.png`, numbers going on after those in the folder; 2 when an argument or file
     is at fault."""
     if arguments.source and len(arguments.source) != len(arguments.prompt):
-        report_error(f"{len(arguments.source)} --source images for {len(arguments.prompt)} prompts: give one for each")
+        report_error(
+            f"{counted(len(arguments.source), '--source image')} for {counted(len(arguments.prompt), 'prompt')}: "
+            "give one for each"
+        )
         return EXIT_CONFIG
     folder = Path(arguments.out)
     problem = why_unwritable(folder)
@@ -65,7 +69,9 @@ def sample(arguments: argparse.Namespace) -> int:
     except OSError as error:
         report_error(f"--out: {folder}: {error.strerror or error}")
         return EXIT_FAILED
-    Console().line(f"{len(images)} pictures in {folder}: {names[0]}" + (f" to {names[-1]}" if names[1:] else ""))
+    Console().line(
+        f"{counted(len(images), 'picture')} in {folder}: {names[0]}" + (f" to {names[-1]}" if names[1:] else "")
+    )
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from glm_training.utils.redaction import redact
+from glm_training.utils.words import counted
 
 
 @dataclass(frozen=True)
@@ -44,5 +45,5 @@ class ConfigError(Exception):
 
     def __str__(self) -> str:
         count = len(self.problems)
-        head = "1 problem in the configuration" if count == 1 else f"{count} problems in the configuration"
+        head = f"{counted(count, 'problem')} in the configuration"
         return "\n".join([f"{head}:", *(f"  {problem}" for problem in self.problems)])

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from glm_training.utils.words import counted
+
 SHOWN_PROBLEMS = 50
 
 
@@ -46,7 +48,7 @@ def format_problems(problems: Sequence[Problem], heading: str | None = None, sho
     """One problem per line under ``heading``; past ``shown`` of them only a count."""
     if heading is None and len(problems) == 1:
         return str(problems[0])
-    lines = [heading if heading is not None else f"{len(problems)} problems in the data:"]
+    lines = [heading if heading is not None else f"{counted(len(problems), 'problem')} in the data:"]
     lines += [f"  {problem}" for problem in problems[:shown]]
     if len(problems) > shown:
         lines.append(f"  and {len(problems) - shown} more")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 from glm_training.data.problems import Problem
+from glm_training.utils.words import counted
 
 SHOWN = 3
 
@@ -48,7 +49,7 @@ def check_lengths(
     shown = "; ".join(list(cut.values())[:SHOWN]) + (f"; and {len(cut) - SHOWN} more" if len(cut) > SHOWN else "")
     alike = sum(len(texts) for texts in same.values() if len(texts) > 1)
     remark = (
-        f"the model does not read all of {len(cut)} of {len(unique)} prompts in {path}"
+        f"the model does not read all of {len(cut)} of {counted(len(unique), 'prompt')} in {path}"
         + (f", and {alike} of them differ only in what it does not read" if alike else "")
         + f": {shown}. Put what matters first, or shorten them"
     )

@@ -16,6 +16,7 @@ from glm_training.data.paths import PathRefused, local_path
 from glm_training.data.problems import DataError, Problem, format_problems
 from glm_training.data.prompt_lengths import PromptReader, check_lengths
 from glm_training.data.text_lines import TextFile, prompt_fault, read_text
+from glm_training.utils.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -221,13 +222,15 @@ def _settle(listing: Listing, max_bad_fraction: float) -> ScanReport:
     if problems and not (curable and examples and len(bad) <= max_bad_fraction * total):
         raise DataError(problems, _heading(listing.path, len(problems), len(bad), total, max_bad_fraction))
     if problems:
-        heading = f"{listing.path}: {len(bad)} of {total} examples are left out of training, their files untouched:"
+        heading = (
+            f"{listing.path}: {len(bad)} of {counted(total, 'example')} left out of training, their files untouched:"
+        )
         logger.warning("%s", format_problems(problems, heading))
     return ScanReport(examples, problems, total)
 
 
 def _heading(path: Path, problems: int, bad: int, total: int, max_bad_fraction: float) -> str:
-    count = "1 problem" if problems == 1 else f"{problems} problems"
+    count = counted(problems, "problem")
     heading = f"{path}: {count} in the data"
     if max_bad_fraction > 0.0:
         heading += f" ({bad} of {total} examples at fault, max_bad_fraction {max_bad_fraction:g})"

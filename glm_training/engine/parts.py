@@ -18,6 +18,7 @@ from glm_training.engine.optimizers import build_optimizer
 from glm_training.methods.losses import Context
 from glm_training.models.snapshot import ParameterSnapshot
 from glm_training.utils.distributed import World
+from glm_training.utils.words import counted
 
 MAX_SKIPPED = 20
 """Updates in a row that fp16 loss scaling may skip: halved as often, its first scale of 65536 is below 1."""
@@ -98,8 +99,8 @@ class Part:
         self.skipped = self.skipped + 1 if scale < before else 0
         if self.skipped >= MAX_SKIPPED:
             raise NonFiniteError(
-                f"fp16 gradients of the {self.name} half overflowed in {self.skipped} updates in a row, down to a loss "
-                f"scale of {scale:g}",
+                f"fp16 gradients of the {self.name} half overflowed in {counted(self.skipped, 'update')} in a row, "
+                f"down to a loss scale of {scale:g}",
                 training_step,
             )
         return {"loss_scale": scale, "skipped_updates": float(self.skipped)}

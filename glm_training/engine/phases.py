@@ -12,6 +12,7 @@ import torch
 from glm_training.config import Config
 from glm_training.engine.errors import DeviceMemoryError, NonFiniteError
 from glm_training.utils.distributed import World
+from glm_training.utils.words import counted
 
 Phase = Literal[
     "loading",
@@ -100,7 +101,9 @@ def _out_of_memory(phase: Phase, config: Config, world: World, step: int) -> str
     if world.device.type == "cuda":
         peak, size = torch.cuda.max_memory_allocated(world.device), torch.cuda.mem_get_info(world.device)[1]
         figures = f" (peak of this process: {peak / 2**30:.1f} of {size / 2**30:.1f} GiB)"
-    lines = [f"the device {world.device} is out of memory{figures}. Phase: {phase}, after {step} finished steps."]
+    lines = [
+        f"the device {world.device} is out of memory{figures}. Phase: {phase}, after {counted(step, 'finished step')}."
+    ]
     remedies = _remedies(phase, config)
     if remedies:
         lines += ["Change, in this order:", *(f"  {line}" for line in remedies)]

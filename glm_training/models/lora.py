@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from glm_training.utils.randomness import uniform
 from glm_training.utils.tensor_file import write_tensor_file
+from glm_training.utils.words import counted
 
 ADAPTER = "default"
 """Name of the one adapter a module carries."""
@@ -159,7 +160,7 @@ def load_lora(module: nn.Module, folder: str | Path) -> None:
     unfit += [name for name in named.keys() & wanted.keys() if named[name].shape != wanted[name].shape]
     if unfit:
         raise ValueError(
-            f"the adapter in {folder} does not fit the model: {len(unfit)} weights differ, first {unfit[0]}"
+            f"the adapter in {folder} does not fit the model: {counted(len(unfit), 'odd weight')}, first {unfit[0]}"
         )
     with torch.no_grad():
         for name, param in wanted.items():

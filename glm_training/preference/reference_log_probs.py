@@ -11,6 +11,7 @@ from torch import Tensor
 from glm_training.checkpoint.state_tree import StateTree
 from glm_training.engine.errors import TrainingError
 from glm_training.utils.distributed import World, gather_objects
+from glm_training.utils.words import counted
 
 
 class ReferenceLogProbs:
@@ -34,7 +35,7 @@ class ReferenceLogProbs:
         its numbers."""
         missing = self.lacking(digests)
         if missing:
-            raise TrainingError(f"{len(missing)} pairs have no reference log-probs: they were not there at the start")
+            raise TrainingError(f"{counted(len(missing), 'pair')} without reference log-probs: not there at the start")
         values = torch.tensor([self._values[digest] for digest in digests], dtype=torch.float32)
         return values.T.flatten()
 

@@ -17,6 +17,7 @@ from glm_training.reinforcement.rollout import Rollout
 from glm_training.rewards import RewardResult
 from glm_training.utils.distributed import World, gather_tensor
 from glm_training.utils.randomness import make_generator
+from glm_training.utils.words import counted
 
 ONE_HALF_DECIDES = 2 / 3
 """From this part of the reward's spread on, a half is called the one to train."""
@@ -88,7 +89,7 @@ class ShareReader:
         shares, self._shares = self._shares, []
         if not shares:
             return None
-        return f"{plan_share_reading(sum(shares) / len(shares))} (mean of {len(shares)} steps)"
+        return f"{plan_share_reading(sum(shares) / len(shares))} (mean of {counted(len(shares), 'step')})"
 
     def state(self) -> list[float]:
         """The shares since the last reading, for a checkpoint."""

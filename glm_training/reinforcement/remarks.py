@@ -9,6 +9,7 @@ from glm_training.reinforcement.credit import Scored
 from glm_training.rewards import RewardError
 from glm_training.rewards.foreign import shown
 from glm_training.utils.distributed import World, gather_objects
+from glm_training.utils.words import counted
 
 FLAT_STEPS = 5
 """After so many steps in a row without any spread in the rewards, the user is told."""
@@ -37,15 +38,16 @@ class MissingScores:
         reason = next((reason for _, reason in everywhere if reason is not None), "of them gave no reason")
         if missing == total:
             raise RewardError(
-                f"not one of the {total} samples of step {step} has a score (reward.on_error: skip leaves such samples "
-                f"out), so that there is nothing to learn from. The first, {reason}"
+                f"not one of the {counted(total, 'sample')} of step {step} has a score (reward.on_error: skip leaves "
+                f"such samples out), so that there is nothing to learn from. The first, {reason}"
             )
         kind = re.sub(r"\d+", "#", reason.partition(": ")[2])
         if kind not in self._told and len(self._told) < REASONS:
             self._told.add(kind)
             self._lines.append(
-                f"{missing} of the {total} samples of step {step} have no score and were left out, as reward.on_error: "
-                f"skip says. The first, {reason}. Later ones count in reward/skipped_samples of metrics.jsonl"
+                f"without a score: {missing} of the {counted(total, 'sample')} of step {step}, left out as "
+                f"reward.on_error: skip says. The first, {reason}. Later ones count in reward/skipped_samples of "
+                "metrics.jsonl"
             )
 
     def read(self) -> list[str]:

@@ -31,6 +31,7 @@ from glm_training.rewards.types import (
     RewardSampleError,
     to_pil,
 )
+from glm_training.utils.words import counted
 
 OneSampleReward = Callable[[Image.Image, Image.Image | None, str], float]
 CUSTOM = "custom"
@@ -228,6 +229,6 @@ def stop_at(failures: Mapping[int, str], batch: RewardBatch, on_error: str) -> N
         return
     lines = [f"sample {row} ({shown(batch.prompts[row], 80)!r}): {failures[row]}" for row in sorted(failures)[:SAMPLES]]
     raise RewardSampleError(
-        f"{len(failures)} of {len(batch)} samples could not be scored (reward.on_error: skip leaves such samples out)\n"
-        + "\n".join(lines)
+        f"{len(failures)} of {counted(len(batch), 'sample')} could not be scored (reward.on_error: skip leaves such "
+        "samples out)\n" + "\n".join(lines)
     )

@@ -35,6 +35,7 @@ from glm_training.rewards.types import (
     RewardServiceError,
     to_pil,
 )
+from glm_training.utils.words import counted
 
 LONGEST_WAIT_SECONDS = 60.0
 POLL_SECONDS = 0.2
@@ -248,7 +249,7 @@ class RemoteReward:
             raise Unanswered(f"an answer that is not as agreed: {where}{first['msg']}; it begins {begins!r}") from None
         for name, items in (("scores", answer.scores), ("errors", answer.errors)):
             if items is not None and len(items) != count:
-                raise Unanswered(f"an answer with {len(items)} {name} for {count} samples")
+                raise Unanswered(f"an answer with {len(items)} {name} for {counted(count, 'sample')}")
         for row, value in enumerate(answer.scores):
             if value is not None and abs(value) > LARGEST_SCORE:
                 raise Unanswered(

@@ -37,6 +37,7 @@ from glm_training.rewards.types import (
     load_all,
     weighted_total,
 )
+from glm_training.utils.words import counted
 
 METRICS = ("lpips", "aesthetic", "text_accuracy", "structure", "clip_score", "pick_score", "hps_v2")
 REMOTE_PREFIX = "remote/"
@@ -155,18 +156,20 @@ class RewardCalculator:
         samples = list(zip(prompts, targets, sources, strict=True))
         weights = self.weights if weights is None else weights
         check_weights(weights, self._metrics)
-        counted = {name for name, weight in weights.items() if weight > 0}
+        counting = {name for name, weight in weights.items() if weight > 0}
         bare = set(range(len(prompts)))
         places = [str(row) for row in range(len(prompts))] if places is None else places
         for name, metric in self._metrics.items():
             rows = [row for row, sample in enumerate(samples) if metric.applies(*sample)]
             report.applies[name] = len(rows)
             if isinstance(metric, TextAccuracy) and (line := _unreadable_prompts(metric, prompts, places)):
-                (report.notes if metric.only_readable or name not in counted else report.problems).append(line)
-            if name in counted:
+                (report.notes if metric.only_readable or name not in counting else report.problems).append(line)
+            if name in counting:
                 bare.difference_update(rows)
             if not rows and not any(metric.applies(prompt, True, True) for prompt in prompts):
-                report.notes.append(f"{name} applies to none of the {len(prompts)} samples: it needs {metric.needs}")
+                report.notes.append(
+                    f"{name} applies to none of {counted(len(prompts), 'sample')}: it needs {metric.needs}"
+                )
             elif not rows:
                 report.problems.append(
                     f"{name} needs {metric.needs}, and no sample has one: provide the images or remove {name} from the "
@@ -174,15 +177,15 @@ class RewardCalculator:
                 )
             elif len(rows) < len(prompts):
                 report.notes.append(
-                    f"{name} applies to {len(rows)} of {len(prompts)} samples (it needs {metric.needs}); "
+                    f"{name} applies to {len(rows)} of {counted(len(prompts), 'sample')} (it needs {metric.needs}); "
                     "the other weights are renormalised on the rest"
                 )
         if bare:
             shown = ", ".join(f"{places[row]} ({prompts[row][:40]!r})" for row in sorted(bare)[:SAMPLES])
             more = f" and {len(bare) - SAMPLES} more" if len(bare) > SAMPLES else ""
             report.problems.append(
-                f"no metric of {sorted(counted)} applies to {len(bare)} sample(s): {shown}{more}; add a metric that "
-                "does (aesthetic applies to every image), or remove these prompts"
+                f"no metric of {sorted(counting)} applies to {counted(len(bare), 'sample')}: {shown}{more}; add a "
+                "metric that does (aesthetic applies to every image), or remove these prompts"
             )
         return report
 

@@ -187,8 +187,8 @@ class DPOTrainer(BaseTrainer):
             return
         if self.step > 0 and part.reference is None:
             raise TrainingError(
-                f"{len(lacking)} pairs are new since the start of the run, and the starting weights that they would be "
-                "compared with are gone: train adapters (lora.ar.enabled), or start a new run"
+                f"{counted(len(lacking), 'new pair')} since the start of the run, and the starting weights to compare "
+                "with are gone: train adapters (lora.ar.enabled), or start a new run"
             )
         own = passes(len(dataset), self.config.training.batch_size, self.world, [places[digest] for digest in lacking])
         self.console.line(f"asking the starting model about {counted(len(lacking), 'pair')} once")
@@ -282,7 +282,7 @@ def _pairs(config: Config, path: Path) -> PreferenceDataset:
     )
     dataset.remarks = report.remarks if reader is not None else [setup.unread(config)]
     if report.ties:
-        dataset.remarks.append(f"{report.ties} of {report.total} pairs in {path} are ties and were dropped")
+        dataset.remarks.append(f"{report.ties} of {counted(report.total, 'pair')} in {path}: ties, which were dropped")
     if report.quarantined:
         dataset.remarks.append(f"{counted(len(report.quarantined), 'fault')} in {path}: their pairs are left out")
     return dataset

@@ -33,6 +33,7 @@ from glm_training.trainers.base_trainer import BaseTrainer
 from glm_training.trainers.supervised_trainer import Supervision
 from glm_training.utils.distributed import World
 from glm_training.utils.randomness import uniform
+from glm_training.utils.words import counted
 
 
 class RewardTrainer(BaseTrainer):
@@ -63,8 +64,9 @@ class RewardTrainer(BaseTrainer):
             count = config.policy_for(name).updates_per_rollout
             if rows[name] % count:
                 raise SettingsError(
-                    f"reward.grpo updates_per_rollout {count} does not divide the {rows[name]} {name} samples that a "
-                    "process draws at once (batch_size x samples per prompt; one process may count its accumulation)"
+                    f"reward.grpo updates_per_rollout {count} does not divide the "
+                    f"{counted(rows[name], name + ' sample')} that a process draws at once "
+                    "(batch_size x samples per prompt; one process may count its accumulation)"
                 )
 
     # -- a step --------------------------------------------------------------------------------------------------------

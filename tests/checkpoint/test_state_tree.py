@@ -207,9 +207,9 @@ def test_state_that_is_not_of_these_parameters_is_refused():
     first, weights = trained_optimizer(torch.optim.AdamW, torch.float32, 1)
     parameters = {"p3": torch.nn.Parameter(torch.ones(3))}
     other = torch.optim.AdamW(parameters.values())
-    with pytest.raises(CheckpointError, match="1 parameters that are not trained here, first p5"):
+    with pytest.raises(CheckpointError, match="1 parameter not trained here, first p5"):
         load_optimizer_state_tree(other, parameters, optimizer_state_tree(first, weights))
-    with pytest.raises(CheckpointError, match="is of 2 parameters, 1 are trained here"):
+    with pytest.raises(CheckpointError, match="is of 2 parameters, and 1 here"):
         load_optimizer_state_tree(other, parameters, first.state_dict())
 
 

@@ -127,7 +127,7 @@ def test_labels_order_the_images_and_ties_are_dropped_and_counted(folder, write)
 
 def test_only_ties_leave_nothing_to_train_on(folder) -> None:
     write_lines(folder, [judged(0, 0.5), judged(1, 0.5)])
-    assert "all 2 pairs are ties" in problems(folder)[0]
+    assert "all its pairs are ties" in problems(folder)[0]
 
 
 def test_a_table_gives_the_pairs_of_the_files(folder) -> None:

@@ -21,7 +21,7 @@ def test_rows_are_the_preferred_images_then_the_rejected_in_the_order_asked():
 
 def test_what_is_lacking_is_named_once():
     assert table().lacking(["c", "a", "c", "d"]) == ["c", "d"]
-    with pytest.raises(TrainingError, match="1 pairs have no reference"):
+    with pytest.raises(TrainingError, match="1 pair without reference"):
         table().rows(["a", "c"])
 
 

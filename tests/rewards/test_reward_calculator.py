@@ -259,7 +259,7 @@ def test_check_prompts_names_samples_without_a_metric() -> None:
     calculator = RewardCalculator({"text_accuracy": 1, "structure": 0})
     report = calculator.check_prompts(['a "SIGN"', "the dog's bowl", "plain"], True, False)
     assert len(report.problems) == 1
-    assert "2 sample(s): 1 (\"the dog's bowl\"), 2 ('plain')" in report.problems[0]
+    assert "2 samples: 1 (\"the dog's bowl\"), 2 ('plain')" in report.problems[0]
     assert report.applies == {"text_accuracy": 1, "structure": 3}
     assert "text_accuracy applies to 1 of 3" in report.notes[0]
 
@@ -271,7 +271,7 @@ def test_check_prompts_names_metrics_without_their_image() -> None:
     assert calculator.check_prompts(["a", "b"], False, True).problems[0].startswith("lpips needs a target image")
     assert calculator.check_prompts(["a", "b"], [True, False], [False, False]).problems == []
     only = calculator.check_prompts(["a"], False, False, weights={"lpips": 1})
-    assert any("no metric of ['lpips'] applies to 1 sample(s)" in problem for problem in only.problems)
+    assert any("no metric of ['lpips'] applies to 1 sample" in problem for problem in only.problems)
 
 
 def test_modules_in_the_current_directory_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

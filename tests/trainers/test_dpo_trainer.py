@@ -320,5 +320,5 @@ def test_new_pairs_have_no_reference_once_the_start_is_gone(tmp_path) -> None:
     listing.write_text(listing.read_text().replace("a cat", "a dog"))
     resumed = ["model.component=ar", f"checkpoint.resume_from={tmp_path}/first/checkpoints/step-000002"]
     trainer = trainer_of(tmp_path, "glm_image", *resumed, "resume.accept=[data]", "training.max_steps=3")
-    with pytest.raises(TrainingError, match="1 pairs are new since the start of the run.*lora.ar.enabled"):
+    with pytest.raises(TrainingError, match="1 new pair since the start of the run.*lora.ar.enabled"):
         trainer.train()

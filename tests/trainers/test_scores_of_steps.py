@@ -59,10 +59,11 @@ def test_why_samples_are_left_out_is_told_once_for_each_reason(tmp_path, capsys)
         ]
     )
     trainer_with(tmp_path, body, "training.max_steps=3").train()
-    told = [line for line in capsys.readouterr().out.splitlines() if "have no score" in line]
+    told = [line for line in capsys.readouterr().out.splitlines() if "without a score" in line]
     assert len(told) == 2 and all(line in log_of(tmp_path) for line in told)
-    assert told[0].startswith("1 of the 4 samples of step 1 have no score") and told[0].count("no face in 4") == 1
-    assert told[1].startswith("1 of the 4 samples of step 3 have no score") and "two faces" in told[1]
+    assert told[0].startswith("without a score: 1 of the 4 samples of step 1, left out as")
+    assert told[0].count("no face in 4") == 1
+    assert told[1].startswith("without a score: 1 of the 4 samples of step 3, left out as") and "two faces" in told[1]
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["reward/skipped_samples"] for line in lines] == [1, 1, 1]
 

@@ -15,6 +15,7 @@ from glm_training.config.errors import Issue
 from glm_training.config.sections.resolved import split_group
 from glm_training.config.sections.reward import CLASS_PATTERN
 from glm_training.config.sections.reward_options import METRICS, REMOTE_PREFIX
+from glm_training.utils.words import counted
 
 if TYPE_CHECKING:
     from glm_training.config.schema import Config
@@ -231,13 +232,15 @@ def _group(config: Config) -> Iterator[Issue]:
     group = split_group(component, samples, plans, renders)
     if group is None:
         if plans is None and renders is None:
-            message = f"{samples} samples do not split into plans x 2 renders, as `model.component: both` needs."
+            message = (
+                f"{counted(samples, 'sample')} do not split into plans x 2 renders, as `model.component: both` needs."
+            )
         else:
             given = f"plans_per_prompt {plans or 'null'}, renders_per_plan {renders or 'null'}"
-            message = f"{samples} samples do not split as `rollout` says ({given})."
+            message = f"{counted(samples, 'sample')} do not split as `rollout` says ({given})."
         yield Issue(keys, message, "num_samples = plans_per_prompt x renders_per_plan must hold.")
         return
-    what = f"{samples} samples are {group.plans} plans x {group.renders} renders:"
+    what = f"{counted(samples, 'sample')} are {counted(group.plans, 'plan')} x {counted(group.renders, 'render')}:"
     if "ar" in config.parts() and group.plans < 2:
         yield Issue(
             (keys[0], keys[1], keys[3]),

@@ -15,6 +15,7 @@ from glm_training.config.scalars import StrictDumper
 from glm_training.config.schema import Config
 from glm_training.config.sections.reward_options import REMOTE_DRIFT_FREE
 from glm_training.utils.redaction import redact_values, same_but_for_secrets
+from glm_training.utils.words import counted
 
 DRIFT_FREE = (
     "output_dir",
@@ -67,7 +68,7 @@ def resolved_yaml(config: Config) -> str:
 def _derived(config: Config) -> Iterator[str]:
     if config.uses_reward():
         group = config.group()
-        yield f"images per prompt: {group.plans} plans x {group.renders} renders"
+        yield f"images per prompt: {counted(group.plans, 'plan')} x {counted(group.renders, 'render')}"
         yield f"rollout: {plain(asdict(config.rollout_sampling()))}"
     for part in config.parts():
         yield f"{part} optimizer: {plain(asdict(config.optimizer_for(part)))}"

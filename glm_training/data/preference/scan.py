@@ -16,6 +16,7 @@ from glm_training.data.preference.table import is_table, open_table, read_table
 from glm_training.data.problems import DataError, Problem, format_problems
 from glm_training.data.prompt_lengths import PromptReader, check_lengths
 from glm_training.data.text_lines import read_text
+from glm_training.utils.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -143,14 +144,14 @@ def _settle(listing: PairListing, max_bad_fraction: float) -> PreferenceReport:
     bad = {problem.index for problem in problems if problem.index is not None}
     pairs = [pair for pair in listing.pairs if pair.index not in bad]
     if not problems and not pairs:
-        reason = f"all {listing.ties} pairs are ties"
+        reason = "all its pairs are ties"
         problems = [Problem(listing.path, reason, "Training needs pairs in which one image is preferred")]
     curable = all(problem.index is not None for problem in problems)
     if problems and not (curable and pairs and len(bad) <= max_bad_fraction * total):
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        count = counted(len(problems), "problem")
         raise DataError(problems, f"{listing.path}: {count} in the data:")
     if problems:
-        heading = f"{listing.path}: {len(bad)} of {total} pairs are left out of training, their files untouched:"
+        heading = f"{listing.path}: {len(bad)} of {counted(total, 'pair')} left out of training, their files untouched:"
         logger.warning("%s", format_problems(problems, heading))
     if listing.ties:
         logger.info("%s: %d of %d pairs are ties and were dropped", listing.path, listing.ties, total)

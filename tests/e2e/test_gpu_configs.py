@@ -31,9 +31,10 @@ SMALL = [
 def lay_out_data(folder: Path, mode: str) -> None:
     """Data where the configurations look for it."""
     data = folder / "data" / mode
-    write_data(data)
-    if mode == "t2i":
-        shutil.rmtree(data / "source_images")
+    for place in (data, data / "held_out"):
+        write_data(place)
+        if mode == "t2i":
+            shutil.rmtree(place / "source_images")
 
 
 @pytest.mark.parametrize("mode", ["t2i", "i2i"])

@@ -149,7 +149,8 @@ def _load_rewards(config: Config, world: World, prepared: Prepared) -> None:
 
 def _load_watched(config: Config, world: World, prepared: Prepared) -> None:
     if setup.scores(config):
-        prepared.watched = held_out_metrics(config, world, prepared.held_out)
+        trained = () if prepared.calculator is None else prepared.calculator.names.values()
+        prepared.watched = held_out_metrics(config, world, prepared.held_out, trained)
 
 
 def _load_scorers(config: Config, world: World, prepared: Prepared) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from glm_training.config import Config
@@ -76,10 +77,11 @@ def write_summary(
     prompts, judged = subjects
     with beside_training("the table of scores before and after"):
         weights = config.scored_weights()
+        alone = only_metric(before, after)
         rows = [
-            summary_row(label(name), before.scores[name], values, weights.get(name, 1.0) >= 0)
+            summary_row(score_label(name, alone), before.scores[name], values, weights.get(name, 1.0) >= 0)
             for name, values in after.scores.items()
-            if name in before.scores and not values.isnan().all()
+            if name in before.scores and not values.isnan().all() and name != alone
         ]
         if rows:
             samples = counted(config.evaluation.samples_per_prompt, "sample")
@@ -96,6 +98,26 @@ def write_summary(
             path = config.output_dir / "samples" / "before_after.png"
             write_pictures(path, held_out, {earlier: before.images, "after": after.images}, prompts.name)
             console.line(f"pictures before and after, of {prompts.name}s: {path}")
+
+
+def only_metric(*evaluations: Evaluation) -> str | None:
+    """The one metric of which the reward consists, so that it need not be printed twice; None where there are more."""
+    same: list[set[str]] = []
+    for evaluation in evaluations:
+        total = evaluation.scores.get("total")
+        others = [(name, values) for name, values in evaluation.scores.items() if name != "total"]
+        same.append({name for name, values in others if total is not None and _equal(values, total)})
+    found = set.intersection(*same)
+    return found.pop() if len(found) == 1 else None
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    return bool(torch.equal(first.isnan(), second.isnan()) and torch.equal(first.nan_to_num(), second.nan_to_num()))
+
+
+def score_label(name: str, alone: str | None) -> str:
+    """What a score is called on the terminal; `alone`: the metric that is the whole reward."""
+    return f"reward ({label(alone)})" if name == "total" and alone is not None else label(name)
 
 
 def label(name: str) -> str:
@@ -138,11 +160,11 @@ def scores_of(subjects: Subjects, step: int, evaluation: Evaluation) -> list[dic
 def told(subjects: Subjects, evaluation: Evaluation) -> list[str]:
     """A line for the terminal on what was scored, and one on what was judged."""
     lines, means = [], evaluation.means()
-    for subject, figures in zip(subjects, (evaluation.scores, evaluation.judged), strict=True):
-        shown = [
-            name for name in figures if name in means and ("/" not in name or name.endswith(("/loss", "/accuracy")))
-        ]
-        texts = [f"{label(name)} {number(means[name])}" for name in shown]
+    alone = only_metric(evaluation)
+    scores = [name for name in evaluation.scores if name in means and name != alone]
+    judged = [name for name in evaluation.judged if name.endswith(("/loss", "/accuracy")) or "/" not in name]
+    for subject, shown in zip(subjects, (scores, [name for name in judged if name in means]), strict=True):
+        texts = [f"{score_label(name, alone)} {number(means[name])}" for name in shown]
         if texts:
             lines.append(f"{subject}: " + "  ".join(texts))
     return lines

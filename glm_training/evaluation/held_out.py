@@ -10,8 +10,9 @@ from torch import Tensor
 
 from glm_training.data import Batch
 from glm_training.models.family import Family, Sampling
-from glm_training.rewards import RewardBatch, RewardCalculator, score_batch
+from glm_training.rewards import RewardBatch, RewardCalculator, RewardSampleError, score_batch
 from glm_training.utils.distributed import World, gather_tensor
+from glm_training.utils.failures import tell_once
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,9 @@ def evaluate(
             if calculator is not None:
                 result = score_batch(calculator, scored)
                 columns = {"total": result.total, **result.components}
+                for reason in list(result.failures.values())[:1]:
+                    missing = f"{len(result.failures)} of {len(result.total)} are left out (reward.on_error: skip)"
+                    tell_once("scoring pictures of an evaluation", RewardSampleError(reason), missing)
             if also is not None:
                 columns |= also(scored)
         names = list(columns)

@@ -153,7 +153,7 @@ def _compare(
     tree = plan_render_advantages(rewards, scale=scale, scored=scored)
     if config.reward.combine == "sum":
         return tree
-    weights = own or config.reward.metric_weights()
+    weights = chunks[0].result.by_name(own or config.reward.metric_weights())
     if not set(weights) <= set(chunks[0].result.components):  # a calculator of the user's has scores of its own
         weights = dict.fromkeys(chunks[0].result.components, 1.0)
     columns = torch.stack(

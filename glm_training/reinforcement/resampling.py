@@ -136,4 +136,5 @@ def _results(first: RewardResult, second: RewardResult, rows: Tensor) -> RewardR
         torch.cat([first.total, second.total])[rows],
         {name: torch.cat([values, second.components[name]])[rows] for name, values in first.components.items()},
         {place: failures[row] for place, row in enumerate(rows.tolist()) if row in failures},
+        first.names,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,10 +16,9 @@ from PIL import Image
 from glm_training.rewards.aesthetic import Aesthetic
 from glm_training.rewards.clip_score import ClipScore
 from glm_training.rewards.custom import CUSTOM, SAMPLES, is_class_spec, load_class, score_samples, stop_at
-from glm_training.rewards.foreign import users_code
+from glm_training.rewards.foreign import shown, users_code
 from glm_training.rewards.hps_v2 import HpsV2
 from glm_training.rewards.lpips_similarity import LpipsSimilarity
-from glm_training.rewards.ocr_models import languages_for
 from glm_training.rewards.options import RewardOptions
 from glm_training.rewards.pick_score import PickScore
 from glm_training.rewards.remote import RemoteReward
@@ -41,6 +41,15 @@ from glm_training.utils.words import counted
 
 METRICS = ("lpips", "aesthetic", "text_accuracy", "structure", "clip_score", "pick_score", "hps_v2")
 REMOTE_PREFIX = "remote/"
+TAKEN = frozenset(
+    (
+        *METRICS,
+        CUSTOM,
+        *("total", "ar_total", "dit_total", "total_before_resampling", "group_std", "plan_variance_share"),
+        *("zero_spread_groups", "skipped_samples", "resampled_groups"),
+    )
+)
+"""Names that a metric of the user's cannot have: of our metrics, and of the figures beside them in `reward/<name>`."""
 
 
 @dataclass
@@ -61,7 +70,9 @@ class RewardCalculator:
 
     weights: metric -> relative weight (>= 0). A metric is one of ``METRICS``, "remote/<name>" for a server of
     ``options.remote``, or "module:Class" or "path/to/file.py:Class" naming a RewardCalculator subclass whose
-    ``compute_reward`` gives that component. Weight 0 scores and logs a metric without counting it. A sample's total is
+    ``compute_reward`` gives that component; it is called by the ``name`` of the class, or as the class is called.
+    ``names`` says how each metric is called, and ``weights`` is by these names. Weight 0 scores and logs a metric
+    without counting it. A sample's total is
     ``sum_i w_i r_i / sum_i w_i`` over the metrics i that apply to it.
 
     To write a reward of your own, subclass and override ``compute_reward``; a trainer that is given the subclass calls
@@ -70,6 +81,7 @@ class RewardCalculator:
     """
 
     weights: Mapping[str, float] = {}
+    names: Mapping[str, str] = {}
     options: RewardOptions = RewardOptions()
     device: torch.device = torch.device("cpu")
     _metrics: Mapping[str, Metric] = {}
@@ -81,10 +93,12 @@ class RewardCalculator:
         options: RewardOptions | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.weights = dict(weights or {})
         self.options = options or RewardOptions()
         self.device = torch.device(device)
-        self._metrics = {name: _build_metric(name, self.options, self.device) for name in self.weights}
+        built = {spec: _build_metric(spec, self.options, self.device) for spec in weights or {}}
+        self.names = metric_names(built)
+        self.weights = {self.names[spec]: weight for spec, weight in (weights or {}).items()}
+        self._metrics = {self.names[spec]: metric for spec, metric in built.items()}
         if self.weights or not self._is_custom:
             check_weights(self.weights, self._metrics)
 
@@ -154,7 +168,7 @@ class RewardCalculator:
         targets = [has_targets] * len(prompts) if isinstance(has_targets, bool) else list(has_targets)
         sources = [has_sources] * len(prompts) if isinstance(has_sources, bool) else list(has_sources)
         samples = list(zip(prompts, targets, sources, strict=True))
-        weights = self.weights if weights is None else weights
+        weights = self.weights if weights is None else {self.names.get(k, k): weight for k, weight in weights.items()}
         check_weights(weights, self._metrics)
         counting = {name for name, weight in weights.items() if weight > 0}
         bare = set(range(len(prompts)))
@@ -162,7 +176,7 @@ class RewardCalculator:
         for name, metric in self._metrics.items():
             rows = [row for row, sample in enumerate(samples) if metric.applies(*sample)]
             report.applies[name] = len(rows)
-            if isinstance(metric, TextAccuracy) and (line := _unreadable_prompts(metric, prompts, places)):
+            if isinstance(metric, TextAccuracy) and (line := metric.unreadable_prompts(prompts, places)):
                 (report.notes if metric.only_readable or name not in counting else report.problems).append(line)
             if name in counting:
                 bare.difference_update(rows)
@@ -210,7 +224,22 @@ class RewardCalculator:
         stop_at(failures, batch, self.options.on_error)
         for values in components.values():
             values[sorted(failures)] = math.nan
-        return RewardResult(weighted_total(components, self.weights, failures), components, failures)
+        total = weighted_total(components, self.weights, failures)
+        return RewardResult(total, components, failures, self.names)
+
+
+def metric_names(metrics: Mapping[str, Metric]) -> dict[str, str]:
+    """How each metric, by what the configuration writes, is called in figures and tables: one of the user's own by its
+    name, any other as it is written. Raises RewardConfigError where two are called alike."""
+    names = {spec: metric.name if isinstance(metric, _CustomMetric) else spec for spec, metric in metrics.items()}
+    owners: dict[str, str] = {}
+    for spec, name in names.items():
+        if name in owners:
+            raise RewardConfigError(
+                f"two metrics are called {name!r}: {owners[name]} and {spec}; give one of the classes another `name`"
+            )
+        owners[name] = spec
+    return names
 
 
 class _CustomMetric:
@@ -228,6 +257,14 @@ class _CustomMetric:
             raise RewardConfigError(f"reward {spec!r} must be constructible without arguments: {error}") from error
         with users_code(f"reward {spec!r}: {kind.__name__}.__init__", RewardConfigError):
             self._calculator: RewardCalculator = kind()
+        with users_code(f"reward {spec!r}: {kind.__name__}.name", RewardConfigError):
+            own = getattr(self._calculator, "name", None)
+        self.name = own if isinstance(own, str) and own else kind.__name__
+        if re.fullmatch(r"[\w.+-]+", self.name) is None or self.name in TAKEN:
+            why = "names something else already" if self.name in TAKEN else "has more than letters, digits and . _ - +"
+            raise RewardConfigError(
+                f"reward {spec!r} is called {shown(self.name, 40)!r}, which {why}; give {kind.__name__} another `name`"
+            )
 
     def check(self) -> None:
         """The user's own check."""
@@ -307,28 +344,6 @@ def _build_metric(name: str, options: RewardOptions, device: torch.device) -> Me
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
     allowed = f"{', '.join((*METRICS, *remote))}, module:Class and path/to/file.py:Class"
     raise RewardConfigError(f"unknown reward metric {name!r}: allowed are {allowed}{hint}")
-
-
-def _unreadable_prompts(metric: TextAccuracy, prompts: Sequence[str], places: Sequence[str]) -> str | None:
-    """The prompts whose quoted text the OCR engine cannot read, and what to do; None without any."""
-    missing = {row: characters for row, prompt in enumerate(prompts) if (characters := metric.unreadable(prompt))}
-    if not missing:
-        return None
-    lines = [f"{places[row]} ({prompts[row][:40]!r}: {' '.join(missing[row][:20])})" for row in list(missing)[:SAMPLES]]
-    more = f", and {len(missing) - SAMPLES} more" if len(missing) > SAMPLES else ""
-    languages = languages_for("".join(missing.values()))
-    which = f", here {', '.join(languages)}" if languages else ""
-    outcome = (
-        "text_accuracy is left out there, as reward.on_error: skip says"
-        if metric.only_readable
-        else "however well such text is drawn, it would not count as right (reward.on_error: skip leaves text_accuracy "
-        "out there)"
-    )
-    return (
-        f"text_accuracy cannot read characters that {len(missing)} of {len(prompts)} prompts quote: {', '.join(lines)}"
-        f"{more}. Add the languages that have them{which} to reward.options.text_accuracy.languages, or take such text "
-        f"out of the quotation marks; {outcome}"
-    )
 
 
 def _unusable_images(batch: RewardBatch) -> dict[int, str]:

@@ -12,9 +12,13 @@ from functools import lru_cache
 import torch
 
 from glm_training.rewards.ocr import load_reader, read_lines, read_texts
+from glm_training.rewards.ocr_models import languages_for
 from glm_training.rewards.options import TextAccuracyOptions
 from glm_training.rewards.quoted_text import quoted_text
 from glm_training.rewards.types import MetricScores, RewardBatch, RewardSampleError
+
+_SHOWN = 10
+"""How many prompts a message names."""
 
 _PLAIN_MARKS = str.maketrans(
     dict.fromkeys("\u2018\u2019\u201a\u201b\u2032\u02bc", "'")
@@ -175,6 +179,28 @@ class TextAccuracy:
     def unreadable(self, prompt: str) -> str:
         """The characters of the prompt's quoted text that the engine has not, each once."""
         return unreadable(prompt, load_reader(self._options).characters)
+
+    def unreadable_prompts(self, prompts: Sequence[str], places: Sequence[str]) -> str | None:
+        """The prompts whose quoted text the OCR engine cannot read, and what to do; None without any."""
+        missing = {row: characters for row, prompt in enumerate(prompts) if (characters := self.unreadable(prompt))}
+        if not missing:
+            return None
+        texts = {row: f"{prompts[row][:40]!r}: {' '.join(characters[:20])}" for row, characters in missing.items()}
+        named = ", ".join(f"{places[row]} ({text})" for row, text in list(texts.items())[:_SHOWN])
+        more = f", and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        languages = languages_for("".join(missing.values()))
+        which = f", here {', '.join(languages)}," if languages else ""
+        outcome = "text_accuracy is left out there, as reward.on_error: skip says"
+        if not self.only_readable:
+            outcome = (
+                "however well such text is drawn, it would not count as right (reward.on_error: skip leaves "
+                "text_accuracy out there)"
+            )
+        return (
+            f"text_accuracy cannot read characters that {len(missing)} of {len(prompts)} prompts quote: {named}{more}. "
+            f"Add the languages that have them{which} to reward.options.text_accuracy.languages, or take such text out "
+            f"of the quotation marks; {outcome}"
+        )
 
     def check(self) -> None:
         """Raises RewardBackendError when the OCR engine is missing."""

@@ -131,11 +131,13 @@ class Metric(Protocol):
 @dataclass
 class RewardResult:
     """total: [B] fp32 on the CPU, NaN for a sample left out under ``on_error="skip"``. components: metric name -> raw
-    scores [B] fp32, NaN where the metric does not apply to the sample. failures: position -> why it was left out."""
+    scores [B] fp32, NaN where the metric does not apply to the sample. failures: position -> why it was left out.
+    names: metric as the configuration writes it -> its name among the components, where the two differ."""
 
     total: torch.Tensor
     components: dict[str, torch.Tensor]
     failures: dict[int, str] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def skipped(self) -> int:
@@ -144,7 +146,11 @@ class RewardResult:
 
     def total_for(self, weights: Mapping[str, float]) -> torch.Tensor:
         """[B] totals of the same scores under other ``weights`` (how one scoring serves the AR and the DiT part)."""
-        return weighted_total(self.components, weights, self.failures)
+        return weighted_total(self.components, self.by_name(weights), self.failures)
+
+    def by_name(self, weights: Mapping[str, float]) -> dict[str, float]:
+        """``weights`` of metrics as the configuration writes them, by the names of the components."""
+        return {self.names.get(metric, metric): weight for metric, weight in weights.items()}
 
     def means(self) -> dict[str, float]:
         """Plain mean of ``total`` and of each component over the samples that have one; a component that applies to

@@ -83,7 +83,8 @@ class BaseTrainer(ABC):
         )
         if prepared.watched is not None:
             self.evaluations.add_scorer("reward.monitors.metrics", prepared.watched.scores)
-        self.monitors = Monitors(config, world)
+        watched = None if prepared.watched is None else tuple(prepared.watched.calculators)
+        self.monitors = Monitors(config, world, watched)
         self.signals = StopSignals(world)
         self.interval = Interval()
         self.step = 0

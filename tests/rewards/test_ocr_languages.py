@@ -245,7 +245,7 @@ def test_under_skip_the_metric_does_not_apply_to_them(draw_sign: Callable[..., t
     result = calculator.compute_rewards(RewardBatch(sign, ['"Привет"'], targets=sign))
     assert result.total.tolist() == [1.0] and result.components["text_accuracy"].isnan().all()
     alone = RewardCalculator({"text_accuracy": 1}, options=RewardOptions(on_error="skip"))
-    assert "applies to 1 sample(s): line 2" in alone.check_prompts(PROMPTS[:1] + ['"Привет"'], True, False,
+    assert "applies to 1 sample: line 2" in alone.check_prompts(PROMPTS[:1] + ['"Привет"'], True, False,
         places=["line 1", "line 2"]).problems[0]  # fmt: skip
 
 

@@ -133,7 +133,7 @@ def test_logged_means_equal_the_hand_means() -> None:
     calculator = RewardCalculator({BRIGHTNESS: 3, "text_accuracy": 1})
     blank = batch(0.2, 0.4, 1.0, prompts=["a", "b", 'a "SIGN"'])
     means = calculator.compute_rewards(blank).means()
-    assert means[BRIGHTNESS] == pytest.approx((0.2 + 0.4 + 1.0) / 3)
+    assert means["Brightness"] == pytest.approx((0.2 + 0.4 + 1.0) / 3)
     assert means["text_accuracy"] == 0.0  # the blank image shows no SIGN; the other two samples do not count
     assert means["total"] == pytest.approx((0.2 + 0.4 + 0.75) / 3)
     assert "text_accuracy" not in calculator.compute_rewards(batch(0.5)).means()
@@ -186,7 +186,7 @@ def test_a_subclass_may_build_on_the_metrics() -> None:
 def test_a_subclass_is_one_metric_among_others() -> None:
     calculator = RewardCalculator({BRIGHTNESS: 1, "structure": 3})
     result = calculator.compute_rewards(batch(0.2, targets=grey(0.2)))
-    assert result.components[BRIGHTNESS].item() == pytest.approx(0.2)
+    assert result.components["Brightness"].item() == pytest.approx(0.2)
     assert result.total.item() == pytest.approx((0.2 + 3) / 4)
 
 

@@ -58,13 +58,14 @@ class Series:
 class Monitors:
     """Watches a run. `messages` collects what is to be told; `halt` is the reason to stop, None while there is none."""
 
-    def __init__(self, config: Config, world: World) -> None:
+    def __init__(self, config: Config, world: World, held_out: Sequence[str] | None = None) -> None:
+        """`held_out`: the names of `reward.monitors.metrics` among the scores of an evaluation, where they differ."""
         settings = config.reward.monitors
         self.world = world
         self.action = settings.action
         self.window = settings.window
         self.limits = limits_of(settings)
-        self.held_out = tuple(settings.metrics)
+        self.held_out = tuple(settings.metrics if held_out is None else held_out)
         self.active = config.uses_reward()
         self.series: dict[str, Series] = {}
         self.messages: list[str] = []

@@ -55,7 +55,7 @@ def test_a_full_device_in_an_evaluation_or_while_loading_exits_1_and_names_the_c
     assert "Phase: evaluation, after 0 finished steps" in error
     assert f"--resume continues from {tmp_path}/run/checkpoints/step-000000" in error
     monkeypatch.setattr("glm_training.engine.setup.build_parts", full)
-    assert training._train(config) == training.EXIT_FAILED
+    assert training._train(config, overwrite=True) == training.EXIT_FAILED
     assert "Phase: loading" in capsys.readouterr().err
 
 

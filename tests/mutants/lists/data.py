@@ -64,7 +64,7 @@ MUTATIONS = [
         "data/images.py",
         "data/test_images.py",
         ("images.to(torch.float32) / 255", "images.to(torch.float32) / 256", "white is not 1"),
-        ("upright = ImageOps.exif_transpose(image)", "upright = image", "photographs lie on their side"),
+        ("return ImageOps.exif_transpose(image)", "return image", "photographs lie on their side"),
         ("ImageOps.fit(image, (width, height)", "ImageOps.fit(image, (height, width)", "height and width swapped"),
         ("if image.width * image.height > MAX_PIXELS:", "if image.width > MAX_PIXELS:", "decompression bombs pass"),
         (".permute(2, 0, 1)", ".permute(2, 1, 0)", "pictures are transposed"),

@@ -10,6 +10,8 @@ import builtins
 import errno
 import io
 import os
+import sys
+import traceback
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -144,6 +146,28 @@ class _Tokenizer:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)
+
+
+def in_child(told: Path, action: Callable[[], int]) -> int:
+    """The exit code of `action` in a fork of this process: 99 for an exception, the negative number for a signal. What
+    it prints goes to the file `told`."""
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        code = 99
+        try:
+            descriptor = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(descriptor, 1)
+            os.dup2(descriptor, 2)
+            sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # pytest's are in memory
+            code = action()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def _plain_write(path: Any, data: bytes) -> None:

@@ -34,7 +34,7 @@ examples:
 Everything in the file, the data and the rewards is checked before anything is trained (glm-train validate does only
 that). Every key: docs/configuration.md. The run directory is the file's output_dir, by default runs/<name of the file>.
 
-exit codes: 0 done, 1 the run failed, 2 configuration, data or the run directory are at fault, 3 a gradient was not
+exit codes: 0 done, 1 the run failed, 2 configuration, data or the run directory are at fault, 3 values were not
 finite, 4 a monitor stopped the run after saving (reward.monitors.action: stop), 130, 138 or 143 stopped by SIGINT
 (Ctrl-C), SIGUSR1 or SIGTERM: a run that had begun to train has saved
 """
@@ -87,8 +87,9 @@ def add_arguments(parser: argparse.ArgumentParser, *, component: str | None = No
 def run(arguments: argparse.Namespace, *, component: str | None = None) -> int:
     """Loads the configuration and trains; returns the exit code.
 
-    0 done; 1 the run failed; 2 configuration or data are at fault, nothing was started; 3 a gradient was not finite;
-    4 a monitor stopped the run after saving; 128 + the number of the signal that stopped it, after saving.
+    0 done; 1 the run failed; 2 configuration or data are at fault (nothing was started, or data can no longer be read);
+    3 values were not finite; 4 a monitor stopped the run after saving; 128 + the number of the signal that stopped it,
+    after saving.
     """
     from glm_training.config import ConfigError, load_config
 

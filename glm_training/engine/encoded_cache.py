@@ -99,7 +99,7 @@ class EncodedCache:
     def _put(self, key: str, kept: dict[str, Tensor]) -> None:
         path = self._path(key)
         try:
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)  # somebody may have cleared the cache
             _write_whole(path, b"".join(tensor_file_chunks(kept, {"key": key, "sha256": _digest(kept)})))
         except OSError as error:
             raise TrainingError(

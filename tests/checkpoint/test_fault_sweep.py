@@ -17,7 +17,6 @@ import json
 import os
 import shutil
 import sys
-import traceback
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -31,7 +30,7 @@ from glm_training.checkpoint.resume import load_checkpoint, resolve_resume
 from glm_training.engine.errors import TrainingError
 from glm_training.engine.run_directory import held_run_directory
 from glm_training.trainers.base_trainer import BaseTrainer
-from tests.faulty_system import KILLED, TAKES_SPACE, FaultySystem
+from tests.faulty_system import KILLED, TAKES_SPACE, FaultySystem, in_child
 from tests.runs import trainer_of
 
 FAULTS = ("kill", "torn write", "ENOSPC", "EIO")
@@ -86,32 +85,12 @@ def saving(request, tmp_path_factory):
         shutil.copytree(run, folder / "pristine")
         step(trainer, 2)
         subject = Saving(trainer, run, folder / "pristine", [], files)
-        assert in_child(folder, lambda: saved(subject, folder, lambda *_: None)) == 0
+        assert in_child(folder / "told", lambda: saved(subject, folder, lambda *_: None)) == 0
         subject.changes = [(each, place) for each, place in json.loads((folder / "changes").read_text())]
         files[2] = digests(run / "checkpoints" / "step-000002")
-        assert in_child(folder, lambda: gone_on(subject, folder)) == 0
+        assert in_child(folder / "told", lambda: gone_on(subject)) == 0
         files[3] = digests(run / "checkpoints" / "step-000003")
         yield subject
-
-
-def in_child(folder: Path, action: Callable[[], int]) -> int:
-    """The exit code of `action` in a fork of this process; 99 for an exception. What it told is in `told`."""
-    sys.stdout.flush()
-    pid = os.fork()
-    if pid == 0:
-        code = 99
-        try:
-            told = os.open(folder / "told", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(told, 1)
-            os.dup2(told, 2)
-            sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115  (pytest's own is a file in memory)
-            code = action()
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def saved(subject: Saving, folder: Path, decide: Callable[[int, str, str], str | None]) -> int:
@@ -126,7 +105,7 @@ def saved(subject: Saving, folder: Path, decide: Callable[[int, str, str], str |
     return 0
 
 
-def gone_on(subject: Saving, folder: Path) -> int:
+def gone_on(subject: Saving) -> int:
     """A resume, to a third step and its save."""
     point = resolve_resume(subject.run / "checkpoints", "latest")
     subject.trainer.load(load_checkpoint(point.path))
@@ -172,7 +151,7 @@ def test_no_fault_takes_the_checkpoint(saving, tmp_path, kind):
     outcomes: Counter[str] = Counter()
     for place in places(saving.changes, kind):
         saving.restore()
-        code = in_child(tmp_path, lambda place=place: saved(saving, tmp_path, fault(kind, place)))
+        code = in_child(tmp_path / "told", lambda place=place: saved(saving, tmp_path, fault(kind, place)))
         told = (tmp_path / "told").read_text()
         where = f"{kind} at change {place}, {saving.changes[place]}: {told}"
         assert code in ({KILLED} if kind in ("kill", "torn write") else {0, 1}), where
@@ -185,6 +164,8 @@ def test_no_fault_takes_the_checkpoint(saving, tmp_path, kind):
         read_manifest(checkpoints / (checkpoints / "latest").read_text().strip())
         outcomes[f"exit {code}, step {point.step}"] += 1
         if sum(outcomes.values()) % (10 if ALL else PLACES) == 0:
-            assert in_child(tmp_path, lambda: gone_on(saving, tmp_path)) == 0, where + (tmp_path / "told").read_text()
+            assert in_child(tmp_path / "told", lambda: gone_on(saving, tmp_path)) == 0, (
+                where + (tmp_path / "told").read_text()
+            )
             assert digests(checkpoints / "step-000003") == saving.files[3], where
     print(f"\n{kind}: {sum(outcomes.values())} of {len(saving.changes)} changes of a save; {dict(outcomes)}")

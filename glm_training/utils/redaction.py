@@ -15,7 +15,7 @@ MASK = "***"
 MIN_SECRET_LENGTH = 6  # a shorter value of an environment variable would mask ordinary words
 
 # `token` only as a whole last word: tokens, token_count and tokenizer are everyday words here.
-_WORDS = r"secret|password|passwd|passphrase|pwd|api[ _-]?key|access[_-]?key|private[_-]?key|credential"
+_WORDS = r"secret|password|passwd|passphrase|api[ _-]?key|access[_-]?key|private[_-]?key|credential"
 # Bounded: a text of a megabyte is masked in seconds, whatever it repeats.
 _PART = r"[\w.-]{0,64}"
 _SECRET_KEY = rf"{_PART}(?:{_WORDS}){_PART}|(?:{_PART}(?:[_.-]|access|refresh|auth|bearer))?token|authorization"

@@ -132,6 +132,22 @@ def test_values_of_the_environment_are_masked_wherever_they_stand(monkeypatch):
         assert redact(f"<{form}>") == "<***>"
 
 
+def test_what_a_shell_says_of_itself_is_no_secret(monkeypatch):
+    """A path of the user's is in every message; `PWD` is where he is, no password."""
+    for name in (
+        "PWD",
+        "OLDPWD",
+        "HOME",
+        "PATH",
+        "SSH_AUTH_SOCK",
+        "TOKENIZERS_PARALLELISM",
+        "XDG_SESSION_ID",
+        "GPG_KEY",
+    ):
+        monkeypatch.setenv(name, f"/home/somebody/{name.lower()}")
+        assert redact(f"/home/somebody/{name.lower()}/run") == f"/home/somebody/{name.lower()}/run"
+
+
 def test_nested_values():
     settings = {"a": [{"hf_token": "abc"}, "secret=abc"], "token": None, "n": 1, 3: ("x",)}
     assert redact_values(settings) == {"a": [{"hf_token": "***"}, "secret=***"], "token": None, "n": 1, 3: ["x"]}

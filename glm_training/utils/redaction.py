@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote, quote_plus
 
 MASK = "***"
+WORKING_DIRECTORY = ("PWD", "OLDPWD")  # of every shell: no password, and part of every path that a message names
 MIN_SECRET_LENGTH = 6  # a shorter value of an environment variable would mask ordinary words
 
 # `token` only as a whole last word: tokens, token_count and tokenizer are everyday words here.
@@ -80,7 +81,11 @@ def redact(text: str) -> str:
 
 
 def _secrets_of_environment() -> set[str]:
-    values = [value for name, value in os.environ.items() if is_secret_key(name) and len(value) >= MIN_SECRET_LENGTH]
+    values = [
+        value
+        for name, value in os.environ.items()
+        if name not in WORKING_DIRECTORY and is_secret_key(name) and len(value) >= MIN_SECRET_LENGTH
+    ]
     forms: tuple[Callable[[str], str], ...] = (
         str, quote, quote_plus, lambda text: quote(text, safe=""), lambda text: json.dumps(text)[1:-1],
     )  # fmt: skip

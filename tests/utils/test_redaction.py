@@ -152,3 +152,12 @@ def test_nested_values():
     settings = {"a": [{"hf_token": "abc"}, "secret=abc"], "token": None, "n": 1, 3: ("x",)}
     assert redact_values(settings) == {"a": [{"hf_token": "***"}, "secret=***"], "token": None, "n": 1, 3: ["x"]}
     assert settings["token"] is None and settings["a"][0] == {"hf_token": "abc"}
+
+
+@pytest.mark.parametrize("name", ["PWD", "OLDPWD"])
+def test_the_shells_working_directory_is_no_password(monkeypatch, name):
+    """Every path in a message would be masked."""
+    monkeypatch.setenv(name, "/home/someone/rewards")
+    monkeypatch.setenv("DB_PWD", "hunter22hunter")
+    text = "raised KeyError (/home/someone/rewards/own.py:3), DB hunter22hunter"
+    assert redact(text) == "raised KeyError (/home/someone/rewards/own.py:3), DB ***"

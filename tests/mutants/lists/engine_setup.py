@@ -120,7 +120,7 @@ MUTATIONS = [
     *of(
         "engine/held_out_metrics.py",
         ("engine/test_setup.py", "reinforcement/test_monitors.py"),
-        ("values[rows] = calculator", "values[: len(rows)] = calculator", "scores of other prompts"),
+        ("values[rows] = result", "values[: len(rows)] = result", "scores of other prompts"),
         ("torch.full((len(batch),), torch.nan)", "torch.zeros(len(batch))", "what does not apply scores zero"),
     ),
     *of(

@@ -90,7 +90,7 @@ MUTATIONS = [
             "own weights do not reach the advantages",
         ),
         (
-            "weights = own or config.reward.metric_weights()",
+            "weights = chunks[0].result.by_name(own or config.reward.metric_weights())",
             "weights = dict.fromkeys(chunks[0].result.components, 1.0)",
             "GDPO weighs all metrics alike",
         ),

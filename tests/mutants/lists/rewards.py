@@ -31,8 +31,8 @@ MUTATIONS = [
         ("values[rows[position]] = value", "values[position] = value", "scores of other samples"),
         ("if math.isfinite(value):", "if True:", "a score of NaN is a score"),
         (
-            "            values[sorted(failures)] = math.nan\n        return",
-            "            pass\n        return",
+            "            values[sorted(failures)] = math.nan\n        total",
+            "            pass\n        total",
             "failed samples keep other metrics' scores",
         ),
         ("if low < -1e-3 or high > 1 + 1e-3:", "if False:", "pictures in 0..255 are scored"),

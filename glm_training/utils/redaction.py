@@ -12,11 +12,11 @@ from typing import Any
 from urllib.parse import quote, quote_plus
 
 MASK = "***"
-WORKING_DIRECTORY = ("PWD", "OLDPWD")  # of every shell: no password, and part of every path that a message names
 MIN_SECRET_LENGTH = 6  # a shorter value of an environment variable would mask ordinary words
 
-# `token` only as a whole last word: tokens, token_count and tokenizer are everyday words here.
-_WORDS = r"secret|password|passwd|passphrase|api[ _-]?key|access[_-]?key|private[_-]?key|credential"
+# `token` only as a whole last word: tokens, token_count and tokenizer are everyday words here. `pwd` only after another
+# word: DB_PWD is a password, PWD and OLDPWD are where a shell is, which stands in every path of a message.
+_WORDS = r"secret|password|passwd|passphrase|(?<=[_.-])pwd|api[ _-]?key|access[_-]?key|private[_-]?key|credential"
 # Bounded: a text of a megabyte is masked in seconds, whatever it repeats.
 _PART = r"[\w.-]{0,64}"
 _SECRET_KEY = rf"{_PART}(?:{_WORDS}){_PART}|(?:{_PART}(?:[_.-]|access|refresh|auth|bearer))?token|authorization"
@@ -81,11 +81,7 @@ def redact(text: str) -> str:
 
 
 def _secrets_of_environment() -> set[str]:
-    values = [
-        value
-        for name, value in os.environ.items()
-        if name not in WORKING_DIRECTORY and is_secret_key(name) and len(value) >= MIN_SECRET_LENGTH
-    ]
+    values = [value for name, value in os.environ.items() if is_secret_key(name) and len(value) >= MIN_SECRET_LENGTH]
     forms: tuple[Callable[[str], str], ...] = (
         str, quote, quote_plus, lambda text: quote(text, safe=""), lambda text: json.dumps(text)[1:-1],
     )  # fmt: skip

@@ -145,7 +145,8 @@ def test_two_processes_evaluate_as_one_and_stop_together(two_processes):
     assert expected is not None and len(expected.scores["total"]) == 3
     for rank in ranks:
         torch.testing.assert_close(rank["scores"]["total"], expected.scores["total"], atol=1e-5, rtol=0)
-        torch.testing.assert_close(rank["images"], expected.images, atol=1e-4, rtol=0)
+        # kept in 8 bits: a value beside the middle of two levels may go to either
+        torch.testing.assert_close(rank["images"], expected.images, atol=1 / 255 + 1e-6, rtol=0)
         assert rank["stopped"] == [0, signal.SIGTERM], "a signal in one process stops all, within the evaluation"
 
 

@@ -33,7 +33,7 @@ def test_notes_on_the_rewards_are_shown_once(command, tmp_path, monkeypatch, cap
     short = ["training.max_steps=1", "reward.grpo.updates_per_rollout=1"]
     assert run(monkeypatch, command, "--config", str(write_config(tmp_path)), TEXT_TOO, *short) == 0
     told = capsys.readouterr()
-    assert told.out.count("note: training data: text_accuracy applies to 1 of 4 samples") == 1
+    assert told.out.count("prompts.txt): text_accuracy applies to 1 of 4 samples") == 1
     assert told.err == ""
     if command == "train":
         assert "text_accuracy applies to 1 of 4" in (tmp_path / "run" / "train.log").read_text()

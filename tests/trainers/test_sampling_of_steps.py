@@ -130,7 +130,7 @@ def test_each_half_is_rewarded_for_its_own(tmp_path, monkeypatch):
     metrics = trainer.training_step()
     scored = seen["scored"]
     structure = scored.shaped(scored.result.components["structure"])
-    red = scored.shaped(scored.result.components["benchmarks/recipes/warmth.py:Warmth"])
+    red = scored.shaped(scored.result.components["Warmth"])
     plan = structure.mean(2)
     plan = (plan - plan.mean(1, keepdim=True)) / (plan.std(1, keepdim=True) + 1e-4)
     torch.testing.assert_close(scored.plan_advantages.view(2, 2), plan, rtol=1e-3, atol=1e-4)

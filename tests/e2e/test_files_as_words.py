@@ -48,7 +48,7 @@ def test_validate_and_train_take_a_file_as_a_word(form, tmp_path, monkeypatch, c
         cli.main()
     assert exit_.value.code == 0 and "is fine: 4 training prompts" in capsys.readouterr().out
     taken = []
-    monkeypatch.setattr(training, "_train", lambda config: taken.append(config) or 0)
+    monkeypatch.setattr(training, "_train", lambda config, **how: taken.append(config) or 0)
     for command, entry in ((["glm-train", "train"], cli.main), (["train.py"], training.main)):
         monkeypatch.setattr(sys, "argv", [*command, *words])
         with pytest.raises(SystemExit):

@@ -54,7 +54,7 @@ def test_every_fault_is_named_with_its_line_and_no_secret_is_shown(tmp_path):
         "run.yaml:5: reward.options.remote.judge.url: 'http://***@host' is not allowed; allowed: `http(s)://host[:port]",
         "run.yaml:5: reward.options.remote.judge.retries: -1 is not allowed; allowed: integer >= 0 and <= 1000000.",
         "unknown key. Did you mean `reward.options.remote.judge.timeout_seconds`?",
-        "run.yaml:6: reward.options.remote.jury.url: 'http://h/?***'",
+        "run.yaml:6: reward.options.remote.jury.url: 'http://h/?key=***'",
         "run.yaml:6: reward.options.remote.jury.send: 'mask' is not allowed; allowed: list of `target` and `source`.",
         "run.yaml:7: reward.options.remote.other.url: missing; allowed: `http(s)://host",
         "run.yaml:8: reward.options.remote.five: 5 is not allowed; allowed: a section with the keys url, send,",

@@ -164,8 +164,6 @@ def test_no_fault_takes_the_checkpoint(saving, tmp_path, kind):
         read_manifest(checkpoints / (checkpoints / "latest").read_text().strip())
         outcomes[f"exit {code}, step {point.step}"] += 1
         if sum(outcomes.values()) % (10 if ALL else PLACES) == 0:
-            assert in_child(tmp_path / "told", lambda: gone_on(saving)) == 0, (
-                where + (tmp_path / "told").read_text()
-            )
+            assert in_child(tmp_path / "told", lambda: gone_on(saving)) == 0, where + (tmp_path / "told").read_text()
             assert digests(checkpoints / "step-000003") == saving.files[3], where
     print(f"\n{kind}: {sum(outcomes.values())} of {len(saving.changes)} changes of a save; {dict(outcomes)}")

@@ -14,5 +14,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 @pytest.fixture(autouse=True)
 def level_of_logs() -> None:
-    """Libraries that an earlier test loaded set the root's level, and tests count what is logged."""
+    """Libraries that an earlier test loaded set the root's level, a run sets the package's, and tests count records."""
     logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("glm_training").setLevel(logging.NOTSET)

@@ -78,6 +78,27 @@ def test_what_the_latents_depend_on_is_in_their_names(tmp_path, family) -> None:
     assert len(files(tmp_path)) == count, "a renamed image is the same image"
 
 
+def test_the_name_of_an_entry_has_the_crop_and_the_encoder_that_made_it(tmp_path) -> None:
+    encoder = stepped(tmp_path, "sdxl", steps=0).encoder
+    image = next(iter(encoder.digests))
+
+    def names() -> tuple[str, str]:
+        return encoder._image_key(image), encoder._text_key("a cat")
+
+    plain, config = names(), encoder.config
+    encoder.config = config.model_copy(update={"dpo": config.dpo.model_copy(update={"crop": "random"})})
+    cropped = names()
+    assert cropped[0] != plain[0] and cropped[1] == plain[1]
+    encoder.config = config
+    for place, kind in enumerate(("image", "text")):
+        was = encoder._facts[kind]
+        encoder._facts[kind] = "another encoder"
+        changed = names()
+        assert changed[place] != plain[place] and changed[1 - place] == plain[1 - place]
+        encoder._facts[kind] = was
+    assert names() == plain
+
+
 def without_a_merge(unet) -> None:
     backend = json.loads(unet.tokenizer_2.backend_tokenizer.to_str())
     backend["model"]["merges"].pop()

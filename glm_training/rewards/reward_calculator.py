@@ -14,13 +14,12 @@ import torch
 from PIL import Image
 
 from glm_training.rewards.aesthetic import Aesthetic
-from glm_training.rewards.clip_score import ClipScore
+from glm_training.rewards.clip_scores import ClipScore, PickScore
 from glm_training.rewards.custom import CUSTOM, SAMPLES, is_class_spec, load_class, score_samples, stop_at
 from glm_training.rewards.foreign import shown, users_code
 from glm_training.rewards.hps_v2 import HpsV2
 from glm_training.rewards.lpips_similarity import LpipsSimilarity
 from glm_training.rewards.options import RewardOptions
-from glm_training.rewards.pick_score import PickScore
 from glm_training.rewards.remote import RemoteReward
 from glm_training.rewards.structure import Structure
 from glm_training.rewards.text_accuracy import TextAccuracy

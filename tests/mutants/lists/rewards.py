@@ -134,10 +134,10 @@ MUTATIONS = [
         ),
     ),
     *of(
-        "rewards/pick_score.py",
+        "rewards/clip_scores.py",
         TEXT,
         ("clip.logit_scale.exp().item() *", "clip.logit_scale.item() *", "PickScore with the logarithm of its scale"),
-        ("SCALE = 26.0", "SCALE = 1.0", "PickScore as published counts 26 times"),
+        ("PICK_SCALE = 26.0", "PICK_SCALE = 1.0", "PickScore as published counts 26 times"),
     ),
     *of(
         "rewards/differentiable.py",

@@ -60,4 +60,6 @@ class PickScore:
     def score(self, batch: RewardBatch) -> MetricScores:
         """One score per sample."""
         clip, _ = self._pair.load()
-        return MetricScores(clip.logit_scale.exp().item() * self._pair.cosines(batch.images, batch.prompts) / PICK_SCALE)
+        return MetricScores(
+            clip.logit_scale.exp().item() * self._pair.cosines(batch.images, batch.prompts) / PICK_SCALE
+        )

@@ -95,7 +95,7 @@ class InFlight:
         except ScoringStopped as stop:
             self._signals.poll()
             raise StopRequested from stop
-        except Exception as error:
+        except Exception as error:  # whatever ends a step: the processes agree on it, or one waits for the others
             failure = as_failure(error)
             if isinstance(failure, NonFiniteError):
                 write_dump(self._config, self._world, step, failure, self.drawn, self._parts)

@@ -375,7 +375,7 @@ class BaseTrainer(ABC):
                     )
                 self.after_save(path)
                 self.logger.text(f"saved {path}")
-            except Exception as error:
+            except Exception as error:  # the other processes wait for this one's word, whatever it met
                 failure = as_failure(error)
         if not self.signals.alone:
             failure = broadcast_object(self.world, failure)

@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 import uuid
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from pathlib import Path
@@ -215,16 +215,28 @@ class FolderLock:
         alive = False if holder is None else _is_alive(holder, self.path)
         if alive is not False:
             raise FolderInUseError(self.folder, holder, certain=alive is True)
+        with ExitStack() as stack:
+            with suppress(OSError):  # gone, or somebody else's; Windows renames no open file
+                file = stack.enter_context(self.path.open("r+b")) if sys.platform != "win32" else None
+                if file is not None and _try_system_lock(file) is False:
+                    time.sleep(_PAUSE_SECONDS)  # another process is about to do the same
+                    return True
+            self._put_aside(content)
+        return True
+
+    def _put_aside(self, content: bytes) -> None:
+        """Removes the lock if it still has this content. Where the system has locks, one process at a time is here."""
         aside = self.path.with_name(f".{LOCK}.{uuid.uuid4().hex}")
         try:
+            if self.path.read_bytes() != content:
+                return
             os.rename(self.path, aside)
         except FileNotFoundError:
-            return True  # another process was faster
+            return  # another process was faster
         if aside.read_bytes() != content:  # it was, and this is already its lock: it gets it back
             with suppress(FileExistsError):
                 os.link(aside, self.path)
         aside.unlink()
-        return True
 
     def _close(self) -> None:
         if self._file is not None:

@@ -218,3 +218,29 @@ def test_of_many_at_once_one_gets_it(tmp_path, stale):
         assert len(got) == 1, attempt
         assert [path.name for path in folder.iterdir()] == [LOCK]
         got[0].release()
+
+
+def test_one_that_looks_late_leaves_the_lock_of_one_that_was_faster(tmp_path, monkeypatch):
+    """It saw a dead process' lock, and by the time it removes that, another has taken over."""
+    left_by(tmp_path, pid=2**22 + 1)
+    faster, late = FolderLock(tmp_path), FolderLock(tmp_path)
+    is_alive, rename = folder_lock._is_alive, os.rename
+
+    def overtaken(holder, path):
+        monkeypatch.setattr(folder_lock, "_is_alive", is_alive)
+        seen = is_alive(holder, path)
+        faster.acquire()
+
+        def refuse(source, target):
+            raise AssertionError("a lock that is held was moved, and for a moment anybody could have it")
+
+        monkeypatch.setattr(os, "rename", refuse)
+        return seen
+
+    monkeypatch.setattr(folder_lock, "_is_alive", overtaken)
+    with pytest.raises(FolderInUseError, match=f"pid {os.getpid()}"):
+        late.acquire()
+    monkeypatch.setattr(os, "rename", rename)
+    assert not takes(tmp_path)
+    faster.release()
+    assert list(tmp_path.iterdir()) == []

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 from tests.runs import write_config
+from tests.warm import run
 
-ROOT = Path(__file__).parents[1]
 LACKING = ("fcntl", "resource", "termios", "pwd", "grp")
 LACKING_SIGNALS = ("SIGUSR1", "SIGUSR2", "SIGHUP", "SIGALRM", "SIGKILL", "SIGQUIT")
 
@@ -53,11 +48,7 @@ print("codes", codes)
 
 
 def test_without_fcntl_and_sigusr1(tmp_path):
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    config = str(write_config(tmp_path))
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, config], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
-    )
+    done = run("-c", PROGRAM, str(write_config(tmp_path)))
     assert "codes [0, 2, 0, 0, 2, 0]" in done.stdout, done.stdout + done.stderr
     assert "holds a run already" in done.stderr and "give one of the two" in done.stderr
     saved = [

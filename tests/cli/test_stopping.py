@@ -13,6 +13,7 @@ import pytest
 
 from glm_training.cli.stopping import stoppable
 from tests.runs import write_config
+from tests.warm import Program
 
 ROOT = Path(__file__).parents[2]
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
@@ -76,14 +77,9 @@ def test_a_command_that_is_not_stopped_gives_its_code_and_errors_and_leaves_the_
 
 
 def test_a_run_that_is_stopped_while_it_loads_leaves_nothing(tmp_path):
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
-        [sys.executable, "train.py", "--config", str(write_config(tmp_path))],
-        cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "run" / "run.lock").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    code, told = ended(process, signal.SIGTERM)
-    assert (code, told) == (143, "error: stopped by SIGTERM before it was done\n")
+    program = Program("train.py", "--config", str(write_config(tmp_path)))
+    program.until((tmp_path / "run" / "run.lock").exists)
+    program.send_signal(signal.SIGTERM)
+    done = program.ended()
+    assert (done.returncode, done.stderr) == (143, "error: stopped by SIGTERM before it was done\n")
     assert not (tmp_path / "run").exists()

@@ -9,18 +9,11 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
 from tests.runs import write_config
+from tests.warm import run
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
-
-
-def run(*command: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=timeout
-    )
 
 
 def test_a_faulty_file_exits_2_with_every_problem_and_its_line(tmp_path):
@@ -50,9 +43,9 @@ def test_a_model_that_cannot_be_had_exits_2_with_the_remedy(tmp_path):
     assert "nobody/nothing" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_missing_reward_weights_exit_2_and_name_the_file(tmp_path, monkeypatch):
-    monkeypatch.setitem(ENVIRONMENT, "TORCH_HOME", str(tmp_path / "torch"))
-    done = run("train.py", "--config", str(write_config(tmp_path)), "reward.metrics={lpips: 1.0}")
+def test_missing_reward_weights_exit_2_and_name_the_file(tmp_path):
+    words = ["train.py", "--config", str(write_config(tmp_path)), "reward.metrics={lpips: 1.0}"]
+    done = run(*words, changes={"TORCH_HOME": str(tmp_path / "torch")})
     assert done.returncode == 2
     assert "alexnet" in done.stderr and "backbone_weights" in done.stderr
 
@@ -92,10 +85,10 @@ def test_resuming_under_other_settings_is_refused_with_a_diff(tmp_path):
     assert "reward.grpo.kl_coef: 0.05 -> 0.5" in done.stderr and "resume.accept" in done.stderr
 
 
-@pytest.mark.parametrize("script", ["train.py", "train_ar.py"])
-def test_two_processes_by_torchrun(tmp_path, script):
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = run(*launch, script, "--config", str(write_config(tmp_path)))
+def test_two_processes_by_torchrun(tmp_path):
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train_ar.py"]
+    command = [sys.executable, *launch, "--config", str(write_config(tmp_path))]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("step 2/2") == 1, done.stdout
     assert (tmp_path / "run" / "checkpoints" / "latest").read_text().strip() == "step-000002"

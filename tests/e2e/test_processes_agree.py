@@ -4,11 +4,7 @@ on which rank, and nothing on disk changes. Files on disks of each node's own ar
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +17,8 @@ from glm_training.checkpoint.manifest import MANIFEST
 from glm_training.engine.resuming import save_context
 from glm_training.trainers.run import trainer_type
 from tests.runs import config_of, write_config
+from tests.warm import Program, free_port
 
-ROOT = Path(__file__).parents[2]
 REWARD = """\
 from glm_training.rewards import RewardCalculator
 
@@ -34,12 +30,6 @@ class Bright(RewardCalculator):
 
 Case = list[dict[str, Any]]
 """What each of the two ranks is started with."""
-
-
-def free_port() -> str:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return str(sock.getsockname()[1])
 
 
 class Pair:
@@ -58,7 +48,7 @@ class Pair:
     def add(self, name: str, *overrides: str, on_1: list[str] | None = None) -> Case:
         """A case of both ranks with the same `overrides`, and those of rank 1 alone after them."""
         arguments = ["--config", str(self.config), *overrides]
-        environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2"}
+        environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
         self.cases[name] = [
             {
                 "environment": environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
@@ -73,13 +63,10 @@ class Pair:
     def run(self) -> list[dict[str, dict[str, Any]]]:
         """Exit code and standard error by case, of both ranks."""
         (self.folder / "cases.json").write_text(json.dumps(self.cases), encoding="utf-8")
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
         worker = str(Path(__file__).with_name("agreement_worker.py"))
-        pair = [
-            subprocess.Popen([sys.executable, worker, str(self.folder), str(rank)], env=environment) for rank in (0, 1)
-        ]
-        for process in pair:
-            assert process.wait(timeout=240) == 0
+        for program in [Program(worker, str(self.folder), rank) for rank in "01"]:
+            done = program.ended()
+            assert done.returncode == 0, done.stderr
         return [json.loads((self.folder / f"told-{rank}.json").read_text()) for rank in (0, 1)]
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
 import runpy
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from torch.distributed.run import parse_args
 
 from glm_training.config import load_config
+from tests.warm import run_two
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ["README.md", "QUICKSTART.md", "examples/USAGE.md", "docs/architecture.md", "docs/coming_from.md"]
@@ -86,11 +86,10 @@ def test_command(command, tmp_path, monkeypatch):
 def test_command_of_several_processes(command, tmp_path):
     if of_the_hub(command):
         return
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", *shlex.split(command)[1:]]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    words += [*SHORT, f"output_dir={tmp_path}/run"]
-    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
+    launch = parse_args(["--standalone", *shlex.split(command)[1:]])
+    assert launch.nproc_per_node == "2"
+    for done in run_two(launch.training_script, *launch.training_script_args, *SHORT, f"output_dir={tmp_path}/run"):
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

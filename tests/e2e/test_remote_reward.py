@@ -21,6 +21,7 @@ from glm_training.engine.errors import ScoringError
 from tests.reward_service import FaultyService, RawService
 from tests.runs import trainer_of, write_config
 from tests.same import assert_identical
+from tests.warm import free_port, run_two
 
 ROOT = Path(__file__).parents[2]
 SHARED = [
@@ -160,17 +161,8 @@ def test_when_one_process_fails_all_stop_together(tmp_path):
     write_config(tmp_path)
     (tmp_path / "worker.py").write_text(WORKER, encoding="utf-8")
     overrides = [*SHARED[:-1], "distributed.enabled=true"]
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
-            *(str(tmp_path / "worker.py"), str(tmp_path), *overrides),
-        ],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        check=True,
-        capture_output=True,
-        timeout=120,
-    )
+    for done in run_two(str(tmp_path / "worker.py"), str(tmp_path), *overrides):
+        assert done.returncode == 0, done.stderr
     told = [(tmp_path / f"told-{rank}").read_text() for rank in (0, 1)]
     assert told[0] == told[1] and told[0].startswith("the judge is gone\nThe run stopped after step 1 of 2")
     assert (tmp_path / "run" / "checkpoints" / "latest").read_text().strip() == "step-000001"
@@ -197,9 +189,7 @@ def kill(server: subprocess.Popen[bytes]) -> None:
 
 
 def test_the_reference_server_killed_in_the_middle(tmp_path, capsys):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     arguments = ["--config", str(write_config(tmp_path)), *options(url, timeout_seconds=20)]
     assert train(*arguments) == 2

@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from tests.warm import free_port
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = {"sdxl_dpo_lora_tiny": ["training.batch_size=2"], "sdxl_dmdr_cold_start_tiny": ["dmdr.update_ratio=1"]}
 
 
-@pytest.mark.parametrize("name", list(CONFIGS))
-def test_two_launchers_meet(tmp_path, name) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def test_two_launchers_meet(tmp_path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    rendezvous = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}"]
-    run = [f"output_dir={tmp_path}/run", "training.max_steps=2", "logging.log_images=false", *CONFIGS[name]]
+    rendezvous = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={free_port()}"]
+    run = [f"output_dir={tmp_path}/run", "training.max_steps=2", "logging.log_images=false", "dmdr.update_ratio=1"]
     nodes = [
         subprocess.Popen(
             [
                 *(sys.executable, "-m", "torch.distributed.run", *rendezvous, f"--node-rank={rank}"),
-                *("train.py", "--config", f"configs/{name}.yaml", *run),
+                *("train.py", "--config", "configs/sdxl_dmdr_cold_start_tiny.yaml", *run),
             ],
             cwd=ROOT,
             env=environment,

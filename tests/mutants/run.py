@@ -191,7 +191,7 @@ def main() -> int:
     arguments = parser.parse_args()
     chosen = [one for one in mutations() if not arguments.words or any(word in str(one) for word in arguments.words)]
     stale = {mutation: why for mutation in chosen if (why := misfit(mutation)) is not None}
-    _FORKS.set_forkserver_preload(["tests.mutants.warm"])
+    _FORKS.set_forkserver_preload(["tests.warm_libraries"])
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copies = Copies(Path(folder), arguments.jobs, arguments.seconds)
         fitting = [mutation for mutation in chosen if mutation not in stale]

@@ -1,4 +1,4 @@
-"""Run by torchrun from test_failing_processes: one process of two fails, and what both raise goes to a file."""
+"""Two of these are the run of test_failing_processes: one of them fails, and what both raise goes to a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run by torchrun from test_preference_equivalences: two steps of every case on two processes, weights to a file."""
+"""Two of these are the run of test_preference_equivalences: two steps of every case, weights to a file."""
 
 import sys
 from pathlib import Path

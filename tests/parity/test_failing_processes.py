@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from glm_training.checkpoint.resume import resolve_resume
 from tests.parity.failing_worker import CASES
-from tests.parity.launching import HERE
 from tests.runs import write_config
+from tests.warm import run_two
 
 EXPECTED = {
     "data": ("DataLostError: images/7.png: does not exist", 1),
@@ -25,19 +22,12 @@ EXPECTED = {
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory) -> Path:
-    """Every case of the worker, by two gloo processes that torchrun started."""
+    """Every case of the worker, by two gloo processes."""
     folder = tmp_path_factory.mktemp("failing")
     write_config(folder)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
-    done = subprocess.run(
-        [*command, str(HERE / "failing_worker.py"), str(folder)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    (folder / "stderr").write_text(done.stderr)
+    done = run_two(str(Path(__file__).with_name("failing_worker.py")), str(folder))
+    assert done[1].returncode == 9, done
+    (folder / "stderr").write_text("".join(each.stderr for each in done))
     return folder
 
 

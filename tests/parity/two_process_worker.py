@@ -1,4 +1,4 @@
-"""Run by torchrun from test_training_equivalences: two steps of every case, weights and drawn prompts to a file."""
+"""Two of these are the run of test_training_equivalences: two steps of every case, weights and prompts to a file."""
 
 import os
 import signal

@@ -23,7 +23,7 @@ guard_standard_streams()
 from glm_training.utils.console import Console
 console = Console()
 with open(sys.argv[1], "w") as file:  # with its number free, this would be standard output or standard error
-    for number in range(20000):
+    for number in range(4000):
         console.line(f"line {number}")
         print("a reward of the user's own")
     console.error("the end")

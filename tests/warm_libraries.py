@@ -1,5 +1,5 @@
-"""Loads what the package imports of others, once for all test runs: each is forked from here. The package itself is let
-go again, so that every run reads its own copy."""
+"""Loads what the package imports of others, once for all that is forked from here (`tests/warm.py`, the runner of the
+mutants). The package itself is let go again, so that each fork reads its own copy."""
 
 import sys
 

@@ -7,9 +7,30 @@ import os
 
 import pytest
 
+SLOW = (
+    "trainers/test_killed_anywhere.py",
+    "e2e/test_readme.py",
+    "trainers/test_dmdr_trainer.py",
+    "e2e/test_cli.py",
+    "parity/test_training_equivalences.py",
+    "e2e/test_remote_reward.py",
+    "e2e/test_two_nodes.py",
+    "parity/test_preference_equivalences.py",
+    "methods/test_distillation.py",
+    "tests/test_quality.py",
+)
+"""Files of half a minute or more; they come first, so that two processes end at the same time."""
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        return next((number for number, name in enumerate(SLOW) if item.path.as_posix().endswith(name)), len(SLOW))
+
+    items.sort(key=place)
 
 
 @pytest.fixture(autouse=True)

@@ -26,17 +26,26 @@ LAUNCHED = {"WORLD_SIZE", "SLURM_NTASKS"}
 EXAMPLES = """\
 examples:
   {program} --config configs/quickstart.yaml
-  {program} --config configs/quickstart.yaml training.max_steps=100 output_dir=runs/long
+  {program} --config configs/quickstart.yaml training.max_steps=100
   {program} --config configs/quickstart.yaml --resume
-  {program} --config configs/quickstart.yaml --resume auto       # for jobs that are started again unattended
-  {program} --config configs/t2i_training.yaml --config configs/recipes/gspo.yaml
+  {program} --config configs/quickstart.yaml --resume auto
+  {program} --config configs/t2i_training.yaml \\
+      --config configs/recipes/gspo.yaml
 
-Everything in the file, the data and the rewards is checked before anything is trained (glm-train validate does only
-that). Every key: docs/configuration.md. The run directory is the file's output_dir, by default runs/<name of the file>.
+--resume auto is for jobs that are started again unattended. Everything in the
+file, the data and the rewards is checked before anything is trained (glm-train
+validate does only that). Every key: docs/configuration.md. The run directory is
+the file's output_dir, by default runs/<name of the file>.
 
-exit codes: 0 done, 1 the run failed, 2 configuration, data or the run directory are at fault, 3 values were not
-finite, 4 a monitor stopped the run after saving (reward.monitors.action: stop), 130, 138 or 143 stopped by SIGINT
-(Ctrl-C), SIGUSR1 or SIGTERM: a run that had begun to train has saved
+exit codes:
+  0              done
+  1              the run failed
+  2              configuration, data or the run directory are at fault
+  3              values were not finite
+  4              a monitor stopped the run after saving
+                 (reward.monitors.action: stop)
+  130, 138, 143  stopped by SIGINT (Ctrl-C), SIGUSR1 or SIGTERM: a run that had
+                 begun to train has saved
 """
 
 

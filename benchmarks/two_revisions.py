@@ -1,11 +1,13 @@
 """Two revisions of this repository train the same things: are their losses identical, and which is faster?
 
-    python benchmarks/two_revisions.py BEFORE AFTER [--rounds 5] [--out benchmarks/results/two_revisions.json]
+    python benchmarks/two_revisions.py BEFORE AFTER [--tasks sft grpo] [--out benchmarks/results/two_revisions.json]
 
-Each revision is checked out beside the other, and they train in turn (A B, B A, ...), one thread, on the tiny models.
-Written down per task: whether every logged figure but times is the same to the last digit, the median seconds of a
-step after the first, and their ratio after / before with the range over the rounds. Prints JSON. A change that only
-moves code must give identical losses and a ratio within noise.
+Each revision is checked out beside the other, and both train at once, in lockstep: a step of one, then the same step of
+the other, each while the other waits, on one thread and the tiny models. Written down per task: whether every logged
+figure but times is the same to the last digit; the median seconds of a step after the first, with what follows it; and
+the median of their ratios after / before, step by step, with its 95 % interval (bootstrap) and its quartiles. A machine
+that is slow for a minute is slow for both. Prints JSON. A change that only moves code must give identical losses and a
+ratio of 1 within that interval.
 """
 
 from __future__ import annotations
@@ -14,10 +16,12 @@ import argparse
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -28,26 +32,67 @@ COMMON = [
     "logging.save_interval=100000",
     "logging.log_interval=1",
 ]
-PLAIN = ["training.use_reward=false", "training.batch_size=8", "training.max_steps=16", "model.name=tiny"]
+PLAIN = ["training.use_reward=false", "training.batch_size=8", "training.max_steps=81", "model.name=tiny"]
 TASKS: dict[str, tuple[str, list[str]]] = {
     "sft": ("configs/quickstart.yaml", [*PLAIN, *COMMON]),
-    "grpo": ("configs/quickstart.yaml", ["training.max_steps=4", "training.batch_size=2", *COMMON]),
-    "dpo": ("configs/sdxl_dpo_lora_tiny.yaml", ["training.max_steps=30", *COMMON]),
-    "dmdr": ("configs/sdxl_dmdr_cold_start_tiny.yaml", ["training.max_steps=20", *COMMON]),
+    "grpo": ("configs/quickstart.yaml", ["training.max_steps=21", "training.batch_size=1", *COMMON]),
+    "dpo": ("configs/sdxl_dpo_lora_tiny.yaml", ["training.max_steps=151", *COMMON]),
+    "dmdr": ("configs/sdxl_dmdr_cold_start_tiny.yaml", ["training.max_steps=101", *COMMON]),
 }
 TIMES = ("time/", "images_per_second", "tokens_per_second", "memory/")
 
 
-def figures(tree: Path, task: str, folder: Path) -> list[dict[str, float]]:
-    """The logged lines of one run of `task` by the code in `tree`."""
-    config, overrides = TASKS[task]
-    environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "train.py", "--config", config, *overrides, f"output_dir={folder}"]
-    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise SystemExit(f"{task} at {tree} failed:\n{done.stderr}")
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+DRIVER = """
+import os, runpy, sys, time
+from glm_training.trainers.base_trainer import BaseTrainer
+go, told = os.fdopen(int(sys.argv.pop(1))), os.fdopen(int(sys.argv.pop(1)), "w", buffering=1)
+advance = BaseTrainer._advance
+def timed(self, *arguments):
+    if go.readline():
+        started = time.perf_counter()
+        advance(self, *arguments)
+        print(time.perf_counter() - started, file=told)
+BaseTrainer._advance = timed
+sys.argv[0] = "train.py"
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+class Run:
+    """A run of `task` by the code in `tree` that takes a step when it is told to."""
+
+    def __init__(self, tree: Path, task: str, folder: Path) -> None:
+        config, overrides = TASKS[task]
+        environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        (go, own_go), (own_told, told) = os.pipe(), os.pipe()
+        command = [sys.executable, "-c", DRIVER, str(go), str(told), "--config", config, *overrides]
+        self.folder, self.errors = folder, folder.with_suffix(".stderr").open("w+")
+        self.process = subprocess.Popen(
+            [*command, f"output_dir={folder}"],
+            cwd=tree,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=self.errors,
+            pass_fds=(go, told),
+        )
+        os.close(go)
+        os.close(told)
+        self._go, self._told = os.fdopen(own_go, "w", buffering=1), os.fdopen(own_told)
+
+    def step(self) -> float | None:
+        """Seconds of the next step; None once the run is over."""
+        with suppress(BrokenPipeError):
+            self._go.write("go\n")
+        told = self._told.readline()
+        return float(told) if told else None
+
+    def rows(self) -> list[dict[str, float]]:
+        """The logged lines, once it has ended."""
+        if self.process.wait() != 0:
+            self.errors.seek(0)
+            raise SystemExit(f"{self.folder.name} failed:\n{self.errors.read()}")
+        lines = (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
 
 
 def losses(rows: list[dict[str, float]]) -> list[dict[str, float]]:
@@ -65,36 +110,42 @@ def first_difference(before: list[dict[str, float]], after: list[dict[str, float
     return None
 
 
-def step_seconds(rows: list[dict[str, float]]) -> float:
-    return statistics.median(row["time/step_seconds"] for row in rows[1:] if "time/step_seconds" in row)
-
-
-def compare(trees: dict[str, Path], task: str, rounds: int, folder: Path) -> dict[str, object]:
+def compare(trees: dict[str, Path], task: str, folder: Path) -> dict[str, object]:
+    runs = {name: Run(tree, task, folder / f"{task}-{name}") for name, tree in trees.items()}
     seconds: dict[str, list[float]] = {name: [] for name in trees}
-    rows: dict[str, list[dict[str, float]]] = {}
-    for turn in range(rounds):
+    running, turn = True, 0
+    while running:
         for name in list(trees)[:: 1 if turn % 2 == 0 else -1]:
-            rows[name] = figures(trees[name], task, folder / f"{task}-{name}-{turn}")
-            seconds[name].append(step_seconds(rows[name]))
-    ratios = [after / before for before, after in zip(seconds["before"], seconds["after"], strict=True)]
-    before, after = losses(rows["before"]), losses(rows["after"])
+            step = runs[name].step()
+            running = running and step is not None
+            seconds[name] += [] if step is None else [step]
+        turn += 1
+    before, after = (losses(runs[name].rows()) for name in ("before", "after"))
+    ratios = [new / old for old, new in zip(seconds["before"][1:], seconds["after"][1:], strict=True)]
     return {
-        "lines": len(before),
+        "steps": len(ratios),
         "first_difference": first_difference(before, after),
         "only_before": sorted({key for row in before for key in row} - {key for row in after for key in row}),
         "only_after": sorted({key for row in after for key in row} - {key for row in before for key in row}),
-        "step_seconds_before": statistics.median(seconds["before"]),
-        "step_seconds_after": statistics.median(seconds["after"]),
+        "seconds_before": statistics.median(seconds["before"][1:]),
+        "seconds_after": statistics.median(seconds["after"][1:]),
         "ratio": statistics.median(ratios),
-        "ratio_range": [min(ratios), max(ratios)],
+        "ratio_95": interval(ratios),
+        "ratio_quartiles": statistics.quantiles(ratios, n=4)[::2],
     }
+
+
+def interval(values: list[float], draws: int = 2000) -> list[float]:
+    """In which the median lies with 95 % confidence, by resampling."""
+    rng = random.Random(0)
+    medians = sorted(statistics.median(rng.choices(values, k=len(values))) for _ in range(draws))
+    return [medians[draws // 40], medians[-draws // 40 - 1]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("before")
     parser.add_argument("after")
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -106,11 +157,11 @@ def main() -> None:
             told = subprocess.run(["git", "rev-parse", "--short", revision], cwd=ROOT, capture_output=True, text=True)
             commits[name] = told.stdout.strip()
         try:
-            results = {task: compare(trees, task, arguments.rounds, Path(folder)) for task in arguments.tasks}
+            results = {task: compare(trees, task, Path(folder)) for task in arguments.tasks}
         finally:
             for tree in trees.values():
                 subprocess.run(["git", "worktree", "remove", "--force", tree], cwd=ROOT, check=True)
-    report = {"machine": platform.processor() or platform.machine(), **commits, "rounds": arguments.rounds, **results}
+    report = {"machine": platform.processor() or platform.machine(), **commits, **results}
     text = json.dumps(report, indent=1) + "\n"
     if arguments.out is not None:
         arguments.out.write_text(text, encoding="utf-8")

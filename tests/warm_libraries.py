@@ -3,7 +3,9 @@ mutants). The package itself is let go again, so that each fork reads its own co
 
 import sys
 
+import onnxruntime  # noqa: F401
 import pytest  # noqa: F401
+import rapidocr.main  # noqa: F401
 
 import glm_training.cli.main
 import glm_training.trainers.run  # noqa: F401

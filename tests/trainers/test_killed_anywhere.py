@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -144,9 +145,12 @@ def at_call(owner: Any, name: str, act: Callable[[], None]) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def subject(request, tmp_path_factory) -> Subject:
-    kind = request.param
-    folder = tmp_path_factory.mktemp(kind.__name__)
+def subjects(tmp_path_factory) -> Callable[[Callable[[Path], BaseTrainer]], Subject]:
+    """Each made once."""
+    return cache(lambda kind: undisturbed(kind, tmp_path_factory.mktemp(kind.__name__)))
+
+
+def undisturbed(kind: Callable[[Path], BaseTrainer], folder: Path) -> Subject:
     found = Subject(kind, kind(folder), folder, {}, {}, 0)
 
     def counted() -> int:
@@ -198,9 +202,9 @@ def assert_resumed_the_same(subject: Subject, where: str) -> None:
         assert found[name] == whole, f"{where}: {name}"
 
 
-@pytest.mark.parametrize(("subject", "case"), cases(), indirect=["subject"])
-def test_stopped_or_killed_in_a_phase(subject, case):
-    phase, number, at = case
+@pytest.mark.parametrize(("kind", "case"), cases())
+def test_stopped_or_killed_in_a_phase(subjects, kind, case):
+    subject, (phase, number, at) = subjects(kind), case
     calls = subject.calls[phase]
     place = {"first": 1, "middle": (calls + 1) // 2, "last": calls}[at]
     seen: list[int] = []
@@ -222,9 +226,10 @@ def test_stopped_or_killed_in_a_phase(subject, case):
     assert_resumed_the_same(subject, f"{_label(*case)}, call {place} of {calls}")
 
 
-@pytest.mark.parametrize("subject", PHASES if WHICH == "changes" else [reward], indirect=True, ids=lambda k: k.__name__)
-def test_killed_at_a_change_of_its_files(subject):
+@pytest.mark.parametrize("kind", PHASES if WHICH == "changes" else [reward], ids=lambda kind: kind.__name__)
+def test_killed_at_a_change_of_its_files(subjects, kind):
     """Before the change, or half-way through it where it is a write."""
+    subject = subjects(kind)
     places = range(subject.changes) if WHICH == "changes" else [subject.changes * part // 7 for part in (2, 4, 6)]
     tried = 0
     for place in places:

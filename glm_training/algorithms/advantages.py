@@ -1,8 +1,8 @@
 """From rewards to advantages: group statistics, several rewards at once, and the plan/render credit tree.
 
-P prompts, G samples per prompt, N plans (AR samples) per prompt, M renders (DiT samples) per plan. All statistics are
-fp32, on the device of the rewards, and carry no gradient. Standard deviations are sample standard deviations (divided
-by n - 1). To take statistics over all processes, gather the rewards first.
+P prompts, G samples per prompt, N plans (AR samples) per prompt, M renders (DiT samples) per plan, K metrics.
+All statistics are fp32, on the device of the rewards, and carry no gradient. Standard deviations are sample standard
+deviations (divided by n - 1). To take statistics over all processes, gather the rewards first.
 """
 
 from __future__ import annotations

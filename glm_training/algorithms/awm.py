@@ -4,6 +4,8 @@ No trajectory: a drawn clean sample x0 is noised to x_t = (1 - t) x0 + t eps and
 minus the flow-matching error at (t, eps). The ratio of two policies at the same (t, eps) then goes through
 `policy_loss` as a denoising step's does. Because the surrogate is a mean over latent dims, ratios stay near 1 and clip
 ranges are of the order of the error's change per update, not of 0.2.
+
+B samples of any latent dimensions, [B, *dims].
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 A generator makes x0 in few steps. Two denoisers look at a renoised x0: the real one (the teacher) says where real
 images lie, the fake one, trained on the generator's own samples, where the generator's lie. Their difference is the
 gradient of the KL between the two distributions.
+
+B samples of any latent dimensions, [B, *dims]; D features of a text.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 sigma in [0, 1], 0 is data and 1 is noise. x_sigma = (1 - sigma) * clean + sigma * noise; velocity = noise - clean;
 clean = x - sigma * velocity; noise = x + (1 - sigma) * velocity. No function draws random numbers.
 
+B samples of any latent dimensions, [B, *dims].
+
 Value checks cost one device synchronisation per call; `check_finite=False` skips them.
 """
 

@@ -8,6 +8,8 @@ v - s^2/2 * score: "flow" and "dance" are this with two choices of s.
 Log-probabilities are means over the latent dims of log N(x'; mean, std^2), normaliser included, with the std the step
 really has. The mean (not the sum) keeps ratios near 1 whatever the resolution. Keep stored latents in fp32: rounding
 x' to bf16 between rollout and replay changes the ratio.
+
+B samples of any latent dimensions, [B, *dims].
 """
 
 from __future__ import annotations
@@ -129,6 +131,7 @@ def sde_step(
         taken, log_prob = step.mean, None
     else:
         taken = _next_latents(step, next_latents, noise, generator)
+        # detached: x' - mean of a drawn x' is std * noise, in which the velocity cancels, and the gradient with it
         log_prob = _normal_log_prob(taken.detach(), step.mean, step.std)
     if check_finite:
         given = {} if kernel == "ode" else {"next_latents": next_latents, "noise": noise}

@@ -7,6 +7,8 @@ v- = (1 + beta) v_old - beta v. The positive one is regressed on x0 with weight 
 At v = v_old both branches predict the same and the gradient of the loss with respect to v is
 -2 t A (x0_hat - x0) / (n mean|x0_hat - x0| B): exactly proportional to the clipped advantage, whatever beta and
 advantage_max are. beta only sets how far v may go before the branches part.
+
+B samples of any latent dimensions, [B, *dims].
 """
 
 from __future__ import annotations

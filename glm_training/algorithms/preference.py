@@ -1,7 +1,7 @@
 """Direct preference optimization: a policy is moved from its reference towards the preferred of two samples.
 
 Whatever stands for a sample's log-likelihood gives the same loss: minus the prediction error of a diffusion model
-(Diffusion-DPO, arXiv:2311.12908), or the summed log-probs of a sequence (DPO, arXiv:2305.18290).
+(Diffusion-DPO, arXiv:2311.12908), or the summed log-probs of a sequence (DPO, arXiv:2305.18290). B pairs.
 """
 
 from __future__ import annotations
@@ -123,6 +123,7 @@ def min_snr_weights(snr: Tensor, *, gamma: float, prediction: str, check_finite:
     if check_finite:
         demand(finite("snr", snr), _not_negative("snr", snr))
     if prediction == "epsilon":
+        # not min(snr, gamma) / snr, which is 0 / 0 where all is noise
         return (gamma / snr).clamp(max=1)
     return snr.clamp(max=gamma) / (snr + 1)
 

@@ -48,6 +48,7 @@ def weights_fingerprint(modules: Iterable[nn.Module], *facts: Any) -> str:
     for module in modules:
         for name, tensor in module.state_dict().items():
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+            # as bytes: numpy has no bf16
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
@@ -131,6 +132,7 @@ class EncodedCache:
 
 
 def _held(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    # copied on the CPU too: a row is a view, which would keep its whole batch in memory
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
@@ -141,7 +143,7 @@ def _write_whole(path: Path, data: bytes) -> None:
         with partial.open("xb") as file:
             file.write(data)
         os.replace(partial, path)
-    except BaseException:
+    except BaseException:  # a stop, too, leaves nothing half written
         partial.unlink(missing_ok=True)
         raise
 
@@ -158,6 +160,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {list(tensors[name].shape)}\n".encode())
+        # as bytes: numpy has no bf16
         digest.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 

@@ -56,9 +56,8 @@ class Interval:
             elif ours and name.endswith(MAXIMUM):
                 value = _largest([kept, value])
             elif not (ours and name.rpartition("/")[2] in STANDINGS) and so_far + weight > 0:
-                value = kept + (value - kept) * (
-                    weight / (so_far + weight)
-                )  # of equal values: their value, bit for bit
+                # in this form the mean of equal values is their value, bit for bit
+                value = kept + (value - kept) * (weight / (so_far + weight))
             self._kept[name] = (value, so_far + weight)
 
     def figures(self) -> dict[str, float]:

@@ -47,6 +47,7 @@ class Part:
         self.world = world
         self.policy: nn.Module = component
         if world.world_size > 1:
+            # buffers are frozen and were compared at the start: sending them at each forward would be waiting in vain
             self.policy = DistributedDataParallel(
                 component, find_unused_parameters=find_unused_parameters, forward_sync_buffers=False
             )
@@ -77,6 +78,7 @@ class Part:
         rate = self.learning_rate(training_step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        # first of all: the norm and the clip are those of the true gradients
         self.scaler.unscale_(self.optimizer)
         parameters = list(self.parameters.values())
         total = nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])

@@ -70,7 +70,7 @@ class InFlight:
 
     def update(self, part: Part, step: int) -> dict[str, float]:
         """The optimizer step of a part. From here on the training step is finished, whatever is asked."""
-        before, self.changed = self.changed, True
+        before, self.changed = self.changed, True  # ahead of the step: an error in its middle leaves weights half moved
         try:
             return part.step(step)
         except NonFiniteError:  # raised before any weight of this part changes

@@ -1,6 +1,6 @@
 """GRPO for the AR half: the log-probs of the tokens that were drawn, against the advantage of their plan.
 
-Needs of a rollout: tokens with their log-probs. One term per slice.
+Needs of a rollout: tokens with their log-probs. One term per slice. B plans of T tokens.
 """
 
 from __future__ import annotations

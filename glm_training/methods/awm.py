@@ -1,6 +1,6 @@
 """Advantage-weighted matching for the DiT half: the flow-matching error of the drawn images in the likelihood's place.
 
-Needs of a rollout: final latents of any sampler. One term per noise level.
+Needs of a rollout: final latents of any sampler. One term per noise level. B renders with latents [C, h, w].
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class AWM:
         share = 1.0 / len(draws.levels)
         for column, level in enumerate(draws.levels):
             anchor = None
+            # before the trained pass, so that none of its activations are held meanwhile
             if self.kl_coef > 0 and policies.reference is not None:
                 with torch.no_grad(), policies.reference():
                     anchor = self._density(policies.component, trajectory, draws, level)[1]

@@ -2,6 +2,8 @@
 
 The generator makes x0 in few steps. The guidance network is the frozen teacher with an adapter: at one strength of the
 adapter it is the fake score, which learns the generator's distribution, at another one the real score.
+
+B samples with latents [C, h, w].
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ class BackwardSimulation:
         `noise` [B, draws, C, h, w], standard normal: the first is the start, unscaled, the others are put on the
         estimates in between. A row takes as many passes as its step has before it.
         """
-        noisy = noise[:, 0].float().clone()
+        noisy = noise[:, 0].float().clone()  # written to below, and the noise is the caller's
         for step in range(int(picks.max())):
             rows = (picks > step).nonzero().squeeze(1).to(noise.device)
             here, after = (self.levels(torch.full((len(rows),), at)) for at in (step, step + 1))
@@ -151,5 +153,6 @@ class Dynamics:
         Two runs that draw the same numbers so get the same levels, however many processes share the work.
         """
         alpha, beta = (1.0, 1.0) if self.renoise_steps is None else renoise_beta(step, self.renoise_steps)
+        # fp64, on the CPU: every device gets the same levels
         quantiles = torch.from_numpy(betaincinv(alpha, beta, draws.double().cpu().numpy()))
         return (self.low + (self.high - self.low) * quantiles).float().to(draws.device)

@@ -2,6 +2,8 @@
 
 Needs of a rollout: a trajectory with the latents around its SDE steps. One term per SDE step. Which steps those are,
 and by which kernel they draw, is the rollout's: MixGRPO, Flow-GRPO-Fast, Dance and CPS differ there alone.
+
+B renders with latents [C, h, w] and K SDE steps.
 """
 
 from __future__ import annotations
@@ -65,6 +67,7 @@ class FlowPolicyGradient:
         share = 1.0 / len(trajectory.sde_indices)
         for step in trajectory.sde_indices:
             anchor = None
+            # before the trained pass, so that none of its activations are held meanwhile
             if self.kl_coef > 0 and policies.reference is not None:
                 with policies.reference():
                     anchor = self.replay(policies.component, trajectory, step).mean

@@ -1,4 +1,4 @@
-"""What every method is given of a half, and what it hands back to a trainer."""
+"""What every method is given of a half, and what it hands back to a trainer. B samples with latents [C, h, w]."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """DiffusionNFT for the DiT half: no trajectory, no likelihood, only final latents; good ones pull and bad ones push.
 
 Needs of a rollout: final latents of any sampler and the policy that drew them, kept as the slow "old" policy. One term
-per noise level.
+per noise level. B renders with latents [C, h, w].
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class NFT:
             noisy, times, _, sigma = draws.inputs(trajectory, level)
             inputs = (noisy, times, trajectory.condition)
             anchor = None
+            # before the trained pass, so that none of its activations are held meanwhile
             with torch.no_grad():
                 with policies.old():
                     before = policies.component(*inputs, guidance_scale=guidance)

@@ -2,6 +2,7 @@
 
 Rows come in pairs: B preferred images, then the B rejected ones of the same prompts. Both of a pair are noised with the
 same noise to the same level and go through the network in one forward pass, so that nothing but the images differs.
+Latents are [C, h, w], sequences of T tokens.
 """
 
 from __future__ import annotations

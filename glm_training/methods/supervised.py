@@ -1,4 +1,7 @@
-"""Supervised finetuning on target images: cross-entropy for the AR half, flow matching for the DiT half."""
+"""Supervised finetuning on target images: cross-entropy for the AR half, flow matching for the DiT half.
+
+B images: T tokens each, latents [C, h, w].
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 x = a x0 + b e with a the signal and b the spread of a noise level, e standard normal noise. The network predicts e
 ("epsilon"), a e - b x0 ("v_prediction", arXiv:2202.00512) or e - x0 ("velocity", flow matching with a = 1 - b).
+B rows with latents [C, h, w].
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Preference pairs as the losses read them: latents, tokens and texts, encoded once or at every step."""
+"""Preference pairs as the losses read them: latents, tokens and texts, encoded once or at every step.
+
+B pairs in B or 2 B rows, latents [C, h, w], T tokens.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""From the raw rewards of a step to the advantages of its plans and renders, over all processes."""
+"""From the raw rewards of a step to the advantages of its plans and renders, over all processes.
+
+P prompts, N plans per prompt, M renders per plan.
+"""
 
 from __future__ import annotations
 
@@ -104,8 +107,8 @@ def assign_advantages(chunks: list[Scored], config: Config, world: World, step: 
     """Fills in the advantages of `chunks`, compared over the whole step, and returns the figures of its raw rewards.
 
     A sample that could not be scored, and a plan none of whose renders could, counts nowhere: it gets zero here, and no
-    term of the loss (`updates`). The reward
-    weight of a half scales its advantages last, so that the KL beside them keeps its own weight.
+    term of the loss (`updates`). The reward weight of a half scales its advantages last, so that the KL beside them
+    keeps its own weight.
     """
     grpo = config.reward.grpo
     rewards = gather_tensor(world, torch.cat([chunk.rewards() for chunk in chunks]))
@@ -131,6 +134,7 @@ def assign_advantages(chunks: list[Scored], config: Config, world: World, step: 
             scored = ~rewards.isnan()
             values = _shuffled(values, scored.any(dim=2) if part == "ar" else scored, config.seed, level, step)
         chosen[part] = values.clamp(-grpo.advantage_clip, grpo.advantage_clip) * policy.reward_weight
+    # a process's prompts lie together in what was gathered, chunk after chunk, and all have equally many
     start = world.rank * sum(len(chunk.rollout.prompts) for chunk in chunks)
     for chunk in chunks:
         rows = slice(start, start + len(chunk.rollout.prompts))
@@ -200,4 +204,5 @@ def flat_groups(rewards: Tensor) -> Tensor:
     values = rewards.flatten(1)
     highest = values.nan_to_num(-math.inf).amax(dim=1)
     lowest = values.nan_to_num(math.inf).amin(dim=1)
+    # not ==: a group without any score has -inf and inf here, and is flat as well
     return ~(highest > lowest)

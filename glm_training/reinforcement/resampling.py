@@ -1,5 +1,8 @@
 """Groups whose rewards are all equal teach nothing: the next prompts are drawn in their place (DAPO's dynamic sampling,
-arXiv:2503.14476), for a bounded number of rounds."""
+arXiv:2503.14476), for a bounded number of rounds.
+
+C chunks of b prompts on each of W processes; P prompts, N plans per prompt, M renders per plan.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Drawing the samples of a reward step: N plans per prompt by the AR half, M renders per plan by the DiT half."""
+"""Drawing the samples of a reward step: N plans of each of P prompts by the AR half, M renders per plan by the DiT."""
 
 from __future__ import annotations
 
@@ -124,6 +124,7 @@ def draw_rollout(
         for m in range(settings.renders)
     ]
     shape = family.dit.latent_shape(settings.height, settings.width)
+    # branches of a plan begin as its render 0 does, and part by their own step noise
     starts = [(p, n, 0) for p, n, _ in names] if settings.branch else names
     noise = normal(seed, "rollout/latents", starts, shape)
     step_noise = None

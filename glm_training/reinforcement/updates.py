@@ -1,4 +1,7 @@
-"""From scored rollouts to optimizer steps: which method a half learns by, and how its terms make up an update."""
+"""From scored rollouts to optimizer steps: which method a half learns by, and how its terms make up an update.
+
+B rows of a chunk (plans or renders), R rows of a slice, T tokens of a plan.
+"""
 
 from __future__ import annotations
 
@@ -186,6 +189,7 @@ def update_dit(run: Learning, method: DiTMethod, chunks: list[Scored]) -> dict[s
 
     metrics = _optimise(run, part, chunks, group, slices, nft_terms, len(levels))
     assert part.old is not None
+    # after the last update: until then it is the policy that drew
     part.old.update(_old_decay(run.config, run.step))
     return metrics
 
@@ -209,6 +213,7 @@ def _matching_draws(
     names = [(rollout.positions[row // group], row % group) for row in rows.tolist()]
 
     def noise(level: int) -> Tensor:
+        # AWM draws under this name as well: another one would give its runs other numbers
         return normal(run.config.seed, f"nft/{level}", names, tuple(final.shape[1:]), device=final.device)
 
     return MatchingDraws(levels, noise)

@@ -194,6 +194,7 @@ class BaseTrainer(ABC):
     def _advance(self, progress: Progress) -> None:
         """One training step with what is due after it. Raises StopRequested, without a trace of a step dropped."""
         started = time.perf_counter()
+        # a step that is dropped gives its prompts back: the resume draws them again
         place = self.sampler.state_dict()
         self.in_flight.begin()
         try:
@@ -207,7 +208,7 @@ class BaseTrainer(ABC):
         rate = {"images_per_second": Mean(self.images_per_step() / seconds, seconds)}
         self.interval.add({**rate, **metrics, "time/step_seconds": seconds})
         figures = self.interval.figures()
-        self.in_flight.begin()
+        self.in_flight.begin()  # the step is whole: what fails from here on takes nothing of it back
         stop = self._poll() or self._heed_monitors()
         last = self.step == self.total_steps
         if last or stop or self.step % self.config.logging.log_interval == 0:

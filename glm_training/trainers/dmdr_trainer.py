@@ -85,6 +85,7 @@ class DMDRTrainer(BaseTrainer):
         config, dmdr = self.config, self.config.dmdr
         self.family.draw_in_few_steps(FewSteps(dmdr.student_steps, dmdr.one_step_timestep))
         generator = self.family.module(self.name)
+        # ahead of initial_weights, which are the generator's alone: the teacher is the model as it was loaded
         self.teacher: nn.Module = frozen_copy(generator, DTYPES[config.model.torch_dtype])
         targets = config.lora_for(self.name).targets
         seed = derive_seed(config.seed, "dmdr/guidance adapter")
@@ -205,6 +206,7 @@ class DMDRTrainer(BaseTrainer):
         device, steps = self.world.device, self.simulation.draws
         shape = cast(Any, self.generator.component).latent_shape(size.height, size.width)
         names = [(position,) for position in positions]
+        # one draw per sample, cut up in this order: another order would give every run other numbers
         noise = normal(seed, "dmdr/noise", names, (steps + 2, *shape), device=device)
         draws = uniform(seed, "dmdr/levels", names, (3,))
         renoised, levels = noise[:, steps:], draws[:, 1:]

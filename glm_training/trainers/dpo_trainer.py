@@ -69,7 +69,7 @@ class DPOTrainer(BaseTrainer):
     def build_data(config: Config) -> tuple[PreferenceDataset, ImageDataset]:
         """The pairs, with the held-out ones in `held_out`, and the prompts that samples are drawn for: of the held-out
         pairs, where there are some."""
-        assert config.data.pairs is not None  # config.family_checks
+        assert config.data.pairs is not None  # else config.checks refused it
         dataset = _pairs(config, config.data.pairs)
         if config.evaluation.eval_pairs is not None:
             dataset.held_out = _pairs(config, config.evaluation.eval_pairs)

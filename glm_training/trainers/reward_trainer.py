@@ -91,7 +91,7 @@ class RewardTrainer(BaseTrainer):
         metrics |= self.monitors.look([(chunk.rollout.images, self.settings.group) for chunk in chunks])
         images = self.world.world_size * sum(len(chunk.rollout.images) for chunk in chunks)
         for chunk in chunks:
-            chunk.rollout.images = chunk.rollout.images[:0].clone()  # large, and of no more use
+            chunk.rollout.images = chunk.rollout.images[:0].clone()  # large, of no more use; a slice would hold them
         self.family.train()
         if self.gate.due(self.step):
             with self.phase("AR update" if "ar" in self.parts else "DiT update"), self.autocast():

@@ -205,7 +205,7 @@ class PreferenceDataset:
     """Pairs as batches.
 
     Args:
-        pairs: from :func:`glm_training.data.preference_scan.load_pairs`.
+        pairs: from :func:`glm_training.data.preference.scan.load_pairs`.
         height, width: pixels of every image in a batch.
         crop: ``center``, or ``random`` at a place that depends on (``seed``, epoch, ``PreferencePair.index``, which of
             the two) alone.

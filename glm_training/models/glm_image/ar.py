@@ -2,6 +2,7 @@
 
 `ARComponent.forward` is the atomic unit: the log-probs of given tokens. `rollout` draws tokens with a loop of its own
 over the same modules, positions and distribution: replaying a rollout before an update gives its log-probs again.
+Letters in shapes: `ar_types`.
 """
 
 from __future__ import annotations
@@ -169,6 +170,7 @@ class ARComponent(nn.Module):
             for part, samples, draws in _batches(prompt, group_size, uniforms, micro_batch_size or rows):
                 sampler = TokenSampler(draws.to(self.device), self.num_codes, **options)
                 write_tokens(self.model, part, samples, sampler, on_step)
+                # here, outside inference mode, `result` makes tensors that a backward pass may keep
                 written.append(sampler.result())
         tokens, log_probs, supports = zip(*written, strict=True)
         support = None if supports[0] is None else torch.cat(supports)
@@ -199,7 +201,7 @@ class ARComponent(nn.Module):
             attention_mask=mask,
             position_ids=torch.cat([prompt.position_ids, prompt.decode_position_ids[:, :, :-1]], dim=2),
             use_cache=False,
-        ).last_hidden_state[:, prompt.input_ids.shape[1] - 1 :]
+        ).last_hidden_state[:, prompt.input_ids.shape[1] - 1 :]  # a token is predicted at the place before it
         size = max(1, LOGITS_PER_CHUNK // (len(tokens) * self.model.model.language_model.config.vision_vocab_size))
         if size >= prompt.T or not torch.is_grad_enabled():
             score = self._score

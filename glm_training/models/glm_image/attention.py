@@ -6,6 +6,8 @@ the two kinds of cache are two kinds of object, handed to one call and never swi
 
 The carriers are plain classes on purpose: FSDP rebuilds and casts every dataclass, tuple and tensor it finds among the
 arguments of a block. That would lose what a recorder records and round the rotary angles to bf16.
+
+B rows, U different source images, S tokens of a source, K keys.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Putting a `DiTCondition` together from checked parts, and taking rows of it back to "no condition"."""
+"""Putting a `DiTCondition` together from checked parts, and taking rows of it back to "no condition".
+
+Letters in shapes: `dit_types`; E tokens of the empty glyph text.
+"""
 
 from __future__ import annotations
 

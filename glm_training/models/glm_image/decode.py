@@ -4,6 +4,8 @@ The stock `generate` reads every repeated prompt again, rebuilds positions and m
 the module. Here each projection, norm and MLP is still the checkpoint's own module (so LoRA layers and replaced modules
 act as in training), and only the thread between them is ours: the stock layer's forward with the cache, the rotary
 tables and the mask laid out beforehand.
+
+Letters in shapes as in `ar_types`; D hidden size, R rows of a table, L its positions.
 """
 
 from __future__ import annotations
@@ -140,7 +142,7 @@ def write_tokens(
         rotary, mask = Rotary.of(text_model, hidden, prompt.position_ids), _prompt_mask(prompt)
         for layer in layers:
             hidden = layer.read_prompts(hidden, rotary, mask, group_size, length + prompt.T - 1)
-        hidden = hidden[:, -1].repeat_interleave(group_size, dim=0)
+        hidden = hidden[:, -1].repeat_interleave(group_size, dim=0)  # padding is on the left: the last place is real
         token = sampler.draw(model.lm_head(norm(hidden)))
         mask = _decode_mask(prompt, group_size, layers[0].values)
         for step, rotary in enumerate(steps, start=1):

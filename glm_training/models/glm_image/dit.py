@@ -2,7 +2,7 @@
 
 `DiTComponent.forward`, the velocity at (latents, t), is the atomic unit: sampling, replay and every loss go through it,
 so what sampled is what is trained. Source images condition through keys and values that are made anew for each call
-(once per trajectory when sampling) and keep their gradient.
+(once per trajectory when sampling) and keep their gradient. Letters in shapes: `dit_types`.
 """
 
 from __future__ import annotations
@@ -268,6 +268,7 @@ class DiTComponent(torch.nn.Module):
         if key not in self._rotary:
             if len(self._rotary) >= 16:
                 self._rotary.clear()
+            # kept for later calls: a backward pass cannot keep tensors of inference mode
             with torch.inference_mode(False), torch.no_grad():
                 cos, sin = self.transformer.rope(latents)
                 self._rotary[key] = Rotary(cos.to(latents.device), sin.to(latents.device))
@@ -321,9 +322,8 @@ class DiTComponent(torch.nn.Module):
         each SDE step, for a replay, and `keep_means` the means of their Gaussians. With `branches` = M every M rows in
         a row share their start (noise and condition of the first of them) and part at the first SDE step: the steps
         before it are computed once for all of them. At most `micro_batch_size` rows go through the transformer at
-        once; a row does not
-        depend on the rows next to it. `on_step` is called before each step of each micro-batch; it may raise to abandon
-        the sampling.
+        once; a row does not depend on the rows next to it. `on_step` is called before each step of each micro-batch; it
+        may raise to abandon the sampling.
 
         Raises ValueError for indices, shapes or kernels that do not fit, FloatingPointError for a non-finite result.
         """

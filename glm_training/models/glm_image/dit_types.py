@@ -1,4 +1,8 @@
-"""What a DiT call is conditioned on, and what a sampling run leaves behind. Plain data; no model in here."""
+"""What a DiT call is conditioned on, and what a sampling run leaves behind. Plain data; no model in here.
+
+Letters in shapes: P prompts, B rows (plans or renders, prompt-major), C x h x w latents (8 px each), G glyph tokens of
+width D, U different source images, S steps of a schedule, K of them noisy, V latents that are stored of a run.
+"""
 
 from __future__ import annotations
 

@@ -4,6 +4,8 @@ Only the quoted spans of a prompt reach the ByT5 text encoder; a prompt without 
 pipeline's ways are kept exactly, because the released weights were used with them: apostrophes open spans too, and an
 even number of spans prepends one attended pad token to each. What is not kept is its batching, which left-pads shorter
 prompts with zero vectors that the DiT then attends to: here a batch carries a mask.
+
+B prompts, G tokens of the longest, D width of the encoder.
 """
 
 from __future__ import annotations

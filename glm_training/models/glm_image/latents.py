@@ -1,4 +1,7 @@
-"""Between images, VAE latents and prior tokens: the conventions GLM-Image was trained with."""
+"""Between images, VAE latents and prior tokens: the conventions GLM-Image was trained with.
+
+B images of H x W px, latents [C, h, w].
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 Text advances all three axes (time, row, column) together. A grid of image tokens that starts at position b has
 time = b, row = b + i, column = b + j, and whatever follows it starts at b + max(rows, columns). The stock model
-computes this per sample and caches it on itself; here positions are values that are passed.
+computes this per sample and caches it on itself; here positions are values that are passed. Letters in
+shapes: `ar_types`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The denoising loop: ODE steps, and SDE steps where they are asked for, through the same velocity that is trained."""
+"""The denoising loop: ODE steps, and SDE steps where they are asked for, through the same velocity that is trained.
+
+Letters in shapes: `dit_types`.
+"""
 
 from __future__ import annotations
 
@@ -82,7 +85,7 @@ def sample_rows(
     wanted = {k + offset for k in settings.sde_indices for offset in (0, 1)} if settings.store else set()
     kept: dict[int, Tensor] = {}
     log_probs, means = list[Tensor](), list[Tensor]()
-    latents = noise.float()
+    latents = noise.float()  # fp32 throughout: a latent that is rounded is another one than was drawn
     for step in range(first_step, schedule.steps):
         if on_step is not None:
             on_step(step)

@@ -2,6 +2,8 @@
 
 Logits are cut to the codebook, divided by the temperature, restricted to the kept support (top-p), and renormalised.
 Draws invert the cumulative distribution at given uniforms, so a row's token depends on its own logits and uniform only.
+
+B rows, T tokens, K codes of the codebook.
 """
 
 from __future__ import annotations
@@ -60,6 +62,7 @@ def entropies(logits: Tensor, *, temperature: float, support: Tensor | None) -> 
     """fp32 [...] entropies (nats) of the distribution that `chosen_log_probs` scores with, >= 0."""
     log_probs = _scaled(logits, temperature, support).log_softmax(-1)
     inside = log_probs.exp()
+    # outside the support 0 * -inf would be NaN
     return -(inside * torch.where(inside > 0, log_probs, 0.0)).sum(-1)
 
 
@@ -99,6 +102,7 @@ class TokenSampler:
         total = cumulative[:, -1:]
         if self.do_sample:
             target = self.uniforms[len(self._tokens)] * total
+            # right: a draw of 0 passes over codes of probability 0; clamped: NaN has no place, and `result` finds it
             token = torch.searchsorted(cumulative, target, right=True).clamp_(max=self.num_codes - 1)
         else:
             token = log_probs.argmax(-1, keepdim=True)

@@ -3,6 +3,8 @@
 A ViT with 16 px patches sees the image at half resolution, so one of its patches covers 32 px of the image; each patch
 becomes the nearest code. The stock path resizes by rules of its own (sides of 512 px at least), and tokenises image by
 image; here the grid is given, and images of one grid share one pass. With equal pixels the tokens are equal.
+
+B images, C or D channels of the vision tower.
 """
 
 from __future__ import annotations

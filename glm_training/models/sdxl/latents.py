@@ -1,4 +1,7 @@
-"""Between images and SDXL's latents: the VAE both ways, and TAESD, the small decoder that rewards can look through."""
+"""Between images and SDXL's latents: the VAE both ways, and TAESD, the small decoder that rewards can look through.
+
+B images of H x W px, latents [C, h, w].
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an SDXL UNet is conditioned on."""
+"""What an SDXL UNet is conditioned on: B rows, D1 and D2 the widths of the two text encoders, P that of pooled text."""
 
 from __future__ import annotations
 

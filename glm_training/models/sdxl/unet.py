@@ -2,6 +2,8 @@
 
 `UNetComponent.forward`, the prediction at (x_t, t), is the atomic unit: sampling, the DPO errors, the scores of a
 distillation and every loss go through it, so what sampled is what is trained.
+
+B rows with latents [C, h, w] (8 px each), images of H x W px.
 """
 
 from __future__ import annotations

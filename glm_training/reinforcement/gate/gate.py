@@ -2,7 +2,7 @@
 
 A method that learns from ratios learns nonsense when they are off before anything was learned. The gate replays a
 sample of a rollout before the first update and now and then later, and stops the run with the first token or timestep
-that parts and what it looks like (`gate_diagnosis`).
+that parts and what it looks like (`gate.diagnosis`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How far a replay may be from its rollout."""
+"""How far a replay may be from its rollout: deviations [B, L] of B samples and L tokens or denoising steps."""
 
 from __future__ import annotations
 

@@ -23,8 +23,9 @@ from glm_training.utils.randomness import normal, uniform
 class Rollout:
     """The samples of P prompts. Row (p, n) of `plans` is p*N + n, row (p, n, m) of `renders` and `images` (p*N+n)*M+m.
 
-    positions: of each prompt in the run's sequence of samples; they name every random draw. plan_seconds: what drawing
-    the plans took.
+    positions: of each prompt in the run's sequence of samples; they name every random draw. images: [P*N*M, 3, H, W]
+    fp32 in [0, 1], on the device; targets, sources: [P, 3, H', W'], where the data have them. plan_seconds: what
+    drawing the plans took.
     """
 
     prompts: list[str]

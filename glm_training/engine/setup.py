@@ -232,8 +232,8 @@ def build_rewards(
                 report = calculator.check_prompts(
                     prompts, dataset.has_targets, dataset.has_sources, weights, places=places
                 )
-            problems |= dict.fromkeys(f"{name}: {line}" for line in report.problems)
-            notes |= dict.fromkeys(f"{name}: {line}" for line in report.notes)
+                problems |= dict.fromkeys(f"{name}: {line}" for line in report.problems)
+                notes |= dict.fromkeys(f"{name}: {line}" for line in report.notes)
     if problems:
         raise RewardConfigError("the rewards do not fit the data:\n" + "\n".join(f"  {line}" for line in problems))
     return calculator, list(notes)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -37,6 +39,14 @@ OneSampleReward = Callable[[Image.Image, Image.Image | None, str], float]
 CUSTOM = "custom"
 """The one component of a calculator of the user's own."""
 
+FIGURES = frozenset(
+    (
+        *("total", "ar_total", "dit_total", "total_before_resampling", "group_std", "plan_variance_share"),
+        *("zero_spread_groups", "skipped_samples", "resampled_groups"),
+    )
+)
+"""Figures beside the components in `reward/<name>`."""
+
 SAMPLES = 10
 """How many samples a message names."""
 
@@ -52,13 +62,13 @@ def load_class(spec: str) -> type:
     place, _, class_name = spec.rpartition(":")
     if not place or not class_name.isidentifier():
         raise RewardConfigError(f'reward {spec!r} must be "module:Class" or "path/to/file.py:Class"')
-    module = _load_file(Path(place), spec) if place.endswith(".py") else _load_module(place, spec)
+    module = _load_file(place, spec) if place.endswith(".py") else _load_module(place, spec)
     found = vars(module).get(class_name)
     if not isinstance(found, type):
         classes = sorted(name for name, value in vars(module).items() if isinstance(value, type))
+        where = getattr(module, "__file__", None) or f"module {place}"  # one that is built in has no file
         raise RewardConfigError(
-            f"reward {spec!r}: {module.__file__} has no class {class_name!r}; "
-            f"its classes: {', '.join(classes) or 'none'}"
+            f"reward {spec!r}: {where} has no class {class_name!r}; its classes: {', '.join(classes) or 'none'}"
         )
     return found
 
@@ -67,12 +77,11 @@ def source_file(spec: str) -> Path | None:
     """Where the code of a class spec lies, without running it; None where no file of it can be found."""
     place = spec.rpartition(":")[0]
     if place.endswith(".py"):
-        file = Path(place).expanduser()
-        return file if file.is_file() else None
+        return _file_at(place)
     try:
         _import_from_here()
         found = importlib.util.find_spec(place)
-    except Exception:  # whatever a package of the user's raises on import; `load_class` reports it
+    except (Exception, SystemExit):  # whatever a package of the user's does on import; `load_class` reports it
         return None
     return None if found is None or found.origin is None else Path(found.origin)
 
@@ -99,11 +108,21 @@ def _load_module(name: str, spec: str) -> ModuleType:
             ) from error
 
 
-def _load_file(path: Path, spec: str) -> ModuleType:
-    full = path.expanduser().resolve()
-    if not full.is_file():
+def _file_at(place: str) -> Path | None:
+    """The file there, links resolved; None without one, and for a name that no file can have."""
+    try:
+        full = Path(place).expanduser().resolve()
+        return full if full.is_file() else None
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, the home folder of nobody
+        return None
+
+
+def _load_file(place: str, spec: str) -> ModuleType:
+    full = _file_at(place)
+    if full is None:
         raise RewardConfigError(
-            f"reward {spec!r}: there is no file {full}; a relative path starts at the current directory"
+            f"reward {spec!r}: there is no file {os.path.abspath(os.path.expanduser(place))}; a relative path "
+            "starts at the current directory"
         )
     name = f"{full.stem}_{hashlib.blake2b(str(full).encode(), digest_size=6).hexdigest()}"
     if name not in sys.modules:
@@ -162,8 +181,8 @@ def score_samples(reward: OneSampleReward, batch: RewardBatch, owner: str) -> Me
 
 def _number(value: object, what: str) -> float:
     """``value`` as a float that fp32 can hold; tensors and arrays without dimensions count as numbers."""
-    if isinstance(value, torch.Tensor | np.ndarray) and value.ndim == 0:
-        value = value.item()
+    if isinstance(value, torch.Tensor | np.ndarray | np.generic) and value.ndim == 0:
+        value = None if value is np.ma.masked else value.item()
     number = math.nan
     if isinstance(value, Real):
         try:
@@ -177,10 +196,36 @@ def _number(value: object, what: str) -> float:
     return number
 
 
+def check_hooks(calculator: object, spec: str) -> None:
+    """Raises RewardConfigError unless the two functions that a reward may override take what they are called with and
+    are no coroutines."""
+    for name, given in (
+        ("compute_reward", ("generated_image", "target_image", "prompt")),
+        ("compute_rewards", ("batch",)),
+    ):
+        with users_code(f"reward {spec!r}: {type(calculator).__name__}.{name}", RewardConfigError):
+            hook = getattr(calculator, name)
+        where = f"reward {spec!r}: {type(calculator).__name__}.{name}{defined_at(hook)}"
+        if not callable(hook):
+            raise RewardConfigError(f"{where} is no function but {shown(repr(hook), 80)}")
+        if inspect.iscoroutinefunction(hook):
+            raise RewardConfigError(f"{where} is `async`, and is called as a plain function")
+        try:
+            inspect.signature(hook).bind(*given)
+        except TypeError as error:
+            raise RewardConfigError(f"{where} must take ({', '.join(given)}): {error}") from error
+        except ValueError:
+            continue  # of C code, which does not say
+
+
 class Calculator(Protocol):
     """What a trainer asks for scores: RewardCalculator, or a subclass of the user's."""
 
     options: RewardOptions
+
+    @property
+    def is_custom(self) -> bool:
+        """Whether code of the user's scores."""
 
     def compute_rewards(self, batch: RewardBatch) -> RewardResult:
         """Scores a batch."""
@@ -194,7 +239,8 @@ def score_batch(calculator: Calculator, batch: RewardBatch) -> RewardResult:
     """
     what = f"{type(calculator).__name__}.compute_rewards"
     with users_code(what):
-        result = calculator.compute_rewards(batch)
+        # a copy for the user's code, which may write into it
+        result = calculator.compute_rewards(batch.select(range(len(batch))) if calculator.is_custom else batch)
         where = f"{what}{defined_at(calculator.compute_rewards)}"
         if not isinstance(result, RewardResult):
             raise RewardError(f"{where} returned {shown(repr(result), 80)}; it must return a RewardResult")
@@ -203,7 +249,13 @@ def score_batch(calculator: Calculator, batch: RewardBatch) -> RewardResult:
             str(name): _column(values, len(batch), f"{where}: components[{name!r}]")
             for name, values in result.components.items()
         }
+        unsuited = [name for name in components if name in FIGURES or not name.isprintable()]
+        if unsuited:
+            raise RewardError(f"{where}: components cannot be called {', '.join(map(repr, unsuited))}")
         failures = {int(row): shown(str(reason)) for row, reason in result.failures.items()}
+        absent = [row for row in failures if not 0 <= row < len(batch)]
+        if absent:
+            raise RewardError(f"{where}: failures names sample {absent[0]} of {counted(len(batch), 'sample')}")
         failures |= {
             row: f"{where}: the total is {total[row].item()}"
             for row in (~total.isfinite()).nonzero().flatten().tolist()
@@ -219,6 +271,8 @@ def _column(values: object, count: int, what: str) -> torch.Tensor:
     column = torch.as_tensor(values).detach()
     if column.shape != (count,):
         raise RewardError(f"{what} has the shape {list(column.shape)}; for {count} samples it must be [{count}]")
+    if column.is_complex():
+        raise RewardError(f"{what} holds complex numbers")
     column = column.to("cpu", torch.float32, copy=True)
     return column.masked_fill_(column.isinf(), math.nan)
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import sysconfig
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import torch
 
-from glm_training.rewards.types import RewardError, ScoringStopped
+from glm_training.rewards.types import RewardError, RewardSampleError, ScoringStopped
 from glm_training.utils.redaction import MASK, redact
 
 SHOWN = 300
@@ -55,14 +56,39 @@ def named(error: BaseException, secrets: tuple[str, ...] = ()) -> str:
 def users_code(what: str, raises: type[RewardError] = RewardError) -> Iterator[None]:
     """Around a call of the user's code: whatever it raises becomes `raises`, which says `what` raised it and where.
 
-    A RewardError of the user's own passes through, and so do a stop and a full device, which has remedies of its own.
+    A RewardError of the user's own that says something passes through, and so do a stop and a full device, which has
+    remedies of its own.
     """
+    with _settings_kept():
+        try:
+            yield
+        except (ScoringStopped, torch.OutOfMemoryError, KeyboardInterrupt, GeneratorExit):
+            raise
+        except (
+            BaseException
+        ) as error:  # whatever the user's code may meet; an exit would end the run as if it were done
+            if isinstance(error, RewardError) and named(error) != type(error).__name__:
+                raise
+            kind = RewardSampleError if isinstance(error, RewardSampleError) else raises
+            raise kind(f"{what} raised {named(error)}{place_of(error)}") from error
+
+
+@contextmanager
+def _settings_kept() -> Iterator[None]:
+    """What foreign code changes in the process as a whole is set back: the current directory, where the paths of the
+    run start, and torch's default type and recording of gradients."""
+    here = None
+    with suppress(OSError):  # it may have been removed
+        here = os.getcwd()
+    dtype, records = torch.get_default_dtype(), torch.is_grad_enabled()
     try:
         yield
-    except (RewardError, ScoringStopped, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # whatever the user's code may meet
-        raise raises(f"{what} raised {named(error)}{place_of(error)}") from error
+    finally:
+        if here is not None:
+            with suppress(OSError):
+                os.chdir(here)
+        torch.set_default_dtype(dtype)
+        torch.set_grad_enabled(records)
 
 
 def defined_at(function: Any) -> str:

@@ -15,7 +15,16 @@ from PIL import Image
 
 from glm_training.rewards.aesthetic import Aesthetic
 from glm_training.rewards.clip_scores import ClipScore, PickScore
-from glm_training.rewards.custom import CUSTOM, SAMPLES, is_class_spec, load_class, score_samples, stop_at
+from glm_training.rewards.custom import (
+    CUSTOM,
+    FIGURES,
+    SAMPLES,
+    check_hooks,
+    is_class_spec,
+    load_class,
+    score_samples,
+    stop_at,
+)
 from glm_training.rewards.foreign import shown, users_code
 from glm_training.rewards.hps_v2 import HpsV2
 from glm_training.rewards.lpips_similarity import LpipsSimilarity
@@ -40,14 +49,7 @@ from glm_training.utils.words import counted
 
 METRICS = ("lpips", "aesthetic", "text_accuracy", "structure", "clip_score", "pick_score", "hps_v2")
 REMOTE_PREFIX = "remote/"
-TAKEN = frozenset(
-    (
-        *METRICS,
-        CUSTOM,
-        *("total", "ar_total", "dit_total", "total_before_resampling", "group_std", "plan_variance_share"),
-        *("zero_spread_groups", "skipped_samples", "resampled_groups"),
-    )
-)
+TAKEN = FIGURES | {*METRICS, CUSTOM}
 """Names that a metric of the user's cannot have: of our metrics, and of the figures beside them in `reward/<name>`."""
 
 
@@ -98,7 +100,7 @@ class RewardCalculator:
         self.names = metric_names(built)
         self.weights = {self.names[spec]: weight for spec, weight in (weights or {}).items()}
         self._metrics = {self.names[spec]: metric for spec, metric in built.items()}
-        if self.weights or not self._is_custom:
+        if self.weights or not self.is_custom:
             check_weights(self.weights, self._metrics)
 
     @property
@@ -106,7 +108,7 @@ class RewardCalculator:
         return type(self).compute_reward is not RewardCalculator.compute_reward
 
     @property
-    def _is_custom(self) -> bool:
+    def is_custom(self) -> bool:
         """Whether a subclass scores by itself, perhaps without any of the metrics."""
         return self._has_own_hook or type(self).compute_rewards is not RewardCalculator.compute_rewards
 
@@ -142,7 +144,7 @@ class RewardCalculator:
         A subclass with its own ``compute_reward`` or ``compute_rewards`` may use none of the metrics, so theirs load on
         first use.
         """
-        if self._is_custom:
+        if self.is_custom:
             return
         load_all(metric.check for metric in self._metrics.values())
 
@@ -162,7 +164,7 @@ class RewardCalculator:
         without it.
         """
         report = PromptReport()
-        if self._is_custom:
+        if self.is_custom:
             return report
         targets = [has_targets] * len(prompts) if isinstance(has_targets, bool) else list(has_targets)
         sources = [has_sources] * len(prompts) if isinstance(has_sources, bool) else list(has_sources)
@@ -256,6 +258,7 @@ class _CustomMetric:
             raise RewardConfigError(f"reward {spec!r} must be constructible without arguments: {error}") from error
         with users_code(f"reward {spec!r}: {kind.__name__}.__init__", RewardConfigError):
             self._calculator: RewardCalculator = kind()
+        check_hooks(self._calculator, spec)
         with users_code(f"reward {spec!r}: {kind.__name__}.name", RewardConfigError):
             own = getattr(self._calculator, "name", None)
         self.name = own if isinstance(own, str) and own else kind.__name__
@@ -309,6 +312,7 @@ def build_calculator(
         calculator = kind(**arguments)
         if options is not None:
             calculator.options = options  # it need not have kept them
+    check_hooks(calculator, spec)
     return calculator
 
 

@@ -88,6 +88,8 @@ def test_libraries_that_the_code_calls_are_not_the_place(tmp_path: Path) -> None
         ("1e300", r"1e\+300"),
         ("10 ** 400", "1000"),
         ("1j", "1j"),
+        ("__import__('numpy').complex64(1)", r"\(1\+0j\)"),
+        ("__import__('numpy').ma.masked", "None"),
         ("torch.ones(2)", r"tensor\(\[1., 1.\]\)"),
         ("['x' * 8_000_000]", r"\['xxxx.* \(8000004 characters\)"),
     ],
@@ -103,7 +105,12 @@ def test_what_is_no_score_names_the_function(tmp_path: Path, build, value: str, 
     assert result.total.isnan().all() and result.failures.keys() == {0, 1}
 
 
-@pytest.mark.parametrize("value", ["True", "3", "torch.tensor(0.5)", "__import__('numpy').float16(0.5)", "3.4e38"])
+NUMPY = "__import__('numpy')"
+
+
+@pytest.mark.parametrize(
+    "value", ["True", "3", "torch.tensor(0.5)", f"{NUMPY}.float16(0.5)", f"{NUMPY}.mean([1.0]) > 0.5", "3.4e38"]
+)
 def test_numbers_of_any_kind_are_scores(tmp_path: Path, value: str) -> None:
     spec = write(tmp_path, HEAD + CLASS + ONE + f"        return {value}\n")
     assert score_batch(whole(spec), grey(1)).total.item() == pytest.approx(float(eval(value)))
@@ -126,6 +133,11 @@ def test_numbers_of_any_kind_are_scores(tmp_path: Path, value: str) -> None:
         ("return RewardResult(torch.zeros(2), {'a': torch.zeros(1)}, {})", r"components\['a'\] has the shape \[1\]"),
         ("return RewardResult(torch.zeros(2), None, {})", "raised AttributeError"),
         ("return RewardResult(torch.zeros(2), {}, {'x': 'y'})", "raised ValueError"),
+        ("return RewardResult(torch.zeros(2), {}, {2: 'y'})", r"own\.py:5\): failures names sample 2 of 2"),
+        ("return RewardResult(torch.zeros(2), {}, {-1: 'y'})", "failures names sample -1 of 2"),
+        ("return RewardResult(torch.zeros(2), {'total': torch.ones(2)}, {})", "components cannot be called 'total'"),
+        ("return RewardResult(torch.zeros(2), {'a\\nb': torch.ones(2)}, {})", r"components cannot be called 'a\\nb'"),
+        ("return RewardResult(torch.zeros(2, dtype=torch.complex64), {}, {})", "total holds complex numbers"),
     ],
 )
 def test_a_batch_of_the_users_own_is_looked_at(tmp_path: Path, body: str, said: str) -> None:
@@ -244,3 +256,108 @@ def test_a_class_that_adds_to_the_metrics_of_a_batch(tmp_path: Path) -> None:
     calculator = build_calculator(write(tmp_path, HEAD + CLASS + ALL + body), {"structure": 1.0})
     batch = RewardBatch(torch.zeros(1, 3, 8, 8), ["a"], targets=torch.zeros(1, 3, 8, 8))
     assert score_batch(calculator, batch).total.tolist() == [2.0]
+
+
+@pytest.mark.parametrize("on_error", ["error", "skip"])
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("raise SystemExit(0)", "SystemExit: 0"),
+        ("quit()", "SystemExit: None"),
+        ("raise __import__('asyncio').CancelledError", "CancelledError"),
+        ("raise __import__('glm_training.rewards').rewards.RewardError", "RewardError"),
+    ],
+)
+@pytest.mark.parametrize("build", [whole, metric])
+def test_an_exit_is_an_error_with_its_place(tmp_path: Path, build, body: str, said: str, on_error: str) -> None:
+    """A program that ends in a reward ended as if it were done, and nothing was saved."""
+    spec = write(tmp_path, HEAD + CLASS + ONE + f"        {body}\n")
+    with pytest.raises(
+        RewardError, match=rf"Own\.compute_reward raised {said} \({tmp_path}/own\.py:6, in compute_reward"
+    ):
+        score_batch(build(spec, on_error), grey())
+
+
+@pytest.mark.parametrize("hook", ["__init__", "check"])
+def test_an_exit_before_the_training_is_an_error_too(tmp_path: Path, hook: str) -> None:
+    text = HEAD + CLASS + ONE + f"        return 0.0\n    def {hook}(self):\n        raise SystemExit\n"
+    with pytest.raises(RewardError, match=rf"Own\.{hook} raised SystemExit \(.*own\.py:8, in {hook}"):
+        metric(write(tmp_path, text)).check()
+
+
+def test_a_sample_without_score_and_reason_names_its_place(tmp_path: Path) -> None:
+    spec = write(tmp_path, HEAD + CLASS + ONE + "        raise RewardSampleError\n")
+    place = f"({tmp_path}/own.py:6, in compute_reward: raise RewardSampleError)"
+    assert score_batch(whole(spec, "skip"), grey(1)).failures == {
+        0: f"Own.compute_reward raised RewardSampleError {place}"
+    }
+
+
+HOOKS = {
+    "too few arguments": (
+        "    def compute_reward(self, image, prompt):\n        return 0.0\n",
+        r"compute_reward \(.*own\.py:5\) must take \(generated_image, target_image, prompt\)",
+    ),
+    "arguments by name": ("    def compute_reward(self, *, image, target, prompt):\n        return 0.0\n", "must take"),
+    "a coroutine": (
+        "    async def compute_reward(self, image, target, prompt):\n        return 0.0\n",
+        r"compute_reward \(.*own\.py:5\) is `async`",
+    ),
+    "a number": ("    compute_reward = 0.5\n", "compute_reward is no function but 0.5"),
+    "a batch in two": (
+        "    def compute_rewards(self, images, prompts):\n        return 0.0\n" + ONE + "        return 0.0\n",
+        r"compute_rewards \(.*own\.py:5\) must take \(batch\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("build", [whole, metric])
+@pytest.mark.parametrize("kind", HOOKS)
+def test_a_function_that_cannot_be_called_is_known_before_anything_is_drawn(tmp_path: Path, build, kind: str) -> None:
+    text, said = HOOKS[kind]
+    with pytest.raises(RewardConfigError, match=said):
+        build(write(tmp_path, HEAD + CLASS + text))
+
+
+def test_a_static_function_and_defaults_suit(tmp_path: Path) -> None:
+    static = (
+        "    @staticmethod\n    def compute_reward(image, target, prompt, strength=0.25):\n        return strength\n"
+    )
+    assert score_batch(whole(write(tmp_path, HEAD + CLASS + static)), grey()).total.tolist() == [0.25, 0.25]
+
+
+CHANGES = "__import__('os').chdir('/'), torch.set_default_dtype(torch.float64), torch.set_grad_enabled(False)"
+
+
+@pytest.mark.parametrize("where", ["import", "sample", "batch"])
+def test_what_it_changes_in_the_process_is_set_back(tmp_path: Path, monkeypatch, where: str) -> None:
+    """The run's relative paths start at the current directory, and its losses need gradients."""
+    monkeypatch.chdir(tmp_path)
+    text = {
+        "import": HEAD + CHANGES + "\n" + CLASS + ONE + "        return 0.5\n",
+        "sample": HEAD + CLASS + ONE + f"        {CHANGES}\n        return 0.5\n",
+        "batch": HEAD + CLASS + ALL + f"        {CHANGES}\n        return RewardResult(torch.ones(1) / 2, {{}})\n",
+    }[where]
+    try:
+        assert score_batch(whole(write(tmp_path, text)), grey(1)).total.tolist() == [0.5]
+        assert (Path.cwd(), torch.get_default_dtype(), torch.is_grad_enabled()) == (tmp_path, torch.float32, True)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_grad_enabled(True)
+
+
+def test_what_it_writes_into_a_batch_is_its_own(tmp_path: Path) -> None:
+    body = "        batch.images.fill_(1)\n        batch.prompts.clear()\n        batch.targets = None\n"
+    spec = write(tmp_path, HEAD + CLASS + ALL + body + "        return RewardResult(torch.zeros(2), {})\n")
+    batch = grey()
+    batch.targets = torch.zeros(2, 3, 8, 8)
+    score_batch(whole(spec), batch)
+    assert not batch.images.any() and batch.prompts == ["number 0", "number 1"] and batch.targets is not None
+
+
+@pytest.mark.parametrize(
+    "spec", ["sys:Own", "x\0.py:Own", f"{'x' * 300}.py:Own", "~nobody-of-this-name/own.py:Own", "..:Own"]
+)
+def test_places_that_hold_no_class(spec: str) -> None:
+    with pytest.raises(RewardConfigError, match="reward '"):
+        whole(spec)

@@ -16,7 +16,6 @@ RECORD_KEYS = frozenset(
 """Keys that a record of a listing has. A JSON object without any of them may be meant as a prompt: some models take
 their scenes so."""
 
-_JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 _OTHER_TEXTS = {
     ".csv": "a CSV table",
     ".tsv": "a table",

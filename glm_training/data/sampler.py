@@ -70,11 +70,6 @@ class StatefulSampler:
         """The epoch of the next sample of the global sequence, from 0."""
         return self.position // self.num_items
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Draws that see every example at least once, counted from the start."""
-        return self.steps_for(1)
-
     def steps_for(self, epochs: int) -> int:
         """Draws that see every example at least ``epochs`` times, counted from the start; only the last overshoots."""
         return ceil(epochs * self.num_items / self.global_batch_size)

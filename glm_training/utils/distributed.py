@@ -4,11 +4,10 @@ Launch with ``torchrun``, or with ``srun`` and ``MASTER_ADDR`` set. Every helper
 process it does what its name means for one, and ``torch.distributed`` is never initialised.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from math import prod
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,7 +16,6 @@ from torch import Tensor
 from glm_training.utils.launch import DistributedError, Launch, announce_fault, meet, read_launch
 
 T = TypeVar("T")
-REDUCE_BUCKET_ELEMENTS = 1 << 25
 COLLECTIVE_TIMEOUT = timedelta(minutes=60)
 
 
@@ -111,44 +109,6 @@ def _join(launch: Launch, backend: str | None, device: torch.device) -> None:
     )
 
 
-@overload
-def all_reduce_sum(world: World, value: Tensor) -> Tensor: ...
-@overload
-def all_reduce_sum(world: World, value: list[Tensor]) -> list[Tensor]: ...
-def all_reduce_sum(world: World, value: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
-    """Sum over processes, in place; the argument is returned.
-
-    A list (gradients, say) is summed in buckets of one dtype and device: every process must pass the same shapes.
-    """
-    if world.world_size > 1:
-        for bucket in _buckets([value] if isinstance(value, Tensor) else value):
-            if len(bucket) == 1 and bucket[0].is_contiguous():
-                dist.all_reduce(bucket[0].detach())
-                continue
-            flat = torch.cat([tensor.detach().reshape(-1) for tensor in bucket])
-            dist.all_reduce(flat)
-            parts = flat.split([tensor.numel() for tensor in bucket])
-            with torch.no_grad():
-                for tensor, part in zip(bucket, parts, strict=True):
-                    tensor.copy_(part.view(tensor.shape))
-    return value
-
-
-def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Neighbours of one dtype and device together, up to ``REDUCE_BUCKET_ELEMENTS``; the cuts depend on shapes only."""
-    buckets: list[list[Tensor]] = []
-    size = 0
-    for tensor in tensors:
-        last = buckets[-1][-1] if buckets else None
-        fits = last is not None and (last.dtype, last.device) == (tensor.dtype, tensor.device)
-        if not fits or size + tensor.numel() > REDUCE_BUCKET_ELEMENTS:
-            buckets.append([])
-            size = 0
-        buckets[-1].append(tensor)
-        size += tensor.numel()
-    return buckets
-
-
 def gather_tensor(world: World, tensor: Tensor) -> Tensor:
     """Rows of every process, in rank order: ``[b_rank, ...] -> [sum of b_rank, ...]`` on the caller's device, detached.
 
@@ -194,11 +154,6 @@ def any_flag(world: World, flag: bool) -> bool:
     raised = torch.tensor([int(flag)])
     dist.all_reduce(raised, op=dist.ReduceOp.MAX)
     return bool(raised.item())
-
-
-def broadcast_flag(world: World, flag: bool) -> bool:
-    """The interface's name for :func:`any_flag`."""
-    return any_flag(world, flag)
 
 
 def barrier(world: World) -> None:

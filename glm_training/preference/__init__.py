@@ -1,0 +1,1 @@
+"""Preference pairs as losses read them, and what the reference said of them."""

@@ -1,0 +1,1 @@
+"""What knows nothing of training: files, processes, signals, randomness, the terminal."""

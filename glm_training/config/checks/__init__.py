@@ -1,0 +1,1 @@
+"""What is valid key by key and does not go together."""

@@ -1,0 +1,1 @@
+"""The schema in words: for messages, docs/configuration.md and editors."""

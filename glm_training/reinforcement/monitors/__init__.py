@@ -1,0 +1,1 @@
+"""Whether a reward is being hacked."""

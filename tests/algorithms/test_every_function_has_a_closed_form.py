@@ -11,6 +11,10 @@ ROOT = Path(__file__).parents[2]
 ALGORITHMS = ROOT / "glm_training" / "algorithms"
 
 CLOSED_FORMS = {
+    "adversarial.hinge_discriminator_loss": "algorithms/test_adversarial.py::test_discriminator_by_hand",
+    "adversarial.hinge_generator_loss": "algorithms/test_adversarial.py::test_generator_by_hand",
+    "adversarial.lecam_penalty": "algorithms/test_adversarial.py::test_lecam_by_hand",
+    "adversarial.update_averages": "algorithms/test_adversarial.py::test_averages_by_hand",
     "advantages.group_advantages": "algorithms/test_advantages.py::test_group_scale_by_hand",
     "advantages.combine_rewards": "algorithms/test_advantages.py::test_gdpo_by_hand",
     "advantages.plan_render_advantages": "algorithms/test_advantages.py::test_tree_by_hand",

@@ -1,0 +1,1 @@
+"""VGT: an autoencoder over the features of a vision-language model, and a generator of its latents."""

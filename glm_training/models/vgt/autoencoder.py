@@ -1,0 +1,315 @@
+"""VGT's autoencoder: a vision-language model's own features, narrowed to a few channels and drawn back to pixels.
+
+B images of H x W px in [0, 1], latents of C channels on a grid of h x w places (h = H / stride), L = h * w, D the width
+of the tower's features.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.autoencoders.autoencoder_dc import Decoder
+from torch import Tensor, nn
+
+from glm_training.models.vgt.tower import TOWERS, InternVLTower, Qwen25VLTower
+from glm_training.models.weights import frozen_copy, load_weights
+from glm_training.utils.tensor_file import write_tensor_file
+
+CONFIG_FILE, WEIGHTS_FILE, TEACHER_FILE = "config.json", "model.safetensors", "teacher.safetensors"
+
+DECODER_KEYS = {
+    "attention_head_dim": "attention_head_dim",
+    "decoder_block_types": "block_type",
+    "decoder_block_out_channels": "block_out_channels",
+    "decoder_layers_per_block": "layers_per_block",
+    "decoder_qkv_multiscales": "qkv_multiscales",
+    "decoder_norm_types": "norm_type",
+    "decoder_act_fns": "act_fn",
+    "decoder_in_shortcut": "in_shortcut",
+    "decoder_conv_act_fn": "conv_act_fn",
+    "upsample_block_type": "upsample_block_type",
+}
+"""What a decoder is made of: keys of diffusers' `AutoencoderDC` config, and the arguments of its decoder."""
+
+LOG_VARIANCES = (-30.0, 20.0)
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """What an autoencoder is made of.
+
+    Attributes:
+        tower: "internvl" or "qwen2_5_vl".
+        tower_config: keyword arguments of the tower's Hugging Face vision config.
+        hidden_size: D, the width of the features.
+        decoder: the keys of `AutoencoderDC`'s config that its decoder is built from, all of `DECODER_KEYS`.
+        image_size: side of the square pictures it is trained on, in px.
+        channel_norm: whether latents are normed over their channels (stage 2, the published weights) or not (stage 1).
+        latent_channels: C.
+        bottleneck_blocks: residual blocks between the features and the latents.
+        kl: whether the latents are drawn from a learnt Gaussian; no published configuration does so.
+    """
+
+    tower: str
+    tower_config: dict[str, Any]
+    hidden_size: int
+    decoder: dict[str, Any]
+    image_size: int
+    channel_norm: bool
+    latent_channels: int = 32
+    bottleneck_blocks: int = 3
+    kl: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; `from_dict` gives the config back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], where: str = "the autoencoder's config") -> Self:
+        """Raises ValueError that names every key that is missing, unknown or of a wrong type; `where` it stands."""
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        kinds = {"str": str, "int": int, "bool": bool, "dict[str, Any]": dict}
+        problems = []
+        if "channel_norm" not in values:
+            problems.append(
+                "it does not say whether the latents are normed over their channels: add "
+                '"channel_norm": true for weights of stage 2 and the published ones, false for weights of stage 1'
+            )
+        required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
+        problems += [f"{name} is missing" for name in sorted(required - values.keys() - {"channel_norm"})]
+        problems += [f"{name} is no key of it" for name in sorted(values.keys() - fields.keys())]
+        for name in fields.keys() & values.keys():
+            kind = kinds[str(fields[name].type)]
+            if type(values[name]) is not kind:
+                problems.append(f"{name} must be of type {kind.__name__}, got {values[name]!r}")
+        if isinstance(decoder := values.get("decoder"), dict):
+            problems += [f"decoder.{name} is missing" for name in DECODER_KEYS if name not in decoder]
+            problems += [
+                f"decoder.{name} is no key of AutoencoderDC's decoder" for name in decoder.keys() - DECODER_KEYS
+            ]
+        if values.get("tower", "internvl") not in TOWERS:
+            problems.append(f"tower must be one of {', '.join(TOWERS)}, got {values['tower']!r}")
+        if problems:
+            raise ValueError(f"{where} cannot be used: {'; '.join(problems)}")
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """A Gaussian for each number of the latents: `mean` (normed where the autoencoder norms) and `log_variance`, fp32
+    [B, C, h, w], the latter within `LOG_VARIANCES`."""
+
+    mean: Tensor
+    log_variance: Tensor
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """`images` fp32 [B, 3, H, W], around [0, 1] and not clamped; `latents` fp32 [B, C, h, w] before any noise;
+    `features` [B, L, D], which distillation compares with the teacher's; `posterior` of a KL autoencoder, else None."""
+
+    images: Tensor
+    latents: Tensor
+    features: Tensor
+    posterior: Posterior | None
+
+
+class ResidualBlock(nn.Module):
+    """x + MLP(LayerNorm(x)), all of one width."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(width, eps=1e-6), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.mlp(x)
+
+
+class Autoencoder(nn.Module):
+    """Tower, residual bottleneck, decoder of a DC-AE. Random weights depend on `seed` alone.
+
+    `forward` is the atomic unit of its training. Latents and images are fp32 under autocast and in half precision too.
+    """
+
+    def __init__(self, config: AutoencoderConfig, *, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        width, channels = config.hidden_size, config.latent_channels * (2 if config.kl else 1)
+        with torch.random.fork_rng(devices=[]):  # module constructors draw from the global generator
+            torch.default_generator.manual_seed(seed)
+            self.tower = TOWERS[config.tower](config.tower_config, width)
+            self.down_blocks = nn.ModuleList(ResidualBlock(width) for _ in range(config.bottleneck_blocks))
+            self.down_mlp = nn.Sequential(
+                nn.LayerNorm(width), nn.Linear(width, channels), nn.GELU(), nn.Linear(channels, channels)
+            )
+            for part in (self.down_blocks, self.down_mlp):
+                part.apply(_initialise)
+            self.decoder = _build_decoder(config)
+        if config.image_size % self.tower.stride:
+            raise ValueError(
+                f"image_size {config.image_size} is no multiple of the {self.tower.stride} px that the tower makes one "
+                "place of the latents of"
+            )
+
+    @property
+    def stride(self) -> int:
+        """Pixels along a side of what one place of the latents stands for: 28 in the published models."""
+        return self.tower.stride
+
+    def features(self, images: Tensor) -> Tensor:
+        """[B, L, D] of images [B, 3, H, W] in [0, 1]; ValueError for sides that are no multiples of the stride."""
+        return self.tower(images)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Latents fp32 [B, C, h, w] of images [B, 3, H, W] in [0, 1], without noise: a KL autoencoder's means."""
+        latents, _ = self._latents(self.features(images), self.tower.grid(images))
+        return latents
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images fp32 [B, 3, stride * h, stride * w] of latents [B, C, h, w], around [0, 1], not clamped."""
+        drawn = self.decoder(latents.to(self.decoder.conv_in.weight.dtype)).float()
+        size = [self.stride * side for side in latents.shape[-2:]]
+        return (F.interpolate(drawn, size=size, mode="bilinear", align_corners=False) + 1) / 2
+
+    def forward(
+        self, images: Tensor, latent_noise: Tensor | None = None, posterior_noise: Tensor | None = None
+    ) -> Reconstruction:
+        """The reconstruction of images [B, 3, H, W] in [0, 1].
+
+        latent_noise: [B, C, h, w], added to the latents before they are decoded; the caller scales it (alpha ~ U[0, .1]
+        per image in stage 2). posterior_noise: standard normal [B, C, h, w], for a KL autoencoder; without it the means
+        are decoded. Nothing else is random, in training mode either. ValueError for posterior_noise without a
+        posterior.
+        """
+        features = self.features(images)
+        latents, posterior = self._latents(features, self.tower.grid(images))
+        if posterior_noise is not None:
+            if posterior is None:
+                raise ValueError(
+                    "posterior_noise is for an autoencoder with kl: this one has no posterior to draw from"
+                )
+            latents = posterior.mean + (posterior.log_variance / 2).exp() * posterior_noise
+        seen = latents if latent_noise is None else latents + latent_noise
+        return Reconstruction(self.decode(seen), latents, features, posterior)
+
+    def _latents(self, features: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Posterior | None]:
+        for block in self.down_blocks:
+            features = block(features)
+        latents = self.down_mlp(features).float().transpose(1, 2).unflatten(2, grid)
+        log_variance = None
+        if self.config.kl:
+            latents, log_variance = latents.chunk(2, dim=1)
+        if self.config.channel_norm:
+            latents = channel_norm(latents)
+        return latents, None if log_variance is None else Posterior(latents, log_variance.clamp(*LOG_VARIANCES))
+
+    def parameter_groups(self) -> dict[str, dict[str, nn.Parameter]]:
+        """ "encoder" and "rest", parameters by their names in this module. The published runs train the encoder, which
+        knows pictures already, at half the rate of the rest; the projector belongs to the rest."""
+        named = dict(self.named_parameters())
+        encoder = {name: param for name, param in named.items() if name.startswith("tower.encoder.")}
+        return {"encoder": encoder, "rest": {name: named[name] for name in named if name not in encoder}}
+
+    def save_pretrained(self, folder: str | Path, *, teacher: Teacher | None = None) -> None:
+        """Write config.json and model.safetensors, and the `teacher` beside them, which a later stage distils from."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"model_type": "vgt_autoencoder", **self.config.to_dict()}, indent=2)
+        (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+        write_tensor_file(folder / WEIGHTS_FILE, self.state_dict(), {"format": "pt"})
+        if teacher is not None:
+            write_tensor_file(folder / TEACHER_FILE, teacher.tower.state_dict(), {"format": "pt"})
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """What `save_pretrained` wrote, in fp32. Raises FileNotFoundError, or ValueError for a config or weights that
+        do not fit."""
+        autoencoder = cls(read_config(folder))
+        load_weights(autoencoder, Path(folder) / WEIGHTS_FILE)
+        return autoencoder
+
+
+class Teacher(nn.Module):
+    """A frozen copy of a tower: what the autoencoder's features are kept close to. Always in evaluation mode."""
+
+    def __init__(self, tower: InternVLTower | Qwen25VLTower, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.tower = frozen_copy(tower, dtype).eval()
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """[B, L, D] of images [B, 3, H, W] in [0, 1], without gradient."""
+        return self.tower(images)
+
+    def train(self, mode: bool = True) -> Self:
+        return super().train(False)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, dtype: torch.dtype = torch.float32) -> Self:
+        """The teacher that `Autoencoder.save_pretrained` left in `folder`. Raises what that function's counterpart
+        does; FileNotFoundError says where else a teacher comes from."""
+        config = read_config(folder)
+        path = Path(folder) / TEACHER_FILE
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"there is no {TEACHER_FILE} in {folder}: the autoencoder there has moved away from the "
+                "vision-language model it started from, so make the teacher from that model"
+            )
+        with torch.random.fork_rng(devices=[]):
+            tower = TOWERS[config.tower](config.tower_config, config.hidden_size)
+        load_weights(tower, path)
+        return cls(tower, dtype)
+
+
+def read_config(folder: str | Path) -> AutoencoderConfig:
+    """The config of an autoencoder's folder. Raises FileNotFoundError without one, ValueError for one that is wrong."""
+    path = Path(folder) / CONFIG_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no VGT autoencoder in {folder}: it has no {CONFIG_FILE}")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(values, dict) or values.pop("model_type", None) != "vgt_autoencoder":
+        raise ValueError(f'{path} is not of a VGT autoencoder: it has no "model_type": "vgt_autoencoder"')
+    return AutoencoderConfig.from_dict(values, str(path))
+
+
+def channel_norm(latents: Tensor) -> Tensor:
+    """Latents [B, C, h, w] with mean 0 and variance 1 over the C channels of each place, fp32, nothing learnt.
+
+    What a sampler feeds back and decodes goes through it too, where the autoencoder has it.
+    """
+    channels_last = latents.float().movedim(1, -1)
+    return F.layer_norm(channels_last, channels_last.shape[-1:], eps=1e-6).movedim(-1, 1)
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+
+
+def _build_decoder(config: AutoencoderConfig) -> Decoder:
+    options = {DECODER_KEYS[key]: value for key, value in config.decoder.items()}
+    channels = options["block_out_channels"]
+    # each shortcut repeats its channels a whole number of times; diffusers would fail at the first picture only
+    if options["in_shortcut"] and channels[-1] % config.latent_channels:
+        raise ValueError(
+            f"decoder_block_out_channels must end in a multiple of latent_channels {config.latent_channels}, "
+            f"got {channels}"
+        )
+    if any(4 * outer % inner for outer, inner in pairwise(channels)):
+        raise ValueError(
+            f"four times each of decoder_block_out_channels must be a multiple of the next one, got {channels}"
+        )
+    return Decoder(in_channels=3, latent_channels=config.latent_channels, **options)

@@ -44,7 +44,7 @@ class Ledger:
             return Ledger(entries, None if run is None else str(run))
         except FileNotFoundError:
             return Ledger()
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             logger.warning("%s cannot be read (%s): checkpoints made before now will not be deleted", path, error)
             return Ledger()
 

@@ -76,7 +76,7 @@ def read_manifest(folder: Path) -> Manifest:
         return Manifest(body["step"], tuple(body["states"]), body["metadata"], files)
     except FileNotFoundError:
         raise CheckpointError(f"{folder} is not a whole checkpoint: it has no {MANIFEST}") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
 
 

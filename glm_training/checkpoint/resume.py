@@ -9,6 +9,7 @@ from glm_training.checkpoint.ledger import Ledger
 from glm_training.checkpoint.manifest import MANIFEST, Manifest, read_manifest, verify_checkpoint
 from glm_training.checkpoint.run_record import RunRecord
 from glm_training.checkpoint.state_tree import CheckpointError, StateTree, read_tree
+from glm_training.utils.writable import expanded
 
 CHECKPOINTS = "checkpoints"
 """Where a run directory has its checkpoints, unless it says otherwise."""
@@ -57,7 +58,7 @@ def resolve_resume(checkpoints_dir: Path, which: str | Path) -> ResumePoint:
     """
     if str(which) == "latest":
         return _latest(checkpoints_dir)
-    path = Path(which).expanduser()
+    path = expanded(which)
     if not path.exists() and len(path.parts) == 1:
         path = checkpoints_dir / path
     if not path.exists():
@@ -151,7 +152,7 @@ def _step(path: Path) -> int:
 def _pointer(checkpoints_dir: Path) -> str | None:
     try:
         name = (checkpoints_dir / POINTER).read_text(encoding="ascii").strip()
-    except (FileNotFoundError, UnicodeDecodeError):
+    except (OSError, UnicodeDecodeError):  # a folder or a link that leads nowhere points at nothing either
         return None
     return name if CHECKPOINT_NAME.fullmatch(name) else None
 

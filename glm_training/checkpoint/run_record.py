@@ -28,7 +28,7 @@ class RunRecord:
         try:
             content = json.loads((folder / RECORD).read_bytes())
             return RunRecord(*(str(content[name]) for name in ("run", "started", "checkpoints")))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
     def write(self, folder: Path) -> None:

@@ -22,7 +22,7 @@ from glm_training.models.sdxl.family import SDXL
 from glm_training.utils.console import Console
 from glm_training.utils.pictures import save_image
 from glm_training.utils.words import counted
-from glm_training.utils.writable import why_unwritable
+from glm_training.utils.writable import expanded, why_unwritable
 
 GUIDANCE = {"glm_image": 1.5, "sdxl": 5.0}
 """The stock pipelines' guidance, and their number of steps."""
@@ -53,7 +53,7 @@ def sample(arguments: argparse.Namespace) -> int:
             "give one for each"
         )
         return EXIT_CONFIG
-    folder = Path(arguments.out)
+    folder = expanded(arguments.out)
     problem = why_unwritable(folder)
     if problem is not None:
         report_error(f"--out: {problem}")

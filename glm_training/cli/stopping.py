@@ -6,11 +6,11 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import FrameType
 
 from glm_training.cli.messages import report_error
-from glm_training.utils.signals import SIGNALS
+from glm_training.utils.signals import heeded
 
 GRACE_SECONDS = 5.0
 """How long what is under way may take to unwind; a library may wait for a network, or for its own threads."""
@@ -34,11 +34,11 @@ def stoppable(command: Callable[[], int]) -> int:
         received.append(number)
         raise Interrupted
 
-    previous = {number: signal.signal(number, on_signal) for number in SIGNALS}
+    previous = {number: signal.signal(number, on_signal) for number in heeded()}
     heard, tells = socket.socketpair()
     tells.setblocking(False)
     former = signal.set_wakeup_fd(tells.fileno(), warn_on_full_buffer=False)
-    threading.Thread(target=_end_if_stuck, args=(heard,), daemon=True).start()
+    threading.Thread(target=_end_if_stuck, args=(heard, set(previous)), daemon=True).start()
     code = 0
     try:
         code = command()
@@ -58,10 +58,10 @@ def stoppable(command: Callable[[], int]) -> int:
     return 128 + received[0]
 
 
-def _end_if_stuck(heard: socket.socket) -> None:
-    """Waits for a stop signal, and then for the process to end."""
+def _end_if_stuck(heard: socket.socket, numbers: Collection[int]) -> None:
+    """Waits for one of the stop signals, and then for the process to end."""
     with heard:
-        while (told := heard.recv(1)) and told[0] not in SIGNALS:
+        while (told := heard.recv(1)) and told[0] not in numbers:
             pass
     if told:
         threading.Event().wait(GRACE_SECONDS)

@@ -44,8 +44,9 @@ exit codes:
   3              values were not finite
   4              a monitor stopped the run after saving
                  (reward.monitors.action: stop)
-  130, 138, 143  stopped by SIGINT (Ctrl-C), SIGUSR1 or SIGTERM: a run that had
-                 begun to train has saved
+  130, 143       stopped by SIGINT (Ctrl-C) or SIGTERM: a run that had begun to
+                 train has saved
+  129, 138, 140  the same by SIGHUP (the terminal has gone), SIGUSR1 or SIGUSR2
 """
 
 

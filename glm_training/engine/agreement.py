@@ -29,6 +29,7 @@ from glm_training.models.family import Family
 from glm_training.rewards.custom import is_class_spec, source_file
 from glm_training.utils.distributed import DistributedError, World, broadcast_object, gather_objects
 from glm_training.utils.redaction import redact
+from glm_training.utils.writable import expanded
 
 T = TypeVar("T")
 
@@ -204,8 +205,8 @@ def setting_facts(config: Config) -> dict[str, Fact]:
         if key in PLACES:
             path = "null" if value is None else os.path.abspath(value)
             facts[key] = Fact(path, path)
-        elif key in FILES and value is not None and Path(value).expanduser().exists():
-            facts[key] = _contents(Path(value).expanduser())
+        elif key in FILES and value is not None and expanded(value).exists():
+            facts[key] = _contents(expanded(value))
         elif key not in (*PER_PROCESS, *DATA):
             facts[key] = Fact(repr(value), repr(value))
     for spec in own_rewards(config):

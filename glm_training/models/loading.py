@@ -24,6 +24,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
+from glm_training.utils.writable import expanded
+
 logger = logging.getLogger(__name__)
 
 
@@ -196,7 +198,7 @@ def hub_remedy(name: str, key: str = "model.name") -> str:
 def parts_at_hand(name: str, parts: Sequence[str], revision: str | None = None) -> Path | None:
     """The folder with `parts` of the pipeline `name`: itself, or a hub id's in the local cache; None where any lacks.
     Never asks the hub."""
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if not folder.is_dir():
         if looks_like_path(name):
             return None
@@ -212,7 +214,7 @@ def fetch_parts(name: str, parts: Sequence[str], *, revision: str | None, local_
 
     Raises ModelLoadError where the hub cannot give the model and the cache has not begun to hold it.
     """
-    if Path(name).expanduser().is_dir() or looks_like_path(name) or parts_at_hand(name, parts, revision) is not None:
+    if expanded(name).is_dir() or looks_like_path(name) or parts_at_hand(name, parts, revision) is not None:
         return
     options = hub_options(name, "model_index.json", revision=revision, local_files_only=local_files_only)
     if options["local_files_only"]:

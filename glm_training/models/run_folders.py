@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from glm_training.models.loading import ModelLoadError
+from glm_training.utils.writable import expanded
 
 PIPELINE, INDEX = "pipeline", "model_index.json"
 ADAPTER_FILES = ("adapter_config.json", "pytorch_lora_weights.safetensors")
@@ -25,7 +26,7 @@ def pipeline_in(name: str | Path, key: str = "model.name") -> str:
     Raises ModelLoadError, naming the folder to give under `key`, for the folder of a run, of adapters alone, or of a
     part of a pipeline.
     """
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if str(name) in ("tiny", "tiny-random") or not folder.is_dir():
         return str(name)
     if (folder / INDEX).is_file():
@@ -55,7 +56,7 @@ def adapter_in(folder: str | Path, part: str) -> Path:
 
     Raises FileNotFoundError, naming the newest, for the folder of a run.
     """
-    path = Path(folder).expanduser()
+    path = expanded(folder)
     for found in (path, path / f"lora_{part}", path / part):
         if _is_adapter(found):
             return found

@@ -12,6 +12,7 @@ from torch import nn
 from glm_training.rewards.clip import image_embeddings, load_clip
 from glm_training.rewards.options import AestheticOptions
 from glm_training.rewards.types import MetricScores, RewardBackendError, RewardBatch, load_all
+from glm_training.utils.writable import expanded
 
 MLP_FILE = "sac+logos+ava1-l14-linearMSE.pth"
 MLP_URL = (
@@ -77,7 +78,7 @@ class Aesthetic:
 
     def _mlp_path(self) -> Path:
         cached = Path(torch.hub.get_dir()) / "checkpoints" / MLP_FILE
-        path = Path(self._options.mlp_weights).expanduser() if self._options.mlp_weights is not None else cached
+        path = expanded(self._options.mlp_weights) if self._options.mlp_weights is not None else cached
         if not path.is_file():
             raise RewardBackendError(
                 f"aesthetic: predictor weights not found at {path}. Download {MLP_URL} and save it as {cached}, or set "

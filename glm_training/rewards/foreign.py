@@ -17,6 +17,7 @@ import torch
 
 from glm_training.rewards.types import RewardError, RewardSampleError, ScoringStopped
 from glm_training.utils.redaction import MASK, redact
+from glm_training.utils.signals import Aborted
 
 SHOWN = 300
 """Characters of a foreign text that a message quotes."""
@@ -62,11 +63,10 @@ def users_code(what: str, raises: type[RewardError] = RewardError) -> Iterator[N
     with _settings_kept():
         try:
             yield
-        except (ScoringStopped, torch.OutOfMemoryError, KeyboardInterrupt, GeneratorExit):
+        except (ScoringStopped, torch.OutOfMemoryError, KeyboardInterrupt, Aborted, GeneratorExit):
             raise
-        except (
-            BaseException
-        ) as error:  # whatever the user's code may meet; an exit would end the run as if it were done
+        # whatever the user's code may meet; an exit of its own would end the run as if it were done
+        except BaseException as error:
             if isinstance(error, RewardError) and named(error) != type(error).__name__:
                 raise
             kind = RewardSampleError if isinstance(error, RewardSampleError) else raises

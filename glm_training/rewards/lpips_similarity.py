@@ -17,6 +17,7 @@ from torch import nn
 
 from glm_training.rewards.options import LpipsOptions
 from glm_training.rewards.types import MetricScores, RewardBackendError, RewardBatch
+from glm_training.utils.writable import expanded
 
 ALEXNET_URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
 _MIN_SIDE = 64
@@ -124,7 +125,7 @@ class LpipsSimilarity:
     def _backbone_path(self) -> Path:
         file_name = ALEXNET_URL.rsplit("/", 1)[1]
         cached = Path(torch.hub.get_dir()) / "checkpoints" / file_name
-        path = Path(self._weights).expanduser() if self._weights is not None else cached
+        path = expanded(self._weights) if self._weights is not None else cached
         if not path.is_file():
             raise RewardBackendError(
                 f"lpips: AlexNet weights not found at {path}. Download {ALEXNET_URL} and save it as {cached}, or set "

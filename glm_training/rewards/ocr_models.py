@@ -19,6 +19,7 @@ from typing import Any
 
 from glm_training.rewards.types import RewardBackendError
 from glm_training.utils.console import Console
+from glm_training.utils.writable import expanded
 
 DEFAULT_LANGUAGE = "ch"
 """Chinese, Japanese, English and the Latin scripts in one model, which lies in RapidOCR's wheel."""
@@ -105,7 +106,7 @@ def recogniser_file(language: str, model_files: Mapping[str, Path | str]) -> Pat
     Raises RewardBackendError with the file and what to do where it is absent or no recogniser.
     """
     if language in model_files:
-        path = Path(model_files[language]).expanduser()
+        path = expanded(model_files[language])
         if not path.is_file():
             raise RewardBackendError(f"text_accuracy: {_KEY}.model_files.{language}: there is no file {path}")
         _check_recogniser(path, f"{_KEY}.model_files.{language} needs a recogniser in ONNX")

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from glm_training.rewards.clip import CHUNK
 from glm_training.rewards.types import RewardBackendError, load_all
+from glm_training.utils.writable import expanded
 
 Preprocess = Callable[[torch.Tensor, int], torch.Tensor]
 """[B, 3, H, W] in [0, 1] and the side -> [B, 3, side, side] normalised."""
@@ -116,7 +117,7 @@ class OpenClipModel:
     def _path(self) -> Path:
         wanted = self._checkpoint
         if self._weights is not None:
-            path = Path(self._weights).expanduser()
+            path = expanded(self._weights)
             place = str(path)
         else:
             from huggingface_hub import try_to_load_from_cache

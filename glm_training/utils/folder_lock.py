@@ -63,9 +63,10 @@ class Holder:
         try:
             told = json.loads(content)
             holder = Holder(**{field.name: told[field.name] for field in fields(Holder)})
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return None
-        return holder if isinstance(holder.pid, int) and holder.pid > 0 else None
+        whole = type(holder.pid) is int and 0 < holder.pid < 1 << 31 and type(holder.restarts) is int
+        return holder if whole else None
 
     @staticmethod
     def here() -> Holder:

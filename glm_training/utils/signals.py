@@ -15,25 +15,44 @@ if TYPE_CHECKING:  # it loads torch, and a command listens to signals before tha
 
 logger = logging.getLogger(__name__)
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
-"""Ctrl-C, `scancel` or `kill`, and what `sbatch --signal=USR1` sends ahead of them; Windows has no SIGUSR1."""
 
-WARNING = getattr(signal, "SIGUSR1", None)
+def _here(*names: str) -> tuple[signal.Signals, ...]:
+    return tuple(getattr(signal, name) for name in names if hasattr(signal, name))
+
+
+WARNINGS = _here("SIGHUP", "SIGUSR1", "SIGUSR2")
+"""What a terminal sends that goes away, often twice, and what schedulers send ahead of the end, as `sbatch
+--signal=USR1`; Windows has none of them."""
+
+SIGNALS = (*_here("SIGINT", "SIGTERM"), *WARNINGS)
+"""Ctrl-C, `scancel` or `kill`, and `WARNINGS`."""
+
 # Ctrl-C or `scancel` reaches a worker directly and once more through torchrun, which forwards it as SIGTERM.
 FORWARDING_SECONDS = 3.0
+
+
+def heeded() -> tuple[signal.Signals, ...]:
+    """Those of `SIGNALS` that stop a program: all but a SIGHUP that is ignored, as `nohup` has it."""
+    return tuple(
+        number for number in SIGNALS if number.name != "SIGHUP" or signal.getsignal(number) is not signal.SIG_IGN
+    )
 
 
 class StopRequested(Exception):
     """A stop was asked for, and the work in flight can be dropped without a trace."""
 
 
+class Aborted(SystemExit):
+    """A stop was asked for a second time: the program ends where it is."""
+
+
 class StopSignals:
     """A context in which the first stop signal only sets a flag, so that a step can finish and be saved.
 
-    Poll it inside rollouts, evaluation and caching too. The second signal raises ``SystemExit`` with the signal's exit
+    Poll it inside rollouts, evaluation and caching too. The second signal raises ``Aborted`` with the signal's exit
     code; under torchrun or with several processes, only if it comes more than ``FORWARDING_SECONDS`` after the first.
-    SIGUSR1 is a warning, which another signal follows when the time is up: it aborts nothing, and the one after it is
-    the first. The handlers that were there before come back at the end. Outside the main thread it does nothing.
+    ``WARNINGS`` are followed by another signal when the time is up: they abort nothing, and the one after them is the
+    first. The handlers that were there before come back at the end. Outside the main thread it does nothing.
     """
 
     def __init__(self, world: World) -> None:
@@ -50,7 +69,7 @@ class StopSignals:
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
             self._former = signal.set_wakeup_fd(-1)  # whoever waits for signals there would end the process
-            self._previous = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+            self._previous = {number: signal.signal(number, self._on_signal) for number in heeded()}
         return self
 
     def __exit__(
@@ -63,10 +82,10 @@ class StopSignals:
         self._previous = {}
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.received is None or (self.received == WARNING and number != WARNING):
+        if self.received is None or (self.received in WARNINGS and number not in WARNINGS):
             self.received, self._first_at = number, time.monotonic()
-        elif number != WARNING and time.monotonic() - self._first_at >= self._patience:
-            raise SystemExit(128 + number)
+        elif number not in WARNINGS and time.monotonic() - self._first_at >= self._patience:
+            raise Aborted(128 + number)
 
     def requested(self) -> bool:
         """Whether this process was asked to stop. Sends nothing, so processes may call it at different times."""
@@ -105,5 +124,5 @@ class StopSignals:
 
     @property
     def exit_code(self) -> int:
-        """What the program should exit with: 130 after SIGINT, 143 after SIGTERM, 138 after SIGUSR1, 0 without any."""
+        """What the program should exit with: 128 + the signal's number, as 130 after SIGINT; 0 without any."""
         return 0 if self.received is None else 128 + self.received

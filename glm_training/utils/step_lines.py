@@ -105,6 +105,6 @@ def _record(line: bytes) -> dict[str, Any] | None:
     """The object on a whole line that has a number as its step; None for anything else."""
     try:
         record = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter of brackets in brackets
         return None
     return record if isinstance(record, dict) and isinstance(record.get("step"), int | float) else None

@@ -1,10 +1,21 @@
-"""Whether files can be written to a place: tried there, with nothing left behind."""
+"""Places that a user names: where they are, and whether files can be written there, which is tried with nothing left
+behind."""
 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+
+def expanded(path: str | Path) -> Path:
+    """`path` below the home folder that its `~` or `~name` means. Where nobody is called so it stays as it is: nothing
+    is there, which is told as of any other path."""
+    path = Path(path)
+    with suppress(RuntimeError):
+        path = path.expanduser()
+    return path
 
 
 def why_unwritable(folder: Path) -> str | None:

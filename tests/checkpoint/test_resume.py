@@ -97,12 +97,19 @@ def test_latest_falls_back_to_the_last_made_not_to_an_abandoned_later_step(tmp_p
     assert resolve_resume(tmp_path, "latest").step == 150
 
 
-@pytest.mark.parametrize("pointer", [None, "../../etc\n", "step-000099\n", b"\xff\xfe"])
+FOLDER, LOOP = "a folder", "a link to itself"
+
+
+@pytest.mark.parametrize("pointer", [None, "", "../../etc\n", "step-000099\n", b"\xff\xfe", FOLDER, LOOP])
 def test_latest_without_a_usable_pointer_is_the_newest(tmp_path, pointer):
     save(tmp_path, 10, 20)
     (tmp_path / "latest").unlink()
     (tmp_path / "ledger.json").unlink()
-    if pointer is not None:
+    if pointer == FOLDER:
+        (tmp_path / "latest").mkdir()
+    elif pointer == LOOP:
+        (tmp_path / "latest").symlink_to("latest")
+    elif pointer is not None:
         (tmp_path / "latest").write_bytes(pointer if isinstance(pointer, bytes) else pointer.encode())
     point = resolve_resume(tmp_path, "latest")
     assert point.step == 20
@@ -133,6 +140,8 @@ def test_an_explicit_path_never_falls_back(tmp_path):
         resolve_resume(tmp_path, str(tmp_path / "step-000001"))
     with pytest.raises(CheckpointError, match="no checkpoint at step-000003"):
         resolve_resume(tmp_path, "step-000003")
+    with pytest.raises(CheckpointError, match="no checkpoint at ~nobody-here/run"):
+        resolve_resume(tmp_path, "~nobody-here/run")
     (tmp_path / "step-000004").mkdir()
     with pytest.raises(CheckpointError, match="not a whole checkpoint"):
         resolve_resume(tmp_path, tmp_path / "step-000004")

@@ -16,7 +16,7 @@ from tests.runs import write_config
 from tests.warm import Program
 
 ROOT = Path(__file__).parents[2]
-SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP]
 
 STUCK = """
 import sys
@@ -74,6 +74,14 @@ def test_a_command_that_is_not_stopped_gives_its_code_and_errors_and_leaves_the_
     with pytest.raises(ZeroDivisionError):
         stoppable(lambda: 1 // 0)
     assert [signal.getsignal(number) for number in SIGNALS] == before and signal.set_wakeup_fd(-1) == -1
+
+
+def test_nohup_is_heeded():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert stoppable(lambda: os.kill(os.getpid(), signal.SIGHUP) or 7) == 7
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_run_that_is_stopped_while_it_loads_leaves_nothing(tmp_path):

@@ -162,6 +162,16 @@ CASES: dict[str, tuple[Case, list[str]]] = {
         lambda folder: finetuning(folder, "model.name=./no/model"),
         ["model.name ./no/model is neither a folder here nor a hub id"],
     ),
+    "homes of nobody": (
+        lambda folder: finetuning(
+            folder, "model.name=~nobody-here/model", 'reward.metrics={"~nobody-here/own.py:Own": 1.0}'
+        ),
+        ["model.name ~nobody-here/model is neither a folder here nor a hub id", "~nobody-here/own.py"],
+    ),
+    "a home of nobody to resume from": (
+        lambda folder: finetuning(folder, "checkpoint.resume_from=~nobody-here/run"),
+        ["there is no checkpoint at ~nobody-here/run"],
+    ),
     "a decoder that is none": (
         lambda folder: preferences(folder, f"model.taesd={folder}"),
         ["has no config.json: a TAESD is a folder"],

@@ -21,7 +21,9 @@ from glm_training.rewards import (
     build_calculator,
     score_batch,
 )
+from glm_training.rewards.foreign import users_code
 from glm_training.rewards.types import LARGEST_SCORE
+from glm_training.utils.signals import Aborted
 
 HEAD = (
     "from glm_training.rewards import RewardCalculator, RewardResult, RewardSampleError\nimport helper\nimport torch\n"
@@ -68,6 +70,12 @@ def test_an_exception_names_its_place(tmp_path: Path, build) -> None:
     ]
     assert not isinstance(caught.value, RewardSampleError), "on_error: skip must not hide it"
     assert isinstance(caught.value.__cause__, ZeroDivisionError), "from which the log has the traceback"
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, Aborted])
+def test_who_stops_the_program_is_obeyed(kind) -> None:
+    with pytest.raises(kind), users_code("a reward"):
+        raise kind
 
 
 def test_libraries_that_the_code_calls_are_not_the_place(tmp_path: Path) -> None:

@@ -145,6 +145,19 @@ def test_a_job_started_again_where_it_still_runs_is_refused(tmp_path, monkeypatc
     assert "cannot be known" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"held\0", b"[]", b"[" * 100_000, {"pid": 10**30}, {"pid": True}, {"pid": "7"}, {"restarts": "1"}],
+    ids=lambda content: str(content)[:20],
+)
+def test_what_no_process_wrote_is_no_lock(tmp_path, monkeypatch, content):
+    monkeypatch.setattr(folder_lock, "_PAUSE_SECONDS", 0.001)
+    if isinstance(content, dict):
+        content = json.dumps(json.loads(Holder.here().encoded()) | content).encode()
+    (tmp_path / LOCK).write_bytes(content)
+    assert takes(tmp_path)
+
+
 def test_of_another_table_of_processes_the_systems_lock_tells(tmp_path, monkeypatch, other):
     """A container on this machine: its numbers say nothing here."""
     monkeypatch.setattr(folder_lock, "_process_table", lambda: "another")

@@ -28,21 +28,34 @@ def test_the_first_is_remembered_and_the_second_aborts(number, code, monkeypatch
     assert signal.getsignal(number) is before
 
 
-def test_a_warning_is_followed_by_the_first_request(monkeypatch):
-    """`sbatch --signal=USR1@60`: the run saves; what Slurm sends when the time is up does not tear that save."""
+@pytest.mark.parametrize(("warning", "code"), [(signal.SIGUSR1, 138), (signal.SIGUSR2, 140), (signal.SIGHUP, 129)])
+def test_a_warning_is_followed_by_the_first_request(monkeypatch, warning, code):
+    """`sbatch --signal=USR1@60`: the run saves; what Slurm sends when the time is up does not tear that save. Of a
+    terminal that goes away a process may be told by the system and by its shell."""
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    before = signal.getsignal(signal.SIGUSR1)
+    before = signal.getsignal(warning)
     with StopSignals(World()) as stop:
-        os.kill(os.getpid(), signal.SIGUSR1)
-        assert stop.poll() and stop.received == signal.SIGUSR1 and stop.exit_code == 138
-        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), warning)
+        assert stop.poll() and stop.received == warning and stop.exit_code == code
+        os.kill(os.getpid(), warning)
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.poll() and stop.exit_code == 143
-        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), warning)
         assert stop.exit_code == 143
         with pytest.raises(SystemExit):
             os.kill(os.getpid(), signal.SIGTERM)
-    assert signal.getsignal(signal.SIGUSR1) is before
+    assert signal.getsignal(warning) is before
+
+
+def test_nohup_is_heeded():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals(World()) as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.poll()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_whoever_waits_for_signals_outside_does_not_meanwhile():

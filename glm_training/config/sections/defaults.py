@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
+
+from glm_training.utils.writable import expanded
 
 Tree = dict[str, Any]
 
@@ -62,7 +63,7 @@ def own_size(family: str, name: str) -> int | None:
     """Pixels along a side of what a model was made to draw; None where its folder does not say, and for hub ids."""
     if name in OWN_SIZES.get(family, {}):
         return OWN_SIZES[family][name]
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     folder = folder if (folder / "model_index.json").is_file() else folder / "pipeline"
     try:
         vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))

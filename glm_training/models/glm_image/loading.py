@@ -26,6 +26,7 @@ from glm_training.models.loading import (
     looks_like_path,
     parts_at_hand,
 )
+from glm_training.utils.writable import expanded
 
 __all__ = ["ModelLoadError", "check_source", "load_pipeline", "load_skeleton"]
 
@@ -48,7 +49,7 @@ def check_source(name: str) -> None:
     """
     if name == "tiny-random":
         return
-    folder = TINY_FOLDER if name == "tiny" else Path(name).expanduser()
+    folder = TINY_FOLDER if name == "tiny" else expanded(name)
     if name == "tiny" and not folder.is_dir():
         raise ModelLoadError(
             f"the trained tiny model is not in this installation ({folder} does not exist); reinstall the package, "
@@ -87,7 +88,7 @@ def load_pipeline(
             torch.nn.Module.to(part, dtype)
         return pipeline
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
-    folder = TINY_FOLDER if name == "tiny" else Path(name).expanduser()
+    folder = TINY_FOLDER if name == "tiny" else expanded(name)
     if folder.is_dir():
         with load_errors_explained(f"the folder {folder}"):
             return GlmImagePipeline.from_pretrained(str(folder), **options)

@@ -30,6 +30,7 @@ from glm_training.models.loading import (
 from glm_training.models.sdxl.schedule import NoiseSchedule
 from glm_training.models.sdxl.tiny import build_tiny, build_tiny_taesd
 from glm_training.models.sdxl.unet import check_networks
+from glm_training.utils.writable import expanded
 
 TAESD_FOLDER = "taesd"
 """Folder of a pipeline folder in which `SDXL.save_pretrained` puts TAESD; stock loaders pass it over."""
@@ -152,7 +153,7 @@ def load_skeleton(name: str, component: str, revision: str | None = None) -> nn.
 
 def taesd_in(name_or_path: str | Path) -> Path | None:
     """The TAESD that lies in a local pipeline folder, if one does."""
-    folder = Path(name_or_path).expanduser() / TAESD_FOLDER
+    folder = expanded(name_or_path) / TAESD_FOLDER
     return folder if folder.is_dir() else None
 
 
@@ -186,7 +187,7 @@ def _taesd_folder(name: str) -> Path | None:
 
 def _local_folder(name: str, key: str = "model.name") -> Path | None:
     """`name` as a folder of this machine; None when it is a hub id. Raises ModelLoadError when it is neither."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         return path
     if path.is_file():

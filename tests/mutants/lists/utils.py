@@ -85,7 +85,7 @@ MUTATIONS = [
     *of(
         "utils/signals.py",
         "utils/test_signals.py",
-        ("            raise SystemExit(128 + number)", "            pass", "a second signal does nothing"),
+        ("            raise Aborted(128 + number)", "            pass", "a second signal does nothing"),
         (
             "return 0 if self.received is None else 128 + self.received",
             "return 0 if self.received is None else self.received",

@@ -1,5 +1,8 @@
 """Why a replay parts from its rollout: each likely mistake is made on purpose, and the one that gives the recorded
-numbers again is named. A mistake that cannot be tried is listed as a possible cause, never as the one."""
+numbers again is named. A mistake that cannot be tried is listed as a possible cause, never as the one.
+
+B samples, L tokens or denoising steps.
+"""
 
 from __future__ import annotations
 

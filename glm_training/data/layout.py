@@ -16,6 +16,10 @@ RECORD_KEYS = frozenset(
 """Keys that a record of a listing has. A JSON object without any of them may be meant as a prompt: some models take
 their scenes so."""
 
+_MEANT_AS_RECORD = re.compile(
+    rf"""(?:^\{{\s*["'\u201c\u201d]?|,\s*["'\u201c\u201d])(?:{"|".join(sorted(RECORD_KEYS))})["'\u201c\u201d]?\s*:""",
+    re.IGNORECASE,
+)
 _OTHER_TEXTS = {
     ".csv": "a CSV table",
     ".tsv": "a table",
@@ -36,26 +40,34 @@ def layout_of(file: TextFile) -> Layout | Problem:
     suffix = file.path.suffix.lower()
     lines = [line for line in file.lines if line.text]
     first = next((line.text or "" for line in lines), "")
-    if first.startswith("[") and (suffix == ".json" or holds_a_list(file.text)):
+    if first.startswith("[") and (suffix == ".json" or holds_a_list(file.text) or _meant_as_list(file.text, lines)):
         return "json list"
     records = sum(map(is_record, lines))
     if 2 * records > len(lines) or suffix in (".jsonl", ".ndjson"):
         return "json lines"
     if suffix == ".json" or first in ("{", "["):
         return _no_listing(file, lines)
-    return _no_prompts(file, first, len(lines)) or "prompts"
+    return _no_prompts(file, first, lines) or "prompts"
 
 
 def is_record(line: TextLine) -> bool:
-    """Whether the line is a JSON object as listings hold them."""
+    """Whether the line is a JSON object as listings hold them, or was meant as one: with another case of its keys,
+    other quotation marks or a comma at its end."""
     text = line.text or ""
-    if not (text.startswith("{") and text.endswith("}")):
+    if not text.startswith("{"):
         return False
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        return False
-    return isinstance(value, dict) and not RECORD_KEYS.isdisjoint(value)
+        return _MEANT_AS_RECORD.search(text) is not None
+    return isinstance(value, dict) and not RECORD_KEYS.isdisjoint(map(str.lower, value))
+
+
+def _meant_as_list(text: str, lines: list[TextLine]) -> bool:
+    """Whether ``text`` opens and closes as a JSON list does, of which something inside is at fault."""
+    first = lines[0].text or ""
+    opens = re.match(r"\[\s*[\"'{\[]", first) is not None and (len(lines) == 1 or first.endswith((",", "{", "[")))
+    return opens and text.rstrip().endswith("]")
 
 
 def _no_listing(file: TextFile, lines: list[TextLine]) -> Problem:
@@ -72,12 +84,20 @@ def _no_listing(file: TextFile, lines: list[TextLine]) -> Problem:
     return Problem(file.path, f"holds one JSON {kind}, not a list of prompts", _REMEDY)
 
 
-def _no_prompts(file: TextFile, first: str, count: int) -> Problem | None:
+def _no_prompts(file: TextFile, first: str, lines: list[TextLine]) -> Problem | None:
     """Plain lines that are something else than prompts: a table, by its first line, or another format, by its name."""
     kind = _OTHER_TEXTS.get(file.path.suffix.lower())
     names = [name.strip().strip("\"'").lower() for name in re.split(r"[,;|\t]", first)]
     words = ("prompt", "prompts", "caption", "captions", *(["text"] if len(names) > 1 else []))
-    heads_a_table = count > 1 and all(re.fullmatch(r"[\w.-]+", name) for name in names) and any(map(words.count, names))
+    heads_a_table = (
+        len(lines) > 1 and all(re.fullmatch(r"[\w.-]+", name) for name in names) and any(map(words.count, names))
+    )
     if heads_a_table:
         return Problem(file.path, f"is a table, with the columns {', '.join(names)}", f"It is not read. {_REMEDY}", 1)
+    tabs = [(line.text or "").count("\t") for line in lines]
+    if len(lines) > 1 and min(tabs) == max(tabs) > 0:
+        reason = f"is a table, each line with {tabs[0] + 1} columns between tabs"
+        return Problem(file.path, reason, f"It is not read. {_REMEDY}", lines[0].number)
+    if len(lines) > 1 and re.fullmatch(r"(?:prompts?|captions?)\s*:", first, re.IGNORECASE):
+        return Problem(file.path, "is YAML, not a text of prompts", _REMEDY, lines[0].number)
     return None if kind is None else Problem(file.path, f"is named as {kind}, not as a text of prompts", _REMEDY)

@@ -12,7 +12,7 @@ from typing import Literal
 
 from glm_training.data.paths import PathRefused, local_path, resolve_below
 from glm_training.data.problems import Problem
-from glm_training.data.text_lines import TextLine
+from glm_training.data.text_lines import TextLine, text_fault
 
 Mode = Literal["t2i", "i2i"]
 Role = Literal["target", "source"]
@@ -77,9 +77,11 @@ def read_numbered(request: Request, path: Path, lines: list[TextLine]) -> Listin
     listing = Listing(path)
     listing.rows = [Row(line.index, line.number, line.text or None) for line in lines]
     for line in lines:
-        if line.text == "":
-            remedy = "Write a prompt; removing the line would renumber those after it"
-            listing.add(line, f"the prompt of index {line.index} is empty", remedy)
+        fault = None if line.text is None else text_fault(line.text, line.index)
+        if fault is not None:
+            reason, remedy = fault
+            kept = "" if line.text else "; removing the line would renumber those after it"
+            listing.add(line, reason, remedy + kept)
     if request.target_images_dir is not None:
         _attach_numbered(listing, lines, "target", request.target_images_dir)
     elif request.require_targets:

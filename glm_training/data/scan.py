@@ -15,7 +15,7 @@ from glm_training.data.metadata import EXAMPLE, metadata_in, read_metadata
 from glm_training.data.paths import PathRefused, local_path
 from glm_training.data.problems import DataError, Problem, format_problems
 from glm_training.data.prompt_lengths import PromptReader, check_lengths
-from glm_training.data.text_lines import TextFile, prompt_fault, read_text
+from glm_training.data.text_lines import TextFile, read_text
 from glm_training.utils.words import counted
 
 logger = logging.getLogger(__name__)
@@ -167,10 +167,6 @@ def _read_list(request: Request, file: TextFile) -> Listing:
         listing = read_metadata(request, file.path, records)
     else:
         listing = read_numbered(request, file.path, [record.line for record in records])
-        for record in records:
-            fault = prompt_fault({"prompt": record.value}, "prompt", record.line.index)
-            if fault is not None and record.line.text:  # an empty one is reported already
-                listing.add(record.line, *fault)
     listing.problems += problems
     return listing
 

@@ -1,6 +1,8 @@
 """The lines of a UTF-8 text file, numbered so that a fault can be pointed at."""
 
+import re
 import stat
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +10,17 @@ from pathlib import Path
 from glm_training.data.problems import Problem
 
 _BOM = b"\xef\xbb\xbf"
-_UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
+_OTHER_BOMS = {
+    b"\xff\xfe\0\0": "UTF-32",
+    b"\0\0\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
+_MARKS = frozenset(
+    "\"'`´\u2018\u2019\u201a\u201c\u201d\u201e\u00ab\u00bb\u2039\u203a\u300c\u300d\u300e\u300f\uff02\uff07"
+)
+_CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
+"""What no prompt holds, and terminals and trackers do not take; all that is left out here is white space."""
 
 MAX_BYTES = 2**30
 """A listing above this is a file named by mistake: a million prompts take about a tenth of it."""
@@ -27,6 +39,7 @@ _OTHER_KINDS = {
     b"<!DOCTYPE": "a web page",
     b"<!doctype": "a web page",
     b"<html": "a web page",
+    b"<?xml": "XML",
     b"\x89PNG": "an image",
     b"\xff\xd8\xff": "an image",
     b"version https://git-lfs": "a pointer of Git LFS, whose file is not there (`git lfs pull` fetches it)",
@@ -105,8 +118,9 @@ def _read_bytes(path: Path) -> tuple[Problem | None, bytes]:
         for mark, kind in _OTHER_KINDS.items():
             if head.lstrip().startswith(mark):
                 return Problem(path, f"is {kind}, not a text of prompts", remedy), b""
-        if head.startswith(_UTF16_BOMS):
-            return Problem(path, "is UTF-16, found at byte 0", "Save the file as UTF-8", line=1), b""
+        for mark, encoding in _OTHER_BOMS.items():
+            if head.startswith(mark):
+                return Problem(path, f"is {encoding}, found at byte 0", "Save the file as UTF-8", line=1), b""
         return None, head + file.read()
 
 
@@ -114,7 +128,30 @@ def _decode(raw: bytes) -> str:
     nul = raw.find(b"\0")
     if nul >= 0:  # valid UTF-8, but in a text it means UTF-16 without a mark, or a binary file
         raise UnicodeDecodeError("utf-8", raw, nul, nul + 1, "NUL byte")
-    return raw.decode("utf-8").strip()
+    text = raw.decode("utf-8").strip()
+    while text.startswith("\ufeff"):  # files with a mark, put one after the other
+        text = text[1:].lstrip()
+    return text
+
+
+def text_fault(prompt: str, index: int) -> tuple[str, str] | None:
+    """Why ``prompt``, of this index, cannot be drawn, and the remedy; None when it can."""
+    if not prompt.strip():
+        return f"the prompt of index {index} is empty", "Write a prompt"
+    if all(map(_says_nothing, prompt)):
+        reason = f"the prompt of index {index} holds quotation marks and characters that nobody sees, and nothing else"
+        return reason, "Write a prompt"
+    strange = _CONTROL.search(prompt)
+    if strange is None:
+        return None
+    if "\ud800" <= strange[0] <= "\udfff":
+        return f"the prompt holds half a surrogate pair at character {strange.start()}", "Write the character itself"
+    return f"the prompt holds the control character U+{ord(strange[0]):04X} at character {strange.start()}", "Remove it"
+
+
+def _says_nothing(character: str) -> bool:
+    """Whether it is white space, a quotation mark, or one of those that have no picture (joiners, directions)."""
+    return character in _MARKS or character.isspace() or unicodedata.category(character) in ("Cf", "Mn")
 
 
 def prompt_fault(record: Mapping[str, object], key: str, index: int) -> tuple[str, str] | None:
@@ -122,10 +159,4 @@ def prompt_fault(record: Mapping[str, object], key: str, index: int) -> tuple[st
     prompt = record.get(key)
     if not isinstance(prompt, str):
         return f"key {key!r} is {'not a text' if key in record else 'missing'}", f'Add "{key}": "..."'
-    if not prompt.strip():
-        return f"the prompt of index {index} is empty", "Write a prompt"
-    try:
-        prompt.encode("utf-8")
-    except UnicodeEncodeError as error:
-        return f"the prompt holds half a surrogate pair at character {error.start}", "Write the character itself"
-    return None
+    return text_fault(prompt, index)

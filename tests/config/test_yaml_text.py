@@ -256,6 +256,7 @@ def test_merges_are_laid_under_and_the_earlier_wins():
     ("data", "expected"),
     [
         ("seed: 1\n".encode("utf-16"), "run.yaml: is UTF-16. Save it as UTF-8."),
+        ("seed: 1\n".encode("utf-32"), "run.yaml: is UTF-32. Save it as UTF-8."),
         (b"seed: 1\nb: caf\xe9\n", "run.yaml:2: is not UTF-8: byte 0xe9 at offset 14."),
         (b"#" * (MAX_BYTES + 1), "run.yaml: has over 128 KiB, which is no configuration."),
     ],

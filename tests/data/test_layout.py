@@ -107,6 +107,14 @@ def test_a_record_among_prompts_is_not_taken_for_one(files) -> None:
         ("a.xlsx", b"PK\x03\x04" + bytes(50), "is a ZIP archive or a spreadsheet"),
         ("a.txt.gz", b"\x1f\x8b\x08" + bytes(50), "is gzip-compressed"),
         ("a.txt", "<!DOCTYPE html>\n<html>", "is a web page"),
+        ("a.txt", "<?xml version='1.0'?>\n<a/>", "is XML"),
+        ("a.txt", "prompts:\n  - a cat\n  - a dog\n", "a.txt:1: is YAML"),
+        ("a.txt", "a cat\t0.png\na dog\t1.png\n", "a.txt:1: is a table, each line with 2 columns between tabs"),
+        ("a.txt", "a cat".encode("utf-32"), "a.txt:1: is UTF-32"),
+        ("a.txt", '["a cat","a dog",]', "a.txt:1: not JSON: Expecting value at column 18"),
+        ("a.txt", "['a cat', 'a dog']", "a.txt:1: not JSON: Expecting value at column 2"),
+        ("a.txt", '["a cat",\n"a dog",\n]\n', "a.txt:3: not JSON"),
+        ("a.txt", '[{"prompt": "a", "prompt": "b"}]', "a.txt: not readable as JSON: key 'prompt' is given twice"),
         ("a.txt", "version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a pointer of Git LFS"),
     ],
 )
@@ -126,3 +134,70 @@ def test_a_pipe_and_a_device_are_not_opened(files) -> None:
 def test_a_file_too_large_for_a_listing_is_not_read(files, monkeypatch) -> None:
     monkeypatch.setattr("glm_training.data.text_lines.MAX_BYTES", 3)
     assert "too many for a listing" in problems(files, "prompts.txt", "a cat\n")[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "column"),
+    [
+        ('{"prompt": "%d"},', 16),
+        ("{'prompt': '%d'}", 2),
+        ('{prompt: "%d"}', 2),
+        ('{"id": %d, "caption": "x",}', 26),
+        ("{\u201cprompt\u201d: \u201c%d\u201d}", 2),
+        ('{"prompt": "%d" // first', 16),
+    ],
+)
+def test_records_in_almost_json_are_no_prompts(files, line: str, column: int) -> None:
+    found = problems(files, "captions.txt", "".join(f"{line % i}\n" for i in range(4)), target_images_dir=None)
+    assert len(found) == 4
+    for number, problem in enumerate(found, start=1):
+        assert f"captions.txt:{number}: not JSON: " in problem and f"at column {column}. Write" in problem
+
+
+def test_keys_in_another_case_are_told(files) -> None:
+    found = problems(files, "captions.txt", LINES.replace('"prompt"', '"Prompt"'), target_images_dir=None)
+    assert len(found) == 8 and "unknown key 'Prompt'. Did you mean 'prompt'?" in found[1]
+
+
+NOTHING = "the prompt of index 1 holds quotation marks and characters that nobody sees, and nothing else"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ("\u200b", NOTHING),
+        ("\u202e \u202c", NOTHING),
+        ("\u200d\ufe0f", NOTHING),
+        ('""', NOTHING),
+        ("\u201c \u201d", NOTHING),
+        ("\u300c\u300d", NOTHING),
+        (" \u00a0\u3000\t", "the prompt of index 1 is empty"),
+        ("a \x1b[31mred cat", "the prompt holds the control character U+001B at character 2. Remove it"),
+        ("\x07bell", "the prompt holds the control character U+0007 at character 0"),
+        ("a\x7f", "the prompt holds the control character U+007F at character 1"),
+        ("a\x9bred", "the prompt holds the control character U+009B at character 1"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["lines", "json lines", "json list"])
+def test_a_prompt_that_says_nothing_or_holds_controls_is_told(files, kind: str, prompt: str, said: str) -> None:
+    prompts = ["a cat", prompt, "a dog", "7"]
+    text = "".join(f"{line}\n" for line in prompts) if kind == "lines" else json.dumps(prompts, indent=0)
+    if kind == "json lines":
+        text = "".join(
+            json.dumps(record | {"prompt": line}) + "\n" for record, line in zip(RECORDS, prompts, strict=True)
+        )
+    (found,) = problems(files, "captions.txt", text, **({} if kind != "json lines" else {"target_images_dir": None}))
+    assert f"captions.txt:{3 if kind == 'json list' else 2}: {said}" in found
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["7", "!", "\U0001f389", "\U0001f469\u200d\U0001f467", "\u0639\u0644\u0627\u0645\u0629", '"1"', "null", "-"],
+)
+def test_short_prompts_of_any_script_are_prompts(files, prompt: str) -> None:
+    assert scan(files, "a.txt", f"{prompt}\nb\nc\nd\n").examples[0].prompt == prompt
+
+
+def test_marks_of_files_put_one_after_the_other_are_no_text(files) -> None:
+    examples = scan(files, "a.txt", "\ufeffa\r\n\ufeffb\r\n\ufeff\ufeff c\r\nd\r\n").examples
+    assert [example.prompt for example in examples] == ["a", "b", "c", "d"]

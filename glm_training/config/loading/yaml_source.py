@@ -13,6 +13,13 @@ from glm_training.config.loading.yaml_text import MAX_BYTES, read_yaml
 
 Tree = dict[str, Any]
 
+_OTHER_BOMS = {
+    b"\xff\xfe\0\0": "UTF-32",
+    b"\0\0\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
+
 
 @dataclass
 class Source:
@@ -87,9 +94,10 @@ def _read_text(source: Source, path: Path) -> str | None:
     if len(data) > MAX_BYTES:
         source.add((), f"has over {MAX_BYTES // 1024} KiB, which is no configuration.", "Name another file.")
         return None
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        source.add((), "is UTF-16.", "Save it as UTF-8.")
-        return None
+    for mark, encoding in _OTHER_BOMS.items():
+        if data.startswith(mark):
+            source.add((), f"is {encoding}.", "Save it as UTF-8.")
+            return None
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

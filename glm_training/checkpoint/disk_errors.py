@@ -49,7 +49,7 @@ def naming_disk_errors(step: int, needed: int, exports_unknown: bool, folder: Pa
     """
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # libraries wrap what the disk says in classes of their own
         code, place = error_code(error)
         if code is None and not isinstance(error, OSError | SafetensorError):
             raise

@@ -42,7 +42,7 @@ def stoppable(command: Callable[[], int]) -> int:
     code = 0
     try:
         code = command()
-    except BaseException:
+    except BaseException:  # after a stop, whatever it was that the stop came out as
         if not received:
             raise
     finally:

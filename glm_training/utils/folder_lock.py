@@ -124,7 +124,7 @@ class FolderLock:
                     return
                 took_over |= self._clear()
             raise FolderInUseError(self.folder, None, certain=True)
-        except BaseException:
+        except BaseException:  # a stop, too, leaves no folders behind
             self._remove_folders()
             raise
 

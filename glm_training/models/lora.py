@@ -97,6 +97,18 @@ def adapters_disabled(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def without_dropout(module: nn.Module) -> Iterator[None]:
+    """Dropout off inside, each submodule's own mode back afterwards."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+@contextmanager
 def merged(module: nn.Module) -> Iterator[None]:
     """Inside, the module is a plain one with B A added to its weights and no adapters in its state dict.
 

@@ -10,8 +10,7 @@ Letters in shapes as in `ar_types`; D hidden size, R rows of a table, L its posi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -27,6 +26,7 @@ from transformers.models.glm_image.modeling_glm_image import (
 
 from glm_training.models.glm_image.ar_types import ARPrompt
 from glm_training.models.glm_image.token_sampling import TokenSampler
+from glm_training.models.lora import without_dropout
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ def write_tokens(
     length = prompt.input_ids.shape[1]
     layers = [DecoderLayer(cast("GlmImageTextDecoderLayer", layer)) for layer in text_model.layers]
     norm = _norm(text_model.norm)
-    with torch.inference_mode(), _evaluating(model):
+    with torch.inference_mode(), without_dropout(model):
         hidden = text_model.embed_tokens(prompt.input_ids)
         steps = _rotary_steps(text_model, hidden, prompt, group_size)
         rotary, mask = Rotary.of(text_model, hidden, prompt.position_ids), _prompt_mask(prompt)
@@ -201,15 +201,3 @@ def _norm(norm: nn.Module) -> Callable[[Tensor], Tensor]:
     weight, eps = cast(Tensor, norm.weight), cast(float, norm.variance_epsilon)
     size = list(weight.shape)
     return lambda hidden: weight * torch.rms_norm(hidden, size, None, eps).to(hidden.dtype)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Dropout off inside (LoRA has one), each module's own mode back afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

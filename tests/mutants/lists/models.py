@@ -32,6 +32,12 @@ MUTATIONS = [
     ),
     *of(
         "models/lora.py",
+        ("models/test_ar_rollout.py", "models/test_vgt_sampling.py"),
+        ("    module.eval()\n    try:", "    try:", "dropout where there should be none"),
+        ("            part.training = True", "            part.training = False", "the model stays in evaluation mode"),
+    ),
+    *of(
+        "models/lora.py",
         ("models/test_lora.py", "trainers/test_dmdr_steps.py"),
         ("        up.zero_()\n", "        up.fill_(0.01)\n", "adapters change the model at once"),
         ("bound = down.shape[1] ** -0.5", "bound = down.shape[0] ** -0.5", "A of another size"),

@@ -51,12 +51,7 @@ MUTATIONS = [
             "rotary angles turn the other way",
         ),
         ("masked_fill(~visible, -torch.inf)", "masked_fill(visible, -torch.inf)", "only the padding is seen"),
-        ("    model.eval()\n    try:", "    try:", "dropout while drawing"),
-        (
-            "            module.training = True",
-            "            module.training = False",
-            "the model is left in evaluation mode",
-        ),
+        (", without_dropout(model):", ":", "dropout while drawing"),
     ),
     *of(
         "models/glm_image/token_sampling.py",

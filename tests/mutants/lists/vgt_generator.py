@@ -12,7 +12,11 @@ MUTATIONS = [
         ("return 1 - shift * level", "return shift * level", "t = 1 is noise"),
         ("(1 + (shift - 1) * level)", "(1 + shift * level)", "the shift is not the published one"),
         ("clean - noise\n", "noise - clean\n", "the velocity leads to the noise"),
-        ("* (groups - group) / groups", "* (groups - group - 1) / groups", "guidance fades a group early"),
+        (
+            "return 1 + (guidance - 1) * (groups - group)",
+            "return 1 + (guidance - 1) * (groups - group - 1)",
+            "guidance fades a group early",
+        ),
         ("(time * velocity - state) / (1 - time)", "(velocity - state) / (1 - time)", "the score lacks t"),
         ("(2 * (1 - time) * step) ** 0.5", "((1 - time) * step) ** 0.5", "the steps add too little noise"),
         ("LAST_TIME / (steps - 1)", "LAST_TIME / steps", "the stochastic steps stop short of .96"),

@@ -46,7 +46,7 @@ def load_weights(module: nn.Module, path: Path) -> None:
     Raises FileNotFoundError, or ValueError for a damaged file and for a state dict that does not fit.
     """
     check_weights(module, path)
-    saved = _read(path)
+    saved = read_weights(path)
     for name, tensor in _wanted(module).items():
         tensor.copy_(saved[name])
 
@@ -56,10 +56,7 @@ def check_weights(module: nn.Module, path: Path) -> None:
 
     Raises what `load_weights` raises.
     """
-    if not path.is_file():
-        below = weights_below(path)
-        instead = f": it is a folder, name a file like {below[-1]}" if below else ""
-        raise FileNotFoundError(f"there is no file of weights at {path}{instead}")
+    _require_file(path)
     saved = _shapes(path)
     wanted = {name: tuple(tensor.shape) for name, tensor in _wanted(module).items()}
     unfit = sorted(saved.keys() ^ wanted.keys())
@@ -78,20 +75,32 @@ def _wanted(module: nn.Module) -> dict[str, Tensor]:
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes in a file; of safetensors the header alone is read."""
     if path.suffix != ".safetensors":
-        return {name: tuple(tensor.shape) for name, tensor in _read(path).items()}
+        return {name: tuple(tensor.shape) for name, tensor in read_weights(path).items()}
     with _damage_named(path), safe_open(path, framework="pt") as file:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file, mapped into memory where its format allows it."""
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file (.safetensors, or a torch file, where it may stand under "state_dict" or "model"),
+    mapped into memory where the format allows it. Raises FileNotFoundError, or ValueError for a damaged file."""
+    _require_file(path)
     with _damage_named(path):
         if path.suffix == ".safetensors":
             return load_file(path)
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+    for outer in ("state_dict", "model"):
+        if isinstance(saved, dict) and isinstance(saved.get(outer), dict):
+            saved = saved[outer]
     if not isinstance(saved, dict) or not all(isinstance(value, Tensor) for value in saved.values()):
         raise ValueError(f"{path} holds no state dict: names with a tensor each")
     return saved
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        below = weights_below(path)
+        instead = f": it is a folder, name a file like {below[-1]}" if below else ""
+        raise FileNotFoundError(f"there is no file of weights at {path}{instead}")
 
 
 @contextmanager

@@ -40,3 +40,11 @@ def test_both_formats_set_the_weights(tmp_path) -> None:
         nn.init.zeros_(target.weight)
         load_weights(target, tmp_path / name)
         assert torch.equal(target.weight, source.weight)
+
+
+@pytest.mark.parametrize("outer", ["state_dict", "model"])
+def test_a_state_dict_may_stand_under_a_name(tmp_path, outer) -> None:
+    source, target = nn.Linear(2, 2), nn.Linear(2, 2)
+    torch.save({outer: source.state_dict(), "step": 3}, tmp_path / "start.pth")
+    load_weights(target, tmp_path / "start.pth")
+    assert torch.equal(target.weight, source.weight) and torch.equal(target.bias, source.bias)

@@ -13,17 +13,20 @@ def tiny_random_autoencoder(
     """Pictures of 32 x 32 px, latents [B, 4, 4, 4] (8 px per place); weights depend on `seed` alone."""
     config = AutoencoderConfig(
         tower=tower, tower_config=_internvl(16, 2, 32) if tower == "internvl" else _qwen(), hidden_size=24,
-        decoder=tiny_decoder([8, 8, 16, 16], [1, 1, 1, 1], attention_from=2, head_dim=8), image_size=32,
+        decoder=_decoder([8, 8, 16, 16], [1, 1, 1, 1], attention_from=2, upsample="interpolate"), image_size=32,
         channel_norm=channel_norm, latent_channels=4, bottleneck_blocks=2, kl=kl,
     )  # fmt: skip
     return Autoencoder(config, seed=seed).eval()
 
 
 def tiny_trainable_config(channel_norm: bool) -> AutoencoderConfig:
-    """For pictures of coloured shapes and signs at 64 x 64 px; latents [B, 16, 8, 8]."""
+    """One million weights for pictures of coloured shapes and signs at 64 x 64 px; latents [B, 16, 8, 8].
+
+    Its tower starts from nothing, so its residual branches count from the first step on.
+    """
     return AutoencoderConfig(
-        tower="internvl", tower_config=_internvl(96, 2, 64), hidden_size=96,
-        decoder=tiny_decoder([16, 32, 64, 128], [1, 1, 1, 1], attention_from=4, head_dim=16), image_size=64,
+        tower="internvl", tower_config={**_internvl(96, 2, 64), "layer_scale_init_value": 1.0}, hidden_size=96,
+        decoder=_decoder([16, 32, 64, 128], [0, 1, 1, 1], attention_from=4, upsample="pixel_shuffle"), image_size=64,
         channel_norm=channel_norm, latent_channels=16, bottleneck_blocks=1,
     )  # fmt: skip
 
@@ -44,13 +47,13 @@ def _qwen() -> dict[str, Any]:
     )  # fmt: skip
 
 
-def tiny_decoder(channels: list[int], layers: list[int], *, attention_from: int, head_dim: int) -> dict[str, Any]:
-    """A DC-AE decoder that doubles the sides at each of ``len(channels) - 1`` levels; levels from `attention_from` on
-    are of linear attention, as the published decoder's inner three are."""
-    inner = range(len(channels))
+def _decoder(channels: list[int], layers: list[int], *, attention_from: int, upsample: str) -> dict[str, Any]:
+    """A DC-AE decoder that doubles the sides between levels, the outermost first in both lists; no layers there means
+    that its pixels come straight from the next one. Levels from `attention_from` on are of linear attention."""
+    inner = [level >= attention_from for level in range(len(channels))]
     return dict(
-        attention_head_dim=head_dim, decoder_block_out_channels=channels, decoder_layers_per_block=layers,
-        decoder_block_types=["EfficientViTBlock" if i >= attention_from else "ResBlock" for i in inner],
-        decoder_qkv_multiscales=[[5] if i >= attention_from else [] for i in inner], decoder_norm_types="rms_norm",
-        decoder_act_fns="silu", decoder_in_shortcut=True, decoder_conv_act_fn="relu", upsample_block_type="interpolate",
+        attention_head_dim=8, decoder_block_out_channels=channels, decoder_layers_per_block=layers,
+        decoder_block_types=["EfficientViTBlock" if attends else "ResBlock" for attends in inner],
+        decoder_qkv_multiscales=[[5] if attends else [] for attends in inner], decoder_norm_types="rms_norm",
+        decoder_act_fns="silu", decoder_in_shortcut=True, decoder_conv_act_fn="relu", upsample_block_type=upsample,
     )  # fmt: skip

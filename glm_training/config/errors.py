@@ -15,6 +15,8 @@ class Issue:
     paths: tuple[str, ...]
     message: str
     suggestion: str | None = None
+    rests_on: tuple[str, ...] = ()
+    """Other keys that it follows from: where one of them is faulty by itself, there is nothing to say yet."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,11 @@ class Problem:
 
     def __str__(self) -> str:
         where = self.file if self.line is None else f"{self.file}:{self.line}"
-        what = f"{self.path}: {self.message}" if self.path else self.message
-        return redact(f"{where}: {what}" + (f" {self.suggestion}" if self.suggestion else ""))
+        head = f"{where}: {self.path}" if self.path else where
+        said = self.message + (f" {self.suggestion}" if self.suggestion else "")
+        if said[:1].isalpha():  # words of ours, no value: a key that is named like a secret masks none of them
+            return f"{redact(head)}: {redact(said)}"
+        return redact(f"{head}: {said}")
 
 
 class ConfigError(Exception):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 # Letters of scripts written with spaces: an apostrophe stands next to one, a quotation mark in Chinese text does not.
 _LETTER = "A-Za-z0-9\u00c0-\u024f"
@@ -26,7 +27,7 @@ _SPANS = re.compile(
 
 
 def quoted_text(prompt: str) -> list[str]:
-    """Every quoted span of ``prompt``, in order, stripped; empty spans are left out.
+    """Every quoted span of ``prompt``, in order, stripped; spans in which nothing is seen are left out.
 
     Double ("..."), curly (“...”, ‘...’), low („...“), guillemets («...»), fullwidth and CJK (「...」, 『...』) marks
     count; straight single marks count when they cannot be apostrophes. A quotation inside a quotation is part of the
@@ -36,4 +37,10 @@ def quoted_text(prompt: str) -> list[str]:
     ['WOOF']
     """
     spans = (next(group for group in match.groups() if group is not None) for match in _SPANS.finditer(prompt))
-    return [span.strip() for span in spans if span.strip()]
+    return [span.strip() for span in spans if "".join(filter(is_seen, span)).strip()]
+
+
+def is_seen(character: str) -> bool:
+    """False for what has no picture: joiners, direction marks, soft hyphens, variation selectors."""
+    variation = "\ufe00" <= character <= "\ufe0f" or "\U000e0100" <= character <= "\U000e01ef"
+    return not (variation or character == "\u034f" or unicodedata.category(character) == "Cf")

@@ -14,7 +14,7 @@ import torch
 from glm_training.rewards.ocr import load_reader, read_lines, read_texts
 from glm_training.rewards.ocr_models import languages_for
 from glm_training.rewards.options import TextAccuracyOptions
-from glm_training.rewards.quoted_text import quoted_text
+from glm_training.rewards.quoted_text import is_seen, quoted_text
 from glm_training.rewards.types import MetricScores, RewardBatch, RewardSampleError
 
 _SHOWN = 10
@@ -32,12 +32,7 @@ def normalise(text: str) -> list[str]:
     what nobody sees (joiners, direction marks, soft hyphens, variation selectors)."""
     plain = unicodedata.normalize("NFKC", text).translate(_PLAIN_MARKS).casefold()
     # casefold may take letters apart that NFKC writes as one
-    return "".join(filter(_is_seen, unicodedata.normalize("NFKC", plain))).split()
-
-
-def _is_seen(character: str) -> bool:
-    variation = "\ufe00" <= character <= "\ufe0f" or "\U000e0100" <= character <= "\U000e01ef"
-    return not (variation or character == "\u034f" or unicodedata.category(character) == "Cf")
+    return "".join(filter(is_seen, unicodedata.normalize("NFKC", plain))).split()
 
 
 @lru_cache(maxsize=4)

@@ -241,11 +241,45 @@ def test_override_below_a_mapping(tmp_path: Path) -> None:
         ("lora.ar_targets=[q_proj", "lora.ar_targets"),
         ("reward.grpo.num_samples=5", "reward.grpo.num_samples"),
         ("reward.metrics.text_accuracy=0", "reward.metrics.text_accuracy"),
+        ("reward.metrics=text_accuracy", "reward.metrics"),
+        ("output_dir=", "output_dir"),
+        ("output_dir=  ", "output_dir"),
+        ("data.prompts_file=#prompts.txt", "data.prompts_file"),
+        ("output_dir=---", "output_dir"),
+        ("output_dir=runs/exp #3", "output_dir"),
+        ("data.image_size={height: 64} # small", "data.image_size"),
     ],
 )
 def test_override_problems(tmp_path: Path, override: str, path: str) -> None:
     problem = only(problems(tmp_path, VALID, override))
     assert (problem.file, problem.line, problem.path) == (f"override `{override}`", None, path)
+
+
+@pytest.mark.parametrize(
+    ("value", "read"), [("null", None), ("~", None), ("'#3'", "#3"), ("a#3", "a#3"), ("'a #3'", "a #3"), ("''", None)]
+)
+def test_nulls_and_number_signs_that_are_meant(tmp_path: Path, value: str, read: str | None) -> None:
+    override = f"logging.wandb_entity={value}"
+    if value == "''":
+        assert "'' is not allowed" in only(problems(tmp_path, VALID, override)).message
+    else:
+        assert load(tmp_path, VALID, override).logging.wandb_entity == read
+
+
+def test_what_is_left_out_of_an_override_is_told(tmp_path: Path) -> None:
+    """An empty variable of a shell, or a comment, would start another run than was meant."""
+    empty = only(problems(tmp_path, VALID, "output_dir="))
+    assert (
+        str(empty) == "override `output_dir=`: output_dir: nothing stands after `=`. Write `null` where that is meant."
+    )
+    comment = only(problems(tmp_path, VALID, "output_dir=runs/exp #3"))
+    assert (comment.message, comment.suggestion) == ("`#3` would be left out as a comment.", "Quote the value.")
+
+
+def test_a_key_named_like_a_secret_is_told_as_any_other(tmp_path: Path) -> None:
+    found = only(problems(tmp_path, VALID + "logging:\n  wandb_api_key: 0123abcd\n"))
+    assert str(found).endswith("run.yaml:4: logging.wandb_api_key: unknown key. Did you mean `logging.wandb_entity`?")
+    assert "0123abcd" not in str(only(problems(tmp_path, VALID + "logging:\n  wandb_api_key: !!int 0123abcd\n")))
 
 
 def test_override_of_a_mapping_takes_the_place_of_its_lines(tmp_path: Path) -> None:

@@ -183,6 +183,7 @@ def _images(config: Config) -> Iterator[Issue]:
             ("data.target_images_dir", "reward.target_images_dir"),
             f"needed: {reason}.",
             f"Set it, as in `data/{config.training.mode}/target_images`.",
+            rests_on=("reward.metrics", "reward.weights"),
         )
 
 
@@ -232,12 +233,10 @@ def _group(config: Config) -> Iterator[Issue]:
     group = split_group(component, samples, plans, renders)
     if group is None:
         if plans is None and renders is None:
-            message = (
-                f"{counted(samples, 'sample')} do not split into plans x 2 renders, as `model.component: both` needs."
-            )
+            message = f"num_samples {samples} does not split into plans x 2 renders, as `model.component: both` needs."
         else:
             given = f"plans_per_prompt {plans or 'null'}, renders_per_plan {renders or 'null'}"
-            message = f"{counted(samples, 'sample')} do not split as `rollout` says ({given})."
+            message = f"num_samples {samples} does not split as `rollout` says ({given})."
         yield Issue(keys, message, "num_samples = plans_per_prompt x renders_per_plan must hold.")
         return
     what = f"{counted(samples, 'sample')} are {counted(group.plans, 'plan')} x {counted(group.renders, 'render')}:"

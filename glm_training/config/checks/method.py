@@ -40,7 +40,7 @@ def _sde(config: Config) -> Iterator[Issue]:
     if rollout.sde_kernel == "cps" and rollout.eta > 1:
         yield Issue(("rollout.eta", "rollout.sde_kernel"), "the kernel `cps` takes an eta of at most 1.")
     steps, size = config.rollout_sampling().num_inference_steps, rollout.sde_window_size
-    limits = rollout.sde_window_range or [0, steps]
+    limits = [0, steps] if rollout.sde_window_range is None else rollout.sde_window_range
     faults = list(_sde_range(limits, steps))
     yield from faults
     if faults:

@@ -85,7 +85,8 @@ def _validate(source: Source) -> Config | None:
 def _report(issue: Issue, source: Source, faulty: set[KeyPath]) -> None:
     """Note an issue between keys, unless one of them was faulty by itself and is only missing here."""
     paths = [split_path(path, Config) for path in issue.paths]
-    if any(path[: len(bad)] == bad or bad[: len(path)] == path for path in paths for bad in faulty):
+    rests_on = [split_path(path, Config) for path in issue.rests_on]
+    if any(path[: len(bad)] == bad or bad[: len(path)] == path for path in paths + rests_on for bad in faulty):
         return
     given = [path for path in paths if path in source.lines or path in source.origins]
     file, line = source.locate((given or paths)[0])

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from glm_training.config.docs.describe import KeyPath, section_type, split_path
 from glm_training.config.errors import Problem
 from glm_training.config.loading.yaml_source import Source, Tree
-from glm_training.config.loading.yaml_text import read_yaml
+from glm_training.config.loading.yaml_text import Fault, comment_after, read_yaml
 
 
 def apply_override(source: Source, text: str, schema: type[BaseModel]) -> None:
@@ -24,6 +24,12 @@ def apply_override(source: Source, text: str, schema: type[BaseModel]) -> None:
         )
         return
     document = read_yaml(value_text)
+    if document.value is None and not document.faults and value_text.strip() not in ("null", "Null", "NULL", "~"):
+        nothing = "nothing stands after `=`."  # as where a variable of the shell is empty
+        document.faults.append(Fault(None, (), nothing, "Write `null` where that is meant."))
+    comment = comment_after(value_text) if not document.faults else ""
+    if comment:
+        document.faults.append(Fault(None, (), f"`{comment}` would be left out as a comment.", "Quote the value."))
     for fault in document.faults:
         below = ".".join((key.strip(), *fault.path))
         message = fault.message.replace("not valid YAML", "the value is not valid YAML")

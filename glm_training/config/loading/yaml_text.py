@@ -68,6 +68,13 @@ def read_yaml(text: str) -> Document:
     return document
 
 
+def comment_after(text: str) -> str:
+    """The comment behind the value that `text` holds; empty without one. `text` is valid YAML."""
+    events = yaml.parse(text, Loader=StrictLoader)
+    marks = [event.end_mark for event in events if isinstance(event, yaml.NodeEvent | yaml.CollectionEndEvent)]
+    return text[max((mark.index for mark in marks if mark is not None), default=0) :].strip()
+
+
 def _compose(text: str) -> yaml.Node | None:
     """The tree of nodes. Raises _Broken."""
     strange = _CONTROL.search(text)
@@ -206,10 +213,10 @@ class _Builder:
         """What `<<` names, one mapping or several of which the earlier win, where the mapping has no such key yet."""
         line = self.line
         nodes = value.value if isinstance(value, yaml.SequenceNode) else [value]
+        if not all(isinstance(node, yaml.MappingNode) for node in nodes):
+            self._fault((*path, "<<"), "`<<` takes a mapping or a list of mappings.", line=line)
+            nodes = []
         for node in reversed(nodes):
-            if not isinstance(node, yaml.MappingNode):
-                self._fault((*path, "<<"), "`<<` takes a mapping or a list of mappings.", line=line)
-                continue
             built = self.build(node, path)
             if built is not _MISSING:
                 tree |= built

@@ -129,14 +129,14 @@ def save_checkpoint(
     return final
 
 
-def begin_run(checkpoints_dir: Path) -> str:
+def begin_run(checkpoints_dir: Path, run: str | None = None) -> str:
     """A run begins here that continues none of this folder: checkpoints already in it are not its own, and stay.
 
-    Called once by the main process before training; the folder is made if absent. Returns the id of the run, which its
-    checkpoints will carry.
+    Called by the main process before training, and with the `run` that it is where a run has lost the folder on the
+    way; the folder is made if absent. Returns the id of the run, which its checkpoints will carry.
     """
     checkpoints_dir.mkdir(parents=True, exist_ok=True)
-    run = _new_run_id()
+    run = run or _new_run_id()
     _write_atomically(checkpoints_dir / LEDGER, Ledger(run=run).encoded())
     return run
 

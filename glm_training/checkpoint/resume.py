@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from glm_training.checkpoint.commit import CHECKPOINT_NAME, PARTIAL, POINTER, REPLACED, STATES
+from glm_training.checkpoint.commit import CHECKPOINT_NAME, POINTER, REPLACED, STATES
 from glm_training.checkpoint.ledger import Ledger
 from glm_training.checkpoint.manifest import MANIFEST, Manifest, read_manifest, verify_checkpoint
 from glm_training.checkpoint.run_record import RunRecord
@@ -83,10 +83,9 @@ def resolve_resume(checkpoints_dir: Path, which: str | Path) -> ResumePoint:
 
 
 def holds_checkpoints(folder: Path) -> bool:
-    """Whether a checkpoint lies in ``folder``, whole or half written."""
+    """Whether a checkpoint lies in ``folder``, whole or damaged; one that was never committed is none."""
     return folder.is_dir() and any(
-        CHECKPOINT_NAME.fullmatch(path.name.removeprefix(REPLACED).removeprefix(PARTIAL)) and path.is_dir()
-        for path in folder.iterdir()
+        CHECKPOINT_NAME.fullmatch(path.name.removeprefix(REPLACED)) and path.is_dir() for path in folder.iterdir()
     )
 
 

@@ -60,6 +60,7 @@ FILES = (
     "checkpoint.resume_from",
     "dmdr.initial_weights",
     "dmdr.reward.clip_h_weights",
+    "reward.options.text_accuracy.model_files",
     "reward.options.lpips.backbone_weights",
     "reward.options.aesthetic.clip_name",
     "reward.options.aesthetic.mlp_weights",
@@ -205,8 +206,10 @@ def setting_facts(config: Config) -> dict[str, Fact]:
         if key in PLACES:
             path = "null" if value is None else os.path.abspath(value)
             facts[key] = Fact(path, path)
-        elif key in FILES and value is not None and expanded(value).exists():
-            facts[key] = _contents(expanded(value))
+        elif key in FILES and isinstance(value, dict):
+            facts |= {f"{key}.{name}": _file_fact(each) for name, each in value.items()}
+        elif key in FILES:
+            facts[key] = _file_fact(value)
         elif key not in (*PER_PROCESS, *DATA):
             facts[key] = Fact(repr(value), repr(value))
     for spec in own_rewards(config):
@@ -216,6 +219,12 @@ def setting_facts(config: Config) -> dict[str, Fact]:
     facts["version of glm_training"] = Fact(glm_training.__version__, glm_training.__version__)
     facts["code of glm_training"] = _contents(Path(glm_training.__file__).parent, "*.py")
     return facts
+
+
+def _file_fact(value: Any) -> Fact:
+    """What is in the file or folder that `value` names, or `value` where it names none."""
+    here = value is not None and expanded(value).exists()
+    return _contents(expanded(value)) if here else Fact(repr(value), repr(value))
 
 
 def own_rewards(config: Config) -> list[str]:

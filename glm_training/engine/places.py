@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from glm_training.checkpoint.ledger import Ledger
-from glm_training.checkpoint.run_record import RunRecord
+from glm_training.checkpoint.commit import POINTER
+from glm_training.checkpoint.ledger import LEDGER, Ledger
+from glm_training.checkpoint.run_record import RECORD, RunRecord
 from glm_training.config import Config
 from glm_training.engine.errors import SettingsError
 from glm_training.engine.summary import EVALUATIONS
@@ -91,11 +92,27 @@ def place_problems(config: Config, *, is_main: bool = True) -> list[str]:
             problem = why_unwritable(folder)
             if problem is not None:
                 problems[f"{key}: {problem}"] = None
+    if is_main:
+        problems |= dict.fromkeys(_in_the_way(config))
     for name in (*APPENDED, *REWRITTEN) if is_main and why_unwritable(output) is None else ():
         problem = why_not_appended(output / name)
         if problem is not None:
             problems[f"{OUTPUT}: {problem}"] = None
     return list(problems)
+
+
+def _in_the_way(config: Config) -> list[str]:
+    """What would make a save fail, or spoil what it made: folders under the names of files that a run replaces, and
+    copies of the adapters in the checkpoints themselves, which then are no longer what was saved."""
+    found = [
+        f"{place.key}: {path} is a folder, not a file"
+        for place in places(config)
+        for name in ((RECORD, LEDGER, POINTER) if place.key == CHECKPOINTS else (RECORD,))
+        if (path := place.folder / name).is_dir() and not path.is_symlink()
+    ]
+    if config.checkpoint.save_lora and config.lora_dir().resolve() == config.checkpoint_dir().resolve():
+        found.append(f"{ADAPTERS}: {config.lora_dir()} is {CHECKPOINTS} too, where it would change what was saved")
+    return found
 
 
 def _folders(config: Config, is_main: bool) -> list[tuple[str, Path, bool]]:

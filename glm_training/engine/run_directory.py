@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -15,19 +16,23 @@ from pathlib import Path
 from typing import Any
 
 from glm_training.checkpoint.commit import begin_run, continue_run
+from glm_training.checkpoint.ledger import LEDGER
 from glm_training.checkpoint.resume import NoCheckpointError, ResumePoint, holds_checkpoints, resolve_resume
 from glm_training.checkpoint.run_record import RunRecord
 from glm_training.checkpoint.state_tree import CheckpointError
 from glm_training.config import Config, iter_keys, resolved_yaml
 from glm_training.engine.agreement import leave_together, together
-from glm_training.engine.errors import SettingsError
+from glm_training.engine.errors import SettingsError, TrainingError
 from glm_training.engine.places import CHECKPOINTS, Place, places
 from glm_training.engine.summary import EVALUATIONS
 from glm_training.utils.console import Console
 from glm_training.utils.distributed import World, barrier, broadcast_object
+from glm_training.utils.failures import beside_training
 from glm_training.utils.folder_lock import LOCK, FolderInUseError, FolderLock, in_use
 from glm_training.utils.logging import RunLogger
 from glm_training.utils.step_lines import keep_until
+
+logger = logging.getLogger(__name__)
 
 AUTO, LATEST = "auto", "latest"
 
@@ -38,12 +43,15 @@ class RunDirectory:
 
     `point`: the checkpoint to resume from, verified; None for a run that starts. `continues`: whether the directory's
     own run made it, which then goes on; otherwise a new run begins, perhaps with the state of another. `clear`: on the
-    main process, sets aside the run that is there, if it is to.
+    main process, sets aside the run that is there, if it is to. `locks`: there, of every folder. `run`: the run's id,
+    once it is laid out.
     """
 
     point: ResumePoint | None
     continues: bool
     clear: Callable[[], None] | None = None
+    locks: FolderLocks | None = None
+    run: str | None = None
 
     def make_room(self, world: World) -> None:
         """Sets aside the run that is there, where that was asked for; a collective. To be called once all that can be
@@ -73,17 +81,11 @@ class RunDirectory:
         step = None if self.point is None else self.point.step
         within = step is not None and step < total_steps and step % config.logging.log_interval != 0
         if world.is_main:
-            checkpoints = config.checkpoint_dir()
             if self.continues and self.point is not None:
-                run = continue_run(self.point.path)
+                self.run = continue_run(self.point.path)
             else:
-                run = begin_run(checkpoints)
-            for place in places(config):
-                place.folder.mkdir(parents=True, exist_ok=True)
-                inside = checkpoints.is_relative_to(place.folder)
-                reached = checkpoints.relative_to(place.folder) if inside else checkpoints.absolute()
-                RunRecord(run, datetime.now().astimezone().isoformat(" ", "seconds"), str(reached)).write(place.folder)
-            (config.output_dir / "config.yaml").write_text(resolved_yaml(config), encoding="utf-8")
+                self.run = begin_run(config.checkpoint_dir())
+            _sign(config, self.run)
             keep_until(config.output_dir / EVALUATIONS, -1 if step is None else step)
         return RunLogger(
             config.output_dir,
@@ -98,6 +100,50 @@ class RunDirectory:
             within_interval=within,
             config=config.model_dump(mode="json"),
         )
+
+    def confirm(self, config: Config) -> None:
+        """On the main process, before it writes a checkpoint: the folders are this run's still. Those that somebody has
+        renamed or removed meanwhile are laid out again, so that no other run begins there and this one can be resumed.
+
+        Raises TrainingError where another run has begun there.
+        """
+        if self.locks is None or self.run is None:
+            return
+        taken: FolderInUseError | None = None
+        with beside_training("taking the run directory again"):
+            try:
+                self._take_again(config, self.locks, self.run)
+            except FolderInUseError as error:
+                taken = error
+        if taken is not None:
+            raise TrainingError(
+                f"{taken}. It has begun there since somebody renamed or removed the folder, or deleted its {LOCK}, "
+                "while this run was writing there: nothing more is saved, so that the two do not mix"
+            ) from taken
+
+    def _take_again(self, config: Config, locks: FolderLocks, run: str) -> None:
+        lost = locks.renew()
+        if not lost:
+            return
+        if not (config.checkpoint_dir() / LEDGER).exists():
+            begin_run(config.checkpoint_dir(), run)
+        _sign(config, run)
+        logger.warning(
+            "%s: renamed, removed or unlocked by somebody while this run writes there. It goes on under that name; "
+            "what it wrote before is where it was moved to",
+            ", ".join(map(str, lost)),
+        )
+
+
+def _sign(config: Config, run: str) -> None:
+    """Says in every folder of the run whose it is, and in `output_dir` what was asked for."""
+    checkpoints = config.checkpoint_dir()
+    for place in places(config):
+        place.folder.mkdir(parents=True, exist_ok=True)
+        inside = checkpoints.is_relative_to(place.folder)
+        reached = checkpoints.relative_to(place.folder) if inside else checkpoints.absolute()
+        RunRecord(run, datetime.now().astimezone().isoformat(" ", "seconds"), str(reached)).write(place.folder)
+    (config.output_dir / "config.yaml").write_text(resolved_yaml(config), encoding="utf-8")
 
 
 @contextmanager
@@ -118,7 +164,7 @@ def held_run_directory(
     Raises SettingsError, on every process: the run that is there already, the checkpoint that cannot be had.
     """
     with ExitStack() as locks:
-        directory, problem, clear = None, None, None
+        directory, problem, clear, held = None, None, None, None
         if world.is_main:
             try:
                 held = FolderLocks(config, locks)
@@ -135,7 +181,7 @@ def held_run_directory(
             if world.world_size > 1:
                 leave_together()
             raise SettingsError(problem)
-        yield replace(directory, clear=clear)
+        yield replace(directory, clear=clear, locks=held)
 
 
 def _not_laid_out(config: Config, error: Exception) -> str:
@@ -174,6 +220,10 @@ class FolderLocks:
                 self.stack.callback(lock.release)
                 lock.acquire()
                 self.held[folder] = lock
+
+    def renew(self) -> list[Path]:
+        """The folders whose locks were gone, and are taken anew. Raises as `FolderLock.renew`."""
+        return [folder for folder, lock in self.held.items() if not lock.renew()]
 
     def rename(self, folder: Path, target: Path) -> None:
         """Renames a folder with what is in it, and gives the locks there back."""
@@ -223,9 +273,13 @@ def _require_one_run(config: Config) -> None:
 
 def _nothing_saved(config: Config) -> bool:
     """Whether what is there is a run without a checkpoint, which may start again in its place."""
-    every = places(config)
-    own = every[0].run()
-    return own is not None and not any(place.foreign() or (place.occupied() and place.run() != own) for place in every)
+    output, checkpoints, *others = places(config)
+    own = output.run()
+    if own is None and checkpoints.folder.is_relative_to(output.folder):
+        own = checkpoints.run()  # the record may be damaged; what lies inside has another
+    strangers = [place for place in (checkpoints, *others) if place.occupied() and place.run() != own]
+    foreign = [path for place in (output, checkpoints, *others) for path in place.foreign()]
+    return own is not None and not strangers and not foreign
 
 
 def occupied_message(config: Config) -> str | None:
@@ -242,9 +296,10 @@ def occupied_message(config: Config) -> str | None:
             lines.append(f"{place.key}: {place.folder} holds a run already{since}")
     ways = [f"another {' and '.join(place.key for place in taken)}: both are kept where they are"]
     if any(place.occupied() for place in taken):
-        saved = holds_checkpoints(config.checkpoint_dir())
-        again = "--resume auto: it starts again in its place, as nothing was saved yet"
-        ways.insert(0, "--resume: it goes on" if saved else again)
+        if holds_checkpoints(config.checkpoint_dir()):
+            ways.insert(0, "--resume: it goes on")
+        elif _nothing_saved(config):
+            ways.insert(0, "--resume auto: it starts again in its place, as nothing was saved yet")
     renamed = ", ".join(str(_free_sibling(place.folder)) for place in taken)
     ways.append(f"--overwrite: it is renamed, whole, to {renamed}, and the new run takes its place")
     return "\n".join([*lines, "Choose one:", *(f"  {way}" for way in ways)])

@@ -89,6 +89,7 @@ class BaseTrainer(ABC):
         self.interval = Interval()
         self.step = 0
         self.saved: Path | None = None
+        self.directory: RunDirectory | None = None
         self.in_flight = InFlight(config, world, self.parts, self.signals)
 
     # -- what a subclass says ------------------------------------------------------------------------------------------
@@ -291,7 +292,7 @@ class BaseTrainer(ABC):
 
     def _open(self, directory: RunDirectory) -> bool:
         """The run directory, the logger and, when asked, the state of an earlier run; whether there is one."""
-        config, point = self.config, self.resume
+        config, point, self.directory = self.config, self.resume, directory
         if point is not None:
             for skipped in point.skipped:
                 self.console.line(f"passed over {skipped.path.name}: {skipped.reason}")
@@ -365,6 +366,8 @@ class BaseTrainer(ABC):
         if self.world.is_main:
             try:
                 with self.phase("saving"):
+                    if self.directory is not None:
+                        self.directory.confirm(self.config)
                     path = commit_run(
                         self.config,
                         self.family,

@@ -128,6 +128,23 @@ class FolderLock:
             self._remove_folders()
             raise
 
+    def renew(self) -> bool:
+        """Whether the lock is still held. One that is gone, alone or with its folder, is taken anew first: then False.
+
+        Raises FolderInUseError where another process has it by now, and OSError where the disk takes no such file.
+        """
+        try:
+            if Holder.decoded(self.path.read_bytes()) == self._holder:
+                return True
+        except FileNotFoundError:
+            pass
+        except OSError:
+            return True  # the disk does not say: whoever writes there will be told why
+        self._holder = None
+        self._close()
+        self.acquire()
+        return False
+
     def release(self) -> None:
         """Gives the lock back, and removes folders that were made for it and hold nothing; safe to call twice."""
         holder, self._holder = self._holder, None

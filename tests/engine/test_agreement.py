@@ -130,6 +130,26 @@ def test_what_each_node_may_have_its_own_way(tmp_path, monkeypatch):
     assert len({setting_facts(config_of(tmp_path, f"model.name={copy}"))["model.name"].value for copy in copies}) == 1
 
 
+def test_models_by_language_are_compared_by_content(tmp_path):
+    """A node's own disk may hold another file under the same name, or the same file under another one."""
+
+    def facts(path: Path, content: bytes) -> dict[str, Fact]:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+        key = "reward.options.text_accuracy.model_files"
+        return {
+            name: fact
+            for name, fact in setting_facts(config_of(tmp_path, f"{key}={{ru: {path}}}")).items()
+            if name.startswith(key)
+        }
+
+    first, other = facts(tmp_path / "a" / "ru.onnx", b"1"), facts(tmp_path / "a" / "ru.onnx", b"2")
+    moved = facts(tmp_path / "b" / "ru.onnx", b"1")
+    (name,) = first
+    assert name == "reward.options.text_accuracy.model_files.ru"
+    assert first[name].value == moved[name].value != other[name].value
+
+
 def test_the_digest_of_weights_sees_one_bit():
     network = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2)).to(torch.bfloat16)
     before = agreement.weights_digest(network)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from glm_training.checkpoint.manifest import read_manifest
 from glm_training.checkpoint.resume import load_checkpoint
 from glm_training.checkpoint.run_record import RunRecord
 from glm_training.config import Config, load_config
-from glm_training.engine.errors import SettingsError
+from glm_training.engine.errors import SettingsError, TrainingError
 from glm_training.engine.places import check_places, place_problems
 from glm_training.engine.run_directory import chosen_point, held_run_directory, occupied_message
 from glm_training.utils.distributed import World
@@ -94,6 +95,43 @@ def test_a_run_that_fails_to_load_leaves_nothing(tmp_path):
         assert (tmp_path / "run" / LOCK).exists()
         raise ZeroDivisionError
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("lost", ["renamed", "removed", "unlocked"])
+def test_a_folder_that_a_run_loses_stays_its_own(tmp_path, caplog, lost):
+    config, latest = config_of(tmp_path), config_of(tmp_path, "checkpoint.resume_from=latest")
+    with held(config) as directory, directory.open(config, World(), 100):
+        save_checkpoint(config.checkpoint_dir(), 1, {"s": {"step": 1}}, total_limit=None)
+        directory.confirm(config)
+        run = Ledger.read(config.checkpoint_dir()).run
+        if lost == "renamed":
+            os.rename(tmp_path / "run", tmp_path / "moved")
+        elif lost == "removed":
+            shutil.rmtree(tmp_path / "run")
+        else:
+            (tmp_path / "run" / LOCK).unlink()
+        directory.confirm(config)
+        directory.confirm(config)
+        assert caplog.text.count("renamed, removed or unlocked by somebody") == 1
+        with pytest.raises(SettingsError, match="in use by another run"):
+            begin(latest)
+        save_checkpoint(config.checkpoint_dir(), 2, {"s": {"step": 2}}, total_limit=None)
+    saved = sorted(path.name for path in config.checkpoint_dir().glob("step-*"))
+    assert saved == ["step-000001", "step-000002"][lost != "unlocked" :]
+    assert read_manifest(config.checkpoint_dir() / "step-000002").run == run == RunRecord.read(config.output_dir).run
+    assert begin(latest) == 2
+
+
+def test_a_run_whose_folder_another_one_has_taken_saves_nothing_there(tmp_path):
+    config = config_of(tmp_path)
+    with held(config) as first, first.open(config, World(), 100):
+        os.rename(tmp_path / "run", tmp_path / "moved")
+        with held(config) as second, second.open(config, World(), 100):
+            before = files(tmp_path / "run")
+            with pytest.raises(TrainingError, match=f"in use by another run .*pid {os.getpid()}.*has begun there"):
+                first.confirm(config)
+            second.confirm(config)
+            assert files(tmp_path / "run") == before
 
 
 # -- a run that starts -------------------------------------------------------------------------------------------------
@@ -270,6 +308,35 @@ def test_auto_starts_as_the_file_says_and_takes_nobody_elses_folder(tmp_path):
         begin(config_of(tmp_path, f"output_dir={tmp_path}/three"), auto=True)
 
 
+@pytest.mark.parametrize("record", ["", None, "[]"])
+def test_auto_knows_a_run_whose_record_is_damaged_by_its_ledger(tmp_path, record):
+    """As a power failure leaves it, say."""
+    config = config_of(tmp_path)
+    begin(config, steps=2)
+    if record is None:
+        (tmp_path / "run" / "run.json").unlink()
+    else:
+        (tmp_path / "run" / "run.json").write_text(record)
+    assert "--resume auto: it starts again in its place" in occupied_message(config)
+    assert begin(config, auto=True) is None
+    (tmp_path / "run" / "metrics.jsonl").write_text("mine")
+    shutil.rmtree(config.checkpoint_dir())
+    (tmp_path / "run" / "run.json").unlink()
+    assert "--resume" not in occupied_message(config), "nothing says whose it is"
+    with pytest.raises(SettingsError, match="holds a run already"):
+        begin(config, auto=True)
+
+
+def test_a_save_that_was_not_finished_is_nothing_to_resume(tmp_path):
+    config = config_of(tmp_path)
+    begin(config, steps=2)
+    (config.checkpoint_dir() / ".partial-step-000002").mkdir()
+    with pytest.raises(SettingsError, match="--resume auto: it starts again in its place") as refused:
+        begin(config)
+    assert "--resume: it goes on" not in str(refused.value)
+    assert begin(config, auto=True) is None
+
+
 def test_auto_does_not_start_over_a_run_whose_checkpoints_are_damaged(tmp_path):
     config = config_of(tmp_path)
     begin(config, saved=1)
@@ -332,6 +399,9 @@ def test_every_place_that_cannot_be_written_is_named_with_its_key_and_nothing_is
         ("metrics.jsonl/x", "metrics.jsonl is a folder"),
         ("config.yaml/x", "config.yaml is a folder"),
         ("train.log/x", "train.log is a folder"),
+        ("run.json/x", "run.json is a folder"),
+        ("checkpoints/latest/x", "latest is a folder"),
+        ("checkpoints/ledger.json/x", "ledger.json is a folder"),
     ],
 )
 def test_what_is_in_the_way_inside_the_run_directory_is_found(tmp_path, blocked, named):
@@ -340,6 +410,14 @@ def test_what_is_in_the_way_inside_the_run_directory_is_found(tmp_path, blocked,
     path.write_text("mine")
     (problem,) = place_problems(config_of(tmp_path))
     assert named in problem
+
+
+def test_adapters_are_not_copied_into_the_checkpoints(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    copies = ["lora.enabled=true", "checkpoint.save_lora=true", f"checkpoint.lora_dir={tmp_path}/link/checkpoints"]
+    (problem,) = place_problems(config_of(tmp_path, *copies))
+    assert problem.startswith(f"checkpoint.lora_dir: {tmp_path}/link/checkpoints is checkpoint.save_dir too")
 
 
 def test_names_that_no_disk_takes_are_found(tmp_path):

@@ -148,6 +148,21 @@ def test_once_weights_have_changed_the_step_cannot_be_dropped(tmp_path, monkeypa
     assert resolve_resume(saved.parent, "latest").path == saved
 
 
+def test_a_run_directory_that_is_renamed_meanwhile_is_laid_out_again(tmp_path, monkeypatch, caplog):
+    def renamed(_) -> None:
+        (tmp_path / "run").rename(tmp_path / "moved")
+
+    supervised = [*SHARED, "training.use_reward=false", "logging.save_interval=1"]
+    with monkeypatch.context() as patch:
+        at_call(patch, Part, "step", 2, renamed)
+        assert training._train(config_of(tmp_path, *supervised)) == 0
+    assert "renamed, removed or unlocked by somebody" in caplog.text
+    ids = [json.loads((tmp_path / name / "run.json").read_text())["run"] for name in ("moved", "run")]
+    assert ids[0] == ids[1] and (tmp_path / "run" / "config.yaml").is_file()
+    assert resolve_resume(tmp_path / "moved" / "checkpoints", "latest").step == 1
+    assert resolve_resume(tmp_path / "run" / "checkpoints", "latest").step == 2
+
+
 @pytest.mark.parametrize("place", ["weights", "optimizer"])
 def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch, capfd, place):
     """`latest` stays, and no good checkpoint is pruned for them."""

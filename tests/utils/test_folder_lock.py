@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -92,6 +93,22 @@ def test_this_process_refuses_itself(tmp_path):
     lock.release()
     lock.release()
     assert takes(tmp_path)
+
+
+@pytest.mark.parametrize("remove", [lambda folder: (folder / LOCK).unlink(), lambda folder: shutil.rmtree(folder)])
+def test_a_lock_that_is_gone_is_taken_again_unless_somebody_has(tmp_path, remove):
+    lock, second = FolderLock(tmp_path / "run"), FolderLock(tmp_path / "run")
+    lock.acquire()
+    assert lock.renew()
+    remove(tmp_path / "run")
+    assert not lock.renew() and lock.renew() and not takes(tmp_path / "run")
+    remove(tmp_path / "run")
+    second.acquire()
+    with pytest.raises(FolderInUseError):
+        lock.renew()
+    lock.release()
+    assert second.renew(), "it is not given back by the first"
+    second.release()
 
 
 def test_folders_made_for_it_go_with_it_unless_they_are_used(tmp_path):

@@ -137,11 +137,8 @@ def test_models_by_language_are_compared_by_content(tmp_path):
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(content)
         key = "reward.options.text_accuracy.model_files"
-        return {
-            name: fact
-            for name, fact in setting_facts(config_of(tmp_path, f"{key}={{ru: {path}}}")).items()
-            if name.startswith(key)
-        }
+        config = config_of(tmp_path, f"{key}={{ru: {path}}}", "reward.options.text_accuracy.languages=[ru]")
+        return {name: fact for name, fact in setting_facts(config).items() if name.startswith(key)}
 
     first, other = facts(tmp_path / "a" / "ru.onnx", b"1"), facts(tmp_path / "a" / "ru.onnx", b"2")
     moved = facts(tmp_path / "b" / "ru.onnx", b"1")

@@ -11,13 +11,16 @@ import json
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_dc import Decoder
 from torch import Tensor, nn
+from transformers.initialization import no_init_weights
 
+from glm_training.algorithms.flow_tokens import channel_norm
+from glm_training.models.loading import ModelLoadError, load_errors_explained
 from glm_training.models.vgt.tower import TOWERS, InternVLTower, Qwen25VLTower
 from glm_training.models.weights import frozen_copy, load_weights
 from glm_training.utils.tensor_file import write_tensor_file
@@ -140,6 +143,10 @@ class Autoencoder(nn.Module):
     `forward` is the atomic unit of its training. Latents and images are fp32 under autocast and in half precision too.
     """
 
+    sharding_units: ClassVar[tuple[str, ...]] = (
+        "InternVLVisionLayer", "Qwen2_5_VLVisionBlock", "ResidualBlock", "ResBlock", "EfficientViTBlock",
+    )  # fmt: skip
+
     def __init__(self, config: AutoencoderConfig, *, seed: int = 0) -> None:
         super().__init__()
         self.config = config
@@ -230,12 +237,15 @@ class Autoencoder(nn.Module):
             write_tensor_file(folder / TEACHER_FILE, teacher.tower.state_dict(), {"format": "pt"})
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Self:
-        """What `save_pretrained` wrote, in fp32. Raises FileNotFoundError, or ValueError for a config or weights that
-        do not fit."""
-        autoencoder = cls(read_config(folder))
-        load_weights(autoencoder, Path(folder) / WEIGHTS_FILE)
-        return autoencoder
+    def from_pretrained(cls, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Self:
+        """What `save_pretrained` wrote, in evaluation mode. Raises ModelLoadError for a folder that holds no
+        autoencoder or not all of it."""
+        config = read_config(folder)
+        with load_errors_explained(f"the VGT autoencoder in {folder}"):
+            with no_init_weights():
+                autoencoder = cls(config).to(dtype)
+            load_weights(autoencoder, Path(folder) / WEIGHTS_FILE)
+        return autoencoder.eval()
 
 
 class Teacher(nn.Module):
@@ -255,42 +265,35 @@ class Teacher(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, dtype: torch.dtype = torch.float32) -> Self:
-        """The teacher that `Autoencoder.save_pretrained` left in `folder`. Raises what that function's counterpart
-        does; FileNotFoundError says where else a teacher comes from."""
+        """The teacher that `Autoencoder.save_pretrained` left in `folder`. Raises ModelLoadError, which says where else
+        a teacher comes from if there is none."""
         config = read_config(folder)
         path = Path(folder) / TEACHER_FILE
         if not path.is_file():
-            raise FileNotFoundError(
+            raise ModelLoadError(
                 f"there is no {TEACHER_FILE} in {folder}: the autoencoder there has moved away from the "
                 "vision-language model it started from, so make the teacher from that model"
             )
-        with torch.random.fork_rng(devices=[]):
-            tower = TOWERS[config.tower](config.tower_config, config.hidden_size)
-        load_weights(tower, path)
+        with load_errors_explained(f"the teacher in {folder}"):
+            with torch.random.fork_rng(devices=[]), no_init_weights():
+                tower = TOWERS[config.tower](config.tower_config, config.hidden_size)
+            load_weights(tower, path)
         return cls(tower, dtype)
 
 
 def read_config(folder: str | Path) -> AutoencoderConfig:
-    """The config of an autoencoder's folder. Raises FileNotFoundError without one, ValueError for one that is wrong."""
+    """The config of an autoencoder's folder. Raises ModelLoadError without one or for one that is wrong."""
     path = Path(folder) / CONFIG_FILE
     if not path.is_file():
-        raise FileNotFoundError(f"there is no VGT autoencoder in {folder}: it has no {CONFIG_FILE}")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
-    if not isinstance(values, dict) or values.pop("model_type", None) != "vgt_autoencoder":
-        raise ValueError(f'{path} is not of a VGT autoencoder: it has no "model_type": "vgt_autoencoder"')
-    return AutoencoderConfig.from_dict(values, str(path))
-
-
-def channel_norm(latents: Tensor) -> Tensor:
-    """Latents [B, C, h, w] with mean 0 and variance 1 over the C channels of each place, fp32, nothing learnt.
-
-    What a sampler feeds back and decodes goes through it too, where the autoencoder has it.
-    """
-    channels_last = latents.float().movedim(1, -1)
-    return F.layer_norm(channels_last, channels_last.shape[-1:], eps=1e-6).movedim(-1, 1)
+        raise ModelLoadError(f"there is no VGT autoencoder in {folder}: it has no {CONFIG_FILE}")
+    with load_errors_explained(f"the VGT autoencoder in {folder}"):
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is no JSON: {error}") from error
+        if not isinstance(values, dict) or values.pop("model_type", None) != "vgt_autoencoder":
+            raise ValueError(f'{path} is not of a VGT autoencoder: it has no "model_type": "vgt_autoencoder"')
+        return AutoencoderConfig.from_dict(values, str(path))
 
 
 def _initialise(module: nn.Module) -> None:

@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderDC
 
+from glm_training.models.loading import ModelLoadError
 from glm_training.models.vgt.autoencoder import (
     Autoencoder,
     AutoencoderConfig,
     Teacher,
-    channel_norm,
     read_config,
 )
-from glm_training.models.vgt.tiny_autoencoder import tiny_random_autoencoder
+from glm_training.models.vgt.tiny_autoencoder import tiny_random_autoencoder, tiny_trainable_config
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -42,14 +42,6 @@ def test_new_layers_start_at_a_truncated_normal() -> None:
     assert all(not layer.bias.any() for layer in (autoencoder.down_blocks[0].mlp[3], autoencoder.down_mlp[1]))
 
 
-def test_channel_norm_by_hand() -> None:
-    """Over the channels of each place alone: (1, 3) has mean 2 and variance 1, (5, 5) no variance at all."""
-    latents = torch.tensor([[[[1.0, 5.0]], [[3.0, 5.0]]]])
-    root = (1 + 1e-6) ** 0.5
-    torch.testing.assert_close(channel_norm(latents), torch.tensor([[[[-1 / root, 0.0]], [[1 / root, 0.0]]]]))
-    assert channel_norm(latents.bfloat16()).dtype == torch.float32
-
-
 @torch.no_grad()
 def test_latents_by_hand() -> None:
     """Residual blocks, then LayerNorm, Linear, GELU, Linear; places in rows; the norm where the config has it."""
@@ -63,7 +55,9 @@ def test_latents_by_hand() -> None:
     flat = last(F.gelu(first(F.layer_norm(hidden, (24,), norm.weight, norm.bias, eps=1e-5))))
     expected = torch.stack([flat[:, place] for place in range(16)], dim=2).reshape(2, 4, 4, 4)
     torch.testing.assert_close(plain.encode(IMAGES), expected)
-    torch.testing.assert_close(normed.encode(IMAGES), channel_norm(expected))
+    centred = expected - expected.mean(1, keepdim=True)
+    scaled = centred / (expected.var(1, correction=0, keepdim=True) + 1e-6).sqrt()
+    torch.testing.assert_close(normed.encode(IMAGES), scaled)
     assert torch.equal(plain(IMAGES).features, features)
 
 
@@ -189,8 +183,8 @@ def test_a_saved_folder_loads_again(tmp_path, tower) -> None:
     made = tiny_random_autoencoder(5, tower=tower, channel_norm=tower == "internvl")
     teacher = Teacher(tiny_random_autoencoder(6, tower=tower).tower)
     made.save_pretrained(tmp_path / "new" / "folder", teacher=teacher)
-    loaded = Autoencoder.from_pretrained(tmp_path / "new" / "folder").eval()
-    assert loaded.config == made.config
+    loaded = Autoencoder.from_pretrained(tmp_path / "new" / "folder")
+    assert loaded.config == made.config and not loaded.training
     assert torch.equal(loaded(IMAGES).images, made(IMAGES).images)
     again = Teacher.from_pretrained(tmp_path / "new" / "folder")
     assert torch.equal(again.features(IMAGES), teacher.features(IMAGES))
@@ -205,7 +199,7 @@ def test_a_folder_that_does_not_say_whether_it_norms_is_refused(tmp_path) -> Non
     config = json.loads((tmp_path / "config.json").read_text())
     del config["channel_norm"]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ModelLoadError) as caught:
         Autoencoder.from_pretrained(tmp_path)
     assert str(tmp_path / "config.json") in str(caught.value)
     assert 'add "channel_norm": true for weights of stage 2' in str(caught.value)
@@ -231,20 +225,20 @@ def test_all_that_is_wrong_with_a_config_is_told_at_once(tmp_path) -> None:
 
 
 def test_folders_of_something_else_are_named(tmp_path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"it has no config\.json"):
+    with pytest.raises(ModelLoadError, match=r"it has no config\.json"):
         read_config(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json is no JSON"):
+    with pytest.raises(ModelLoadError, match=r"config\.json is no JSON"):
         read_config(tmp_path)
     for text in ("[]", '{"model_type": "internvl"}'):
         (tmp_path / "config.json").write_text(text)
-        with pytest.raises(ValueError, match="not of a VGT autoencoder"):
+        with pytest.raises(ModelLoadError, match="not of a VGT autoencoder"):
             read_config(tmp_path)
     tiny_random_autoencoder().save_pretrained(tmp_path)
-    with pytest.raises(FileNotFoundError, match="make the teacher from that model"):
+    with pytest.raises(ModelLoadError, match="make the teacher from that model"):
         Teacher.from_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="no file of weights"):
+    with pytest.raises(ModelLoadError, match="no file of weights"):
         Autoencoder.from_pretrained(tmp_path)
 
 
@@ -261,3 +255,14 @@ def test_sizes_that_do_not_fit_are_named(changed, complaint) -> None:
     values = {**values, **changed, "decoder": {**values["decoder"], **changed.get("decoder", {})}}
     with pytest.raises(ValueError, match=complaint):
         Autoencoder(AutoencoderConfig.from_dict(values))
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_the_trainable_one_is_small_and_draws_whole_pictures(norm) -> None:
+    autoencoder = Autoencoder(tiny_trainable_config(channel_norm=norm))
+    assert 2e5 < sum(param.numel() for param in autoencoder.parameters()) < 2e6
+    with torch.no_grad():
+        output = autoencoder(drawn(1, 3, 64, 64).sigmoid())
+        assert output.latents.shape == (1, 16, 8, 8) and output.images.shape == (1, 3, 64, 64)
+        assert autoencoder.decoder(output.latents).shape == (1, 3, 64, 64), "nothing is interpolated"
+    assert torch.allclose(output.latents.var(1, correction=0), torch.ones(1, 8, 8), atol=1e-3) == norm

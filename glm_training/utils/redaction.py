@@ -7,6 +7,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from types import TracebackType
 from typing import Any
 from urllib.parse import quote, quote_plus
@@ -68,7 +69,7 @@ def redact(text: str) -> str:
     key, token or signature; tokens of headers; private keys; and keys that are known by their shape (Hugging Face,
     OpenAI, AWS, GitHub, Weights & Biases and others). Prose stays: `the secret: a garden`, `a password: "OPEN"`.
     """
-    for value in sorted(_secrets_of_environment(), key=len, reverse=True):
+    for value in _secrets_of(tuple(os.environ.items())):
         text = text.replace(value, MASK)
     text = _PEM.sub(MASK, text)
     text = _URL_LOGIN.sub(rf"\g<start>{MASK}@", text)
@@ -80,12 +81,14 @@ def redact(text: str) -> str:
     return _SHAPES.sub(MASK, text)
 
 
-def _secrets_of_environment() -> set[str]:
-    values = [value for name, value in os.environ.items() if is_secret_key(name) and len(value) >= MIN_SECRET_LENGTH]
+@lru_cache(maxsize=1)  # every line that is told comes by here, and the environment hardly ever changes
+def _secrets_of(environment: tuple[tuple[str, str], ...]) -> list[str]:
+    """Its secret values in all forms, the longest first."""
+    values = [value for name, value in environment if is_secret_key(name) and len(value) >= MIN_SECRET_LENGTH]
     forms: tuple[Callable[[str], str], ...] = (
         str, quote, quote_plus, lambda text: quote(text, safe=""), lambda text: json.dumps(text)[1:-1],
     )  # fmt: skip
-    return {form(value) for value in values for form in forms}
+    return sorted({form(value) for value in values for form in forms}, key=len, reverse=True)
 
 
 def _mask_value(match: re.Match[str]) -> str:

@@ -1,19 +1,11 @@
-"""The command line as a user meets it: exit codes, errors all at once, stop and resume, two processes."""
+"""The command line as a user meets it: exit codes, errors all at once, stop and resume."""
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 from tests.runs import write_config
-from tests.warm import run
-
-ROOT = Path(__file__).parents[2]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+from tests.warm import Program, run
 
 
 def test_a_faulty_file_exits_2_with_every_problem_and_its_line(tmp_path):
@@ -58,16 +50,10 @@ def test_validate(tmp_path):
 
 def test_an_interrupt_saves_exits_130_and_resumes(tmp_path):
     path = write_config(tmp_path)
-    command = [sys.executable, "train.py", "--config", str(path), "training.max_steps=200"]
-    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    deadline = time.monotonic() + 120
-    for line in process.stdout:
-        if line.startswith("step 2/") or time.monotonic() > deadline:
-            break
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    assert process.returncode == 130
+    program = Program("train.py", "--config", str(path), "training.max_steps=200")
+    program.until(lambda: "\nstep 2/" in program.stdout())
+    program.send_signal(signal.SIGINT)
+    assert program.ended().returncode == 130
     saved = (tmp_path / "run" / "checkpoints" / "latest").read_text().strip()
     step = int(saved.removeprefix("step-"))
     assert 2 <= step < 200
@@ -83,12 +69,3 @@ def test_resuming_under_other_settings_is_refused_with_a_diff(tmp_path):
     done = run("train.py", "--config", str(path), "--resume", "latest", *changed)
     assert done.returncode == 2
     assert "reward.grpo.kl_coef: 0.05 -> 0.5" in done.stderr and "resume.accept" in done.stderr
-
-
-def test_two_processes_by_torchrun(tmp_path):
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train_ar.py"]
-    command = [sys.executable, *launch, "--config", str(write_config(tmp_path))]
-    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("step 2/2") == 1, done.stdout
-    assert (tmp_path / "run" / "checkpoints" / "latest").read_text().strip() == "step-000002"

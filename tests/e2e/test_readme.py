@@ -24,6 +24,9 @@ SHORT = [
     "rollout.num_inference_steps=2",
     "reward.grpo.updates_per_rollout=1",
     "evaluation.samples_per_prompt=1",
+    "rollout.plans_per_prompt=2",
+    "rollout.renders_per_plan=2",
+    "reward.grpo.num_samples=4",
 ]
 PROGRAMS = ("python", "torchrun", "glm-train")
 SCRIPTS = ("train.py", "train_ar.py", "train_dit.py")

@@ -22,8 +22,8 @@ MUTATIONS = [
         ("text = _ASSIGNMENT.sub(_mask_value, text)", "text = text", "secrets in texts are shown"),
         ("        text = text.replace(value, MASK)", "        pass", "values of the environment are shown"),
         (
-            "sorted(_secrets_of_environment(), key=len, reverse=True)",
-            "sorted(_secrets_of_environment(), key=len)",
+            "for form in forms}, key=len, reverse=True)",
+            "for form in forms}, key=len)",
             "a longer secret shows its rest",
         ),
         (

@@ -3,8 +3,10 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ import torch
 from glm_training.checkpoint import disk
 from glm_training.checkpoint.commit import begin_run, save_checkpoint
 from glm_training.checkpoint.disk_errors import DiskFullError
-from glm_training.checkpoint.manifest import read_manifest, verify_checkpoint
+from glm_training.checkpoint.manifest import digest_file, read_manifest, verify_checkpoint
 from glm_training.checkpoint.resume import load_checkpoint, resolve_resume
 from glm_training.checkpoint.state_tree import CheckpointError
 
@@ -171,6 +173,7 @@ def test_everything_is_on_the_disk_before_it_is_named(tmp_path, faulty_disk):
         synced = {Path(arguments[0].name) for name, arguments in log[:index] if name == "sync_file"}
         assert written <= synced and log[index + 1] == ("sync_folder", (target.parent,))
         if target.name == "step-000001":
+            assert source / "lora" / "a.bin" in synced, "what an exporter wrote by itself"
             made = {arguments[0] for name, arguments in log[:index] if name == "make_folder"}
             assert made == {source, source / "states", source / "lora"}
             last_synced = {args[0]: at for at, (name, args) in enumerate(log[:index]) if name == "sync_folder"}
@@ -179,6 +182,18 @@ def test_everything_is_on_the_disk_before_it_is_named(tmp_path, faulty_disk):
                     assert last_synced[arguments[0].parent] > at
             assert made <= set(last_synced)
     assert [log[index][1][1].name for index in renames] == ["ledger.json", "step-000001", "latest"]
+
+
+@pytest.mark.parametrize("name", ["../beside.txt", "states/../../beside.txt", "{root}/beside.txt"])
+def test_a_manifest_does_not_vouch_for_what_lies_outside(tmp_path, name):
+    path, outside = save(tmp_path, 1), tmp_path / "beside.txt"
+    outside.write_text("whole")
+    name = name.format(root=tmp_path)
+    manifest = read_manifest(path)
+    record = digest_file(outside)
+    (path / "manifest.json").write_bytes(replace(manifest, files={**manifest.files, name: record}).encoded())
+    with pytest.raises(CheckpointError, match=f"{re.escape(name)} lies outside the checkpoint"):
+        verify_checkpoint(path)
 
 
 def save_for_ever(folder: Path, finished) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from glm_training.data import StatefulSampler
+from glm_training.data.sampler import Place
 
 
 def draw(samples: int, world_size: int, batch_size: int, *, num_items: int = 10, start: int = 0) -> list[int]:
@@ -41,6 +42,14 @@ def test_the_seed_decides_the_order() -> None:
 def test_without_shuffle() -> None:
     sampler = StatefulSampler(3, 2, seed=0, shuffle=False)
     assert [sampler.next() for _ in range(3)] == [[0, 1], [2, 0], [1, 2]]
+
+
+def test_samples_are_taken_once_by_all_processes_alike() -> None:
+    for rank in (0, 1):
+        sampler = StatefulSampler(3, 2, seed=0, shuffle=False, rank=rank, world_size=2)
+        assert sampler.take(2) == [Place(0, 0, 0), Place(1, 1, 0)]
+        assert sampler.take(3) == [Place(2, 2, 0), Place(3, 0, 1), Place(4, 1, 1)]
+        assert sampler.position == 5
 
 
 def test_a_batch_larger_than_the_dataset() -> None:

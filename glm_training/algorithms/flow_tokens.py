@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from glm_training.algorithms._tensors import require_same_shape
@@ -93,5 +94,5 @@ def channel_norm(latents: Tensor, dim: int = 1) -> Tensor:
 
     LayerNorm without weights, eps 1e-6: what VGT's autoencoder of stage 2 does to its latents.
     """
-    centred = latents.float() - latents.float().mean(dim, keepdim=True)
-    return centred * torch.rsqrt(centred.square().mean(dim, keepdim=True) + NORM_EPS)
+    last = latents.float().movedim(dim, -1)
+    return F.layer_norm(last, last.shape[-1:], eps=NORM_EPS).movedim(-1, dim)

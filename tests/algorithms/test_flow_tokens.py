@@ -105,6 +105,7 @@ def test_channel_norm_by_hand() -> None:
     torch.testing.assert_close(channel_norm(latents), expected.repeat(2, 1, 2, 3), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(channel_norm(latents.movedim(1, -1), dim=-1), channel_norm(latents).movedim(1, -1))
     assert channel_norm(torch.full((1, 3, 1, 1), 7.0)).abs().max() == 0, "flat channels stay finite"
+    assert channel_norm(latents.bfloat16()).dtype == torch.float32
     tiny = 1e-3 * torch.tensor([[1.0, -1.0]])  # variance 1e-6 beside eps 1e-6
     torch.testing.assert_close(channel_norm(tiny), torch.tensor([[1.0, -1.0]]) / math.sqrt(2))
 

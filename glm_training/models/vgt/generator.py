@@ -11,17 +11,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config, Qwen2Model
 from transformers.initialization import no_init_weights
 
-from glm_training.models.loading import ModelLoadError, load_errors_explained
 from glm_training.models.vgt.flow_head import FlowHead
 from glm_training.models.vgt.prompt_text import PromptText
 from glm_training.models.vgt.sequence import (
@@ -33,12 +31,13 @@ from glm_training.models.vgt.sequence import (
     visible_keys,
     written,
 )
+from glm_training.models.weights import load_weights
 from glm_training.utils.tensor_file import write_tensor_file
 
-CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer"
+CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FOLDER = "config.json", "model.safetensors", "tokenizer"
 """What a generator's folder holds."""
 
-_LM_HEAD, _EMBEDDINGS = "llm.lm_head.weight", "llm.model.embed_tokens.weight"
+MODEL_TYPE = "vgt_generator"
 
 
 @dataclass(frozen=True)
@@ -52,17 +51,24 @@ class RepaConfig:
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """llm: configuration of a Qwen2. latent_channels, latent_norm: of the autoencoder, whether its latents are normed
-    over the channels. grid: places (h, w) it is trained on. query_grid: side of the grids of queries and positions, of
-    which smaller grids take the middle. head_width, head_depth: of the flow head.
+    """What a generator is made of.
+
+    Attributes:
+        llm: configuration of a Qwen2; its `tie_word_embeddings` says that the token embeddings stay as they are.
+        latent_channels: C of the autoencoder.
+        latent_norm: whether the autoencoder's latents are normed over the channels.
+        grid: places (h, w) it is trained on.
+        query_grid: side of the grids of queries and positions, of which smaller grids take the middle.
+        head_width, head_depth: of the flow head.
+        repa: the head that predicts a vision encoder's features, if any.
 
     Raises ValueError for values that go with no model.
     """
 
     llm: dict[str, Any]
-    latent_channels: int = 32
-    latent_norm: bool = True
-    grid: tuple[int, int] = (16, 16)
+    latent_channels: int
+    latent_norm: bool
+    grid: tuple[int, int]
     query_grid: int = 64
     head_width: int = 1536
     head_depth: int = 12
@@ -70,13 +76,14 @@ class GeneratorConfig:
 
     def __post_init__(self) -> None:
         kind = self.llm.get("model_type", "qwen2")
-        if kind != "qwen2":
-            raise ValueError(f"llm must be a qwen2, got a {kind}")
+        problems = [] if kind == "qwen2" else [f"llm must be a qwen2, got a {kind}"]
         if self.llm.get("use_sliding_window"):
-            raise ValueError("llm must attend to everything written: use_sliding_window is not supported")
-        for name in ("latent_channels", "head_width", "head_depth"):
+            problems.append("llm must attend to everything written: use_sliding_window is not supported")
+        for name in ("latent_channels", "query_grid", "head_width", "head_depth"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                problems.append(f"{name} must be at least 1, got {getattr(self, name)}")
+        if problems:
+            raise ValueError("; ".join(problems))
         self.check_grid(self.grid)
 
     def check_grid(self, grid: tuple[int, int]) -> None:
@@ -86,34 +93,42 @@ class GeneratorConfig:
 
     def check_autoencoder(self, latent_channels: int, channel_norm: bool) -> None:
         """Raises ValueError unless the latents of that autoencoder are those that the generator draws."""
+        problems = []
         if latent_channels != self.latent_channels:
-            raise ValueError(
+            problems.append(
                 f"the autoencoder's latents have {latent_channels} channels and the generator draws "
-                f"{self.latent_channels}: give the autoencoder that the generator was trained with"
+                f"{self.latent_channels}"
             )
         if channel_norm != self.latent_norm:
             has, draws = ("norms", "as they are") if channel_norm else ("does not norm", "normed")
-            raise ValueError(
-                f"the autoencoder {has} its latents over the channels and the generator draws them {draws}: give the "
-                "autoencoder that the generator was trained with (stage 2 norms, stage 1 does not)"
+            problems.append(
+                f"the autoencoder {has} its latents over the channels and the generator draws them {draws} (stage 2 "
+                "norms, stage 1 does not)"
             )
+        if problems:
+            raise ValueError(f"{'; '.join(problems)}: give the autoencoder that the generator was trained with")
 
     def to_dict(self) -> dict[str, Any]:
-        """What `from_dict` reads, as JSON has it."""
+        """Plain values for JSON; `from_dict` gives the config back."""
         return asdict(self) | {"grid": list(self.grid)}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> GeneratorConfig:
-        """Raises ValueError for keys that are unknown or missing and for what the class refuses."""
-        unknown = sorted(values.keys() - {field.name for field in fields(cls)})
-        if unknown or "llm" not in values:
-            raise ValueError(f"unknown keys {', '.join(unknown)}" if unknown else "llm is missing")
-        given = dict(values)
-        if "grid" in given:
-            given["grid"] = tuple(given["grid"])
-        if given.get("repa") is not None:
-            given["repa"] = RepaConfig(**given["repa"])
-        return cls(**given)
+    def from_dict(cls, values: dict[str, Any], where: str = "the generator's config") -> Self:
+        """Raises ValueError that names every key that is missing or unknown, or what the class refuses; `where` it
+        stands."""
+        required = {field.name for field in fields(cls) if field.default is MISSING}
+        problems = [f"{name} is missing" for name in sorted(required - values.keys())]
+        problems += [
+            f"{name} is no key of it" for name in sorted(values.keys() - {field.name for field in fields(cls)})
+        ]
+        if problems:
+            raise ValueError(f"{where} cannot be used: {'; '.join(problems)}")
+        repa = values.get("repa")
+        try:
+            read = {"grid": tuple(values["grid"]), "repa": None if repa is None else RepaConfig(**repa)}
+            return cls(**(values | read))
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"{where} cannot be used: {error}") from error
 
 
 class Prediction(NamedTuple):
@@ -127,7 +142,8 @@ class Prediction(NamedTuple):
 class Generator(nn.Module):
     """The language model, its queries and projectors, and the flow head, with the tokenizer.
 
-    The language model's output layer is not used and frozen, and with it the token embeddings where the two are tied.
+    The language model has no output layer here. Published training freezes it, and with it the token embeddings where
+    the two are tied: they are the one frozen part.
     """
 
     lora_targets: ClassVar[tuple[str, ...]] = (
@@ -139,7 +155,7 @@ class Generator(nn.Module):
         self,
         config: GeneratorConfig,
         tokenizer: PreTrainedTokenizerBase,
-        llm: Qwen2ForCausalLM | None = None,
+        llm: Qwen2Model | None = None,
         *,
         seed: int = 0,
     ) -> None:
@@ -151,15 +167,19 @@ class Generator(nn.Module):
         self.prompt_text = PromptText(tokenizer)
         with torch.random.fork_rng(devices=[]):  # module constructors draw from the global generator
             torch.default_generator.manual_seed(seed)
-            self.llm = Qwen2ForCausalLM(Qwen2Config.from_dict(config.llm)) if llm is None else llm
+            self.llm = Qwen2Model(Qwen2Config.from_dict(config.llm)) if llm is None else llm
             self._add_parts(self.llm.config.hidden_size)
         if len(tokenizer) > self.llm.config.vocab_size:
             raise ValueError(
                 f"the tokenizer has {len(tokenizer)} tokens and the language model {self.llm.config.vocab_size}"
             )
         self.llm.set_attn_implementation("sdpa")  # its masks are boolean here
-        self.llm.tie_weights()  # undone by `no_init_weights`
-        self.llm.lm_head.requires_grad_(False)
+        for part in self.frozen():
+            part.requires_grad_(False)
+
+    def frozen(self) -> list[nn.Module]:
+        """What is never trained: the token embeddings where they are tied to the output layer."""
+        return [self.llm.embed_tokens] if self.llm.config.tie_word_embeddings else []
 
     def _add_parts(self, width: int) -> None:
         config = self.config
@@ -219,7 +239,7 @@ class Generator(nn.Module):
             self.embed_latents(written(latents.flatten(2).transpose(1, 2), order), written(embeddings, order)),
         )
         text = prompts.ids.shape[1]
-        hidden = self.llm.model(
+        hidden = self.llm(
             inputs_embeds=torch.cat([self.embed_text(prompts), pairs], dim=1),
             # a prepared mask: the stock model would look at the positions' values, which waits for the device
             attention_mask={"full_attention": visible_keys(prompts, 0, text + 2 * places)},
@@ -238,7 +258,7 @@ class Generator(nn.Module):
 
     def embed_text(self, prompts: Prompts) -> Tensor:
         """[B, T, H]"""
-        embedded: Tensor = self.llm.get_input_embeddings()(prompts.ids)
+        embedded: Tensor = self.llm.embed_tokens(prompts.ids)
         return embedded
 
     def embed_latents(self, tokens: Tensor, embeddings: Tensor) -> Tensor:
@@ -249,44 +269,24 @@ class Generator(nn.Module):
         """Writes config.json, model.safetensors and tokenizer/."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        config = self.config.to_dict() | {"llm": self.llm.config.to_dict()}
-        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        weights = self.state_dict()
-        if self._tied:
-            del weights[_LM_HEAD]
-        write_tensor_file(folder / WEIGHTS, weights, {"format": "pt"})
-        self.tokenizer.save_pretrained(str(folder / TOKENIZER))
+        config = {"model_type": MODEL_TYPE, **self.config.to_dict(), "llm": self.llm.config.to_dict()}
+        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_tensor_file(folder / WEIGHTS_FILE, self.state_dict(), {"format": "pt"})
+        self.tokenizer.save_pretrained(str(folder / TOKENIZER_FOLDER))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Self:
-        """What `save_pretrained` wrote, in evaluation mode. Raises ModelLoadError for a folder that holds no generator
-        or not all of it."""
-        folder = Path(folder)
-        missing = [name for name in (CONFIG, WEIGHTS, TOKENIZER) if not (folder / name).exists()]
-        if missing:
-            raise ModelLoadError(f"{folder} is not the folder of a VGT generator: it lacks {', '.join(missing)}")
-        with load_errors_explained(f"the VGT generator in {folder}"):
-            config = GeneratorConfig.from_dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
-            tokenizer = AutoTokenizer.from_pretrained(str(folder / TOKENIZER), trust_remote_code=False)
-            with no_init_weights():
-                generator = cls(config, tokenizer)
-            generator.to(dtype)._take(load_file(folder / WEIGHTS))
+        """What `save_pretrained` wrote, in evaluation mode. Raises FileNotFoundError for what lacks, ValueError for a
+        config or weights that do not fit."""
+        config = read_config(folder)
+        path = Path(folder) / TOKENIZER_FOLDER
+        if not path.is_dir():
+            raise FileNotFoundError(f"the VGT generator in {folder} has no folder {TOKENIZER_FOLDER}")
+        with no_init_weights():
+            generator = cls(config, AutoTokenizer.from_pretrained(str(path), trust_remote_code=False))
+        generator.to(dtype)
+        load_weights(generator, Path(folder) / WEIGHTS_FILE)
         return generator.eval()
-
-    @property
-    def _tied(self) -> bool:
-        return self.llm.lm_head.weight is self.llm.get_input_embeddings().weight
-
-    def _take(self, weights: dict[str, Tensor]) -> None:
-        """Sets all weights. Raises ValueError where they do not fit."""
-        if self._tied and _EMBEDDINGS in weights:
-            weights[_LM_HEAD] = weights[_EMBEDDINGS]
-        wanted = self.state_dict()
-        unfit = sorted(weights.keys() ^ wanted.keys())
-        unfit += sorted(name for name in weights.keys() & wanted.keys() if weights[name].shape != wanted[name].shape)
-        if unfit:
-            raise ValueError(f"{len(unfit)} of its {len(wanted)} weights do not fit {CONFIG}, first {unfit[0]}")
-        self.load_state_dict(weights)
 
     def _check(self, prompts: Prompts, latents: Tensor, noisy: Tensor, times: Tensor) -> None:
         channels = self.config.latent_channels
@@ -301,3 +301,17 @@ class Generator(nn.Module):
                 f"noisy must be {[*tokens, channels]} and times {list(tokens)}, got {list(noisy.shape)} and "
                 f"{list(times.shape)}"
             )
+
+
+def read_config(folder: str | Path) -> GeneratorConfig:
+    """The config of a generator's folder. Raises FileNotFoundError without one, ValueError for one that is wrong."""
+    path = Path(folder) / CONFIG_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no VGT generator in {folder}: it has no {CONFIG_FILE}")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(values, dict) or values.pop("model_type", None) != MODEL_TYPE:
+        raise ValueError(f'{path} is not of a VGT generator: it has no "model_type": "{MODEL_TYPE}"')
+    return GeneratorConfig.from_dict(values, str(path))

@@ -109,7 +109,7 @@ class Writer:
         start = self._rank
         queries = self._queries[:, start : start + group]
         unread = self._unread.shape[1]
-        hidden = self._generator.llm.model(
+        hidden = self._generator.llm(
             inputs_embeds=torch.cat([self._unread, queries], dim=1),
             attention_mask={
                 "full_attention": visible_keys(

@@ -19,20 +19,27 @@ def tiny_random_generator(*, seed: int = 0, **changes: Any) -> Generator:
     `changes` to its `GeneratorConfig`."""
     tokenizer = tiny_tokenizer()
     options: dict[str, Any] = {
-        "llm": _llm(tokenizer, width=32, layers=2), "latent_channels": 4, "grid": (4, 4), "query_grid": 8,
-        "head_width": 32, "head_depth": 2,
+        "llm": _llm(tokenizer, width=32, layers=2), "latent_channels": 4, "latent_norm": True,
+        "grid": (4, 4), "query_grid": 8,        "head_width": 32, "head_depth": 2,
     }  # fmt: skip
     return Generator(GeneratorConfig(**(options | changes)), tokenizer, seed=seed).eval()
 
 
 def tiny_generator(
-    latent_channels: int, grid: tuple[int, int], *, seed: int = 0, corpus: Sequence[str] = (), **changes: Any
+    latent_channels: int,
+    latent_norm: bool,
+    grid: tuple[int, int],
+    *,
+    seed: int = 0,
+    corpus: Sequence[str] = (),
+    **changes: Any,
 ) -> Generator:
     """A generator that two CPU cores can train, with about two million random weights. Its tokenizer learns the words
     of `corpus`; `changes` to its `GeneratorConfig`."""
     tokenizer = tiny_tokenizer(corpus)
     options: dict[str, Any] = {
-        "llm": _llm(tokenizer, width=128, layers=4), "latent_channels": latent_channels, "grid": grid,
+        "llm": _llm(tokenizer, width=128, layers=4), "latent_channels": latent_channels,
+        "latent_norm": latent_norm, "grid": grid,
         "query_grid": max(grid), "head_width": 256, "head_depth": 3,
     }  # fmt: skip
     return Generator(GeneratorConfig(**(options | changes)), tokenizer, seed=seed).eval()

@@ -32,7 +32,7 @@ MUTATIONS = [
     ),
     *of(
         "models/lora.py",
-        ("models/test_ar_rollout.py", "models/test_vgt_sampling.py"),
+        ("models/test_ar_rollout.py", "models/vgt/test_sampling.py"),
         ("    module.eval()\n    try:", "    try:", "dropout where there should be none"),
         ("            part.training = True", "            part.training = False", "the model stays in evaluation mode"),
     ),

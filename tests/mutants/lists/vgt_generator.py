@@ -2,8 +2,8 @@
 
 from tests.mutants.catalogue import of
 
-SEQUENCE = ("models/test_vgt_sequence.py", "models/test_vgt_generator.py", "models/test_vgt_sampling.py")
-SAMPLING = ("models/test_vgt_sampling.py",)
+SEQUENCE = ("models/vgt/test_sequence.py", "models/vgt/test_generator.py", "models/vgt/test_sampling.py")
+SAMPLING = ("models/vgt/test_sampling.py",)
 
 MUTATIONS = [
     *of(
@@ -21,7 +21,7 @@ MUTATIONS = [
         ("(2 * (1 - time) * step) ** 0.5", "((1 - time) * step) ** 0.5", "the steps add too little noise"),
         ("LAST_TIME / (steps - 1)", "LAST_TIME / steps", "the stochastic steps stop short of .96"),
         ("return state + (1 - LAST_TIME) * velocity(state, LAST_TIME).float()", "return state", "no last step"),
-        ("+ NORM_EPS)", "+ 0)", "flat channels are divided by zero"),
+        ("eps=NORM_EPS", "eps=0.0", "flat channels are divided by zero"),
     ),
     *of(
         "models/vgt/sequence.py",
@@ -40,14 +40,14 @@ MUTATIONS = [
     ),
     *of(
         "models/vgt/prompt_text.py",
-        ("models/test_vgt_sequence.py",),
+        ("models/vgt/test_sequence.py",),
         ("[: self._room] + self._after", "+ self._after", "long captions are not cut"),
         ("split_special_tokens=True", "split_special_tokens=False", "captions can spell the marks"),
         ("if prompt.strip() else", "if prompt else", "a blank caption is conditional"),
     ),
     *of(
         "models/vgt/flow_head.py",
-        ("models/test_vgt_flow_head.py",),
+        ("models/vgt/test_flow_head.py",),
         ("[angles.cos(), angles.sin()]", "[angles.sin(), angles.cos()]", "sines before cosines"),
         ("self.norm(hidden) * (1 + scale)", "self.norm(hidden) * scale", "a block's scale is not around 1"),
         ("max(1, len(self.blocks) // 2)", "len(self.blocks)", "REPA's features are the last ones"),
@@ -55,10 +55,9 @@ MUTATIONS = [
     ),
     *of(
         "models/vgt/generator.py",
-        ("models/test_vgt_generator.py",),
+        ("models/vgt/test_generator.py",),
         ("hidden[:, text::2]", "hidden[:, text + 1 :: 2]", "a condition has read its own latent"),
-        ("        self.llm.lm_head.requires_grad_(False)\n", "", "the output layer is trained"),
-        ("        self.llm.tie_weights()  # undone by `no_init_weights`\n", "", "a loaded model is not tied"),
+        ("            part.requires_grad_(False)", "            pass", "tied embeddings are trained"),
         ("(self.config.query_grid - side) // 2", "0", "grids begin in the corner"),
         ("flatten(2).transpose(1, 2) + places, places", "flatten(2).transpose(1, 2), places", "queries have no place"),
         ("if latent_channels != self.latent_channels:", "if False:", "another autoencoder's latents pass"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -10,11 +11,10 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2ForCausalLM
 
 from glm_training.algorithms.flow_tokens import noised
-from glm_training.models.loading import ModelLoadError
-from glm_training.models.vgt.generator import Generator, GeneratorConfig, RepaConfig
+from glm_training.models.vgt.generator import Generator, GeneratorConfig, RepaConfig, read_config
 from glm_training.models.vgt.sequence import random_orders, raster_order
 from glm_training.models.vgt.tiny_generator import tiny_generator, tiny_random_generator, tiny_tokenizer
-from tests.models.vgt_models import PROMPTS, lively_generator, named_noise, own_prompt
+from tests.models.vgt.generators import PROMPTS, lively_generator, named_noise, own_prompt
 
 ORDERS = random_orders(0, "order", [(row,) for row in range(4)], 16)
 LATENTS = named_noise("latents", 4, 4, 4, 4)
@@ -24,7 +24,7 @@ def by_the_stock_model(generator: Generator, row: int, order: torch.Tensor) -> t
     """Conditions [L, H] of one row in the order of writing: nothing padded, the stock model's own mask and positions,
     the sequence put together place by place."""
     prompts = own_prompt(generator, row)
-    tokens = [generator.llm.model.embed_tokens(prompts.ids[0])]
+    tokens = [generator.llm.embed_tokens(prompts.ids[0])]
     for place in order.tolist():
         y, x = divmod(place, 4)
         embedding = generator.place_embeddings[0, :, 2 + y, 2 + x]  # the middle 4 x 4 of 8 x 8
@@ -32,7 +32,7 @@ def by_the_stock_model(generator: Generator, row: int, order: torch.Tensor) -> t
             (generator.queries[0, :, 2 + y, 2 + x] + embedding)[None],
             (generator.latent_in(LATENTS[row, :, y, x]) + embedding)[None],
         ]
-    hidden = generator.llm.model(inputs_embeds=torch.cat(tokens)[None], use_cache=False).last_hidden_state[0]
+    hidden = generator.llm(inputs_embeds=torch.cat(tokens)[None], use_cache=False).last_hidden_state[0]
     return generator.condition_out(hidden[prompts.ids.shape[1] :: 2])
 
 
@@ -104,7 +104,7 @@ def test_weights_start_as_published() -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_all_learns_but_the_output_layer_and_what_is_tied_to_it(tied: bool) -> None:
+def test_all_learns_but_embeddings_tied_to_an_output_layer(tied: bool) -> None:
     llm = tiny_random_generator().config.llm | {"tie_word_embeddings": tied}
     generator = lively_generator(llm=llm, repa=RepaConfig(features=6, hidden=8))
     times = torch.full((4, 16), 0.5)
@@ -113,10 +113,11 @@ def test_all_learns_but_the_output_layer_and_what_is_tied_to_it(tied: bool) -> N
     assert prediction.features.shape == (4, 16, 6)
     ((prediction.velocity - target).square().mean() + prediction.features.square().mean()).backward()
     still = {name for name, param in generator.named_parameters() if param.grad is None or param.grad.abs().max() == 0}
-    frozen = {name for name, param in generator.named_parameters() if not param.requires_grad}
     # a bias of the keys moves every score of a query alike
-    keys = {name for name, param in generator.named_parameters() if name.endswith("k_proj.bias")}
-    assert still - keys == frozen == ({"llm.model.embed_tokens.weight"} if tied else {"llm.lm_head.weight"})
+    keys = {name for name, _ in generator.named_parameters() if name.endswith("k_proj.bias")}
+    frozen = {name for name, param in generator.named_parameters() if not param.requires_grad}
+    assert still - keys == frozen == ({"llm.embed_tokens.weight"} if tied else set())
+    assert not any("lm_head" in name for name in generator.state_dict())
     assert generator.queries.grad[..., 2:6, 2:6].abs().min() > 0
 
 
@@ -150,15 +151,13 @@ def test_a_folder_loads_again(tmp_path) -> None:
     generator = lively_generator(repa=RepaConfig(features=6, hidden=8), latent_norm=False)
     generator.save_pretrained(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors", "tokenizer"}
-    assert "llm.lm_head.weight" not in load_file(tmp_path / "model.safetensors"), "tied weights are written once"
     state = torch.random.get_rng_state()
     loaded = Generator.from_pretrained(tmp_path)
     assert torch.equal(state, torch.random.get_rng_state())
-    assert loaded.llm.lm_head.weight is loaded.llm.model.embed_tokens.weight
     saved, read = generator.state_dict(), loaded.state_dict()
     assert saved.keys() == read.keys() and all(torch.equal(saved[name], read[name]) for name in saved)
     assert (loaded.config.grid, loaded.config.latent_norm, loaded.config.repa) == ((4, 4), False, RepaConfig(6, 8))
-    assert not loaded.training and not loaded.llm.lm_head.weight.requires_grad
+    assert not loaded.training and not loaded.llm.embed_tokens.weight.requires_grad
     texts = [*PROMPTS, "ünïcödé 漢字 50 % <img>"]
     assert torch.equal(loaded.encode_prompts(texts).ids, generator.encode_prompts(texts).ids)
     with torch.no_grad():
@@ -170,29 +169,41 @@ def test_a_folder_loads_again(tmp_path) -> None:
 
 def test_takes_a_pretrained_language_model() -> None:
     made = tiny_random_generator()
-    llm = Qwen2ForCausalLM(made.llm.config)
+    llm = Qwen2ForCausalLM(made.llm.config).model
     generator = Generator(made.config, made.tokenizer, llm)
-    assert generator.llm is llm and not llm.lm_head.weight.requires_grad
+    assert generator.llm is llm and not llm.embed_tokens.weight.requires_grad
 
 
 def test_refuses_folders_that_are_no_generator(tmp_path) -> None:
-    with pytest.raises(ModelLoadError, match="lacks config.json, model.safetensors, tokenizer"):
+    with pytest.raises(FileNotFoundError, match="no VGT generator in .* no config.json"):
         Generator.from_pretrained(tmp_path)
     tiny_random_generator().save_pretrained(tmp_path)
-    weights = load_file(tmp_path / "model.safetensors")
+    weights, config = load_file(tmp_path / "model.safetensors"), json.loads((tmp_path / "config.json").read_text())
+
+    def refusal(**changes: object) -> str:
+        kept = {name: value for name, value in (config | changes).items() if value is not ...}
+        (tmp_path / "config.json").write_text(json.dumps(kept))
+        with pytest.raises(ValueError) as caught:
+            Generator.from_pretrained(tmp_path)
+        return str(caught.value)
+
+    assert "differ, first head.latent_in.weight" in refusal(latent_channels=8)
+    assert "grid is missing; latent_norm is missing; latent_chanels is no key" in refusal(
+        grid=..., latent_norm=..., latent_chanels=8
+    )
+    assert "must be a qwen2, got a llama; head_width must be at least 1" in refusal(
+        llm={"model_type": "llama"}, head_width=0
+    )
+    assert 'config.json is not of a VGT generator: it has no "model_type"' in refusal(model_type="vgt_autoencoder")
+    assert "unexpected keyword argument 'feature'" in refusal(repa={"feature": 3})
     save_file({name: tensor for name, tensor in weights.items() if name != "queries"}, tmp_path / "model.safetensors")
-    with pytest.raises(ModelLoadError, match="1 of its .* weights do not fit config.json, first queries"):
-        Generator.from_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    save_file(weights, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps(config | {"latent_channels": 8}))
-    with pytest.raises(ModelLoadError, match="do not fit config.json, first head.latent_in.weight"):
-        Generator.from_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps(config | {"latent_chanels": 8}))
-    with pytest.raises(ModelLoadError, match="unknown keys latent_chanels"):
-        Generator.from_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({"grid": [4, 4]}))
-    with pytest.raises(ModelLoadError, match="llm is missing"):
+    assert "do not fit the Generator: 1 of" in refusal()
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="config.json is no JSON"):
+        read_config(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    shutil.rmtree(tmp_path / "tokenizer")
+    with pytest.raises(FileNotFoundError, match="has no folder tokenizer"):
         Generator.from_pretrained(tmp_path)
 
 
@@ -209,18 +220,18 @@ LLM = tiny_random_generator().config.llm
 
 
 @pytest.mark.parametrize(
-    ("values", "named"),
+    ("changes", "named"),
     [
-        ({"llm": LLM | {"model_type": "llama"}}, "must be a qwen2, got a llama"),
         ({"llm": LLM | {"use_sliding_window": True}}, "use_sliding_window"),
-        ({"llm": LLM, "latent_channels": 0}, "latent_channels must be at least 1"),
-        ({"llm": LLM, "head_depth": 0}, "head_depth must be at least 1"),
-        ({"llm": LLM, "grid": (65, 2)}, "must lie within 64 x 64"),
+        ({"latent_channels": 0}, "latent_channels must be at least 1"),
+        ({"head_depth": 0}, "head_depth must be at least 1"),
+        ({"grid": (65, 2)}, "must lie within 64 x 64"),
     ],
 )
-def test_refuses_configurations(values, named: str) -> None:
+def test_refuses_configurations(changes, named: str) -> None:
+    values = {"llm": LLM, "latent_channels": 4, "latent_norm": True, "grid": (4, 4)} | changes
     with pytest.raises(ValueError, match=named):
-        GeneratorConfig.from_dict(values)
+        GeneratorConfig(**values)
 
 
 def test_refuses_shapes_and_a_tokenizer_that_is_too_large() -> None:
@@ -240,7 +251,7 @@ def test_refuses_shapes_and_a_tokenizer_that_is_too_large() -> None:
 
 def test_the_trainable_tiny_one_is_small_and_knows_its_words() -> None:
     corpus = ["a red circle left of a blue square"] * 4
-    generator = tiny_generator(8, (8, 6), corpus=corpus)
+    generator = tiny_generator(8, True, (8, 6), corpus=corpus)
     assert 1e6 < sum(param.numel() for param in generator.parameters()) < 3e6
     assert generator.grids((8, 6))[0].shape == (1, 48, 128)
     plain = tiny_tokenizer()

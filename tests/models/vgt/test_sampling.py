@@ -16,7 +16,7 @@ from glm_training.models.vgt.generator import Generator
 from glm_training.models.vgt.sampling import Writer, sample
 from glm_training.models.vgt.sequence import group_sizes, random_orders, raster_order, written
 from glm_training.models.vgt.tiny_generator import tiny_random_generator
-from tests.models.vgt_models import PROMPTS, lively_generator, named_noise, own_prompt
+from tests.models.vgt.generators import PROMPTS, lively_generator, named_noise, own_prompt
 
 ORDERS = random_orders(0, "order", [(row,) for row in range(4)], 16)
 LATENTS = named_noise("latents", 4, 4, 4, 4)
@@ -86,7 +86,7 @@ def test_queries_of_a_group_are_read_as_the_stock_model_would(see: bool) -> None
                     tokens.append(queries[:, query : query + 1])
                     positions.append(text.shape[1] + 2 * query)
                 square = torch.ones(1, 1, len(positions), len(positions), dtype=torch.bool).tril()
-                hidden = generator.llm.model(
+                hidden = generator.llm(
                     inputs_embeds=torch.cat(tokens, dim=1),
                     attention_mask=square,
                     position_ids=torch.tensor([positions]),
@@ -132,7 +132,7 @@ def test_each_token_is_written_once_with_one_call_for_each_group(order: Tensor) 
     # the unconditional rows follow; a query's position is that of its rank in training
     base = torch.cat([prompts.lengths(), generator.encode_prompts(["", ""]).lengths()])
     for acc_ratio, expected in ((1, 256), (16, 16)):
-        with calls_of(generator.llm.model) as calls:
+        with calls_of(generator.llm) as calls:
             drawn = sample(generator, prompts, noise, order, acc_ratio=acc_ratio)
         torch.testing.assert_close(drawn, noise_only(noise), rtol=0, atol=1e-5)
         assert len(calls) == expected
@@ -180,7 +180,7 @@ def test_without_guidance_the_unconditional_text_is_not_read() -> None:
     generator = lively_generator()
     noise = named_noise("noise", 2, 2, 4, 4, 4)
     for guidance, rows in ((1.0, 2), (1.5, 4)):
-        with calls_of(generator.llm.model) as calls:
+        with calls_of(generator.llm) as calls:
             sample(generator, generator.encode_prompts(PROMPTS[:2]), noise, ORDERS[0], guidance=guidance, acc_ratio=8)
         assert [len(call["position_ids"]) for call in calls] == [rows, rows]
 
@@ -226,7 +226,7 @@ def test_says_where_it_is_and_can_be_abandoned() -> None:
     def stop(group: int) -> None:
         raise KeyboardInterrupt
 
-    with calls_of(generator.llm.model) as calls, pytest.raises(KeyboardInterrupt):
+    with calls_of(generator.llm) as calls, pytest.raises(KeyboardInterrupt):
         sample(generator, prompts, noise, ORDERS[0], on_group=stop)
     assert len(calls) == 1
 

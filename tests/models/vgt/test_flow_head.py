@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from glm_training.models.vgt.flow_head import FlowHead, HeadBlock, time_features
-from tests.models.vgt_models import random_weights
+from tests.models.vgt.generators import random_weights
 
 
 def head(width: int = 8, depth: int = 4) -> FlowHead:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config, Qwen2Model
 from transformers.initialization import no_init_weights
 
+from glm_training.models.loading import ModelLoadError, load_errors_explained
 from glm_training.models.vgt.flow_head import FlowHead
 from glm_training.models.vgt.prompt_text import PromptText
 from glm_training.models.vgt.sequence import (
@@ -276,16 +277,17 @@ class Generator(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Self:
-        """What `save_pretrained` wrote, in evaluation mode. Raises FileNotFoundError for what lacks, ValueError for a
-        config or weights that do not fit."""
+        """What `save_pretrained` wrote, in evaluation mode. Raises ModelLoadError for a folder that holds no generator
+        or not all of it."""
         config = read_config(folder)
         path = Path(folder) / TOKENIZER_FOLDER
-        if not path.is_dir():
-            raise FileNotFoundError(f"the VGT generator in {folder} has no folder {TOKENIZER_FOLDER}")
-        with no_init_weights():
-            generator = cls(config, AutoTokenizer.from_pretrained(str(path), trust_remote_code=False))
-        generator.to(dtype)
-        load_weights(generator, Path(folder) / WEIGHTS_FILE)
+        with load_errors_explained(f"the VGT generator in {folder}"):
+            if not path.is_dir():
+                raise FileNotFoundError(f"it has no folder {TOKENIZER_FOLDER}")
+            tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+            with no_init_weights():
+                generator = cls(config, tokenizer).to(dtype)
+            load_weights(generator, Path(folder) / WEIGHTS_FILE)
         return generator.eval()
 
     def _check(self, prompts: Prompts, latents: Tensor, noisy: Tensor, times: Tensor) -> None:
@@ -304,14 +306,15 @@ class Generator(nn.Module):
 
 
 def read_config(folder: str | Path) -> GeneratorConfig:
-    """The config of a generator's folder. Raises FileNotFoundError without one, ValueError for one that is wrong."""
+    """The config of a generator's folder. Raises ModelLoadError without one or for one that is wrong."""
     path = Path(folder) / CONFIG_FILE
     if not path.is_file():
-        raise FileNotFoundError(f"there is no VGT generator in {folder}: it has no {CONFIG_FILE}")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
-    if not isinstance(values, dict) or values.pop("model_type", None) != MODEL_TYPE:
-        raise ValueError(f'{path} is not of a VGT generator: it has no "model_type": "{MODEL_TYPE}"')
-    return GeneratorConfig.from_dict(values, str(path))
+        raise ModelLoadError(f"there is no VGT generator in {folder}: it has no {CONFIG_FILE}")
+    with load_errors_explained(f"the VGT generator in {folder}"):
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is no JSON: {error}") from error
+        if not isinstance(values, dict) or values.pop("model_type", None) != MODEL_TYPE:
+            raise ValueError(f'{path} is not of a VGT generator: it has no "model_type": "{MODEL_TYPE}"')
+        return GeneratorConfig.from_dict(values, str(path))

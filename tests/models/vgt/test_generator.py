@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2ForCausalLM
 
 from glm_training.algorithms.flow_tokens import noised
+from glm_training.models.loading import ModelLoadError
 from glm_training.models.vgt.generator import Generator, GeneratorConfig, RepaConfig, read_config
 from glm_training.models.vgt.sequence import random_orders, raster_order
 from glm_training.models.vgt.tiny_generator import tiny_generator, tiny_random_generator, tiny_tokenizer
@@ -175,7 +176,7 @@ def test_takes_a_pretrained_language_model() -> None:
 
 
 def test_refuses_folders_that_are_no_generator(tmp_path) -> None:
-    with pytest.raises(FileNotFoundError, match="no VGT generator in .* no config.json"):
+    with pytest.raises(ModelLoadError, match="no VGT generator in .* no config.json"):
         Generator.from_pretrained(tmp_path)
     tiny_random_generator().save_pretrained(tmp_path)
     weights, config = load_file(tmp_path / "model.safetensors"), json.loads((tmp_path / "config.json").read_text())
@@ -183,7 +184,7 @@ def test_refuses_folders_that_are_no_generator(tmp_path) -> None:
     def refusal(**changes: object) -> str:
         kept = {name: value for name, value in (config | changes).items() if value is not ...}
         (tmp_path / "config.json").write_text(json.dumps(kept))
-        with pytest.raises(ValueError) as caught:
+        with pytest.raises(ModelLoadError) as caught:
             Generator.from_pretrained(tmp_path)
         return str(caught.value)
 
@@ -199,11 +200,11 @@ def test_refuses_folders_that_are_no_generator(tmp_path) -> None:
     save_file({name: tensor for name, tensor in weights.items() if name != "queries"}, tmp_path / "model.safetensors")
     assert "do not fit the Generator: 1 of" in refusal()
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="config.json is no JSON"):
+    with pytest.raises(ModelLoadError, match="config.json is no JSON"):
         read_config(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config))
     shutil.rmtree(tmp_path / "tokenizer")
-    with pytest.raises(FileNotFoundError, match="has no folder tokenizer"):
+    with pytest.raises(ModelLoadError, match="has no folder tokenizer"):
         Generator.from_pretrained(tmp_path)
 
 

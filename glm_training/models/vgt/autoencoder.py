@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_dc import Decoder
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers.initialization import no_init_weights
 
 from glm_training.algorithms.flow_tokens import channel_norm
@@ -78,7 +80,7 @@ class AutoencoderConfig:
     def from_dict(cls, values: dict[str, Any], where: str = "the autoencoder's config") -> Self:
         """Raises ValueError that names every key that is missing, unknown or of a wrong type; `where` it stands."""
         fields = {field.name: field for field in dataclasses.fields(cls)}
-        kinds = {"str": str, "int": int, "bool": bool, "dict[str, Any]": dict}
+        kinds: dict[str, type] = {"str": str, "int": int, "bool": bool, "dict[str, Any]": dict}
         problems = []
         if "channel_norm" not in values:
             problems.append(
@@ -88,17 +90,18 @@ class AutoencoderConfig:
         required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
         problems += [f"{name} is missing" for name in sorted(required - values.keys() - {"channel_norm"})]
         problems += [f"{name} is no key of it" for name in sorted(values.keys() - fields.keys())]
-        for name in fields.keys() & values.keys():
-            kind = kinds[str(fields[name].type)]
-            if type(values[name]) is not kind:
-                problems.append(f"{name} must be of type {kind.__name__}, got {values[name]!r}")
-        if isinstance(decoder := values.get("decoder"), dict):
-            problems += [f"decoder.{name} is missing" for name in DECODER_KEYS if name not in decoder]
-            problems += [
-                f"decoder.{name} is no key of AutoencoderDC's decoder" for name in decoder.keys() - DECODER_KEYS
-            ]
-        if values.get("tower", "internvl") not in TOWERS:
-            problems.append(f"tower must be one of {', '.join(TOWERS)}, got {values['tower']!r}")
+        for name in sorted(fields.keys() & values.keys()):
+            kind, value = kinds[str(fields[name].type)], values[name]
+            if type(value) is not kind:
+                problems.append(f"{name} must be of type {kind.__name__}, got {value!r}")
+            elif type(value) is int and value < (0 if name == "bottleneck_blocks" else 1):
+                problems.append(f"{name} is too small: {value}")
+            elif name == "tower" and value not in TOWERS:
+                problems.append(f"tower must be one of {', '.join(TOWERS)}, got {value!r}")
+            elif name == "decoder" and isinstance(value, dict):
+                problems += [f"decoder.{key} is missing" for key in DECODER_KEYS if key not in value]
+                unknown = sorted(value.keys() - DECODER_KEYS)
+                problems += [f"decoder.{key} is no key of AutoencoderDC's decoder" for key in unknown]
         if problems:
             raise ValueError(f"{where} cannot be used: {'; '.join(problems)}")
         return cls(**values)
@@ -171,6 +174,14 @@ class Autoencoder(nn.Module):
     def stride(self) -> int:
         """Pixels along a side of what one place of the latents stands for: 28 in the published models."""
         return self.tower.stride
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recomputes each layer of the tower and of the decoder in the backward pass. Acts in training mode only."""
+        self.tower.encoder.activation_checkpointing_enable({"use_reentrant": False})
+        for level in self.decoder.up_blocks:
+            for layer in level:
+                if "forward" not in vars(layer):
+                    layer.forward = _recomputed(layer)
 
     def features(self, images: Tensor) -> Tensor:
         """[B, L, D] of images [B, 3, H, W] in [0, 1]; ValueError for sides that are no multiples of the stride."""
@@ -294,6 +305,11 @@ def read_config(folder: str | Path) -> AutoencoderConfig:
         if not isinstance(values, dict) or values.pop("model_type", None) != "vgt_autoencoder":
             raise ValueError(f'{path} is not of a VGT autoencoder: it has no "model_type": "vgt_autoencoder"')
         return AutoencoderConfig.from_dict(values, str(path))
+
+
+def _recomputed(layer: nn.Module) -> Callable[[Tensor], Tensor]:
+    forward = layer.forward
+    return lambda x: checkpoint(forward, x, use_reentrant=False) if layer.training else forward(x)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -59,6 +59,11 @@ def test_latents_by_hand() -> None:
     scaled = centred / (expected.var(1, correction=0, keepdim=True) + 1e-6).sqrt()
     torch.testing.assert_close(normed.encode(IMAGES), scaled)
     assert torch.equal(plain(IMAGES).features, features)
+    wide = torch.cat([IMAGES, IMAGES.flip(3)[..., :16]], dim=3)
+    places = plain.encode(wide)
+    assert places.shape == (2, 4, 4, 6)
+    flat = plain.down_mlp(plain.down_blocks[1](plain.down_blocks[0](plain.features(wide))))
+    torch.testing.assert_close(places[:, :, 2, 5], flat[:, 2 * 6 + 5])
 
 
 def test_noise_only_where_it_is_given() -> None:
@@ -177,6 +182,27 @@ def test_every_parameter_learns() -> None:
     assert still == []
 
 
+def test_recomputed_layers_keep_less_and_learn_the_same() -> None:
+    autoencoder = tiny_random_autoencoder().train()
+    kept: dict[str, int] = {}
+    gradients = {}
+    for name in ("kept", "recomputed"):
+        if name == "recomputed":
+            autoencoder.enable_gradient_checkpointing()
+            autoencoder.enable_gradient_checkpointing()  # once is enough
+        autoencoder.zero_grad()
+        sizes: list[int] = []
+        keep = torch.autograd.graph.saved_tensors_hooks(lambda x, to=sizes: (to.append(x.numel()), x)[1], lambda x: x)
+        with keep:
+            loss = autoencoder(IMAGES).images.square().mean()
+        kept[name] = sum(sizes)
+        loss.backward()
+        gradients[name] = {key: param.grad.clone() for key, param in autoencoder.named_parameters()}
+    assert kept["recomputed"] < kept["kept"] / 2
+    for key, gradient in gradients["kept"].items():
+        torch.testing.assert_close(gradients["recomputed"][key], gradient)
+
+
 @pytest.mark.parametrize("tower", ["internvl", "qwen2_5_vl"])
 @torch.no_grad()
 def test_a_saved_folder_loads_again(tmp_path, tower) -> None:
@@ -208,7 +234,7 @@ def test_a_folder_that_does_not_say_whether_it_norms_is_refused(tmp_path) -> Non
 def test_all_that_is_wrong_with_a_config_is_told_at_once(tmp_path) -> None:
     values = tiny_random_autoencoder().config.to_dict()
     del values["hidden_size"], values["decoder"]["decoder_act_fns"]
-    values |= {"tower": "clip", "latent_channels": "32", "kl": 1, "widht": 3}
+    values |= {"tower": "clip", "latent_channels": "32", "kl": 1, "widht": 3, "image_size": 0}
     values["decoder"]["scaling_factor"] = 0.4
     with pytest.raises(ValueError) as caught:
         AutoencoderConfig.from_dict(values)
@@ -217,6 +243,7 @@ def test_all_that_is_wrong_with_a_config_is_told_at_once(tmp_path) -> None:
         "widht is no key of it",
         "latent_channels must be of type int, got '32'",
         "kl must be of type bool, got 1",
+        "image_size is too small: 0",
         "tower must be one of internvl, qwen2_5_vl, got 'clip'",
         "decoder.decoder_act_fns is missing",
         "decoder.scaling_factor is no key",

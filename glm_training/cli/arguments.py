@@ -33,17 +33,16 @@ def whole_number(low: int, high: int) -> Callable[[str], int]:
     return read
 
 
-def number(low: float, high: float, *, above: bool = False) -> Callable[[str], float]:
-    """A type for argparse: a number in [`low`, `high`], or in (`low`, `high`] with `above`."""
+def number(low: float, high: float) -> Callable[[str], float]:
+    """A type for argparse: a number in [`low`, `high`]."""
 
     def read(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = math.nan
-        if not low <= value <= high or (above and value == low):
-            allowed = f"a number above {low:g}, up to {high:g}" if above else f"a number from {low:g} to {high:g}"
-            raise argparse.ArgumentTypeError(f"{text!r} is not allowed; allowed: {allowed}")
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not allowed; allowed: a number from {low:g} to {high:g}")
         return value
 
     return read
@@ -63,7 +62,8 @@ def gather_files(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
     arguments.config = [*(arguments.config or []), *files]
     arguments.overrides = [word for word in arguments.overrides if word not in files]
     if not arguments.config:
-        parser.error("no configuration: name its YAML file, as in `--config configs/quickstart.yaml`")
+        lost = next((f"`{word}` is no file; " for word in arguments.overrides if "=" not in word), "")
+        parser.error(f"no configuration: {lost}name its YAML file, as in `--config configs/quickstart.yaml`")
 
 
 def _is_file(word: str) -> bool:

@@ -83,8 +83,8 @@ def _sample_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=whole_number(1, 1000), metavar="N", help=steps)
     guidance = "1 = off (1.5; sdxl: 5; distilled: 1)"
     parser.add_argument("--guidance", type=number(1, 1000), metavar="SCALE", help=guidance)
-    add("--temperature", number(0, 100, above=True), 0.9, "T", "of the AR half's sampling")
-    add("--top-p", number(0, 1, above=True), 0.75, "P", "nucleus of the AR half's sampling")
+    add("--temperature", number(0.01, 100), 0.9, "T", "of the AR half's sampling")
+    add("--top-p", number(1e-6, 1), 0.75, "P", "nucleus of the AR half's sampling")
     add("--seed", whole_number(0, 2**63 - 1), 0, "N", "same seed, same images")
     dtypes = ("float32", "bfloat16", "float16")
     parser.add_argument("--dtype", choices=dtypes, help="of the weights (bfloat16 on a GPU, else float32)")

@@ -221,6 +221,16 @@ def test_every_number_has_bounds_on_both_sides() -> None:
         "model.ar.temperature=.inf",
         "reward.weights={text_accuracy: 1e300}",
         "model.dit.num_inference_steps=100000",
+        "model.ar.temperature=1e-300",
+        "rollout.temperature=1e-40",
+        "model.ar.top_p=1e-300",
+        "rollout.top_p=1e-40",
+        "rollout.eta=1e-300",
+        "rollout.eta=1000000",
+        "training.adam_epsilon=1e-300",
+        "optimizer.dit.epsilon=1e-46",
+        "lora.alpha=1e-300",
+        "reward.grpo.dit.nft_beta=1e-300",
     ],
 )
 def test_numbers_that_cannot_be_are_refused_with_their_key(tmp_path: Path, override: str) -> None:

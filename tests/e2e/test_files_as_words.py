@@ -37,6 +37,9 @@ def test_no_file_at_all_is_an_error(capsys):
     with pytest.raises(SystemExit) as exit_:
         gathered("seed=1")
     assert exit_.value.code == 2 and "no configuration: name its YAML file" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        gathered("seed=1", "configs/quickstart.yml~")
+    assert "no configuration: `configs/quickstart.yml~` is no file; name" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("form", [["{file}"], ["{file}", "seed=5"], ["seed=5", "{file}", "--mode", "t2i", "{over}"]])

@@ -34,9 +34,11 @@ def sample(monkeypatch, capsys, *words: str) -> tuple[int, str, str]:
         ("--seed", str(2**70), "a whole number from 0"),
         ("--guidance", "nan", "a number from 1"),
         ("--guidance", "0.5", "a number from 1"),
-        ("--temperature", "0", "a number above 0"),
-        ("--temperature", "inf", "a number above 0"),
-        ("--top-p", "1.5", "a number above 0, up to 1"),
+        ("--temperature", "0", "a number from 0.01 to 100"),
+        ("--temperature", "1e-300", "a number from 0.01"),
+        ("--temperature", "inf", "a number from 0.01"),
+        ("--top-p", "1.5", "a number from 1e-06 to 1"),
+        ("--top-p", "1e-40", "a number from 1e-06 to 1"),
         ("--prompt", " ", "it is empty"),
         ("--out", "", "it is empty"),
     ],
@@ -50,7 +52,7 @@ def test_the_bounds_themselves_are_allowed():
     from glm_training.cli.arguments import number, whole_number
 
     assert [whole_number(1, 1000)(text) for text in ("1", "1000")] == [1, 1000]
-    assert number(0, 1, above=True)("1") == 1.0 and number(1, 9)("1") == 1.0
+    assert number(1e-6, 1)("1e-6") == 1e-6 and number(1, 9)("1") == 1.0
 
 
 @pytest.mark.parametrize(

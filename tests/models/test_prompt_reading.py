@@ -72,6 +72,13 @@ def test_the_shorter_tokenizer_tells_where_reading_stops():
 # -- GLM-Image ---------------------------------------------------------------------------------------------------------
 
 
+def test_an_image_that_fills_the_context_is_what_is_too_large():
+    reader = GLMReader.load("tiny-random")
+    (reason, remedy), again = (reading.fault for reading in reader.read(["a cat", "a dog"], 8192, 8192, "t2i"))
+    assert reason == "an image of 8192 x 8192 px fills the AR half's context and leaves no room for a prompt"
+    assert remedy == "Take a smaller image size" and again == (reason, remedy)
+
+
 @pytest.mark.parametrize(("mode", "room"), [("t2i", ROOM), ("i2i", 8192 - 2 * 2 * 2 - 32)])
 def test_glm_takes_what_its_context_holds_beside_the_images(mode, room):
     assert read_glm("x" * room, mode).fault is None  # a byte is a token here

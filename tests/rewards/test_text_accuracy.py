@@ -21,7 +21,8 @@ from glm_training.rewards import (
     word_accuracy,
 )
 from glm_training.rewards.ocr import RapidOcrReader, load_reader
-from glm_training.rewards.text_accuracy import prefix_distances, score_lines, word_score
+from glm_training.rewards.quoted_text import quoted_text
+from glm_training.rewards.text_accuracy import TextAccuracy, prefix_distances, score_lines, word_score
 
 Draw = Callable[..., torch.Tensor]
 
@@ -136,6 +137,12 @@ class ConstantReward(RewardCalculator):
 
     def compute_reward(self, generated_image: object, target_image: object, prompt: str) -> float:
         return 0.5
+
+
+@pytest.mark.parametrize("nothing", ["\u200b", "\u202e\u202c", "\ufe0f", "\u00ad \u2060"])
+def test_a_quotation_in_which_nothing_is_seen_asks_for_nothing(nothing: str) -> None:
+    assert quoted_text(f'a sign "{nothing}" and "OPEN"') == ["OPEN"]
+    assert not TextAccuracy(TextAccuracyOptions()).applies(f'a sign "{nothing}"', False, False)
 
 
 def test_unquoted_prompts_leave_the_metric_out(draw_sign: Draw) -> None:

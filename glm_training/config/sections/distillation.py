@@ -72,7 +72,9 @@ class DMDRConfig(Section):
         "epoch.",
     )
     guidance_rank: int = Field(default=64, ge=1, le=8192, description="Rank of the guidance network's adapter.")
-    guidance_alpha: float = Field(default=64.0, gt=0, le=1_000_000, description="Its update is scaled by alpha / rank.")
+    guidance_alpha: float = Field(
+        default=64.0, ge=1e-6, le=1_000_000, description="Its update is scaled by alpha / rank."
+    )
     guidance_learning_rate: float | None = Field(
         default=None, gt=0, le=100, description="Of the guidance network; null = the generator's."
     )

@@ -93,7 +93,7 @@ class GRPODiTConfig(GRPOPartConfig):
         description="AWM: error beyond which the matching loss grows linearly; null = squares.",
     )
     nft_beta: float = Field(
-        default=1.0, gt=0, le=1_000_000, description="NFT: mix of the trained and the old velocity."
+        default=1.0, ge=1e-4, le=1_000_000, description="NFT: mix of the trained and the old velocity."
     )
     advantage_max: float = Field(
         default=5.0, gt=0, le=1_000_000, description="NFT: advantage that counts as fully good."

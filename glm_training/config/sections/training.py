@@ -15,13 +15,15 @@ DIT_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]
 OptimizerName = Literal["adamw", "adamw_8bit", "sgd"]
 SchedulerName = Literal["constant", "linear", "cosine"]
 
+# What is divided by, or into noise, has a lower bound that fp32 can still tell from 0.
+
 
 class ModelARConfig(Section):
     """How the autoregressive generator samples its prior tokens."""
 
-    temperature: float = Field(default=0.9, gt=0, le=1000, description="Sampling temperature of the prior tokens.")
+    temperature: float = Field(default=0.9, ge=0.01, le=1000, description="Sampling temperature of the prior tokens.")
     top_p: float = Field(
-        default=0.75, gt=0, le=1, description="Nucleus of the prior tokens' distribution; 1 = all of it."
+        default=0.75, ge=1e-6, le=1, description="Nucleus of the prior tokens' distribution; 1 = all of it."
     )
     do_sample: bool = Field(default=True, description="Sample prior tokens; false = take the likeliest one.")
 
@@ -186,7 +188,9 @@ class TrainingConfig(Section):
     )
     adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of the first moment; the momentum of `sgd`.")
     adam_beta2: float = Field(default=0.999, ge=0, lt=1, description="Decay of the second moment.")
-    adam_epsilon: float = Field(default=1e-8, gt=0, le=1_000_000, description="Added to the root of the second moment.")
+    adam_epsilon: float = Field(
+        default=1e-8, ge=1e-30, le=1_000_000, description="Added to the root of the second moment."
+    )
     weight_decay: float = Field(
         default=0.01,
         ge=0,
@@ -261,15 +265,15 @@ class RolloutConfig(Section):
         default=None, ge=1, le=1000, description="Guidance in training; 1 = off; null = `model.dit.guidance_scale`."
     )
     temperature: float | None = Field(
-        default=None, gt=0, le=1000, description="In training; null = `model.ar.temperature`."
+        default=None, ge=0.01, le=1000, description="In training; null = `model.ar.temperature`."
     )
-    top_p: float | None = Field(default=None, gt=0, le=1, description="In training; null = `model.ar.top_p`.")
+    top_p: float | None = Field(default=None, ge=1e-6, le=1, description="In training; null = `model.ar.top_p`.")
     sde_kernel: Literal["ode", "flow", "dance", "cps"] = Field(
         default="flow",
         description="Noise of the denoising steps; `ode` = none.",
         json_schema_extra={"default_text": "`flow`; `ode` if the DiT is not trained or with method `nft`"},
     )
-    eta: float = Field(default=0.7, gt=0, le=1_000_000, description="Strength of that noise.")
+    eta: float = Field(default=0.7, ge=0.01, le=10, description="Strength of that noise.")
     sde_window_size: int | None = Field(
         default=None,
         ge=1,
@@ -317,7 +321,7 @@ class LoraPartConfig(Section):
 
     enabled: bool | None = Field(default=None, description="Whether this half trains adapters; null = `lora.enabled`.")
     rank: int | None = Field(default=None, ge=1, le=8192, description="Null = `lora.rank`.")
-    alpha: float | None = Field(default=None, gt=0, le=1_000_000, description="Null = `lora.alpha`.")
+    alpha: float | None = Field(default=None, ge=1e-6, le=1_000_000, description="Null = `lora.alpha`.")
     dropout: float | None = Field(default=None, ge=0, lt=1, description="Null = `lora.dropout`.")
 
 
@@ -326,7 +330,7 @@ class LoraConfig(Section):
 
     enabled: bool = Field(default=False, description="Adapters for every trained half; false = full finetuning.")
     rank: int = Field(default=32, ge=1, le=8192, description="Rank of the update.")
-    alpha: float = Field(default=64.0, gt=0, le=1_000_000, description="The update is scaled by alpha / rank.")
+    alpha: float = Field(default=64.0, ge=1e-6, le=1_000_000, description="The update is scaled by alpha / rank.")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout at the adapters' input.")
     ar_targets: list[str] = Field(
         default=AR_TARGETS, min_length=1, description="Modules of the AR half, by name ending."
@@ -349,7 +353,7 @@ class OptimizerPartConfig(Section):
     name: OptimizerName | None = Field(default=None, description="Null = `training.optimizer`.")
     beta1: float | None = Field(default=None, ge=0, lt=1, description="Null = `training.adam_beta1`.")
     beta2: float | None = Field(default=None, ge=0, lt=1, description="Null = `training.adam_beta2`.")
-    epsilon: float | None = Field(default=None, gt=0, le=1_000_000, description="Null = `training.adam_epsilon`.")
+    epsilon: float | None = Field(default=None, ge=1e-30, le=1_000_000, description="Null = `training.adam_epsilon`.")
     weight_decay: float | None = Field(default=None, ge=0, le=1_000_000, description="Null = `training.weight_decay`.")
     max_grad_norm: float | None = Field(
         default=None, ge=0, le=1_000_000, description="0 = no limit; null = `training.max_grad_norm`."

@@ -48,6 +48,9 @@ class PromptReader:
     def read(self, prompts: Sequence[str], height: int, width: int, mode: Mode) -> list[PromptReading]:
         """One reading per prompt, for images of `height` x `width` px; ValueError for sizes that no image has."""
         room = self._room(height, width, mode)
+        if room < 1:
+            reason = f"an image of {height} x {width} px fills the AR half's context and leaves no room for a prompt"
+            return [PromptReading((reason, "Take a smaller image size")) for _ in prompts]
         rows = token_ids(prompts, self.tokenizer, marks=False)
         return [too_long(prompt) or self._read(prompt, ids, room) for prompt, ids in zip(prompts, rows, strict=True)]
 

@@ -208,6 +208,13 @@ class Generator(nn.Module):
     def device(self) -> torch.device:
         return self.queries.device
 
+    def cast(self, dtype: torch.dtype) -> Self:
+        """Its weights in `dtype`. Unlike `to`, which would round the rotary frequencies: at position 500 a frequency
+        of 8 bits is a radian off."""
+        for param in self.parameters():
+            param.data = param.data.to(dtype)
+        return self
+
     def enable_gradient_checkpointing(self) -> None:
         """Recomputes each layer of the language model in the backward pass. Acts in training mode (`train()`) only."""
         self.llm.activation_checkpointing_enable({"use_reentrant": False})
@@ -286,7 +293,7 @@ class Generator(nn.Module):
                 raise FileNotFoundError(f"it has no folder {TOKENIZER_FOLDER}")
             tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
             with no_init_weights():
-                generator = cls(config, tokenizer).to(dtype)
+                generator = cls(config, tokenizer).cast(dtype)
             load_weights(generator, Path(folder) / WEIGHTS_FILE)
         return generator.eval()
 

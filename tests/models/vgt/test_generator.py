@@ -141,7 +141,7 @@ def test_checkpointing_and_autocast_leave_the_velocity_as_it_is() -> None:
         exact = generator(prompts, *given).velocity
         with torch.autocast("cpu", torch.bfloat16):
             rough = generator(prompts, *given).velocity
-        half = generator.to(torch.bfloat16)(prompts, *given).velocity
+        half = generator.cast(torch.bfloat16)(prompts, *given).velocity
     scale = exact.abs().max().item()
     for other in (rough, half):  # bf16 keeps 8 bits, over a dozen layers
         assert other.dtype == torch.float32
@@ -166,6 +166,9 @@ def test_a_folder_loads_again(tmp_path) -> None:
     assert torch.equal(*conditions)
     half = Generator.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert torch.equal(half.queries, generator.queries.to(torch.bfloat16))
+    assert {param.dtype for param in half.parameters()} == {torch.bfloat16}
+    frequencies = 1e4 ** -(torch.arange(8) / 8)  # of heads of 16
+    torch.testing.assert_close(half.llm.rotary_emb.inv_freq, frequencies, rtol=1e-6, atol=0)
 
 
 def test_takes_a_pretrained_language_model() -> None:

@@ -211,7 +211,7 @@ def test_bf16_weights_draw_fp32_latents_and_dropout_rests() -> None:
     first, again = (sample(generator, prompts, noise, ORDERS[0]) for _ in range(2))
     assert torch.equal(first, again) and not torch.equal(first, exact)
     assert generator.training and generator.llm.training
-    half = sample(generator.to(torch.bfloat16), prompts, noise, ORDERS[0])
+    half = sample(generator.cast(torch.bfloat16), prompts, noise, ORDERS[0])
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, first, rtol=0, atol=0.5)  # latents of variance 1, bf16 fed back 16 times
 

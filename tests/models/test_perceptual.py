@@ -89,8 +89,9 @@ def test_convnext_logits_are_torchvisions_on_squashed_pictures(tmp_path) -> None
             scale = 1 / max(1, param[0].numel()) ** 0.5 if param.ndim > 1 else 1
             param.uniform_(-scale, scale, generator=generator)
     torch.save(stock.state_dict(), tmp_path / "convnext.pth")
-    network, images = ConvNextLogits(tmp_path / "convnext.pth").train(), LEFT[:1].clone().requires_grad_()
-    small = F.interpolate(LEFT[:1], size=(224, 224), mode="bilinear", align_corners=False, antialias=True)
+    network = ConvNextLogits(tmp_path / "convnext.pth").train()
+    images = torch.rand(1, 3, 500, 300, generator=generator).requires_grad_()
+    small = F.interpolate(images.detach(), size=(224, 224), mode="bilinear", align_corners=False, antialias=True)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     with torch.no_grad():
         expected = stock((small - mean[:, None, None]) / std[:, None, None])

@@ -6,6 +6,7 @@ files of their training runs hold the teacher too.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -109,7 +110,7 @@ def autoencoder_from_parts(
         stock = AutoencoderDC.from_pretrained(dc_ae)
     vision = parts["encoder"].config
     own = vision.to_dict().items()
-    config = AutoencoderConfig(
+    values = dict(
         tower=kind,
         tower_config={name: value for name, value in own if name in type(vision).__annotations__},
         hidden_size=model.config.text_config.hidden_size,
@@ -119,7 +120,8 @@ def autoencoder_from_parts(
         latent_channels=stock.config.latent_channels,
         kl=kl,
     )
-    autoencoder = Autoencoder(config, seed=seed)
+    # as JSON has them, so that the config is the same once it has been saved
+    autoencoder = Autoencoder(AutoencoderConfig.from_dict(json.loads(json.dumps(values))), seed=seed)
     for name, part in parts.items():
         autoencoder.tower.get_submodule(name).load_state_dict(part.state_dict())
     autoencoder.decoder.load_state_dict(stock.decoder.state_dict())

@@ -199,7 +199,8 @@ def test_stage_one_starts_from_both_models_folders(tmp_path, kind) -> None:
     assert all(torch.equal(value, decoder[name]) for name, value in stock.decoder.state_dict().items())
     assert torch.equal(made(images).images, again(images).images), "the new layers too"
     made.save_pretrained(tmp_path / "start")
-    assert torch.equal(Autoencoder.from_pretrained(tmp_path / "start")(images).images, made(images).images)
+    loaded = Autoencoder.from_pretrained(tmp_path / "start")
+    assert loaded.config == made.config and torch.equal(loaded(images).images, made(images).images)
 
 
 def test_other_models_are_named(tmp_path) -> None:

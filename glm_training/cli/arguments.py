@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from glm_training.utils.redaction import redact
+from glm_training.utils.writable import is_too_long
 
 
 class Parser(argparse.ArgumentParser):
@@ -52,6 +53,13 @@ def text(given: str) -> str:
     """A type for argparse: a text that is not blank."""
     if not given.strip():
         raise argparse.ArgumentTypeError("it is empty")
+    return given
+
+
+def place(given: str) -> str:
+    """A type for argparse: a path, or a name that stands in the place of one."""
+    if is_too_long(text(given)):
+        raise argparse.ArgumentTypeError("no file system takes a name of over 255 bytes, or a path of over 4095")
     return given
 
 

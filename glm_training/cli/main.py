@@ -9,7 +9,7 @@ from typing import Any
 
 from glm_training import __version__
 from glm_training.cli import training
-from glm_training.cli.arguments import Parser, gather_files, number, text, whole_number
+from glm_training.cli.arguments import Parser, gather_files, number, place, text, whole_number
 from glm_training.cli.stopping import stoppable
 from glm_training.utils.redaction import mask_logs_and_tracebacks
 from glm_training.utils.streams import guard_standard_streams
@@ -62,19 +62,22 @@ def _sample_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(name, type=kind, default=default, metavar=metavar, help=f"{meaning} (%(default)s)")
 
     parser.add_argument("--prompt", type=text, action="append", required=True, help="give it again for more images")
-    parser.add_argument("--source", action="append", default=[], metavar="IMAGE", help="to edit; one per --prompt")
-    add("--model", text, "tiny", "MODEL", "tiny, a pipeline folder (as in a checkpoint), or a hub id")
+    parser.add_argument(
+        "--source", type=place, action="append", default=[], metavar="IMAGE", help="to edit; one per --prompt"
+    )
+    add("--model", place, "tiny", "MODEL", "tiny, a pipeline folder (as in a checkpoint), or a hub id")
     parser.add_argument(
         "--family", choices=("glm_image", "sdxl"), help="what kind of model it is (what its folder says, or glm_image)"
     )
     parser.add_argument(
         "--lora",
+        type=place,
         action="append",
         default=[],
         metavar="PART=FOLDER",
         help="adapters of ar, dit or unet",
     )
-    add("--out", text, "samples", "FOLDER", "where the pictures go; those that are there stay")
+    add("--out", place, "samples", "FOLDER", "where the pictures go; those that are there stay")
     for side in ("--height", "--width"):
         pixels = whole_number(8, 8192)
         parser.add_argument(side, type=pixels, metavar="PIXELS", help="a multiple of 32 (the model's own size)")

@@ -13,6 +13,7 @@ from torch import Tensor
 from glm_training.cli.messages import hide_progress_bars, report_error
 from glm_training.cli.training import EXIT_CONFIG, EXIT_FAILED
 from glm_training.data import DataError, load_image
+from glm_training.data.text_lines import text_fault
 from glm_training.models.family import Family, Sampling
 from glm_training.models.glm_image.family import GLMImage
 from glm_training.models.loading import ModelLoadError
@@ -53,6 +54,11 @@ def sample(arguments: argparse.Namespace) -> int:
             "give one for each"
         )
         return EXIT_CONFIG
+    for number, prompt in enumerate(arguments.prompt):
+        fault = text_fault(prompt, number)
+        if fault is not None:
+            report_error(f"--prompt {shortened(prompt)!r}: {'. '.join(fault)}")
+            return EXIT_CONFIG
     folder = expanded(arguments.out)
     problem = why_unwritable(folder)
     if problem is not None:

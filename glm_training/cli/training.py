@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glm_training.cli.arguments import Parser, gather_files
@@ -105,7 +105,7 @@ def run(arguments: argparse.Namespace, *, component: str | None = None) -> int:
 
     overrides = list(arguments.overrides)
     resume, overwrite = arguments.resume, arguments.overwrite
-    if resume is not None and "=" in resume and not Path(resume).exists():
+    if resume is not None and "=" in resume and not os.path.exists(resume):
         overrides.insert(0, resume)  # `--resume key=value`: the word after it is an override
         resume = "latest"
     if resume is not None and overwrite:
@@ -113,7 +113,7 @@ def run(arguments: argparse.Namespace, *, component: str | None = None) -> int:
             "--resume continues the run that is there, --overwrite sets it aside: give one of the two", EXIT_CONFIG
         )
     if resume not in (None, "auto"):  # which leaves the file's own `checkpoint.resume_from` for a run that starts
-        overrides.append(f"checkpoint.resume_from={resume}")
+        overrides.append(f"checkpoint.resume_from={json.dumps(resume, ensure_ascii=False)}")  # a text, whatever it is
     if component is None and arguments.train_both:
         component = "both"
     try:

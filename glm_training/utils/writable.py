@@ -18,6 +18,11 @@ def expanded(path: str | Path) -> Path:
     return path
 
 
+def is_too_long(path: str) -> bool:
+    """Whether no file system takes `path`: with a name of over 255 bytes, or over 4095 in all."""
+    return len(os.fsencode(path)) > 4095 or any(len(os.fsencode(name)) > 255 for name in Path(path).parts)
+
+
 def why_unwritable(folder: Path) -> str | None:
     """Why `folder`, which need not exist yet, takes no files; None where it does.
 

@@ -292,3 +292,22 @@ def test_paths_that_no_file_system_has(tmp_path):
     assert "output_dir: " in found[0] and "No file system takes a name of over 255 bytes" in found[0]
     assert "There is no home folder of ~nobody-of-this-name." in found[1]
     assert load_config(path, [f"output_dir={'x' * 255}"]).output_dir == Path("x" * 255)
+
+
+@pytest.mark.parametrize("name", ["x" * 256, "y/" * 2500])
+@pytest.mark.parametrize(
+    "key", ["model.name", "model.taesd", "checkpoint.resume_from", "reward.options.clip_score.clip_name"]
+)
+def test_names_that_may_be_paths_are_held_to_their_limits(tmp_path, key, name):
+    path = tmp_path / "run.yaml"
+    path.write_text(VALID)
+    (message,) = messages(path, f"{key}={name}")
+    assert f": {key}: '" in message and message.endswith("of over 255 bytes, or a path of over 4095.")
+
+
+def test_what_a_mapping_takes_is_told_of_its_entries(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(VALID)
+    key = "reward.options.text_accuracy"
+    (message,) = messages(path, f"{key}.languages=[ru]", f"{key}.model_files={{ru: 3}}")
+    assert message.endswith(f"{key}.model_files.ru: 3 is not allowed; allowed: mapping of language to file.")

@@ -58,3 +58,13 @@ def test_validate_and_train_take_a_file_as_a_word(form, tmp_path, monkeypatch, c
             entry()
     steps = 7 if "{over}" in form else 2
     assert [(config.seed, config.training.max_steps) for config in taken] == [(5 if "seed=5" in form else 3, steps)] * 2
+
+
+@pytest.mark.parametrize("point", ["runs/a #3", "0123", "null", "a: b", "[x]", "step-1"])
+def test_the_point_to_resume_from_is_a_text(point, tmp_path, monkeypatch):
+    taken = []
+    monkeypatch.setattr(training, "_train", lambda config, **how: taken.append(config) or 0)
+    monkeypatch.setattr(sys, "argv", ["glm-train", "train", str(write_config(tmp_path)), "--resume", point])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert taken[0].checkpoint.resume_from == point

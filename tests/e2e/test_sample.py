@@ -41,6 +41,9 @@ def sample(monkeypatch, capsys, *words: str) -> tuple[int, str, str]:
         ("--top-p", "1e-40", "a number from 1e-06 to 1"),
         ("--prompt", " ", "it is empty"),
         ("--out", "", "it is empty"),
+        ("--source", "", "it is empty"),
+        ("--model", "x" * 256, "no file system takes a name of over 255 bytes"),
+        ("--lora", "dit=" + "y/" * 2500, "or a path of over 4095"),
     ],
 )
 def test_numbers_out_of_range_are_refused_before_anything_is_loaded(monkeypatch, capsys, option, value, expected):
@@ -70,6 +73,10 @@ def test_the_bounds_themselves_are_allowed():
         ["--model", "tiny-random", "--height", "40"],
         ["--model", "tiny-random", "--prompt", "a cat <|image|>"],
         ["--model", "tiny-random", "--out", "{file}/below"],
+        ["--model", "tiny-random", "--prompt", "a cat", "--prompt", "a \udcff cat"],
+        ["--model", "tiny-random", "--prompt", "a \x1b[31mcat"],
+        ["--model", "tiny-random", "--prompt", "\u200b"],
+        ["--model", "tiny-random", "--prompt", '""'],
     ],
 )
 def test_errors_speak_of_options_and_of_no_keys(monkeypatch, capsys, tmp_path, words):

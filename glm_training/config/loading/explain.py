@@ -95,7 +95,8 @@ def _fault(place: _Place, detail: ErrorDetails, schema: type[BaseModel]) -> Faul
         if detail["type"] == "missing":
             return Fault(place.path, f"missing; allowed: {place.key.allowed}.")
         inside = len(place.path) > len(place.key.path.split("."))
-        allowed = "number > 0" if inside else place.key.allowed  # the only mappings are weights
+        weights = inside and "float" in str(place.key.field.annotation)
+        allowed = "number > 0" if weights else place.key.allowed
         message = f"{_show(value)} is not allowed; allowed: {allowed}."
         return Fault(place.path, message, _remedy(value, place.key, detail))
     if place.path and place.path[-1] not in place.section.model_fields and detail["type"] in UNKNOWN:

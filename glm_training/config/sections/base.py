@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+from glm_training.utils.writable import is_too_long
 
 Part = Literal["ar", "dit", "unet"]
 """A trainable part: GLM-Image's autoregressive generator and its diffusion decoder, or SDXL's UNet."""
@@ -23,16 +24,25 @@ class Section(BaseModel):
 def _path(value: Any) -> Any:
     if not isinstance(value, str) or not value.strip():
         return value
-    if len(os.fsencode(value)) > 4095 or any(len(os.fsencode(name)) > 255 for name in Path(value).parts):
-        raise ValueError("No file system takes a name of over 255 bytes, or a path of over 4095")
+    _short(value)
     try:
         return Path(value).expanduser()
     except RuntimeError as error:
         raise ValueError(f"There is no home folder of {Path(value).parts[0]}") from error
 
 
+def _short(value: Any) -> Any:
+    if isinstance(value, str) and is_too_long(value):
+        raise ValueError("No file system takes a name of over 255 bytes, or a path of over 4095")
+    return value
+
+
 FilePath = Annotated[Path, BeforeValidator(_path)]
 """A file or folder; relative ones start at the current directory."""
+
+
+PlaceName = Annotated[str, BeforeValidator(_short)]
+"""A file or folder, or else a name with a meaning of its own."""
 
 
 def no_as_text(value: Any) -> Any:

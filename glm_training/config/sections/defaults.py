@@ -64,8 +64,8 @@ def own_size(family: str, name: str) -> int | None:
     if name in OWN_SIZES.get(family, {}):
         return OWN_SIZES[family][name]
     folder = expanded(name)
-    folder = folder if (folder / "model_index.json").is_file() else folder / "pipeline"
     try:
+        folder = folder if (folder / "model_index.json").is_file() else folder / "pipeline"
         vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
         if family == "sdxl":
             latents = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))["sample_size"]

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from glm_training.config.sections.base import FilePath, Section, no_as_text
+from glm_training.config.sections.base import FilePath, PlaceName, Section, no_as_text
 
 METRICS = ("lpips", "aesthetic", "text_accuracy", "structure", "clip_score", "pick_score", "hps_v2")
 """Metrics that come with the package; any other is named `remote/name`, `module:Class` or `path/to/file.py:Class`."""
@@ -52,7 +52,7 @@ class LPIPSConfig(Section):
 class AestheticConfig(Section):
     """LAION aesthetic predictor: an MLP on a CLIP embedding."""
 
-    clip_name: str = Field(
+    clip_name: PlaceName = Field(
         default="openai/clip-vit-large-patch14", min_length=1, description="Hub id or folder of the CLIP."
     )
     mlp_weights: FilePath | None = Field(
@@ -72,7 +72,7 @@ class StructureConfig(Section):
 class ClipScoreConfig(Section):
     """CLIPScore: agreement of image and prompt."""
 
-    clip_name: str = Field(
+    clip_name: PlaceName = Field(
         default="openai/clip-vit-large-patch14", min_length=1, description="Hub id or folder of the CLIP."
     )
 
@@ -80,10 +80,10 @@ class ClipScoreConfig(Section):
 class PickScoreConfig(Section):
     """PickScore: human preference, by a CLIP."""
 
-    model_name: str = Field(
+    model_name: PlaceName = Field(
         default="yuvalkirstain/PickScore_v1", min_length=1, description="Hub id or folder of the model."
     )
-    processor_name: str = Field(
+    processor_name: PlaceName = Field(
         default="laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
         min_length=1,
         description="Hub id or folder of its tokenizer.",

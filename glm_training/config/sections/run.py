@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from glm_training.config.sections.base import FilePath, Section
+from glm_training.config.sections.base import FilePath, PlaceName, Section
 
 
 class DistributedConfig(Section):
@@ -24,7 +24,7 @@ class CheckpointConfig(Section):
     """What is kept of the training."""
 
     save_dir: FilePath | None = Field(default=None, description="Checkpoints; null = `checkpoints` in `output_dir`.")
-    resume_from: str | None = Field(
+    resume_from: PlaceName | None = Field(
         default=None,
         min_length=1,
         description="`latest` (the newest whole checkpoint of the run), `auto` (that, or start anew without one) or "

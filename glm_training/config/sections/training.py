@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from glm_training.config.sections.base import FilePath, Section, no_as_text
+from glm_training.config.sections.base import FilePath, PlaceName, Section, no_as_text
 
 AR_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"]
 UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -47,7 +47,7 @@ class ModelConfig(Section):
 
     family: Literal["glm_image", "sdxl"] = Field(default="glm_image", description="What kind of model it is.")
 
-    name: str = Field(
+    name: PlaceName = Field(
         default="zai-org/GLM-Image",
         min_length=1,
         description="Hub id, local folder, `tiny` (a small GLM-Image in the package) or `tiny-random` (untrained).",
@@ -75,7 +75,7 @@ class ModelConfig(Section):
     ar: ModelARConfig = ModelARConfig()
     dit: ModelDiTConfig = ModelDiTConfig()
     unet: ModelUNetConfig = ModelUNetConfig()
-    taesd: str | None = Field(
+    taesd: PlaceName | None = Field(
         default=None,
         min_length=1,
         description="SDXL: small decoder for rewards, a hub id (madebyollin/taesdxl), folder or `tiny-random`; null = "

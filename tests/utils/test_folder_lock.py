@@ -165,7 +165,7 @@ def test_a_job_started_again_where_it_still_runs_is_refused(tmp_path, monkeypatc
 @pytest.mark.parametrize(
     "content",
     [b"", b"held\0", b"[]", b"[" * 100_000, {"pid": 10**30}, {"pid": True}, {"pid": "7"}, {"restarts": "1"}],
-    ids=lambda content: str(content)[:20],
+    ids=["empty", "text", "a-list", "deep", "pid-beyond", "pid-true", "pid-text", "restarts-text"],
 )
 def test_what_no_process_wrote_is_no_lock(tmp_path, monkeypatch, content):
     monkeypatch.setattr(folder_lock, "_PAUSE_SECONDS", 0.001)

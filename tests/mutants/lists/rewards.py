@@ -43,6 +43,11 @@ MUTATIONS = [
         ),
     ),
     *of(
+        "rewards/foreign.py",
+        "rewards/test_users_code.py",
+        ("KeyboardInterrupt, Aborted,", "KeyboardInterrupt,", "a second stop signal is an error of the reward"),
+    ),
+    *of(
         "rewards/custom.py",
         CALCULATOR,
         (

@@ -5,6 +5,11 @@ from tests.mutants.catalogue import of
 MUTATIONS = [
     *of(
         "trainers/base_trainer.py",
+        "trainers/test_failing_steps.py",
+        ("self.directory.confirm(self.config)", "pass", "a run directory that is renamed meanwhile is left unsigned"),
+    ),
+    *of(
+        "trainers/base_trainer.py",
         (
             "trainers/test_supervised_trainer.py",
             "trainers/test_base_trainer.py",

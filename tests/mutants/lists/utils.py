@@ -83,9 +83,16 @@ MUTATIONS = [
         ('record["step"] == step and any(', 'record["step"] >= step and any(', "a later step counts for this one"),
     ),
     *of(
+        "utils/folder_lock.py",
+        "utils/test_folder_lock.py",
+        ("        self.acquire()\n        return False", "        return False", "a lock that is gone stays gone"),
+        ("0 < holder.pid < 1 << 31", "0 < holder.pid", "a lock that no process wrote is a traceback"),
+    ),
+    *of(
         "utils/signals.py",
         "utils/test_signals.py",
         ("            raise Aborted(128 + number)", "            pass", "a second signal does nothing"),
+        ("elif number not in WARNINGS and", "elif", "a terminal that goes away tears a save"),
         (
             "return 0 if self.received is None else 128 + self.received",
             "return 0 if self.received is None else self.received",

@@ -101,14 +101,15 @@ def test_kl_by_hand() -> None:
 
 
 def test_terms_are_fp32_under_autocast() -> None:
-    """bf16 would round 0.5 + 2 ** -10 to 0.5, and features of 1 + 2 ** -9 to 1."""
-    output = reconstruction(0.5 + 2**-10, features=torch.full((2, 1, 3), 1 + 2**-9))
+    """bf16 would round 0.5 + 2 ** -10 to 0.5, and the features' difference of 1 + 3 * 2 ** -9."""
+    output = reconstruction(0.5 + 2**-10, features=torch.full((2, 1, 3), 1 + 2**-7).bfloat16())
+    wanted = torch.full((2, 1, 3), 2**-9).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
-        term = Autoencoding(AutoencodingWeights()).loss(output, IMAGES, teacher_features=torch.ones(2, 1, 3))
+        term = Autoencoding(AutoencodingWeights()).loss(output, IMAGES, teacher_features=wanted)
         judged = Autoencoding(AutoencodingWeights()).discriminator_loss(
             nn.Conv2d(3, 1, 1), output.images, IMAGES, torch.zeros(2)
         )
-    assert term.metrics["mse"].item() == 2**-20 and term.metrics["distillation"].item() == 2**-18
+    assert term.metrics["mse"].item() == 2**-20 and term.metrics["distillation"].item() == (1 + 3 * 2**-9) ** 2
     assert term.loss.dtype == judged.loss.dtype == torch.float32
     assert judged.metrics["real_logits"] != judged.metrics["fake_logits"]
 

@@ -90,6 +90,10 @@ MUTATIONS = [
             "total = total + weights.perceptual *",
             "distillation by another weight",
         ),
-        ("(output.features.float() - teacher", "(output.features - teacher", "distillation in half precision"),
+        (
+            "(output.features.float() - teacher_features.float())",
+            "(output.features - teacher_features)",
+            "distillation in half precision",
+        ),
     ),
 ]

@@ -75,6 +75,19 @@ def test_a_damaged_or_foreign_file_is_made_anew(tmp_path, monkeypatch, damage) -
         assert torch.equal(EncodedCache(folder).get(KEY)["latents"], TENSORS["latents"])
 
 
+def test_entries_and_fingerprints_follow_every_value(tmp_path) -> None:
+    cache, mine = EncodedCache(tmp_path), torch.zeros(3, 2)
+    cache.put(KEY, {"x": mine})
+    mine.fill_(7)
+    assert not cache.get(KEY)["x"].any(), "what is done to a tensor afterwards is not in the cache"
+    layer = torch.nn.Linear(2, 3)
+    before = weights_fingerprint([layer])
+    assert before == weights_fingerprint([layer])
+    with torch.no_grad():
+        layer.weight[-1, -1] += 1
+    assert before != weights_fingerprint([layer])
+
+
 def test_memory_holds_the_recently_used(tmp_path) -> None:
     cache = EncodedCache(tmp_path, memory_bytes=100)
     keys = [content_key("image", image=str(i)) for i in range(3)]

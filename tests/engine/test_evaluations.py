@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from glm_training.checkpoint.resume import load_checkpoint
+from glm_training.engine import evaluations
 from glm_training.evaluation import held_out
 from glm_training.rewards import RewardOptions, RewardResult
 from glm_training.utils.distributed import World
@@ -39,6 +40,21 @@ def steps_of(folder) -> list[int]:
 
 def resumed(folder, *overrides: str):
     return trainer_of(folder, *SMALL, "training.max_steps=2", "checkpoint.resume_from=latest", *overrides)
+
+
+def test_pictures_are_scored_without_dropout_and_as_many_are_kept_as_asked(tmp_path, monkeypatch):
+    trainer = trainer_of(tmp_path, *SMALL, "logging.num_log_images=2")
+    trainer.family.train()
+    modes, real = [], evaluations.evaluate
+
+    def seen(family, *arguments, **options):
+        modes.append(family.component("dit").training)
+        return real(family, *arguments, **options)
+
+    monkeypatch.setattr(evaluations, "evaluate", seen)
+    trainer.train()
+    assert modes and not any(modes)
+    assert tuple(trainer.evaluations.before.images.shape) == (2, 3, 64, 64)
 
 
 def test_a_checkpoint_keeps_the_shown_pictures_in_eight_bits(finished_step):

@@ -45,6 +45,15 @@ def test_a_full_device_names_phase_and_keys(tmp_path, monkeypatch, kind, name, p
     assert "reward.grpo.num_samples (now 2)" in message
 
 
+@pytest.mark.parametrize("enabled", [False, True])
+def test_adapters_are_advised_to_who_has_none(tmp_path, enabled):
+    config = config_of(tmp_path, f"lora.enabled={str(enabled).lower()}", "training.optimizer=adamw")
+    with pytest.raises(DeviceMemoryError) as caught, guarded("AR update", config, World(), 0):
+        full()
+    assert ("lora.enabled (now False)" in str(caught.value)) == (not enabled)
+    assert "training.optimizer (now adamw)" in str(caught.value)
+
+
 def test_a_full_device_in_an_evaluation_or_while_loading_exits_1_and_names_the_checkpoint(
     tmp_path, monkeypatch, capsys
 ):

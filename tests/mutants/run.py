@@ -28,7 +28,7 @@ from tests.mutants.catalogue import ROOT, Mutation, misfit, mutations
 ENOUGH = 0.97
 """Share of the mutations that must be noticed."""
 KILLED, SURVIVED, TIMEOUT, UNJUDGED = "killed", "survived", "timeout", "unjudged"
-FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
+FAILED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)
 _FORKS = multiprocessing.get_context("forkserver")
 
 

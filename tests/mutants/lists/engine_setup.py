@@ -119,7 +119,7 @@ MUTATIONS = [
     ),
     *of(
         "engine/held_out_metrics.py",
-        ("engine/test_setup.py", "reinforcement/test_monitors.py"),
+        ("engine/test_held_out_metrics.py", "engine/test_setup.py"),
         ("values[rows] = result", "values[: len(rows)] = result", "scores of other prompts"),
         ("torch.full((len(batch),), torch.nan)", "torch.zeros(len(batch))", "what does not apply scores zero"),
     ),

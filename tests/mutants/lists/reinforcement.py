@@ -7,7 +7,13 @@ STEPS = "reinforcement/test_reward_steps.py"
 MUTATIONS = [
     *of(
         "reinforcement/updates.py",
-        (STEPS, "reinforcement/test_updates.py", "reinforcement/test_old_policy.py"),
+        (
+            STEPS,
+            "reinforcement/test_updates.py",
+            "reinforcement/test_old_policy.py",
+            "reinforcement/test_unscored_samples.py",
+            "parity/test_training_equivalences.py::test_two_processes_equal_one_with_the_double_batch",
+        ),
         (
             "(rows + chunk.first_prompt * rows_per_prompt) % updates",
             "rows % updates",

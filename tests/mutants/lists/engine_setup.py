@@ -192,6 +192,12 @@ MUTATIONS = [
         ("resolved_yaml(config)", '""', "config.yaml is empty"),
     ),
     *of(
+        "engine/run_directory.py",
+        "engine/test_run_directory.py",
+        ("lost = locks.renew()", "lost = []", "a run writes into the folder that another one has taken"),
+        ("elif _nothing_saved(config):", "else:", "--resume auto is named where it is refused"),
+    ),
+    *of(
         "engine/preparation.py",
         ("trainers/test_base_trainer.py", "engine/test_agreement.py"),
         (

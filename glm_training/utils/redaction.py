@@ -18,15 +18,20 @@ MIN_SECRET_LENGTH = 6  # a shorter value of an environment variable would mask o
 # `token` only as a whole last word: tokens, token_count and tokenizer are everyday words here. `pwd` only after another
 # word: DB_PWD is a password, PWD and OLDPWD are where a shell is, which stands in every path of a message.
 _WORDS = r"secret|password|passwd|passphrase|(?<=[_.-])pwd|api[ _-]?key|access[_-]?key|private[_-]?key|credential"
+_WORDS += r"|(?:account|auth|signing)[_-]?key"
 # Bounded: a text of a megabyte is masked in seconds, whatever it repeats.
 _PART = r"[\w.-]{0,64}"
-_SECRET_KEY = rf"{_PART}(?:{_WORDS}){_PART}|(?:{_PART}(?:[_.-]|access|refresh|auth|bearer))?token|authorization"
+_SECRET_KEY = (
+    rf"{_PART}(?:{_WORDS}){_PART}|(?:{_PART}(?:[_.-]|access|refresh|auth|bearer))?token|authorization|(?:set-)?cookie"
+)
 _KEY = re.compile(rf"(?:{_SECRET_KEY})", re.IGNORECASE)
 _ASSIGNMENT = re.compile(
     rf"""(?P<key>(?<![\w.-])["']?(?P<name>{_SECRET_KEY})["']?\s*(?P<sign>[:=]|%3D|%3A)\s*)
         (?P<value>(?:(?:Bearer|Basic|Token|Digest)\s+)?(?:"[^"\n]*"|'[^'\n]*'|[^\s,;}}\]"'`&]+))""",
     re.IGNORECASE | re.VERBOSE,
 )
+# An option of a command line, whose value is the next word.
+_OPTION = re.compile(rf"(?P<start>(?<![\w-])--?(?:{_SECRET_KEY})\s+)(?P<value>[^\s\"'`-][^\s\"'`]*)", re.IGNORECASE)
 _EMPTY = {"null", "none", "~", "true", "false", '""', "''", "bearer", "basic"}
 
 # The login ends at the last @ before the path.
@@ -34,18 +39,20 @@ _URL_LOGIN = re.compile(r"""(?P<start>\b[a-z][a-z0-9+.-]{0,20}://)[^\s/?#"'<>`]+
 # An address inside another's query, where :// and @ are written so.
 _QUOTED_LOGIN = re.compile(r"(?P<start>[a-z]%3A%2F%2F)(?:(?!%2F|%40)[\w.~%-]){1,200}%40", re.IGNORECASE)
 _QUERY = re.compile(
-    r"""(?P<start>[?&\#](?:[\w.%-]{0,64}(?:key|sig|signature|token|secret|pass|passwd|password|pwd|auth|credential|jwt|session)
+    r"""(?P<start>[?&\#](?:[\w.%-]{0,64}(?:key|sig|signature|token|secret|pass|passwd|password|pwd|pw|auth|credential|jwt|session)
         |code)=)[^\s&\#"'<>]+""",
     re.IGNORECASE | re.VERBOSE,
 )
 # After `Bearer` in prose come words; a token has digits, several capitals inside, padding or twenty letters.
 _HEADER = re.compile(
-    r"\b(?P<kind>Bearer|Basic)\s+(?=[\w.~+/-]*(?:\d|=|[\w.~+/-]{20}|[a-z][A-Z]\w*[a-z][A-Z]))[\w.~+/-]{6,}=*"
+    r"\b(?P<kind>[Bb]earer|BEARER|Basic)(?::\s*|\s+)(?=[\w.~+/-]*(?:\d|=|[\w.~+/-]{20}|[a-z][A-Z]\w*[a-z][A-Z]))[\w.~+/-]{6,}=*"
 )
 _SHAPES = re.compile(
     r"""(?<![A-Za-z0-9])(?:
         hf_[A-Za-z0-9]{16,} | (?:sk|rk|pk)[-_](?=[\w-]*(?:\d|[A-Za-z]{20}))[\w-]{16,} | (?:AKIA|ASIA)[A-Z0-9]{16}
       | gh[pousr]_[A-Za-z0-9]{16,} | github_pat_\w{16,} | glpat-[\w-]{16,} | xox[abeprs]-[\w-]{10,}
+      | (?:gsk|tgp_v\d|dop_v\d|whsec)_(?=\w*\d)[A-Za-z0-9]{24,} | nvapi-[\w-]{24,} | pypi-[\w-]{40,}
+      | SG\.[\w-]{16,}\.[\w-]{16,}
       | AIza[\w-]{30,} | ya29\.[\w-]{16,} | r8_[A-Za-z0-9]{20,} | npm_[A-Za-z0-9]{20,} | wandb_v\d_\w{16,}
       | eyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?
     )""",
@@ -76,6 +83,7 @@ def redact(text: str) -> str:
     text = _QUOTED_LOGIN.sub(rf"\g<start>{MASK}%40", text)
     text = _QUERY.sub(rf"\g<start>{MASK}", text)
     text = _ASSIGNMENT.sub(_mask_value, text)
+    text = _OPTION.sub(lambda match: match["start"] + MASK if _looks_secret(match["value"]) else match[0], text)
     text = _HEADER.sub(rf"\g<kind> {MASK}", text)
     text = _WANDB.sub(rf"\g<start>{MASK}", text)
     return _SHAPES.sub(MASK, text)
@@ -93,7 +101,7 @@ def _secrets_of(environment: tuple[tuple[str, str], ...]) -> list[str]:
 
 def _mask_value(match: re.Match[str]) -> str:
     value, name = match["value"], match["name"]
-    if value.lower() in _EMPTY:
+    if value.lower() in _EMPTY or not value.strip("\"' "):
         return match[0]
     bare = value.strip("\"'")
     # In prose a plain word may stand before a colon; what follows is a secret if it looks like one.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,13 +101,18 @@ def autoencoder_from_parts(
         if kind not in TOWERS:
             raise ValueError(f"it must be one of {', '.join(TOWERS)}, and is a {kind}")
         # the language half is read and dropped: what a checkpoint calls its weights is the library's to know
-        model = AutoModelForImageTextToText.from_pretrained(vision_language, dtype="auto").model
+        whole, told = AutoModelForImageTextToText.from_pretrained(
+            vision_language, dtype="auto", output_loading_info=True
+        )
+        _require_all(told["missing_keys"], ("vision_tower.", "multi_modal_projector.", "visual."))
+    model = whole.model
     if kind == "internvl":
         parts, image_size = {"encoder": model.vision_tower, "projector": model.multi_modal_projector}, None
     else:
         parts, image_size = {"encoder": model.visual}, 448
     with load_errors_explained(f"the DC-AE in {dc_ae}"):
-        stock = AutoencoderDC.from_pretrained(dc_ae)
+        stock, told = AutoencoderDC.from_pretrained(dc_ae, output_loading_info=True)
+        _require_all(told["missing_keys"], ("decoder.",))
     vision = parts["encoder"].config
     own = vision.to_dict().items()
     values = dict(
@@ -126,6 +131,13 @@ def autoencoder_from_parts(
         autoencoder.tower.get_submodule(name).load_state_dict(part.state_dict())
     autoencoder.decoder.load_state_dict(stock.decoder.state_dict())
     return autoencoder
+
+
+def _require_all(missing: Iterable[str], parts: tuple[str, ...]) -> None:
+    """The libraries draw at random what a file lacks, and say so in a warning."""
+    lost = sorted(name for name in missing if any(part in name for part in parts))
+    if lost:
+        raise ValueError(f"{len(lost)} of its weights are missing, first {lost[0]}")
 
 
 def _renamer(tower: str) -> Callable[[str, Tensor], dict[str, Tensor]]:

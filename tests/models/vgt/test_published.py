@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderDC
+from safetensors.torch import load_file, save_file
 from transformers import (
     InternVLConfig,
     InternVLForConditionalGeneration,
@@ -201,6 +202,22 @@ def test_stage_one_starts_from_both_models_folders(tmp_path, kind) -> None:
     made.save_pretrained(tmp_path / "start")
     loaded = Autoencoder.from_pretrained(tmp_path / "start")
     assert loaded.config == made.config and torch.equal(loaded(images).images, made(images).images)
+
+
+def test_weights_that_a_folder_lacks_are_named(tmp_path) -> None:
+    """Both libraries would draw them at random."""
+    saved_dc_ae(tmp_path / "dc_ae")
+    config = InternVLConfig(vision_config=VISION, text_config={"model_type": "qwen2", **TEXT}, image_token_id=1)
+    InternVLForConditionalGeneration(config).save_pretrained(tmp_path / "vl")
+    for folder, weight in (("dc_ae", "decoder.conv_in.bias"), ("vl", "vision_tower.encoder.layer.1.lambda_2")):
+        path = next((tmp_path / folder).glob("*.safetensors"))
+        whole = path.read_bytes()
+        save_file(
+            {name: value for name, value in load_file(path).items() if weight not in name}, path, {"format": "pt"}
+        )
+        with pytest.raises(ModelLoadError, match=f"1 of its weights are missing, first .*{weight}"):
+            autoencoder_from_parts(tmp_path / "vl", tmp_path / "dc_ae", channel_norm=False)
+        path.write_bytes(whole)
 
 
 def test_other_models_are_named(tmp_path) -> None:

@@ -7,7 +7,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from glm_training.reinforcement.credit import Scored, assign_advantages, plan_share_reading
+from glm_training.algorithms.advantages import PlanRenderAdvantages
+from glm_training.reinforcement import credit
+from glm_training.reinforcement.credit import (
+    Scored,
+    assign_advantages,
+    flat_groups,
+    mean_of_scored,
+    plan_share_reading,
+)
 from glm_training.rewards import RewardResult
 from glm_training.utils.distributed import World
 from tests.runs import config_of, trainer_of
@@ -15,13 +23,13 @@ from tests.runs import config_of, trainer_of
 NAN = float("nan")
 
 
-def assigned(tmp_path, rewards: torch.Tensor, *overrides: str) -> tuple[Scored, dict[str, float]]:
+def assigned(tmp_path, rewards: torch.Tensor, *overrides: str, step: int = 0) -> tuple[Scored, dict[str, float]]:
     """The one chunk of a step with `rewards` [P, N, M]."""
     result = RewardResult(rewards.flatten(), {"structure": rewards.flatten()}, {})
     prompts, plans, _ = rewards.shape
     rollout = SimpleNamespace(prompts=["a dog"] * prompts, plans=range(prompts * plans))
     chunk = Scored(rollout, result)  # type: ignore[arg-type]
-    return chunk, assign_advantages([chunk], config_of(tmp_path, *overrides), World(), 0)
+    return chunk, assign_advantages([chunk], config_of(tmp_path, *overrides), World(), step)
 
 
 def test_plans_that_were_not_scored_get_no_advantage(tmp_path):
@@ -36,6 +44,46 @@ def test_plans_that_were_not_scored_get_no_advantage(tmp_path):
     assert figures["reward/zero_spread_groups"] == 2
     assert figures["reward/total"] == pytest.approx(rewards.nanmean().item())
     assert figures["reward/group_std"] == pytest.approx((rewards[0][~rewards[0].isnan()].std().item() + 0) / 2)
+
+
+def test_each_process_takes_the_advantages_of_its_own_prompts(tmp_path, monkeypatch):
+    monkeypatch.setattr(credit, "gather_tensor", lambda world, own: torch.cat([own + 5, own]))
+    rewards = torch.tensor([[[1.0], [4.0]], [[0.0], [2.0]]])
+    keys = ["reward.grpo.advantage_clip=100", "reward.grpo.num_samples=2", "model.component=ar"]
+    result = RewardResult(rewards.flatten(), {"structure": rewards.flatten()}, {})
+    rollouts = [SimpleNamespace(prompts=["a dog"], plans=range(2)) for _ in range(2)]
+    parts = [RewardResult(result.total[rows], {"structure": result.total[rows]}, {}) for rows in ([0, 1], [2, 3])]
+    chunks = [Scored(*pair) for pair in zip(rollouts, parts, strict=True)]  # type: ignore[arg-type]
+    monkeypatch.setattr(credit, "plan_render_advantages", numbered)
+    assign_advantages(chunks, config_of(tmp_path, *keys), World(1, 2), 0)
+    assert [chunk.plan_advantages.tolist() for chunk in chunks] == [[4.0, 5.0], [6.0, 7.0]]
+    assign_advantages(chunks, config_of(tmp_path, *keys), World(0, 2), 0)
+    assert [chunk.plan_advantages.tolist() for chunk in chunks] == [[0.0, 1.0], [2.0, 3.0]]
+
+
+def numbered(rewards, **_):
+    """Advantages that say which plan of the whole step they belong to."""
+    plan = torch.arange(rewards[:, :, 0].numel(), dtype=torch.float32).view(rewards.shape[:2])
+    return PlanRenderAdvantages(plan, plan[:, :, None].expand_as(rewards), torch.tensor(NAN))
+
+
+def test_a_control_run_learns_from_the_same_advantages_on_other_samples(tmp_path):
+    rewards = torch.randn(4, 5, 1, generator=torch.Generator().manual_seed(0))
+    rewards[0, 0] = NAN
+    keys = ["reward.grpo.shuffle_advantages=true", "model.component=ar", "reward.grpo.num_samples=5"]
+    plain = assigned(tmp_path, rewards, *keys[1:])[0].plan_advantages
+    first, same, later = (assigned(tmp_path, rewards, *keys, step=step)[0].plan_advantages for step in (0, 0, 1))
+    for shuffled in (first, later):
+        assert not torch.equal(shuffled, plain) and shuffled[0] == 0
+        assert torch.equal(shuffled.sort().values, plain.sort().values)
+    assert torch.equal(first, same) and not torch.equal(first, later)
+
+
+def test_a_sample_without_a_score_makes_no_group_uneven_and_has_no_weight_in_a_mean():
+    flat = flat_groups(torch.tensor([[[-1.0, -1.0, NAN]], [[1.0, 1.0, NAN]], [[1.0, 2.0, NAN]], [[NAN] * 3]]))
+    assert flat.tolist() == [True, True, False, True]
+    mean = mean_of_scored(torch.tensor([1.0, NAN, 4.0]))
+    assert (mean, mean.weight) == (2.5, 2.0)
 
 
 def test_the_reward_weight_scales_advantages_after_their_clip(tmp_path):

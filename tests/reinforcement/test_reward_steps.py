@@ -33,7 +33,7 @@ class Rewards:
     A picture's first channel holds the number of its prompt over 10, its second the place in the group over 100.
     """
 
-    options = RewardOptions(on_error="skip")
+    options, is_custom = RewardOptions(on_error="skip"), False
 
     def __init__(self, trainer: RewardTrainer, metrics: dict[str, Table]) -> None:
         whole = trainer.dataset.batch(list(range(len(PROMPTS))))
@@ -233,6 +233,17 @@ def test_flat_groups_are_drawn_again_as_often_as_allowed(tmp_path):
     assert seen.draws == [[0, 1], [2, 3], [4, 5], [6], [7, 8], [9]]
     assert figures["reward/resampled_groups"] == 6 and trainer.sampler.position == 10
     assert [number // 100 for _, number, _ in seen.rows["dit"][::4]] == [7, 8, 9, 3]
+
+
+def test_samples_drawn_again_take_the_places_of_those_that_give_way(tmp_path):
+    """Prompts 1 and 2 lie in two chunks and are drawn again at once; of four updates each row keeps its own."""
+    keys = ["training.batch_size=2", "training.gradient_accumulation_steps=2", "reward.grpo.max_resamples=1"]
+    keys += ["model.component=dit", "reward.grpo.num_samples=3", "reward.grpo.updates_per_rollout=4"]
+    seen, _, _ = step_of(tmp_path, {"structure": flat_in(1, 2)}, *keys)
+    assert seen.draws == [[0, 1], [2, 3], [4, 5]]
+    order = [100 * position + place for position in (0, 4, 5, 3) for place in range(3)]
+    rows = [[(update, number) for row, number in enumerate(order) if row % 4 == update] for update in range(4)]
+    assert [(update, number) for update, number, _ in seen.rows["dit"]] == sum(rows, [])
 
 
 def test_gdpo_normalises_each_metric_before_its_weight(tmp_path):

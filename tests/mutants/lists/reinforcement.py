@@ -122,7 +122,7 @@ MUTATIONS = [
     ),
     *of(
         "reinforcement/resampling.py",
-        STEPS,
+        ("reinforcement/test_resampling.py", STEPS),
         (".all(dim=0)\n", ".any(dim=0)\n", "groups give way that one half could learn from"),
         ("taken = run.sampler.take(total)", "taken = run.sampler.take(total)[::-1]", "new prompts in reverse"),
         ("used += count", "used += 0", "the second chunk gets the first one's new samples"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from glm_training.reinforcement.gate import gate
 from glm_training.reinforcement.gate.tolerance import Tolerance, tolerance_for
 from tests.runs import trainer_of
 
@@ -33,6 +34,13 @@ def test_a_given_tolerance_is_taken_at_its_word():
 @pytest.mark.parametrize("average", [False, True])
 def test_nan_never_passes(average):
     assert not Tolerance(1.0, average).passes(torch.tensor([[0.0, float("nan")]]))
+
+
+@pytest.mark.parametrize("count", [1, 2, gate.ROWS, 3 * gate.ROWS])
+def test_the_rows_that_are_replayed_reach_from_the_first_to_the_last(count):
+    rows = gate._sample(count, torch.device("cpu")).tolist()
+    assert len(rows) == len(set(rows)) == min(gate.ROWS, count) and rows == sorted(rows)
+    assert {0, count - 1} <= set(rows) or gate.ROWS == 1
 
 
 def test_a_bf16_run_passes_the_gate(tmp_path):

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 
+from glm_training.config import load_config
 from glm_training.engine.errors import GateError, NonFiniteError, TrainingError
 from glm_training.models.glm_image import ar as ar_module
 from tests.runs import trainer_of, weights_of
@@ -201,7 +202,7 @@ def test_the_run_directory_holds_what_it_promises(tmp_path):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "reward/total" in line] == [1, 2]
     assert [line["step"] for line in lines if "eval/total" in line] == [0, 2]
-    assert (run / "config.yaml").is_file()
+    assert load_config(run / "config.yaml") == trainer.config, "it starts the same run again"
     assert (run / "checkpoints" / "latest").read_text().strip() == "step-000002"
     assert sorted(p.name for p in (run / "samples").iterdir()) == ["before_after.png", "step-000000", "step-000002"]
     assert any((run / "tensorboard").iterdir())

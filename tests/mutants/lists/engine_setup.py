@@ -186,7 +186,12 @@ MUTATIONS = [
     ),
     *of(
         "engine/run_directory.py",
-        ("trainers/test_base_trainer.py", "trainers/test_stopping.py", "trainers/test_resumed_validation.py"),
+        (
+            "trainers/test_reward_trainer.py::test_the_run_directory_holds_what_it_promises",
+            "trainers/test_base_trainer.py",
+            "trainers/test_stopping.py",
+            "trainers/test_resumed_validation.py",
+        ),
         ("-1 if step is None else step", "-1", "a resumed run forgets its evaluations"),
         ("resume_step=step,", "resume_step=None,", "a resumed run sets all earlier figures aside"),
         ("resolved_yaml(config)", '""', "config.yaml is empty"),
@@ -199,7 +204,7 @@ MUTATIONS = [
     ),
     *of(
         "engine/preparation.py",
-        ("trainers/test_base_trainer.py", "engine/test_agreement.py"),
+        ("e2e/test_refused_before_loading.py", "trainers/test_base_trainer.py", "engine/test_agreement.py"),
         (
             "agreed_resume(config, world, prepared.digests, choose)",
             "agreed_resume(config, world, {}, choose)",
@@ -209,7 +214,7 @@ MUTATIONS = [
     ),
     *of(
         "engine/saving.py",
-        ("trainers/test_base_trainer.py",),
+        ("trainers/test_base_trainer.py", "trainers/test_failing_steps.py"),
         (
             "if not (adapted and settings.save_lora_only):",
             "if not adapted and settings.save_lora_only:",
@@ -222,7 +227,11 @@ MUTATIONS = [
     ),
     *of(
         "engine/stopping.py",
-        ("trainers/test_stopping.py::test_once_weights_changed_the_step_is_finished", "trainers/test_stopping.py"),
+        (
+            "trainers/test_stopping.py::test_once_weights_changed_the_step_is_finished",
+            "trainers/test_stopping.py",
+            "trainers/test_failing_steps.py",
+        ),
         (
             "before, self.changed = self.changed, True",
             "before, self.changed = self.changed, False",

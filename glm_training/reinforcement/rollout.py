@@ -136,7 +136,7 @@ def draw_rollout(
         condition,
         family.dit.schedule(settings.num_inference_steps, settings.height, settings.width),
         guidance_scale=settings.guidance_scale,
-        kernel=settings.kernel if sde_indices else "ode",
+        kernel=settings.kernel,
         eta=settings.eta,
         sde_indices=sde_indices,
         step_noise=step_noise,

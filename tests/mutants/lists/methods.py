@@ -151,10 +151,5 @@ MUTATIONS = [
         ),
         ("(self.low + (self.high - self.low) * quantiles)", "quantiles", "renoise_range has no effect"),
         ("betaincinv(alpha, beta,", "betaincinv(beta, alpha,", "DynaRS leans to clean images"),
-        (
-            "denoiser.noised(generated.detach(), noise, levels)",
-            "denoiser.noised(generated, noise, levels)",
-            "DMD graph",
-        ),
     ),
 ]

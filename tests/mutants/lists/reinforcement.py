@@ -181,11 +181,6 @@ MUTATIONS = [
             ").select(torch.arange(len(plans)).repeat(settings.renders))",
             "renders of other plans",
         ),
-        (
-            'kernel=settings.kernel if sde_indices else "ode"',
-            "kernel=settings.kernel",
-            "noise where none was asked for",
-        ),
         ("eta=settings.eta", "eta=0.7", "eta has no effect"),
         ("guidance_scale=settings.guidance_scale", "guidance_scale=1.0", "rollouts without guidance"),
         ("temperature=settings.temperature", "temperature=1.0", "rollout.temperature has no effect"),

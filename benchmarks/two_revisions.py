@@ -48,10 +48,11 @@ from glm_training.trainers.base_trainer import BaseTrainer
 go, told = os.fdopen(int(sys.argv.pop(1))), os.fdopen(int(sys.argv.pop(1)), "w", buffering=1)
 advance = BaseTrainer._advance
 def timed(self, *arguments):
-    if go.readline():
-        started = time.perf_counter()
-        advance(self, *arguments)
-        print(time.perf_counter() - started, file=told)
+    if not go.readline():
+        sys.exit("nobody asks for steps any more")
+    started = time.perf_counter()
+    advance(self, *arguments)
+    print(time.perf_counter() - started, file=told)
 BaseTrainer._advance = timed
 sys.argv[0] = "train.py"
 runpy.run_path("train.py", run_name="__main__")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+from collections.abc import Iterator
 
 import pytest
 
@@ -38,3 +40,11 @@ def level_of_logs() -> None:
     """Libraries that an earlier test loaded set the root's level, a run sets the package's, and tests count records."""
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("glm_training").setLevel(logging.NOTSET)
+
+
+@pytest.fixture
+def heeds_hangups() -> Iterator[None]:
+    """The suite, and the programs that it starts, may run under `nohup`, which has them ignore SIGHUP."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)

@@ -15,6 +15,7 @@ from glm_training.cli.stopping import stoppable
 from tests.runs import write_config
 from tests.warm import Program
 
+pytestmark = pytest.mark.usefixtures("heeds_hangups")
 ROOT = Path(__file__).parents[2]
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP]
 
@@ -48,8 +49,11 @@ except BaseException as error:
 
 
 def ended(process: subprocess.Popen, number: int) -> tuple[int, str]:
-    process.send_signal(number)
-    _, told = process.communicate(timeout=30)
+    try:
+        process.send_signal(number)
+        _, told = process.communicate(timeout=30)
+    finally:
+        process.kill()
     return process.returncode, told
 
 

@@ -12,6 +12,8 @@ from glm_training.utils import signals
 from glm_training.utils.distributed import World
 from glm_training.utils.signals import StopSignals
 
+pytestmark = pytest.mark.usefixtures("heeds_hangups")
+
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_the_first_is_remembered_and_the_second_aborts(number, code, monkeypatch):

@@ -118,7 +118,7 @@ def test_processes_share_the_prompts_and_call_the_hook_equally_often(monkeypatch
     def run(rank: int, gathered) -> held_out.Evaluation:
         monkeypatch.setattr(held_out, "gather_tensor", gathered)
         hook = lambda: calls.__setitem__(rank, calls.get(rank, 0) + 1)  # noqa: E731
-        calculator = SimpleNamespace(compute_rewards=score, options=RewardOptions())
+        calculator = SimpleNamespace(compute_rewards=score, options=RewardOptions(), is_custom=False)
         world = World(rank, world_size)
         return held_out.evaluate(
             None, calculator, batch, settings, world, keep_images=3, prompts_at_once=1, on_step=hook

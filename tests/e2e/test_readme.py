@@ -16,7 +16,7 @@ from tests.warm import run_two
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ["README.md", "QUICKSTART.md", "examples/USAGE.md", "docs/architecture.md", "docs/coming_from.md"]
-DOCUMENTS += ["docs/hardware.md"]
+DOCUMENTS += ["docs/hardware.md", "docs/compatibility.md"]
 SHORT = [
     "training.max_steps=1",
     "evaluation.num_eval_samples=2",

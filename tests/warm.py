@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import chdir
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,7 +30,8 @@ class Program:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | dict(changes or {})
         files = [str(path) for path in self._told]
         self.process: BaseProcess = FORKS.Process(target=_run, args=(words, environment, str(directory), files))
-        self.process.start()
+        with chdir(ROOT):  # from where the server, if this is its first one, finds what it loads
+            self.process.start()
 
     def send_signal(self, number: int) -> None:
         assert self.process.pid is not None

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx2
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
@@ -27,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from glm_training.utils.writable import expanded
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class ModelLoadError(RuntimeError):
@@ -232,3 +233,21 @@ def looks_like_path(name: str) -> bool:
 def _first_line(error: Exception) -> str:
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
+
+
+def read_typed_config(
+    folder: str | Path, name: str, model_type: str, what: str, build: Callable[[dict[str, Any], str], T]
+) -> T:
+    """What `build` makes of the JSON file `name` of a model's folder (its values, its path), which says what it is by
+    its `model_type`. Raises ModelLoadError without that file or for one that is wrong."""
+    path = Path(folder) / name
+    if not path.is_file():
+        raise ModelLoadError(f"there is no {what} in {folder}: it has no {name}")
+    with load_errors_explained(f"the {what} in {folder}"):
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is no JSON: {error}") from error
+        if not isinstance(values, dict) or values.pop("model_type", None) != model_type:
+            raise ValueError(f'{path} is not of a {what}: it has no "model_type": "{model_type}"')
+        return build(values, str(path))

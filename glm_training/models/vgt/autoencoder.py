@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.initialization import no_init_weights
 
 from glm_training.algorithms.flow_tokens import channel_norm
-from glm_training.models.loading import ModelLoadError, load_errors_explained
+from glm_training.models.loading import ModelLoadError, load_errors_explained, read_typed_config
 from glm_training.models.vgt.tower import TOWERS, InternVLTower, Qwen25VLTower
 from glm_training.models.weights import frozen_copy, load_weights
 from glm_training.utils.tensor_file import write_tensor_file
@@ -294,17 +294,7 @@ class Teacher(nn.Module):
 
 def read_config(folder: str | Path) -> AutoencoderConfig:
     """The config of an autoencoder's folder. Raises ModelLoadError without one or for one that is wrong."""
-    path = Path(folder) / CONFIG_FILE
-    if not path.is_file():
-        raise ModelLoadError(f"there is no VGT autoencoder in {folder}: it has no {CONFIG_FILE}")
-    with load_errors_explained(f"the VGT autoencoder in {folder}"):
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is no JSON: {error}") from error
-        if not isinstance(values, dict) or values.pop("model_type", None) != "vgt_autoencoder":
-            raise ValueError(f'{path} is not of a VGT autoencoder: it has no "model_type": "vgt_autoencoder"')
-        return AutoencoderConfig.from_dict(values, str(path))
+    return read_typed_config(folder, CONFIG_FILE, "vgt_autoencoder", "VGT autoencoder", AutoencoderConfig.from_dict)
 
 
 def _recomputed(layer: nn.Module) -> Callable[[Tensor], Tensor]:

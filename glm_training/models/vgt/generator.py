@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config, Qwen2Model
 from transformers.initialization import no_init_weights
 
-from glm_training.models.loading import ModelLoadError, load_errors_explained
+from glm_training.models.loading import load_errors_explained, read_typed_config
 from glm_training.models.vgt.flow_head import FlowHead
 from glm_training.models.vgt.prompt_text import PromptText
 from glm_training.models.vgt.sequence import (
@@ -314,14 +314,4 @@ class Generator(nn.Module):
 
 def read_config(folder: str | Path) -> GeneratorConfig:
     """The config of a generator's folder. Raises ModelLoadError without one or for one that is wrong."""
-    path = Path(folder) / CONFIG_FILE
-    if not path.is_file():
-        raise ModelLoadError(f"there is no VGT generator in {folder}: it has no {CONFIG_FILE}")
-    with load_errors_explained(f"the VGT generator in {folder}"):
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is no JSON: {error}") from error
-        if not isinstance(values, dict) or values.pop("model_type", None) != MODEL_TYPE:
-            raise ValueError(f'{path} is not of a VGT generator: it has no "model_type": "{MODEL_TYPE}"')
-        return GeneratorConfig.from_dict(values, str(path))
+    return read_typed_config(folder, CONFIG_FILE, MODEL_TYPE, "VGT generator", GeneratorConfig.from_dict)

@@ -354,7 +354,8 @@ def test_gdpo_tree_without_plans_or_renders_to_compare_and_without_a_metric() ->
     holed = draw(9, 2, 3, 4)
     holed[0, 1] = NAN
     plan, render = plan_render_gdpo({"a": holed}, {"a": 1.0})
-    assert plan[0, 1] == 0 and not render[0, 1].any() and plan[0, 0] == -plan[0, 2] != 0
+    assert plan[0, 1] == 0 and not render[0, 1].any() and plan[0, 0] != 0
+    torch.testing.assert_close(plan[0, 0], -plan[0, 2])  # two around their mean, which is rounded
 
 
 @pytest.mark.parametrize(

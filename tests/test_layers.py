@@ -50,7 +50,7 @@ ALLOWED = {
         "config",
         "utils",
     },
-    "cli": {"trainers", "engine", "models", "rewards", "data", "checkpoint", "config", "utils"},
+    "cli": {"trainers", "engine", "evaluation", "models", "rewards", "data", "checkpoint", "config", "utils"},
 }
 
 

@@ -1,41 +1,22 @@
 """A classical checker for the small world: does a picture show the shapes, colours, count and relation asked for?
 
-It reads the prompt back into a `Scene`, finds coloured blobs by connected components, and tells circle, square and
-triangle by how much of its bounding box a blob fills. Also a reward: `examples/tiny_glm_image/checker.py:SceneReward`.
+It reads the prompt back into a `Scene` and compares it with what `glm_training.evaluation.shapes` finds. Also a reward:
+`examples/tiny_glm_image/checker.py:SceneReward`.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
-from scipy import ndimage
 
+from glm_training.evaluation.shapes import Blob, find_blobs
 from glm_training.rewards import RewardCalculator, quoted_text
 
 sys.path.insert(0, str(Path(__file__).parent))
-from world import BACKGROUND, COLORS, COUNTS, RELATIONS, SHAPES, Scene  # noqa: E402
-
-MIN_AREA = 150
-"""Pixels; smaller blobs are specks."""
-TOLERANCE = 75.0
-"""Largest RGB distance of a pixel from the colour it is counted as."""
-FILL = {"square": (0.87, 1.0), "circle": (0.70, 0.86), "triangle": (0.40, 0.63)}
-"""Share of its bounding box that a shape fills, with room for imperfect edges."""
-
-
-@dataclass(frozen=True)
-class Blob:
-    """A found object: its colour, shape ("" when it is none of them) and centre in pixels."""
-
-    color: str
-    shape: str
-    x: float
-    y: float
+from world import COLORS, COUNTS, RELATIONS, SHAPES, Scene  # noqa: E402
 
 
 def parse(prompt: str) -> Scene:
@@ -51,27 +32,6 @@ def parse(prompt: str) -> Scene:
     if match := re.fullmatch(rf"({'|'.join(numbers)}) ({color}) ({shape})s?", prompt):
         return Scene(match[2], match[3], numbers[match[1]])
     raise ValueError(f"{prompt!r} is no prompt of the small world")
-
-
-def find_blobs(image: Image.Image) -> list[Blob]:
-    """Coloured objects of a picture, specks left out."""
-    pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
-    palette = np.array([*COLORS.values(), BACKGROUND], dtype=np.float32)
-    distance = np.linalg.norm(pixels[:, :, None] - palette, axis=-1)
-    label = distance.argmin(-1)
-    label[distance.min(-1) > TOLERANCE] = len(COLORS)
-    blobs = []
-    for index, color in enumerate(COLORS):
-        found, _ = ndimage.label(ndimage.binary_opening(label == index, iterations=1))
-        for number, box in enumerate(ndimage.find_objects(found), start=1):
-            mask = found[box] == number
-            if mask.sum() < MIN_AREA:
-                continue
-            fill = mask.mean()
-            shape = next((name for name, (low, high) in FILL.items() if low <= fill <= high), "")
-            y, x = (s.start + (s.stop - s.start) / 2 for s in box)
-            blobs.append(Blob(color, shape, x, y))
-    return blobs
 
 
 def scene_score(image: Image.Image, scene: Scene) -> float:

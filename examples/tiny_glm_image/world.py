@@ -16,13 +16,10 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from glm_training.evaluation.shapes import BACKGROUND, COLORS, SHAPES
+
 SIZE = 128
-COLORS = {
-    "red": (214, 40, 40), "green": (46, 160, 67), "blue": (38, 84, 214), "yellow": (244, 202, 22),
-    "purple": (142, 52, 180), "black": (24, 24, 24),
-}  # fmt: skip
 SIGN_COLORS = ("red", "green", "blue", "purple", "black")
-SHAPES = ("circle", "square", "triangle")
 RELATIONS = ("left of", "right of", "above", "below")
 COUNTS = {1: "a", 2: "two", 3: "three", 4: "four"}
 WORDS = (
@@ -31,8 +28,6 @@ WORDS = (
 )  # fmt: skip
 UNSEEN_WORDS = ("BIRD", "COFFEE", "GOLD", "KING", "RAIN", "WOLF", "LAMP", "TRUCK")
 """Never in a training picture: measured and reported only."""
-
-BACKGROUND = (238, 238, 234)
 
 
 @dataclass(frozen=True)

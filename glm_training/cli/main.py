@@ -1,4 +1,4 @@
-"""`glm-train`: train, validate, sample."""
+"""`glm-train`: train, validate, sample, evaluate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 
 from glm_training import __version__
 from glm_training.cli import training
-from glm_training.cli.arguments import Parser, gather_files, number, place, text, whole_number
+from glm_training.cli.arguments import Parser, gather_files, place, text, whole_number
+from glm_training.cli.drawing_arguments import add_drawing_arguments
+from glm_training.cli.evaluation_arguments import DESCRIPTION, add_evaluation_arguments
 from glm_training.cli.stopping import stoppable
 from glm_training.utils.redaction import mask_logs_and_tracebacks
 from glm_training.utils.streams import guard_standard_streams
@@ -46,13 +48,20 @@ def main() -> None:
         "In brackets: what is taken without the option.",
     )
     _sample_arguments(sample)
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="run a benchmark: draw its pictures, judge them, make figures",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_evaluation_arguments(evaluate)
     arguments, rest = parser.parse_known_args()
-    stray = [word for word in rest if word.startswith("-") or arguments.command == "sample"]
+    stray = [word for word in rest if word.startswith("-") or arguments.command in ("sample", "evaluate")]
     if stray:
         parser.error(f"unrecognized arguments: {' '.join(stray)}")
     if rest:  # overrides after an option that follows other overrides; subparsers cannot mix them by themselves
         arguments.overrides += rest
-    if arguments.command != "sample":
+    if arguments.command in ("train", "validate"):
         gather_files(train if arguments.command == "train" else validate, arguments)
     sys.exit(stoppable(lambda: _run(arguments)))
 
@@ -65,32 +74,9 @@ def _sample_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--source", type=place, action="append", default=[], metavar="IMAGE", help="to edit; one per --prompt"
     )
-    add("--model", place, "tiny", "MODEL", "tiny, a pipeline folder (as in a checkpoint), or a hub id")
-    parser.add_argument(
-        "--family", choices=("glm_image", "sdxl"), help="what kind of model it is (what its folder says, or glm_image)"
-    )
-    parser.add_argument(
-        "--lora",
-        type=place,
-        action="append",
-        default=[],
-        metavar="PART=FOLDER",
-        help="adapters of ar, dit or unet",
-    )
     add("--out", place, "samples", "FOLDER", "where the pictures go; those that are there stay")
-    for side in ("--height", "--width"):
-        pixels = whole_number(8, 8192)
-        parser.add_argument(side, type=pixels, metavar="PIXELS", help="a multiple of 32 (the model's own size)")
     add("--samples", whole_number(1, 10_000), 1, "N", "images per prompt")
-    steps = "denoising steps (50, or what a model was distilled to)"
-    parser.add_argument("--steps", type=whole_number(1, 1000), metavar="N", help=steps)
-    guidance = "1 = off (1.5; sdxl: 5; distilled: 1)"
-    parser.add_argument("--guidance", type=number(1, 1000), metavar="SCALE", help=guidance)
-    add("--temperature", number(0.01, 100), 0.9, "T", "of the AR half's sampling")
-    add("--top-p", number(1e-6, 1), 0.75, "P", "nucleus of the AR half's sampling")
-    add("--seed", whole_number(0, 2**63 - 1), 0, "N", "same seed, same images")
-    dtypes = ("float32", "bfloat16", "float16")
-    parser.add_argument("--dtype", choices=dtypes, help="of the weights (bfloat16 on a GPU, else float32)")
+    add_drawing_arguments(parser)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -100,6 +86,10 @@ def _run(arguments: argparse.Namespace) -> int:
         from glm_training.cli.validate import validate
 
         return validate(arguments.config, arguments.overrides, arguments.mode)
+    if arguments.command == "evaluate":
+        from glm_training.cli.evaluate import evaluate
+
+        return evaluate(arguments)
     from glm_training.cli.sample import sample
 
     return sample(arguments)

@@ -91,8 +91,8 @@ def in_words_of_sample(message: str) -> str:
 def _draw(arguments: argparse.Namespace) -> Tensor:
     arguments.model = pipeline_in(arguments.model, "--model")
     kind = arguments.family or family_of(arguments.model)
-    family = _load(arguments, kind)
-    steps, guidance = _how(arguments, family, kind)
+    family = load_model(arguments, kind)
+    steps, guidance = how_to_draw(arguments, family, kind)
     size = family.own_size()
     height, width = arguments.height or size, arguments.width or size
     for prompt, reading in zip(
@@ -130,7 +130,7 @@ def _write(folder: Path, images: Tensor, samples: int) -> list[str]:
     return names
 
 
-def _how(arguments: argparse.Namespace, family: Family, kind: str) -> tuple[int, float]:
+def how_to_draw(arguments: argparse.Namespace, family: Family, kind: str) -> tuple[int, float]:
     """Steps and guidance: as asked for, or as the model was distilled, or the stock pipeline's."""
     few = family.few_steps
     steps, guidance = (STEPS, GUIDANCE[kind]) if few is None else (few.steps, 1.0)
@@ -149,9 +149,13 @@ def family_of(model: str) -> str:
     return "sdxl" if str(name).startswith("StableDiffusionXL") else "glm_image"
 
 
-def _load(arguments: argparse.Namespace, kind: str) -> Family:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = arguments.dtype or ("bfloat16" if device == "cuda" and arguments.model != "tiny" else "float32")
+def load_model(arguments: argparse.Namespace, kind: str, device: torch.device | None = None) -> Family:
+    """The model of a `kind` (a family's name) with its adapters, on `device` (the GPU where there is one).
+
+    Raises ModelLoadError, ValueError or FileNotFoundError, in words of a configuration (`in_words_of_sample`).
+    """
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = arguments.dtype or ("bfloat16" if device.type == "cuda" and arguments.model != "tiny" else "float32")
     loader = SDXL if kind == "sdxl" else GLMImage
     family: Family = loader.load(arguments.model, dtype=getattr(torch, dtype), device=device)
     for entry in arguments.lora:

@@ -24,7 +24,7 @@ def drawn(tmp_path, monkeypatch, *, few_steps=None, **options):
         return torch.tensor(greys).view(-1, 1, 1, 1).repeat(1, 3, 8, 8)
 
     monkeypatch.setattr(family, "draw", draw)
-    monkeypatch.setattr(command, "_load", lambda arguments, kind: family)
+    monkeypatch.setattr(command, "load_model", lambda arguments, kind: family)
     given = {
         "prompt": ["a cat", "a dog"], "source": [], "model": "tiny-random", "family": None, "lora": [], "samples": 1,
         "out": str(tmp_path / "out"), "height": None, "width": None, "steps": None, "guidance": None,

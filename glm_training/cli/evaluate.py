@@ -1,0 +1,153 @@
+"""`glm-train evaluate`: a benchmark's pictures, what is said of them, and the figures."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from glm_training.cli.messages import hide_progress_bars, report_error
+from glm_training.cli.sample import family_of, how_to_draw, in_words_of_sample, load_model
+from glm_training.cli.training import EXIT_CONFIG, EXIT_FAILED
+from glm_training.data import DataError
+from glm_training.evaluation.suites.drawing import Drawing, check_prompts, drawer, fingerprint
+from glm_training.evaluation.suites.protocol import EvaluationError, Maker, Suite
+from glm_training.evaluation.suites.results import table
+from glm_training.evaluation.suites.stages import Place, generate, judge, score, together
+from glm_training.models.family import Sampling
+from glm_training.models.loading import ModelLoadError
+from glm_training.models.run_folders import adapter_in, pipeline_in
+from glm_training.rewards.types import RewardError
+from glm_training.utils.console import Console
+from glm_training.utils.distributed import World, init_world, shutdown
+from glm_training.utils.folder_lock import FolderInUseError, FolderLock
+from glm_training.utils.launch import DistributedError
+from glm_training.utils.words import counted
+from glm_training.utils.writable import expanded, why_unwritable
+
+_USERS_FAULTS = (
+    EvaluationError, DataError, ModelLoadError, RewardError, ValueError, FileNotFoundError, FolderInUseError,
+)  # fmt: skip
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Runs the stages that are asked for; 2 when an argument, a file or a server is at fault, 1 when a disk is."""
+    hide_progress_bars()
+    try:
+        world = init_world(enabled=True, backend=None)
+    except DistributedError as error:
+        report_error(str(error))
+        return EXIT_CONFIG
+    try:
+        with ExitStack() as stack:
+            _run(arguments, world, stack)
+    except _USERS_FAULTS as error:
+        report_error(in_words_of_sample(str(error)))
+        return EXIT_CONFIG
+    except OSError as error:
+        report_error(f"--out {arguments.out}: {error.strerror or error}")
+        return EXIT_FAILED
+    finally:
+        shutdown(world)
+    return 0
+
+
+def _run(arguments: argparse.Namespace, world: World, stack: ExitStack) -> None:
+    place = Place(expanded(arguments.out), None if arguments.images is None else expanded(arguments.images))
+    _check_places(place, arguments.stage)
+    suite = _suite(arguments)
+    stages = (arguments.stage,) if arguments.stage else ("generate", "judge", "score")
+    if "judge" in stages:
+        if place.images is None:
+            suite.pictures()
+        suite.check_judge()
+    if world.is_main:
+        lock = FolderLock(place.out)
+        lock.acquire()
+        stack.callback(lock.release)
+    console = Console(world.is_main)
+    if "generate" in stages and place.images is None:
+        make, settings, at_once = together(world, lambda: _maker(arguments, suite, world, console))
+        generate(suite, make, settings, place, world, at_once=at_once)
+    if "judge" in stages:
+        judge(suite, place, world)
+    if "score" in stages:
+        scores = score(suite, place, world)
+        if scores is not None:
+            for line in table(suite.name, scores, suite.judged_by):
+                console.line(line)
+            console.line(f"{place.out / 'results.json'} has everything")
+    elif world.is_main:
+        console.line(f"{counted(len(stages), 'stage')} done in {place.out}")
+
+
+def _check_places(place: Place, stage: str | None) -> None:
+    if place.images is not None:
+        if stage == "generate":
+            raise EvaluationError(
+                "--stage generate draws pictures, and --images has them already: leave one of them out"
+            )
+        if not place.images.is_dir():
+            raise EvaluationError(f"--images {place.images} is no folder")
+        if place.images.resolve() == place.out.resolve():
+            raise EvaluationError("--images and --out are the same folder: give --out another one")
+    problem = why_unwritable(place.out)
+    if problem is not None:
+        raise EvaluationError(f"--out: {problem}")
+
+
+def _suite(arguments: argparse.Namespace) -> Suite:
+    return {"geneval": _geneval}[arguments.suite](arguments)
+
+
+def _geneval(arguments: argparse.Namespace) -> Suite:
+    from glm_training.evaluation.suites.detectors import color_judge, detector
+    from glm_training.evaluation.suites.geneval.prompts import SOURCE, read_prompts
+    from glm_training.evaluation.suites.geneval.suite import GenEval
+
+    if arguments.prompts is None and arguments.images is None:
+        raise EvaluationError(f"--suite geneval needs --prompts. {SOURCE}")
+    spec = arguments.detector
+    if spec is None:
+        raise EvaluationError(
+            "--suite geneval needs --detector: transformers:facebook/mask2former-swin-small-coco-instance is nearest "
+            "to the published one; shapes is for the tiny model"
+        )
+    prompts = None if arguments.prompts is None else read_prompts(expanded(arguments.prompts))
+    colors = arguments.colors or ("shapes" if spec == "shapes" else "openai/clip-vit-large-patch14")
+    return GenEval(prompts, arguments.samples, detector(spec), color_judge(colors))
+
+
+def _maker(
+    arguments: argparse.Namespace, suite: Suite, world: World, console: Console
+) -> tuple[Maker, dict[str, Any], int]:
+    """Who draws, the settings that decide the pictures, and how many files are drawn together."""
+    arguments.model = pipeline_in(arguments.model, "--model")
+    kind = arguments.family or family_of(arguments.model)
+    family = load_model(arguments, kind, world.device)
+    steps, guidance = how_to_draw(arguments, family, kind)
+    size = family.own_size()
+    sampling = Sampling(arguments.temperature, arguments.top_p, True, steps, guidance)
+    drawing = Drawing(arguments.height or size, arguments.width or size, arguments.seed, sampling)
+    pictures = suite.pictures()
+    for note in check_prompts(family, pictures, drawing)[:20]:
+        console.line(f"note: the model does not read all of {note}")
+    settings = {
+        "model": arguments.model,
+        "weights": fingerprint(Path(arguments.model)),
+        "family": kind,
+        "lora": {entry: fingerprint(_adapter(entry)) for entry in arguments.lora},
+        "dtype": str(next(iter(family.module(family.components[0]).parameters())).dtype).removeprefix("torch."),
+        "prompts": hashlib.sha256("\n".join(f"{p.path} {p.prompt}" for p in pictures).encode()).hexdigest()[:16],
+        "samples": arguments.samples,
+        **drawing.settings(),
+    }
+    rows = len(pictures[0].samples)
+    return drawer(family, drawing), settings, max(1, arguments.at_once // rows)
+
+
+def _adapter(entry: str) -> Path:
+    part, _, folder = entry.partition("=")
+    return adapter_in(folder, part)

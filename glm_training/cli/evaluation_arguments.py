@@ -1,0 +1,53 @@
+"""Options of `glm-train evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+
+from glm_training.cli.arguments import place, text, whole_number
+from glm_training.cli.drawing_arguments import add_drawing_arguments
+
+SUITES = ("geneval",)
+STAGES = ("generate", "judge", "score")
+
+DESCRIPTION = """\
+Run a benchmark in three stages with files between them: generate draws its
+pictures in the layout that the benchmark prescribes, judge records what a
+detector or a model says of each, score makes figures of the records. What is
+whole on disk is not done again. In brackets: what is taken without the option.
+"""
+
+
+def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
+    """All of them; those of one suite stand in a group of their own."""
+    parser.add_argument("--suite", choices=SUITES, required=True, help="which benchmark")
+    parser.add_argument("--stage", choices=STAGES, help="only this one (all of them)")
+    parser.add_argument(
+        "--prompts", type=place, metavar="PATH", help="the benchmark's prompts, as its authors give them"
+    )
+    parser.add_argument("--out", type=place, required=True, metavar="FOLDER", help="pictures, records and figures")
+    parser.add_argument(
+        "--images", type=place, metavar="FOLDER", help="judge these pictures, in the benchmark's layout, and draw none"
+    )
+    parser.add_argument(
+        "--samples", type=whole_number(1, 10_000), default=4, metavar="N", help="pictures per prompt (%(default)s)"
+    )
+    parser.add_argument(
+        "--at-once", type=whole_number(1, 4096), default=8, metavar="N", help="pictures drawn together (%(default)s)"
+    )
+    add_drawing_arguments(parser.add_argument_group("who draws, and how"))
+    geneval = parser.add_argument_group("--suite geneval")
+    geneval.add_argument(
+        "--detector",
+        type=text,
+        metavar="SPEC",
+        help="transformers:MODEL (a folder or a hub id of a Mask2Former, DETR, ...), the address of a service, or "
+        "shapes (for the tiny model)",
+    )
+    geneval.add_argument(
+        "--colors",
+        type=text,
+        metavar="SPEC",
+        help="what tells the colour of an object: a CLIP model or shapes (openai/clip-vit-large-patch14; shapes with "
+        "--detector shapes)",
+    )

@@ -12,7 +12,7 @@ from glm_training import __version__
 from glm_training.utils.console import Console
 
 LIBRARIES = ("torch", "torchvision", "transformers", "diffusers", "peft", "accelerate", "rapidocr", "lpips")
-EXTRAS = {"wandb": "wandb", "bitsandbytes": "bitsandbytes", "pytesseract": "pytesseract"}
+EXTRAS = {name: name for name in ("wandb", "swanlab", "trackio", "bitsandbytes", "pytesseract")}
 
 
 def main() -> None:

@@ -22,7 +22,6 @@ from glm_training.engine.resuming import agreed_resume
 from glm_training.models.loading import ModelNotHere
 from glm_training.rewards import DifferentiableScorers, RewardCalculator
 from glm_training.utils.distributed import World, pick_device
-from glm_training.utils.trackers import check_wandb
 
 BuildData = Callable[[Config], tuple[TrainingData, ImageDataset]]
 CheckSettings = Callable[[Config, World], None]
@@ -100,9 +99,9 @@ def _prepare(
         check_settings(config, world)
     with findings.collecting():
         _check_optimizers(config, world.device if loads else pick_device(config.model.device_map))
-    with findings.collecting():
-        if config.logging.use_wandb and config.logging.wandb_mode != "disabled":
-            check_wandb(config.logging.wandb_mode)
+    for service in setup.tracking_services(config):
+        with findings.collecting():
+            service.check()
     with findings.collecting():
         notes += _look_at_model(config, loads)
     prepared: Prepared | None = None

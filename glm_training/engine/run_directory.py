@@ -24,6 +24,7 @@ from glm_training.config import Config, iter_keys, resolved_yaml
 from glm_training.engine.agreement import leave_together, together
 from glm_training.engine.errors import SettingsError, TrainingError
 from glm_training.engine.places import CHECKPOINTS, Place, places
+from glm_training.engine.setup import tracking_services
 from glm_training.engine.summary import EVALUATIONS
 from glm_training.utils.console import Console
 from glm_training.utils.distributed import World, barrier, broadcast_object
@@ -91,10 +92,7 @@ class RunDirectory:
             config.output_dir,
             world,
             use_tensorboard=config.logging.use_tensorboard,
-            use_wandb=config.logging.use_wandb,
-            wandb_project=config.logging.wandb_project,
-            wandb_entity=config.logging.wandb_entity,
-            wandb_mode=config.logging.wandb_mode,
+            services=tracking_services(config),
             log_dir=config.tensorboard_dir(),
             resume_step=step,
             within_interval=within,

@@ -40,9 +40,21 @@ from glm_training.rewards import (
 )
 from glm_training.rewards.foreign import users_code
 from glm_training.utils.distributed import World
+from glm_training.utils.trackers import Service, SwanLab, Trackio, Wandb
 from glm_training.utils.words import counted
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def tracking_services(config: Config) -> list[Service]:
+    """Those that the run reports to, besides TensorBoard."""
+    logging = config.logging
+    every: list[tuple[bool, Wandb | SwanLab | Trackio]] = [
+        (logging.use_wandb, Wandb(logging.wandb_project, logging.wandb_entity, logging.wandb_mode)),
+        (logging.use_swanlab, SwanLab(logging.swanlab_project, logging.swanlab_workspace, logging.swanlab_mode)),
+        (logging.use_trackio, Trackio(logging.trackio_project, logging.trackio_space, logging.trackio_mode)),
+    ]
+    return [service for used, service in every if used and service.mode != "disabled"]
 
 
 def build_parts(config: Config, family: Family, world: World, total_steps: int) -> dict[str, Part]:

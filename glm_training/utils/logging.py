@@ -1,4 +1,5 @@
-"""What a run writes about itself: ``metrics.jsonl`` and ``train.log`` always, TensorBoard and W&B when asked."""
+"""What a run writes about itself: ``metrics.jsonl`` and ``train.log`` always, to TensorBoard and other trackers when
+asked."""
 
 import logging
 import sys
@@ -13,7 +14,7 @@ from glm_training.utils.distributed import World
 from glm_training.utils.failures import begin_telling, beside_training, tell_once
 from glm_training.utils.metrics_file import MetricsFile
 from glm_training.utils.redaction import RedactingFormatter, redact
-from glm_training.utils.trackers import TensorBoardTracker, Tracker, TrackerError, WandbTracker, check_wandb
+from glm_training.utils.trackers import Service, TensorBoardTracker, Tracker, TrackerError
 
 __all__ = ["RunLogger", "TrackerError", "redact"]
 
@@ -39,14 +40,13 @@ class RunLogger:
         run_dir: the run directory, made if absent.
         world: this process.
         use_tensorboard: write event files to ``log_dir``, by default ``run_dir/tensorboard``.
-        use_wandb: report to Weights & Biases, in ``wandb_project`` of ``wandb_entity``; ``wandb_mode`` is ``online``
-            (needs ``WANDB_API_KEY``), ``offline`` or ``disabled``.
+        services: other trackers to report to.
         resume_step: the step a resumed run continues from; later figures are set aside. None when it starts.
         within_interval: whether that step lies between two logged ones; its own training figures are then set aside.
-        config: settings to show in W&B; secrets are masked.
+        config: settings to show in those; secrets are masked.
 
     Raises:
-        TrackerError: W&B is asked for and its package or key is missing.
+        TrackerError: the package or key of one of `services` is missing.
     """
 
     def __init__(
@@ -55,17 +55,14 @@ class RunLogger:
         world: World,
         *,
         use_tensorboard: bool = True,
-        use_wandb: bool = False,
-        wandb_project: str = "glm-image-training",
-        wandb_entity: str | None = None,
-        wandb_mode: str = "online",
+        services: Sequence[Service] = (),
         log_dir: Path | None = None,
         resume_step: int | None = None,
         within_interval: bool = False,
         config: Mapping[str, Any] | None = None,
     ) -> None:
-        if use_wandb and wandb_mode != "disabled":
-            check_wandb(wandb_mode)  # on every process, so that none is left waiting for the main one
+        for service in services:
+            service.check()  # on every process, so that none is left waiting for the main one
         self._trackers: list[Tracker] = []
         self._metrics: MetricsFile | None = None
         self._handlers: list[logging.Handler] = []
@@ -81,18 +78,8 @@ class RunLogger:
         if use_tensorboard:
             folder = log_dir or run_dir / "tensorboard"
             self._start(TensorBoardTracker.name, lambda: TensorBoardTracker(folder, resume_step))
-        if use_wandb and wandb_mode != "disabled":
-            self._start(
-                WandbTracker.name,
-                lambda: WandbTracker(
-                    run_dir,
-                    project=wandb_project,
-                    entity=wandb_entity,
-                    mode=wandb_mode,
-                    resume=resume_step is not None,
-                    config=config,
-                ),
-            )
+        for service in services:
+            self._start(service.name, partial(service.start, run_dir, resume_step is not None, config or {}))
 
     def _start_text_log(self) -> None:
         """The package's log records go to ``train.log``; warnings still reach standard error."""

@@ -1,10 +1,14 @@
-"""TensorBoard and Weights & Biases behind one small interface."""
+"""TensorBoard, Weights & Biases, SwanLab and trackio behind one small interface."""
 
 import importlib.util
 import os
+import secrets
+import signal
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +17,8 @@ from torch import Tensor
 from glm_training.utils.pictures import to_pil
 from glm_training.utils.redaction import redact, redact_values
 
-WANDB_ID = "wandb_id.txt"
+WANDB_ID, SWANLAB_ID, TRACKIO_NAME = "wandb_id.txt", "swanlab_id.txt", "trackio_name.txt"
+"""Files of a run directory that name the tracker's run, which a resumed training continues."""
 
 
 class TrackerError(RuntimeError):
@@ -33,6 +38,19 @@ class Tracker(Protocol):
 
     def close(self) -> None:
         """Send what is left."""
+
+
+class Service(Protocol):
+    """A tracker of an optional package, with its settings."""
+
+    name: str
+
+    def check(self) -> None:
+        """Raise ``TrackerError`` where it cannot start: no package, or no key for ``online``."""
+
+    def start(self, run_dir: Path, resume: bool, config: Mapping[str, Any]) -> Tracker:
+        """A run of it, named after `run_dir`, with the settings `config`, secrets masked; `resume` continues the run
+        that `run_dir` knows."""
 
 
 class TensorBoardTracker:
@@ -76,40 +94,53 @@ def _hush_writer_threads() -> None:
         threading.excepthook = hook
 
 
-class WandbTracker:
-    """A Weights & Biases run; a resumed training continues it. Figures lie over ``step``, which may go back."""
+@dataclass(frozen=True)
+class Wandb:
+    """Weights & Biases; `mode` is ``online`` (needs ``WANDB_API_KEY``) or ``offline``."""
 
+    project: str
+    entity: str | None
+    mode: str
     name = "Weights & Biases"
 
-    def __init__(
-        self,
-        run_dir: Path,
-        *,
-        project: str,
-        entity: str | None,
-        mode: str,
-        resume: bool,
-        config: Mapping[str, Any] | None,
-    ) -> None:
+    def check(self) -> None:
+        """See Service."""
+        _check_package("wandb")
+        if self.mode == "online" and not os.environ.get("WANDB_API_KEY"):
+            raise TrackerError(
+                "logging.use_wandb is true, but the environment has no WANDB_API_KEY; export it, or set "
+                "logging.wandb_mode: offline and upload later with `wandb sync`"
+            )
+
+    def start(self, run_dir: Path, resume: bool, config: Mapping[str, Any]) -> Tracker:
+        """See Service."""
+        return WandbTracker(run_dir, self, resume, config)
+
+
+class WandbTracker:
+    """A Weights & Biases run. Figures lie over ``step``, which may go back."""
+
+    name = Wandb.name
+
+    def __init__(self, run_dir: Path, service: Wandb, resume: bool, config: Mapping[str, Any]) -> None:
         import wandb
 
         self._wandb = wandb
-        identifier = run_dir / WANDB_ID
-        known = identifier.read_text(encoding="ascii").strip() if resume and identifier.exists() else None
+        known = _known(run_dir / WANDB_ID, resume)
         self._run = wandb.init(
-            project=project,
-            entity=entity,
-            mode=mode,  # type: ignore[arg-type]
+            project=service.project,
+            entity=service.entity,
+            mode=service.mode,  # type: ignore[arg-type]
             dir=str(run_dir),
             id=known,
             resume="allow" if known else None,
             name=run_dir.name,
-            config=redact_values(config or {}),
+            config=redact_values(config),
             save_code=False,
             # Off: it would upload all that is printed, unmasked; and with its facts of the machine the command line.
-            settings=wandb.Settings(console="off", x_disable_meta=any(redact(word) != word for word in sys.argv)),
+            settings=wandb.Settings(console="off", x_disable_meta=_secret_in_command()),
         )
-        identifier.write_text(f"{self._run.id}\n", encoding="ascii")
+        (run_dir / WANDB_ID).write_text(f"{self._run.id}\n", encoding="ascii")
         self._run.define_metric("*", step_metric="step")
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -126,14 +157,161 @@ class WandbTracker:
         self._run.finish()
 
 
-def check_wandb(mode: str) -> None:
-    """Raise ``TrackerError`` where Weights & Biases cannot start: no package, or no key for ``online``."""
-    if importlib.util.find_spec("wandb") is None:
+@dataclass(frozen=True)
+class SwanLab:
+    """SwanLab; `mode` is ``online`` (needs ``SWANLAB_API_KEY``) or ``offline``."""
+
+    project: str
+    workspace: str | None
+    mode: str
+    name = "SwanLab"
+
+    def check(self) -> None:
+        """See Service."""
+        _check_package("swanlab")
+        if self.mode == "online" and not os.environ.get("SWANLAB_API_KEY"):
+            raise TrackerError(
+                "logging.use_swanlab is true, but the environment has no SWANLAB_API_KEY; export it, or set "
+                "logging.swanlab_mode: offline and upload later with `swanlab sync`"
+            )
+
+    def start(self, run_dir: Path, resume: bool, config: Mapping[str, Any]) -> Tracker:
+        """See Service."""
+        return SwanLabTracker(run_dir, self, resume, config)
+
+
+class SwanLabTracker:
+    """A SwanLab run. It keeps the first value of a figure at a step: what a resumed run computes anew adds none."""
+
+    name = SwanLab.name
+
+    def __init__(self, run_dir: Path, service: SwanLab, resume: bool, config: Mapping[str, Any]) -> None:
+        import swanlab
+
+        self._swanlab = swanlab
+        known = _known(run_dir / SWANLAB_ID, resume)
+        with _own_hooks(), redirect_stdout(sys.stderr):
+            self._run = swanlab.init(
+                project=service.project,
+                workspace=service.workspace,
+                mode=service.mode,
+                log_dir=str(run_dir / "swanlog"),
+                id=known,
+                resume="allow" if known else "never",
+                name=run_dir.name,
+                config=redact_values(config),
+                settings=swanlab.Settings(
+                    interactive=False,
+                    # Off: it would upload all that is printed, unmasked, the command line, and a remote's login.
+                    terminal=swanlab.Settings.Terminal(proxy_type="none"),
+                    probe=swanlab.Settings.Probe(runtime=not _secret_in_command(), git=False),
+                ),
+            )
+        (run_dir / SWANLAB_ID).write_text(f"{self._run.id}\n", encoding="utf-8")
+
+    def log(self, step: int, scalars: Mapping[str, float]) -> None:
+        self._run.log(dict(scalars), step=step)
+
+    def images(self, step: int, tag: str, images: Tensor, captions: Sequence[str]) -> None:
+        pictures = [
+            self._swanlab.Image(to_pil(image), caption=redact(caption))
+            for image, caption in zip(images, captions, strict=True)
+        ]
+        self._run.log({tag: pictures}, step=step)
+
+    def close(self) -> None:
+        with _own_hooks(), redirect_stdout(sys.stderr):
+            self._run.finish()
+
+
+@dataclass(frozen=True)
+class Trackio:
+    """trackio; `mode` is ``offline``, a database on this machine, or ``online``, the Hugging Face Space `space` (needs
+    ``HF_TOKEN``)."""
+
+    project: str
+    space: str | None
+    mode: str
+    name = "trackio"
+
+    def check(self) -> None:
+        """See Service."""
+        _check_package("trackio")
+        if self.mode == "online" and not os.environ.get("HF_TOKEN"):
+            raise TrackerError(
+                "logging.use_trackio is true, but the environment has no HF_TOKEN for the Space; export it, or set "
+                "logging.trackio_mode: offline and upload later with `trackio sync`"
+            )
+
+    def start(self, run_dir: Path, resume: bool, config: Mapping[str, Any]) -> Tracker:
+        """See Service."""
+        return TrackioTracker(run_dir, self, resume, config)
+
+
+class TrackioTracker:
+    """A trackio run. Its database lies where `trackio show` looks: ``TRACKIO_DIR``, by default in Hugging Face's cache,
+    with those of other runs, so the run's name gets an ending of its own."""
+
+    name = Trackio.name
+
+    def __init__(self, run_dir: Path, service: Trackio, resume: bool, config: Mapping[str, Any]) -> None:
+        import trackio
+
+        self._trackio = trackio
+        known = _known(run_dir / TRACKIO_NAME, resume)
+        with redirect_stdout(sys.stderr):
+            self._run = trackio.init(
+                project=service.project,
+                name=known or f"{run_dir.name}-{secrets.token_hex(3)}",
+                space_id=service.space if service.mode == "online" else None,
+                resume="allow",
+                config=redact_values(config),
+                embed=False,
+            )
+        (run_dir / TRACKIO_NAME).write_text(f"{self._run.name}\n", encoding="utf-8")
+
+    def log(self, step: int, scalars: Mapping[str, float]) -> None:
+        self._run.log(dict(scalars), step=step)
+
+    def images(self, step: int, tag: str, images: Tensor, captions: Sequence[str]) -> None:
+        pictures = {
+            f"{tag}/{index}": self._trackio.Image(to_pil(image), caption=redact(caption))
+            for index, (image, caption) in enumerate(zip(images, captions, strict=True))
+        }
+        self._run.log(pictures, step=step)
+
+    def close(self) -> None:
+        with redirect_stdout(sys.stderr):
+            self._trackio.finish()
+
+
+def _check_package(package: str) -> None:
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:  # without an origin it is a folder of that name, as `wandb` leaves one
         raise TrackerError(
-            'logging.use_wandb is true, but the package wandb is missing: pip install "glm_training[wandb]"'
+            f"logging.use_{package} is true, but the package {package} is missing: pip install "
+            f'"glm_training[{package}]"'
         )
-    if mode == "online" and not os.environ.get("WANDB_API_KEY"):
-        raise TrackerError(
-            "logging.use_wandb is true, but the environment has no WANDB_API_KEY; export it, or set "
-            "logging.wandb_mode: offline and upload later with `wandb sync`"
-        )
+
+
+def _known(file: Path, resume: bool) -> str | None:
+    """The tracker's run that a resumed training continues."""
+    return file.read_text(encoding="utf-8").strip() or None if resume and file.exists() else None
+
+
+def _secret_in_command() -> bool:
+    return any(redact(word) != word for word in sys.argv)
+
+
+@contextmanager
+def _own_hooks() -> Iterator[None]:
+    """Inside, a library that takes Ctrl-C and tracebacks over, or gives back those it found long ago, has no effect on
+    them: a run ends by its own rules, and what it ends with is masked."""
+    hook, main = sys.excepthook, threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        sys.excepthook = hook
+        if main and handler is not None:
+            signal.signal(signal.SIGINT, handler)

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.config.building import TEXT_REWARD, first_paths, reward
+from glm_training.config.checks.cross_field import cross_field_issues
+from tests.config.building import TEXT_REWARD, build, first_paths, reward
 
 
 @pytest.mark.parametrize(
@@ -87,3 +88,10 @@ from tests.config.building import TEXT_REWARD, first_paths, reward
 )
 def test_combinations_that_cannot_be_meant(path: str, sections: dict[str, Any]) -> None:
     assert first_paths(**sections) == [path]
+
+
+def test_trackio_online_needs_its_space() -> None:
+    online = {"use_trackio": True, "trackio_mode": "online"}
+    assert first_paths(logging=online) == ["logging.trackio_space"]
+    for logging in ({**online, "trackio_space": "me/runs"}, {**online, "use_trackio": False}, {"use_trackio": True}):
+        assert not cross_field_issues(build(logging=logging))

@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from glm_training.utils import trackers
 from glm_training.utils.distributed import World
 from glm_training.utils.logging import RunLogger, TrackerError
+from glm_training.utils.trackers import SwanLab, Trackio, Wandb
 
 MAIN = World()
 needs_wandb = pytest.mark.skipif(
@@ -156,19 +158,39 @@ def test_train_log_takes_the_packages_records_without_secrets(tmp_path, monkeypa
     assert "hf_abcdefgh" not in text and "after closing" not in text
 
 
-def test_missing_wandb_names_the_remedy(tmp_path, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+OFFLINE = {
+    "wandb": Wandb("p", None, "offline"),
+    "swanlab": SwanLab("p", None, "offline"),
+    "trackio": Trackio("p", None, "offline"),
+}
+
+
+@pytest.mark.parametrize("package", OFFLINE)
+@pytest.mark.parametrize("found", [None, SimpleNamespace(origin=None)], ids=["absent", "a folder of that name"])
+def test_a_missing_package_is_an_error_on_every_process_that_names_the_extra(tmp_path, monkeypatch, package, found):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
     for world in (MAIN, World(1, 2, 1)):
-        with pytest.raises(TrackerError, match=r'pip install "glm_training\[wandb\]"'):
-            make(tmp_path, world, use_wandb=True, wandb_mode="offline")
-    make(tmp_path, use_wandb=True, wandb_mode="disabled").close()
+        with pytest.raises(TrackerError, match=rf'use_{package} is true.* pip install "glm_training\[{package}\]"'):
+            make(tmp_path, world, services=[OFFLINE[package]])
+    assert not list(tmp_path.iterdir())
 
 
-def test_wandb_key_comes_from_the_environment(tmp_path, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    with pytest.raises(TrackerError, match="WANDB_API_KEY.*wandb_mode: offline"):
-        make(tmp_path, use_wandb=True, wandb_mode="online")
+@pytest.mark.parametrize(
+    ("service", "key"),
+    [
+        (Wandb("p", None, "online"), "WANDB_API_KEY"),
+        (SwanLab("p", None, "online"), "SWANLAB_API_KEY"),
+        (Trackio("p", "me/space", "online"), "HF_TOKEN"),
+    ],
+    ids=OFFLINE,
+)
+def test_keys_come_from_the_environment(tmp_path, monkeypatch, service, key):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace(origin="there"))
+    monkeypatch.delenv(key, raising=False)
+    with pytest.raises(TrackerError, match=f"no {key}.*_mode: offline"):
+        make(tmp_path, services=[service])
+    monkeypatch.setenv(key, "given")
+    service.check()
 
 
 def settled(journal: Path, last: bytes) -> bytes:
@@ -184,8 +206,9 @@ def settled(journal: Path, last: bytes) -> bytes:
 def test_wandb_offline(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_SILENT", "true")
-    options = {"use_wandb": True, "wandb_mode": "offline", "wandb_project": "p"}
-    with make(tmp_path, **options, config={"seed": 1, "hf_token": "my-secret", "model": {"name": "tiny"}}) as log:
+    with make(
+        tmp_path, services=[OFFLINE["wandb"]], config={"seed": 1, "hf_token": "my-secret", "model": {"name": "tiny"}}
+    ) as log:
         log.log(1, {"reward/total": 0.625, "kl": math.nan})
         log.images(1, "samples", torch.rand(2, 3, 8, 8, generator=torch.Generator()), ["a cat", "a dog"])
     (run,) = (tmp_path / "wandb").glob("offline-run-*")
@@ -219,7 +242,7 @@ def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path, monkeypatch):
 
     monkeypatch.setattr(wandb, "init", init)
     for resume_step in (None, 1, None):
-        with make(tmp_path, use_wandb=True, wandb_mode="offline", resume_step=resume_step) as log:
+        with make(tmp_path, services=[OFFLINE["wandb"]], resume_step=resume_step) as log:
             log.log(2, {"v": 0.5})
     assert [(call["id"], call["resume"]) for call in calls[::2]] == [(None, None), ("abc123", "allow"), (None, None)]
     assert calls[1] == {"step": 2, "v": 0.5}

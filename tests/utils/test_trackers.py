@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from glm_training.utils.trackers import TensorBoardTracker, WandbTracker
+from glm_training.utils.trackers import TensorBoardTracker, Wandb, WandbTracker
 
 IMAGES = torch.zeros(1, 3, 2, 2)
 CAPTION = "a sign, api_key=hunter2xyz"
@@ -31,7 +31,7 @@ def told(monkeypatch):
 
 
 def wandb_of(folder, **config) -> WandbTracker:
-    return WandbTracker(folder, project="p", entity=None, mode="offline", resume=False, config=config)
+    return Wandb("p", None, "offline").start(folder, False, config)
 
 
 def test_wandb_shows_no_secret_in_captions_or_settings(tmp_path, told):

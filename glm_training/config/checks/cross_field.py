@@ -35,6 +35,7 @@ def cross_field_issues(config: Config) -> list[Issue]:
         *_evaluation(config),
         *_lora(config),
         *_accept(config),
+        *_trackers(config),
         *family_issues(config),
     ]
     issues += [*_token_weights(config), *monitor_issues(config, _is_metric)]
@@ -214,6 +215,16 @@ def _evaluation(config: Config) -> Iterator[Issue]:
                 f"needed with `evaluation.eval_prompts_file`: {reason}.",
                 "Set it to the folder of their images.",
             )
+
+
+def _trackers(config: Config) -> Iterator[Issue]:
+    logging = config.logging
+    if logging.use_trackio and logging.trackio_mode == "online" and logging.trackio_space is None:
+        yield Issue(
+            ("logging.trackio_space", "logging.trackio_mode"),
+            "`online` needs a Hugging Face Space.",
+            "Set it to a name like `user/space`, or `logging.trackio_mode: offline`.",
+        )
 
 
 def _held_out_targets(config: Config) -> str | None:

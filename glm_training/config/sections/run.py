@@ -67,6 +67,30 @@ class LoggingConfig(Section):
     wandb_mode: Literal["online", "offline", "disabled"] = Field(
         default="online", description="`offline` = sync it later."
     )
+    use_swanlab: bool = Field(default=False, description="Report to SwanLab; the key comes from SWANLAB_API_KEY.")
+    swanlab_project: str = Field(
+        default="glm-image-training",
+        pattern=r"^[0-9A-Za-z_+.-]{1,100}$",
+        description="Project there.",
+        json_schema_extra={"allowed": "1 to 100 letters, digits and `_ - + .`"},
+    )
+    swanlab_workspace: str | None = Field(
+        default=None, min_length=1, description="User or team there; null = your default."
+    )
+    swanlab_mode: Literal["online", "offline", "disabled"] = Field(
+        default="online", description="`offline` = sync it later."
+    )
+    use_trackio: bool = Field(
+        default=False, description="Report to trackio; `trackio show` finds it, and TRACKIO_DIR moves it."
+    )
+    trackio_project: str = Field(default="glm-image-training", min_length=1, description="Project there.")
+    trackio_space: str | None = Field(
+        default=None, min_length=1, description="Hugging Face Space that shows it, made if need be; for `online`."
+    )
+    trackio_mode: Literal["online", "offline", "disabled"] = Field(
+        default="offline",
+        description="`offline` = on this machine; `online` = in `trackio_space`, whose key comes from HF_TOKEN.",
+    )
     log_images: bool = Field(default=True, description="Draw sample images, for the `samples` folder and the trackers.")
     num_log_images: int = Field(
         default=4, ge=1, le=65536, description="Images per drawing: the first prompts, with fixed seeds."

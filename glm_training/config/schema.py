@@ -195,8 +195,9 @@ class Config(Section):
         return default_weights(self.training.mode)
 
     def dataset_file(self) -> Path:
-        """What lists the prompts: `data.metadata_file`, or else `data.prompts_file`."""
-        return first(self.data.pairs, self.data.metadata_file, self.data.prompts_file)
+        """What lists the prompts: `data.metadata_file`, or else `data.prompts_file`; of sets of pictures the first."""
+        sets = self.data.images
+        return first(self.data.pairs, self.data.metadata_file, self.data.prompts_file, sets[0].path if sets else None)
 
     def target_reason(self) -> str | None:
         """Why the metrics need target images, in words; None if none of those that come with the package does, or a
@@ -237,6 +238,10 @@ class Config(Section):
     def tensorboard_dir(self) -> Path:
         """Folder of the TensorBoard files."""
         return self.logging.log_dir or self.output_dir / "tensorboard"
+
+    def index_dir(self) -> Path:
+        """Folder of the indexes of tars."""
+        return self.data.index_dir or self.output_dir / "cache"
 
     def encoded_cache_dir(self) -> Path:
         """Folder of what frozen encoders gave, for preference pairs."""

@@ -31,8 +31,8 @@ class TrainingData(Protocol):
         """The items at positions ``indices``; ``epoch`` decides random crops and flips, one for all or one for each."""
         ...
 
-    def prefetch(self, indices: Sequence[int]) -> None:
-        """Start reading what a coming batch needs."""
+    def prefetch(self, indices: Sequence[int], *, epoch: int | Sequence[int] = 0) -> None:
+        """Start reading what a coming batch with the same arguments needs."""
         ...
 
     def example_digests(self) -> dict[str, str]:
@@ -125,7 +125,7 @@ class ImageDataset:
             sources=self._stack([example.source for example in examples], flips, images),
         )
 
-    def prefetch(self, indices: Sequence[int]) -> None:
+    def prefetch(self, indices: Sequence[int], *, epoch: int | Sequence[int] = 0) -> None:
         """Start decoding the images of a coming :meth:`batch` in the background; earlier unused ones are let go."""
         if self._num_workers < 1:
             return

@@ -29,19 +29,21 @@ def example_digests(examples: Sequence[Example]) -> dict[str, str]:
 def combined_digest(digests: Mapping[str, str]) -> str:
     """One SHA-256 of all examples, in order."""
     text = "\n".join(f"{index} {digest}" for index, digest in digests.items())
-    return hashlib.sha256(text.encode("ascii")).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def describe_drift(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
-    """What changed between two results of :func:`example_digests`, one line per example; empty when nothing did."""
+    """What changed between two results of :func:`example_digests`, one line per example; empty when nothing did. Keys
+    that are no index name what the digest is of: a tar, a listing or a folder of pictures."""
     changes = []
-    for index in sorted(before.keys() | after.keys(), key=int):
-        if index not in after:
-            changes.append(f"index {index}: removed")
-        elif index not in before:
-            changes.append(f"index {index}: added")
-        elif before[index] != after[index]:
-            changes.append(f"index {index}: prompt or image changed")
+    for name in sorted(before.keys() | after.keys(), key=lambda name: (not name.isdecimal(), name.zfill(20))):
+        place, content = (f"index {name}", "prompt or image") if name.isdecimal() else (name, "what is in it")
+        if name not in after:
+            changes.append(f"{place}: removed")
+        elif name not in before:
+            changes.append(f"{place}: added")
+        elif before[name] != after[name]:
+            changes.append(f"{place}: {content} changed")
     return changes
 
 

@@ -1,10 +1,11 @@
 """Which examples come next: an endless shuffled order with one integer of state, independent of the process count."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
 
 import torch
+from torch import Tensor
 
 from glm_training.utils.randomness import make_generator
 
@@ -58,7 +59,7 @@ class StatefulSampler:
         self.rank = rank
         self.world_size = world_size
         self.position = 0
-        self._orders: dict[int, list[int]] = {}
+        self._orders: dict[int, Tensor] = {}
 
     @property
     def global_batch_size(self) -> int:
@@ -78,26 +79,22 @@ class StatefulSampler:
         """This process's next ``batch_size`` positions; every process must call it equally often."""
         drawn = self.peek()
         self.position += self.global_batch_size
-        kept = {self.epoch, self.epoch + 1}
-        self._orders = {epoch: order for epoch, order in self._orders.items() if epoch in kept}
+        self._forget()
         return drawn
 
     def take(self, count: int) -> list[Place]:
         """The next `count` samples of the global sequence, the same on every process; all must call it alike."""
         places = range(self.position, self.position + count)
         self.position += count
-        return [
-            Place(place, self._order(place // self.num_items)[place % self.num_items], place // self.num_items)
-            for place in places
-        ]
+        return [Place(place, *self._at(place)) for place in places]
 
     def peek(self) -> list[int]:
         """What :meth:`next` will return, without drawing it: for ``ImageDataset.prefetch``."""
-        return [self._order(place // self.num_items)[place % self.num_items] for place in self._places()]
+        return [self._at(place)[0] for place in self._places()]
 
     def peek_epochs(self) -> list[int]:
         """The epoch of each position that :meth:`next` will return: for the flips of ``ImageDataset.batch``."""
-        return [place // self.num_items for place in self._places()]
+        return [self._at(place)[1] for place in self._places()]
 
     def state_dict(self) -> dict[str, int]:
         """``{"position": samples drawn by all processes}``."""
@@ -116,11 +113,23 @@ class StatefulSampler:
         start = self.position + self.rank * self.batch_size
         return range(start, start + self.batch_size)
 
-    def _order(self, epoch: int) -> Sequence[int]:
-        """The permutation of [0, num_items) for one epoch."""
+    def _at(self, place: int) -> tuple[int, int]:
+        """The index at a place of the sequence, and its epoch."""
+        epoch, row = divmod(place, self.num_items)
         if not self.shuffle:
-            return range(self.num_items)
+            return row, epoch
         if epoch not in self._orders:
-            generator = make_generator(self.seed, "sampler", epoch)
-            self._orders[epoch] = torch.randperm(self.num_items, generator=generator).tolist()
-        return self._orders[epoch]
+            self._orders[epoch] = shuffled(self.num_items, self.seed, "sampler", epoch)
+        return int(self._orders[epoch][row]), epoch
+
+    def _forget(self) -> None:
+        """Lets go of the orders of epochs that are over."""
+        kept = {self.epoch, self.epoch + 1}
+        self._orders = {epoch: order for epoch, order in self._orders.items() if epoch in kept}
+
+
+def shuffled(count: int, seed: int, purpose: str, *counters: int) -> Tensor:
+    """A permutation of [0, count) as a tensor of 4 bytes each (8 from 2^31 on): one of millions, as a list, would
+    take ten times that."""
+    order = torch.randperm(count, generator=make_generator(seed, purpose, *counters))
+    return order.to(torch.int32) if count < 2**31 else order

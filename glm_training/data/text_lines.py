@@ -115,13 +115,18 @@ def _read_bytes(path: Path) -> tuple[Problem | None, bytes]:
         return Problem(path, reason, remedy), b""
     with path.open("rb") as file:
         head = file.read(32)
-        for mark, kind in _OTHER_KINDS.items():
-            if head.lstrip().startswith(mark):
-                return Problem(path, f"is {kind}, not a text of prompts", remedy), b""
+        kind = other_kind(head)
+        if kind is not None:
+            return Problem(path, f"is {kind}, not a text of prompts", remedy), b""
         for mark, encoding in _OTHER_BOMS.items():
             if head.startswith(mark):
                 return Problem(path, f"is {encoding}, found at byte 0", "Save the file as UTF-8", line=1), b""
         return None, head + file.read()
+
+
+def other_kind(head: bytes) -> str | None:
+    """What a file that begins with `head` is, in words, where that is known and no text; else None."""
+    return next((kind for mark, kind in _OTHER_KINDS.items() if head.lstrip().startswith(mark)), None)
 
 
 def _decode(raw: bytes) -> str:

@@ -127,6 +127,8 @@ def _folders(config: Config, is_main: bool) -> list[tuple[str, Path, bool]]:
         found = [(place.key, place.folder, given[place.key] is not None) for place in places(config)[1:]]
         inside = ("samples", "loss_logs") if config.training.method == "dmdr" else ("samples",)
         found += [(OUTPUT, config.output_dir / name, False) for name in inside]
+    if config.data.images is not None:
+        found.append(("data.index_dir", config.index_dir(), config.data.index_dir is not None))
     if config.training.method == "dpo" and config.dpo.cache:
         found.append(("dpo.cache_dir", config.encoded_cache_dir(), config.dpo.cache_dir is not None))
     return found

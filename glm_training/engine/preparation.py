@@ -107,7 +107,7 @@ def _prepare(
     prepared: Prepared | None = None
     with findings.collecting():
         dataset, held_out = build_data(config)
-        sampler = setup.build_sampler(config, world, len(dataset))
+        sampler = setup.build_sampler(config, world, dataset)
         steps = setup.count_steps(config, sampler)
         notes += [*dataset.remarks, *held_out.remarks]
         prepared = Prepared(dataset, held_out, dataset.example_digests(), sampler, steps, notes=notes)

@@ -20,6 +20,8 @@ from glm_training.data import (
     TrainingData,
     scan_dataset,
 )
+from glm_training.data.captioned.dataset import CaptionedImages
+from glm_training.data.mixed_sampler import MixedSampler
 from glm_training.data.preference.dataset import PreferenceDataset
 from glm_training.engine.errors import SettingsError
 from glm_training.engine.families import evaluation_sampling, prompt_reader
@@ -127,8 +129,9 @@ def evaluated(config: Config, noun: str) -> str:
     """What a thing that an evaluation is on is called: "held-out prompt", or "training prompt" where no evaluation set
     was named and the first of the training data stand in; `noun` is prompt, target or pair."""
     evaluation = config.evaluation
-    sets = {"pair": (evaluation.eval_pairs,), "prompt": (evaluation.eval_prompts_file, evaluation.eval_pairs)}
-    return f"{'training' if not any(sets.get(noun, (evaluation.eval_prompts_file,))) else 'held-out'} {noun}"
+    prompts = (evaluation.eval_prompts_file, evaluation.eval_images)
+    sets = {"pair": (evaluation.eval_pairs,), "prompt": (*prompts, evaluation.eval_pairs)}
+    return f"{'training' if not any(sets.get(noun, prompts)) else 'held-out'} {noun}"
 
 
 def build_evaluation_dataset(config: Config, training: ImageDataset) -> ImageDataset:
@@ -170,10 +173,20 @@ def _dataset(config: Config, examples: Sequence[Example], *, augmentation: bool)
     )
 
 
-def build_sampler(config: Config, world: World, items: int) -> StatefulSampler:
-    """Which of `items` items each step of the run takes."""
+def build_sampler(config: Config, world: World, data: TrainingData) -> StatefulSampler:
+    """Which items of `data` each step of the run takes."""
+    if isinstance(data, CaptionedImages) and data.weights is not None:
+        return MixedSampler(
+            data.set_lengths,
+            data.weights,
+            config.training.batch_size,
+            seed=config.seed,
+            shuffle=config.data.shuffle,
+            rank=world.rank,
+            world_size=world.world_size,
+        )
     return StatefulSampler(
-        items,
+        len(data),
         config.training.batch_size,
         seed=config.seed,
         shuffle=config.data.shuffle,
@@ -292,7 +305,8 @@ def datasets_to_score(config: Config, training: TrainingData, held_out: ImageDat
 
 def data_told(config: Config, training: TrainingData, prompts: ImageDataset) -> list[str]:
     """How much there is to train on, and what evaluations and samples are on."""
-    told = [counted(len(training), "training pair" if isinstance(training, PreferenceDataset) else "training prompt")]
+    kinds = {PreferenceDataset: "pair", CaptionedImages: "picture"}
+    told = [counted(len(training), f"training {kinds.get(type(training), 'prompt')}")]
     if isinstance(training, PreferenceDataset) and training.held_out is not None:
         told.append(counted(len(training.held_out), "held-out pair"))
     noun = evaluated(config, "prompt")

@@ -317,7 +317,7 @@ class BaseTrainer(ABC):
         positions = list(range(first, first + len(indices)))
         self.in_flight.drawn.append(Drawn(indices, positions))
         batch = self.dataset.batch(indices, epoch=epochs)
-        self.dataset.prefetch(self.sampler.peek())
+        self.dataset.prefetch(self.sampler.peek(), epoch=self.sampler.peek_epochs())
         return batch, positions
 
     def autocast(self) -> AbstractContextManager[Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from glm_training.engine.captioned_setup import build_captioned, build_held_out_images
 from glm_training.trainers.run import build_trainer
 from glm_training.utils.distributed import init_world
 from tests import dmdr_runs, preference_runs
 from tests.config_reads import ReadTracker
+from tests.data.captioned.building import captioned_config
 from tests.runs import config_of
 
 RUNS = {
@@ -70,6 +72,9 @@ def test_every_key_is_read(tmp_path):
         config = preference_runs.config_of(tmp_path, family, *pairs)
         with tracker:
             build_trainer(config, init_world(True, None)).train()
+    pictures = captioned_config(tmp_path / "pictures", output_dir=str(tmp_path / "captioned"))
+    with tracker:
+        build_held_out_images(pictures, build_captioned(pictures, captions=True), captions=True)
     with tracker:  # what run_training looks at before there is a trainer
         assert config.distributed.backend is None and config.resume.accept == [] and config.model.device_map is None
     assert tracker.unread() == []

@@ -143,7 +143,7 @@ def _fill_kl(reward: Any) -> None:
 
 
 def _fill_data(data: Any, mode: str, pairs: bool) -> None:
-    if pairs or not isinstance(data, dict) or data.get("metadata_file") is not None:
+    if pairs or not isinstance(data, dict) or any(data.get(key) is not None for key in ("metadata_file", "images")):
         return
     for key, default in (("prompts_file", "prompts.txt"), ("source_images_dir", "source_images")):
         if data.get(key) is None and (key == "prompts_file" or mode == "i2i"):

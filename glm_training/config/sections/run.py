@@ -115,6 +115,9 @@ class EvaluationConfig(Section):
     eval_pairs: FilePath | None = Field(
         default=None, description="DPO: held-out pairs to judge at each evaluation; null = the first training pairs."
     )
+    eval_images: FilePath | None = Field(
+        default=None, description="`data.images`: held-out pictures, cut at the centre; null = the first of those."
+    )
     num_eval_samples: int = Field(
         default=10,
         ge=1,

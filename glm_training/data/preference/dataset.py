@@ -295,7 +295,7 @@ class PreferenceDataset:
             raise ValueError(f"{len(epochs)} epochs were given for {len(pairs)} positions")
         return PreferenceBatch(list(indices), pairs, self._rows(pairs, epochs) if self.decodes else None)
 
-    def prefetch(self, indices: Sequence[int]) -> None:
+    def prefetch(self, indices: Sequence[int], *, epoch: int | Sequence[int] = 0) -> None:
         """Start decoding the images of a coming :meth:`batch` in the background; earlier unused ones are let go."""
         if self.decodes:
             self.read_ahead([image for pair in self._select(indices) for image in (pair.preferred, pair.rejected)])

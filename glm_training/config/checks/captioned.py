@@ -1,0 +1,70 @@
+"""What sets of captioned pictures ask of the other keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from glm_training.config.errors import Issue
+
+if TYPE_CHECKING:
+    from glm_training.config.schema import Config
+
+
+def captioned_issues(config: Config) -> Iterator[Issue]:
+    """Everything about `data.images` and `evaluation.eval_images` that does not go together or would do nothing."""
+    data, evaluation = config.data, config.evaluation
+    if data.images is None:
+        yield from _without_images(config)
+        return
+    if config.training.method != "vgt":
+        yield Issue(
+            ("data.images", "training.method"),
+            f"`{config.training.method}` does not read sets of pictures.",
+            "They are for `training.method: vgt`; give `data.prompts_file` or `data.metadata_file`.",
+        )
+    others = {
+        "prompts_file": data.prompts_file,
+        "metadata_file": data.metadata_file,
+        "pairs": data.pairs,
+        "source_images_dir": data.source_images_dir,
+        "target_images_dir": data.target_images_dir,
+    }
+    for name, path in others.items():
+        if path is not None:
+            yield Issue((f"data.{name}", "data.images"), "`data.images` is given as well.", "Give one of the two.")
+    for name, held_out in (
+        ("eval_prompts_file", evaluation.eval_prompts_file),
+        ("eval_target_images_dir", evaluation.eval_target_images_dir),
+        ("eval_pairs", evaluation.eval_pairs),
+    ):
+        if held_out is not None and evaluation.eval_images is not None:
+            yield Issue(
+                (f"evaluation.{name}", "evaluation.eval_images"),
+                "`eval_images` is given as well.",
+                "Give one of the two.",
+            )
+    weights = [one.weight for one in data.images]
+    if any(weights) and not all(weights):
+        silent = weights.index(None)
+        yield Issue(
+            ("data.images",),
+            f"{sum(weight is not None for weight in weights)} of {len(weights)} sets have a weight, and "
+            f"{data.images[silent].path} has none.",
+            "Give all of them one, or none.",
+        )
+    if any(weights) and any(one.repeats > 1 for one in data.images):
+        yield Issue(
+            ("data.images",),
+            "with weights, how often a set comes is its weight alone, and `repeats` does nothing.",
+            "Give weights or repeats.",
+        )
+
+
+def _without_images(config: Config) -> Iterator[Issue]:
+    data, plain = config.data, type(config.data)()
+    for name in ("crop", "min_side", "max_aspect", "index_dir"):
+        if getattr(data, name) != getattr(plain, name):
+            yield Issue((f"data.{name}", "data.images"), "for `data.images` only.", "Remove it.")
+    if config.evaluation.eval_images is not None:
+        yield Issue(("evaluation.eval_images", "data.images"), "for `data.images` only.", "Remove it.")

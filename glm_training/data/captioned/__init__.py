@@ -1,0 +1,1 @@
+"""Captioned pictures at scale: listings, folders and webdataset tars, mixed, shuffled exactly and read by offset."""

@@ -1,0 +1,292 @@
+"""Captioned pictures as batches: read by row, decoded ahead in threads, cut to one size.
+
+What is drawn is a pure function of integers: the crop and the flip of (seed, epoch, index), and the picture in the
+place of one that cannot be used of (seed, epoch, index, attempt).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from glm_training.data.captioned.samples import BadSample, Encoded, Fault, ImageSet
+from glm_training.data.captioned.skipped import SkippedSamples
+from glm_training.data.dataset import is_flipped, may_flip
+from glm_training.data.examples import Batch
+from glm_training.data.images import decode_image, to_unit_range
+from glm_training.data.problems import DataError
+from glm_training.utils.randomness import derive_seed, uniform
+from glm_training.utils.words import counted
+
+Crop = Literal["center", "random"]
+
+ATTEMPTS = 100
+"""Pictures that are tried for one place: of a set with every second one unusable, none of 10^30 places stays empty."""
+
+TRIED_FIRST = 256
+"""Samples of each set that are read before training."""
+
+
+@dataclass(frozen=True)
+class Shaping:
+    """How pictures become rows of a batch.
+
+    Attributes:
+        height, width: pixels. A picture is resized (Lanczos) to cover them, and the overhang is cut off.
+        crop: where it is cut: evenly at both sides, or anywhere.
+        flip: mirror about half of the pictures; never one that :func:`may_flip` rules out by its caption.
+        min_side: a picture whose shorter side is not longer than this is left out.
+        max_aspect: one whose longer side is more than this many times the shorter is left out.
+    """
+
+    height: int
+    width: int
+    crop: Crop = "center"
+    flip: bool = False
+    min_side: int = 80
+    max_aspect: float = 10.0
+
+
+class CaptionedImages:
+    """Sets of captioned pictures, put one after the other; see :class:`glm_training.data.dataset.TrainingData`.
+
+    Args:
+        sets: at least one, each with at least one sample.
+        shaping: size, crop and what is left out.
+        repeats: of each set, how often it comes in an epoch.
+        weights: of each set, its share of what is drawn; then ``sampler_lengths`` says what is drawn from.
+        seed: the run seed.
+        num_workers: threads that read and decode; 0 does it in the caller's thread.
+        pin_memory: page-lock the pictures for faster copies to a GPU; without CUDA it has no effect.
+        max_bad_fraction: share of all samples, faults known before included, that may be broken.
+        skipped_dir: folder of the file that names them; None writes none.
+        rank: of this process.
+        try_first: samples of each set, evenly spread, that are read here; all of a smaller one.
+
+    Raises DataError where more samples are known to be broken than may be, or a set has none that can be used.
+    """
+
+    def __init__(
+        self,
+        sets: Sequence[ImageSet],
+        shaping: Shaping,
+        *,
+        repeats: Sequence[int] | None = None,
+        weights: Sequence[float] | None = None,
+        seed: int = 0,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        max_bad_fraction: float = 0.0,
+        skipped_dir: Path | None = None,
+        rank: int = 0,
+        try_first: int = TRIED_FIRST,
+    ) -> None:
+        self.sets = tuple(sets)
+        self.shaping = shaping
+        self.weights = None if weights is None else tuple(weights)
+        counts = [1] * len(self.sets) if repeats is None else list(repeats)
+        self.set_lengths = tuple(len(one) * count for one, count in zip(self.sets, counts, strict=True))
+        self._ends = np.cumsum(self.set_lengths).tolist()
+        self._faults = [fault for one in self.sets for fault in one.faults]
+        total = sum(map(len, self.sets)) + len(self._faults)
+        self.skipped = SkippedSamples(skipped_dir, total, max_bad_fraction, rank)
+        self._seed = seed
+        self._num_workers = num_workers
+        self._pin_memory = pin_memory and torch.cuda.is_available()
+        self._pending: dict[tuple[int, int], Future[tuple[str, Tensor]]] = {}
+        self._pool: ThreadPoolExecutor | None = None
+        self.skipped.note(self._faults)
+        self.skipped.check()
+        self._try_some(try_first)
+        self.remarks = [remark for one in self.sets for remark in one.remarks] + list(self._told())
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def where(self, index: int) -> tuple[Path, str]:
+        """The file that the sample at an index is in, and its name there."""
+        number, row = self._row(index)
+        return self.sets[number].where(row)
+
+    def batch(self, indices: Sequence[int], *, epoch: int | Sequence[int] = 0) -> Batch:
+        """The samples at `indices`, each in [0, len(self)); a broken or unsuitable one gives way to another of its set.
+
+        Args:
+            indices: at least one.
+            epoch: decides crops, flips and replacements; one for all, or one for each.
+
+        Raises:
+            DataError: where more samples are broken than may be, or none can be found for a place.
+            IndexError, ValueError: for positions or epochs out of place.
+        """
+        self.skipped.begin(self._faults)
+        places = self._places(indices, epoch)
+        loaded = self._load(places)
+        targets = to_unit_range(torch.stack([pixels for _, pixels in loaded]))
+        return Batch(
+            indices=list(indices),
+            prompts=[prompt for prompt, _ in loaded],
+            targets=targets.pin_memory() if self._pin_memory else targets,
+            sources=None,
+        )
+
+    def prefetch(self, indices: Sequence[int], *, epoch: int | Sequence[int] = 0) -> None:
+        """Start reading what a coming :meth:`batch` with the same arguments needs; earlier unused ones are let go."""
+        if self._num_workers < 1:
+            return
+        wanted = self._places(indices, epoch)
+        for place in self._pending.keys() - set(wanted):
+            self._pending.pop(place).cancel()
+        for place in wanted:
+            self._start(place)
+
+    def read(self, index: int) -> Encoded:
+        """The sample at `index`, as it is; raises BadSample."""
+        number, row = self._row(index)
+        return self.sets[number].read(row)
+
+    def example_digests(self) -> dict[str, str]:
+        """Tar, listing or folder -> SHA-256, for :func:`describe_drift`; see :meth:`ImageSet.digests`."""
+        return {name: digest for one in self.sets for name, digest in one.digests().items()}
+
+    def close(self) -> None:
+        """Stop the threads and let go of open files; a later batch starts anew."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+        self._pool = None
+        self._pending.clear()
+        for one in self.sets:
+            one.close()
+
+    # -- before training -----------------------------------------------------------------------------------------------
+
+    def _try_some(self, most: int) -> None:
+        """Reads some of each set: a key that no caption has, say, is known before training."""
+        found: list[Fault] = []
+        with ThreadPoolExecutor(max(self._num_workers, 1), thread_name_prefix="decode") as pool:
+            for number, one in enumerate(self.sets):
+                count = min(len(one), most)
+                rows = [place * len(one) // count for place in range(count)]
+                bad = [fault for fault in pool.map(lambda row, own=number: self._tried(own, row), rows) if fault]
+                found += [fault.fault for fault in bad if not fault.unsuitable]
+                if bad and len(bad) == count:
+                    what = "all" if count == len(one) else f"all of {count} that were tried"
+                    problems = [fault.fault.problem() for fault in bad]
+                    raise DataError(problems, f"{one.name}: {counted(len(one), 'sample')}, and {what} cannot be used:")
+                self.skipped.note((fault.fault for fault in bad if fault.unsuitable), unsuitable=True)
+        self.skipped.note(found)
+        self.skipped.check()
+        self._faults += found
+
+    def tried(self, index: int) -> BadSample | None:
+        """Why the sample at `index` cannot be used; None where it can."""
+        return self._tried(*self._row(index))
+
+    def _tried(self, number: int, row: int) -> BadSample | None:
+        try:
+            self._decoded(number, row)
+        except BadSample as bad:
+            return bad
+        return None
+
+    def _told(self) -> Iterator[str]:
+        broken, unsuitable = self.skipped.counts()
+        if broken:
+            yield f"{counted(broken, 'sample')} of the pictures left out as broken; skipped_samples.jsonl names them"
+        if unsuitable:
+            shaping = self.shaping
+            yield (
+                f"{unsuitable} of the pictures that were tried are left out: a side of at most {shaping.min_side} px "
+                f"(data.min_side), or sides of more than {shaping.max_aspect:g} to 1 (data.max_aspect)"
+            )
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    def _row(self, index: int) -> tuple[int, int]:
+        """The set of an index, and the row in it."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"position {index} is outside a dataset of {len(self)} samples")
+        number = bisect_right(self._ends, index)
+        start = self._ends[number] - self.set_lengths[number]
+        return number, (index - start) % len(self.sets[number])
+
+    def _places(self, indices: Sequence[int], epoch: int | Sequence[int]) -> list[tuple[int, int]]:
+        if not indices:
+            raise ValueError("a batch needs at least one position")
+        epochs = [epoch] * len(indices) if isinstance(epoch, int) else list(epoch)
+        if len(epochs) != len(indices):
+            raise ValueError(f"{len(epochs)} epochs were given for {len(indices)} positions")
+        for index in indices:
+            self._row(index)
+        return list(zip(indices, epochs, strict=True))
+
+    def _start(self, place: tuple[int, int]) -> None:
+        if place in self._pending:
+            return
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._num_workers, thread_name_prefix="decode")
+        self._pending[place] = self._pool.submit(self._sample, *place)
+
+    def _load(self, places: list[tuple[int, int]]) -> list[tuple[str, Tensor]]:
+        if self._num_workers < 1:
+            return [self._sample(*place) for place in places]
+        for place in places:
+            self._start(place)
+        futures = {place: self._pending.pop(place) for place in dict.fromkeys(places)}
+        done = {place: future.result() for place, future in futures.items()}
+        return [done[place] for place in places]
+
+    def _sample(self, index: int, epoch: int) -> tuple[str, Tensor]:
+        """Caption and uint8 pixels ``[3, H, W]`` of the sample at `index`, or of the one that stands in for it."""
+        number, row = self._row(index)
+        faults: list[Fault] = []
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                drawn = derive_seed(self._seed, "captioned replacement", epoch, index, attempt)
+                row = drawn % len(self.sets[number])
+            try:
+                image, caption = self._decoded(number, row)
+            except BadSample as bad:
+                self.skipped.add(bad.fault, unsuitable=bad.unsuitable)
+                faults.append(bad.fault)
+                continue
+            return caption, self._cut(image, caption, index, epoch)
+        heading = f"{self.sets[number].name}: {ATTEMPTS} samples drawn one after the other cannot be used:"
+        raise DataError([fault.problem() for fault in dict.fromkeys(faults)], heading)
+
+    def _decoded(self, number: int, row: int) -> tuple[Image.Image, str]:
+        one = self.sets[number]
+        sample = one.read(row)
+        try:
+            image = decode_image(Path(one.name), sample.image)
+        except DataError as error:
+            problem = error.problems[0]
+            raise BadSample(Fault(*one.where(row), problem.reason, problem.remedy)) from error
+        short, long = sorted(image.size)
+        if short <= self.shaping.min_side or long > self.shaping.max_aspect * short:
+            reason = f"has {image.width} x {image.height} pixels"
+            remedy = "Lower data.min_side or raise data.max_aspect to use it"
+            raise BadSample(Fault(*one.where(row), reason, remedy), unsuitable=True)
+        return image, sample.caption or ""
+
+    def _cut(self, image: Image.Image, caption: str, index: int, epoch: int) -> Tensor:
+        shaping = self.shaping
+        centring = (0.5, 0.5)
+        if shaping.crop == "random":
+            x, y = uniform(self._seed, "captioned crop", [(epoch, index)], (2,))[0].tolist()
+            centring = (x, y)
+        size = (shaping.width, shaping.height)
+        fitted = ImageOps.fit(image, size, method=Image.Resampling.LANCZOS, centering=centring)
+        pixels = torch.from_numpy(np.array(fitted, dtype=np.uint8)).permute(2, 0, 1)
+        if shaping.flip and may_flip(caption) and is_flipped(self._seed, epoch, index):
+            pixels = pixels.flip(-1)
+        return pixels.contiguous()

@@ -1,0 +1,1 @@
+"""One file for each layout that captioned pictures come in."""

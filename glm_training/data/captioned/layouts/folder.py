@@ -1,0 +1,145 @@
+"""A folder of pictures, subfolders too, each with its caption in a file of the same stem beside it: `.txt`, `.caption`
+or `.json`. Where captions are not needed, pictures alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from glm_training.data.captioned.options import Reading, SetOptions
+from glm_training.data.captioned.samples import (
+    DEFAULT_KEY,
+    BadSample,
+    CaptionFault,
+    Encoded,
+    Fault,
+    StringTable,
+    caption_of_json,
+    caption_of_text,
+    read_below,
+)
+from glm_training.data.captioned.sniff import kind_of, walk_below
+from glm_training.data.problems import DataError, Problem
+from glm_training.utils.words import counted
+
+NAME = "a folder of pictures, each with a .txt of the same name beside it"
+SUFFIXES = (".txt", ".caption", ".json")
+"""Of captions; where a picture has several the first one counts, or .json where `cap_source` is given."""
+
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jfif")
+_UNREAD = ("unread image", "is of a kind that is not read (HEIC, AVIF or JPEG XL)", "Convert it to PNG, JPEG or WebP")
+
+
+def claims(kinds: Sequence[str]) -> bool:
+    """Whether a folder whose files are of these kinds is this layout."""
+    return "image" in kinds
+
+
+def open_set(options: SetOptions, reading: Reading) -> FolderSet:
+    """The pictures below the folder. Raises DataError with all that no quarantine cures."""
+    found = FolderSet(options, reading)
+    if len(found) == 0:
+        problems = [fault.problem() for fault in found.faults[:1]]
+        what = "none of its pictures has a caption" if found.faults else "holds no picture"
+        raise DataError([Problem(options.path, what, f"Add a .txt of the same name beside each; {NAME}"), *problems])
+    return found
+
+
+class FolderSet:
+    """See :class:`ImageSet`. In memory a sample is its path below the folder and 9 bytes."""
+
+    def __init__(self, options: SetOptions, reading: Reading) -> None:
+        self.name = str(options.path)
+        self.faults: list[Fault] = []
+        self.remarks: list[str] = []
+        self._options = options
+        self._captions = reading.captions
+        self._root = options.path
+        self._real_root = os.path.realpath(options.path)
+        self._digests: dict[str, str] = {}
+        self._orphans: list[str] = []
+        paths: list[str] = []
+        kinds: list[int] = []
+        for folder, names in walk_below(self._root):
+            for path, kind in self._in_folder(folder, names):
+                paths.append(path)
+                kinds.append(kind)
+        self._paths = StringTable(paths)
+        self._kinds = np.array(kinds, dtype=np.uint8)
+        if self._orphans and reading.captions:
+            shown = ", ".join(self._orphans[:3])
+            self.remarks.append(f"{self.name}: {counted(len(self._orphans), 'text')} without a picture ({shown})")
+
+    def _in_folder(self, folder: str, names: list[str]) -> list[tuple[str, int]]:
+        """Path below the root and place of the caption's suffix in SUFFIXES (len(SUFFIXES) without) of each picture."""
+        below = os.path.relpath(folder, self._root)
+        texts = {name for name in names if name.endswith(SUFFIXES)}
+        told: set[str] = set()
+        found: list[tuple[str, int]] = []
+        digest = hashlib.sha256()
+        order = range(len(SUFFIXES)) if self._options.cap_source is None else (2, 0, 1)
+        for name in names:
+            if name in texts or not self._is_image(Path(folder, name)):
+                continue
+            stem = os.path.splitext(name)[0]
+            kind = next((place for place in order if stem + SUFFIXES[place] in texts), len(SUFFIXES))
+            files = [name]
+            if kind < len(SUFFIXES):
+                told.add(stem + SUFFIXES[kind])
+                files.append(stem + SUFFIXES[kind])
+            for file in files if self._captions else files[:1]:
+                size = os.stat(os.path.join(folder, file)).st_size
+                digest.update(f"{len(os.fsencode(file))} ".encode() + os.fsencode(file) + f" {size}\n".encode())
+            if kind == len(SUFFIXES) and self._captions:
+                path = Path(folder, name)
+                self.faults.append(Fault(path, "", "has no caption", f"Write it into {path.with_suffix('.txt').name}"))
+                continue
+            found.append((name if below == "." else os.path.join(below, name), kind))
+        self._orphans += sorted(texts - told)
+        if names:
+            self._digests[folder] = digest.hexdigest()
+        return found
+
+    def _is_image(self, path: Path) -> bool:
+        """By its suffix; a file with another one, by how it begins."""
+        if path.suffix.lower() in _IMAGE_SUFFIXES:
+            return True
+        try:
+            kind = kind_of(path)
+        except OSError:
+            return False
+        if kind == _UNREAD[0]:
+            self.faults.append(Fault(path, "", *_UNREAD[1:]))
+        return kind == "image"
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def read(self, row: int) -> Encoded:
+        path = self._root / self._paths[row]
+        image = read_below(self._real_root, path)
+        if not self._captions:
+            return Encoded(image, None)
+        suffix = SUFFIXES[self._kinds[row]]
+        beside = path.with_suffix(suffix)
+        data = read_below(self._real_root, beside)
+        try:
+            if suffix == ".json":
+                return Encoded(image, caption_of_json(data, self._options.cap_source or DEFAULT_KEY, row))
+            return Encoded(image, caption_of_text(data, row))
+        except CaptionFault as fault:
+            raise BadSample(Fault(beside, "", fault.reason, fault.remedy)) from fault
+
+    def where(self, row: int) -> tuple[Path, str]:
+        return self._root / self._paths[row], ""
+
+    def digests(self) -> dict[str, str]:
+        return dict(self._digests)
+
+    def close(self) -> None:
+        """Nothing stays open."""

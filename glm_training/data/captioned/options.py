@@ -1,0 +1,43 @@
+"""What is said of a set, and of how all sets are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class SetOptions:
+    """One set of pictures.
+
+    Attributes:
+        path: a file or folder.
+        weight: its share of what is drawn, among the weights of all sets; None where sets are put one after the other.
+        repeats: how often each of its samples comes in an epoch, without weights.
+        cap_source: key of JSON captions; where a tar has both `.txt` and `.json`, naming it takes the latter.
+        root: folder below which a listing names its files; None = the listing's own.
+    """
+
+    path: Path
+    weight: float | None = None
+    repeats: int = 1
+    cap_source: str | None = None
+    root: Path | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How sets are opened.
+
+    Attributes:
+        captions: whether every sample needs a caption; else none is read.
+        index_dir: where indexes of tars are kept; None keeps none.
+        threads: files looked at at the same time.
+        rank, world_size: of this process: those that share ``index_dir`` each begin at another tar.
+    """
+
+    captions: bool
+    index_dir: Path | None = None
+    threads: int = 1
+    rank: int = 0
+    world_size: int = 1

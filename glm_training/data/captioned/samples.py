@@ -1,0 +1,160 @@
+"""What every layout of captioned pictures gives: samples by row, and what is wrong with those that cannot be given."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from glm_training.data.problems import Problem
+from glm_training.data.text_lines import text_fault
+
+DEFAULT_KEY = "caption"
+"""Key of a JSON caption where `cap_source` names none."""
+
+LEAVE_OUT = "let data.max_bad_fraction leave such samples out"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A sample that cannot be used: the file it is in (a tar, a listing, a picture), its name there, and why."""
+
+    path: Path
+    key: str
+    reason: str
+    remedy: str
+
+    def problem(self) -> Problem:
+        reason = f"{self.key}: {self.reason}" if self.key else self.reason
+        return Problem(self.path, reason, f"{self.remedy}, or {LEAVE_OUT}")
+
+
+class BadSample(Exception):
+    """Raised in place of a sample. ``unsuitable``: it is whole, but too small or too long for training."""
+
+    def __init__(self, fault: Fault, *, unsuitable: bool = False) -> None:
+        self.fault = fault
+        self.unsuitable = unsuitable
+        super().__init__(str(fault.problem()))
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A picture as its file's bytes, and its caption on one line; None from a set that is read without captions."""
+
+    image: bytes
+    caption: str | None
+
+
+class ImageSet(Protocol):
+    """Samples of one path, numbered from 0 in an order that depends on the data alone.
+
+    ``name``: the path as the user wrote it. ``faults``: what cannot be used, known without reading a picture; those are
+    not among the rows. ``remarks``: what is worth telling, one line each. Reading is safe from several threads.
+    """
+
+    name: str
+    faults: list[Fault]
+    remarks: list[str]
+
+    def __len__(self) -> int: ...
+
+    def read(self, row: int) -> Encoded:
+        """The sample; raises BadSample where it is not there, DataError where the data changed since the start."""
+        ...
+
+    def where(self, row: int) -> tuple[Path, str]:
+        """The file a sample is in and its name there, which together name it."""
+        ...
+
+    def digests(self) -> dict[str, str]:
+        """Name of a tar, a listing or a folder -> SHA-256 (hex) of what is in it: its names, sizes and, of a tar, the
+        beginning and end of every member."""
+        ...
+
+    def close(self) -> None:
+        """Let go of open files."""
+        ...
+
+
+class CaptionFault(Exception):
+    """A caption that is none: reason and remedy."""
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        self.reason = reason
+        self.remedy = remedy
+        super().__init__(f"{reason}. {remedy}.")
+
+
+def caption_of_text(data: bytes, row: int) -> str:
+    """The text of a file, white space and line ends as single spaces; raises CaptionFault."""
+    try:
+        text = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CaptionFault(f"its caption is not UTF-8 (byte {error.start})", "Save it as UTF-8") from error
+    return _checked(text, row)
+
+
+def caption_of_json(data: bytes, key: str, row: int) -> str:
+    """The text under `key` of a JSON object; raises CaptionFault."""
+    try:
+        record = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise CaptionFault(f"its annotation is not JSON: {error}", "Correct it") from error
+    if not isinstance(record, dict):
+        raise CaptionFault(f"its annotation is a JSON {type(record).__name__}, not an object", "Correct it")
+    caption = record.get(key)
+    if not isinstance(caption, str):
+        what = f"no text under {key!r}" if key in record else f"no key {key!r}"
+        texts = [name for name, value in record.items() if isinstance(value, str)]
+        known = f" (texts: {', '.join(texts[:8])})" if texts else ""
+        raise CaptionFault(f"its annotation has {what}{known}", "Set cap_source to the key that holds the caption")
+    return _checked(caption, row)
+
+
+def _checked(text: str, row: int) -> str:
+    caption = " ".join(text.split())  # one line: files of prompts have one for each
+    if not caption:
+        raise CaptionFault("its caption is empty", "Write one")
+    fault = text_fault(caption, row)
+    if fault is not None:
+        raise CaptionFault(*fault)
+    return caption
+
+
+class StringTable:
+    """Many short texts in two arrays: their bytes and 8 bytes each for where they begin."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        encoded = [os.fsencode(text) for text in texts]  # file names, of whatever bytes
+        self._starts = np.zeros(len(encoded) + 1, dtype=np.int64)
+        np.cumsum([len(text) for text in encoded], out=self._starts[1:])
+        self._bytes = b"".join(encoded)
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def __getitem__(self, row: int) -> str:
+        return os.fsdecode(self._bytes[self._starts[row] : self._starts[row + 1]])
+
+
+def read_below(root: str, path: Path) -> bytes:
+    """The file's bytes. `root`: the folder, links resolved, that it must lie below, once its links are too. Raises
+    BadSample."""
+    try:
+        real = os.path.realpath(path)
+        if not real.startswith(os.path.join(root, "")):
+            raise BadSample(Fault(path, "", f"leads out of {root}", f"Copy the file below {root}"))
+        if not os.path.isfile(real):  # opening a pipe would wait for ever
+            reason = "is not a regular file" if os.path.exists(real) else "does not exist"
+            raise BadSample(Fault(path, "", reason, "Put it there"))
+        with open(real, "rb") as file:
+            return file.read()
+    except (OSError, ValueError) as error:  # ValueError: NUL in a name
+        reason = getattr(error, "strerror", None) or str(error)
+        raise BadSample(Fault(path, "", f"cannot be read: {reason}", "Correct its permissions")) from error

@@ -1,0 +1,88 @@
+"""What a file is, told by how it begins."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from glm_training.data.captioned.tar_members import BLOCK, is_tar
+from glm_training.data.problems import DataError, Problem
+from glm_training.data.text_lines import other_kind
+
+LOOKED_AT = 64
+"""Files of a folder that are opened to tell what it holds."""
+
+_IMAGES = re.compile(rb"\x89PNG|\xff\xd8\xff|GIF8|BM.{4}\0\0\0\0|II\*\0|MM\0\*|RIFF.{4}WEBP", re.DOTALL)
+_UNREAD_IMAGES = re.compile(rb".{4}ftyp(?:heic|heix|mif1|msf1|avif|avis)|\xff\x0a|\0\0\0\x0cJXL ", re.DOTALL)
+
+
+def kind_of(path: Path) -> str:
+    """`tar`, `image`, `JSON list`, `JSON object`, `text`, `empty`, `unread image` (HEIC, AVIF, JPEG XL), another kind
+    in words (`gzip-compressed`), or `unknown`. Raises OSError."""
+    if not path.is_file():  # opening a pipe would wait for ever
+        return "no regular file"
+    with path.open("rb") as file:
+        head = file.read(BLOCK)
+    if not head:
+        return "empty"
+    if is_tar(head):
+        return "tar"
+    if _IMAGES.match(head):
+        return "image"
+    if _UNREAD_IMAGES.match(head):
+        return "unread image"
+    other = other_kind(head)
+    if other is not None:
+        return other
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if text[:1] in (b"[", b"{"):
+        return "JSON list" if text[:1] == b"[" else "JSON object"
+    try:
+        text[:-3].decode("utf-8")  # a character may be cut at the end
+    except UnicodeDecodeError:
+        return "unknown"
+    return "unknown" if b"\0" in text else "text"
+
+
+def walk_below(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """`folder` and the folders below it, in the order of names, each once, with the names of its files. Hidden ones are
+    passed over, links are followed. Raises DataError."""
+    seen: set[str] = set()
+
+    def fail(error: OSError) -> None:
+        problem = Problem(Path(error.filename), f"cannot be listed: {error.strerror}", "Correct its permissions")
+        raise DataError([problem]) from error
+
+    for parent, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:  # a link back would be walked for ever
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield parent, sorted(name for name in names if not name.startswith("."))
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Every file below `folder`, as :func:`walk_below` has them."""
+    return (Path(parent, name) for parent, names in walk_below(folder) for name in names)
+
+
+def some_files(folder: Path) -> list[Path]:
+    """Up to LOOKED_AT files, evenly spaced among those that lie in `folder` itself; of one without any, the first ones
+    below it."""
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith("."))
+    if not names:
+        return list(islice(files_below(folder), LOOKED_AT))
+    count = min(len(names), LOOKED_AT)
+    return [folder / names[place * len(names) // count] for place in range(count)]
+
+
+def first_lines(path: Path, count: int = 3) -> str:
+    """How a text begins, for messages."""
+    with path.open("rb") as file:
+        lines = file.read(2048).decode("utf-8", "replace").splitlines()
+    return " | ".join(line.strip()[:100] for line in lines[:count])

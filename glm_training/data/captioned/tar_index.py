@@ -1,0 +1,200 @@
+"""Where the samples of a tar lie, found once in a pass over its headers and kept in a small file.
+
+A sample is what webdataset takes for one: members whose paths agree up to the first dot of their names. Its picture is
+the member ending in jpg, jpeg, png, webp, gif, bmp, tif or tiff; its caption `txt`, or in `json`; `cls` and others
+are not looked at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from glm_training.data.captioned.tar_members import BLOCK, FileReader, Member, TarWalk
+from glm_training.utils.failures import beside_training
+
+FORMAT = 1
+IMAGE_NAMES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+_TEXT_NAMES = ("txt", "text", "caption")
+ROW = np.dtype([(f"{name}{part}", "<u4") for name in ("image", "text", "json") for part in ("", "_size")])
+"""24 bytes of a sample: where each of its members begins, in blocks of 512 bytes, and its bytes; 0 = it has none. A tar
+may so have 2 TiB, and a member 4 GiB."""
+
+SHOWN_MEMBERS = 5
+
+
+@dataclass
+class TarIndex:
+    """What was found in one tar.
+
+    ``rows``: of type ROW, in the order of the pictures. ``faults``: (what, reason) of samples and bytes that cannot be
+    used. ``digest``: SHA-256 (hex), see :class:`TarWalk`. ``stamp``: the file's size and time when it was read.
+    ``first``: names of its first members.
+    """
+
+    path: Path
+    stamp: tuple[int, int]
+    digest: str
+    rows: np.ndarray
+    faults: list[tuple[str, str]] = field(default_factory=list)
+    first: list[str] = field(default_factory=list)
+
+
+def stamp_of(status: os.stat_result) -> tuple[int, int]:
+    """By which a changed file is noticed: its size and the time of its last change."""
+    return status.st_size, status.st_mtime_ns
+
+
+def sample_name(member: str) -> tuple[str, str]:
+    """The sample that a member belongs to, and what the member is of it: `a/b.c.jpg` is the `c.jpg` of `a/b`."""
+    folder, slash, name = member.rpartition("/")
+    key, _, kind = name.partition(".")
+    return folder + slash + key, kind.lower()
+
+
+def index_tar(path: Path) -> TarIndex:
+    """Reads the headers of the tar at `path`. Raises OSError."""
+    with path.open("rb") as file:
+        stamp = stamp_of(os.fstat(file.fileno()))
+        reader = FileReader(file)
+        walk = TarWalk(reader)
+        found = _Samples()
+        for member in walk:
+            found.add(member)
+        return TarIndex(path, stamp, walk.digest, found.rows(), walk.faults + found.faults(), found.first)
+
+
+class _Samples:
+    """Members, gathered into samples."""
+
+    def __init__(self) -> None:
+        self.first: list[str] = []
+        self._samples: list[tuple[str, dict[str, Member]]] = []
+        self._open: dict[str, dict[str, Member]] = {}
+
+    def add(self, member: Member) -> None:
+        if len(self.first) < SHOWN_MEMBERS:
+            self.first.append(member.name)
+        key, kind = sample_name(member.name)
+        if key.rpartition("/")[2] == "":  # hidden files: `._x.jpg` is what a Mac leaves beside `x.jpg`
+            return
+        kind = "image" if kind in IMAGE_NAMES else "text" if kind in _TEXT_NAMES else kind
+        sample = self._open.get(key)
+        if sample is None or kind in sample:  # the same name again is another sample
+            sample = self._open[key] = {}
+            self._samples.append((key, sample))
+        sample[kind] = member
+
+    def rows(self) -> np.ndarray:
+        rows = [self._row(sample) for _, sample in self._samples if _why_unusable(sample) is None]
+        return np.array(rows, dtype=ROW)
+
+    def faults(self) -> list[tuple[str, str]]:
+        reasons = ((key, _why_unusable(sample)) for key, sample in self._samples)
+        return [(key, reason) for key, reason in reasons if reason is not None]
+
+    @staticmethod
+    def _row(sample: dict[str, Member]) -> tuple[int, ...]:
+        parts = (sample.get(kind) for kind in ("image", "text", "json"))
+        return tuple(
+            number
+            for member in parts
+            for number in ((0, 0) if member is None else (member.offset // BLOCK, member.size))
+        )
+
+
+def _why_unusable(sample: dict[str, Member]) -> str | None:
+    if "image" not in sample:
+        return f"has no picture, only {', '.join(sorted(sample))}"
+    used = {kind: sample[kind] for kind in ("image", "text", "json") if kind in sample}
+    for kind, member in used.items():
+        if member.cut:
+            return f"the tar ends inside {member.name}"
+        if member.link:
+            return f"{member.name} is a link, which has no data of its own"
+        if member.size >= 1 << 32 or member.offset // BLOCK >= 1 << 32:
+            return f"{member.name} has {member.size} bytes at {member.offset}, more than a picture has"
+        if member.size == 0 and kind == "image":
+            return f"{member.name} is empty"
+    return None
+
+
+class IndexCache:
+    """Indexes of tars in files of `folder`, named by the tar's path, size and time; None keeps none.
+
+    What is damaged is made anew. A folder that takes no files is told once, and is no obstacle.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+
+    def load(self, paths: Sequence[Path], *, threads: int, first: int = 0) -> list[TarIndex | OSError]:
+        """The index of each tar, or why it cannot be read; made where it is not there yet.
+
+        Processes that share the folder share the work when each begins at another `first`.
+        """
+        order = [(place + first) % len(paths) for place in range(len(paths))]
+        found: dict[int, TarIndex | OSError] = {}
+        with ThreadPoolExecutor(max(threads, 1), thread_name_prefix="index") as pool:
+            for place, index in zip(order, pool.map(self._one, [paths[place] for place in order]), strict=True):
+                found[place] = index
+        return [found[place] for place in range(len(paths))]
+
+    def _one(self, path: Path) -> TarIndex | OSError:
+        try:
+            stamp = stamp_of(path.stat())
+            kept = self._read(path, stamp)
+            if kept is not None:
+                return kept
+            index = index_tar(path)
+        except OSError as error:
+            return error
+        if self.folder is not None:
+            with beside_training("keeping the index of a tar", "it is made again by the next run"):
+                self._write(index)
+        return index
+
+    def _file(self, path: Path, stamp: tuple[int, int]) -> Path | None:
+        name = hashlib.sha256(f"{FORMAT} {path.absolute()} {stamp}".encode("utf-8", "surrogateescape")).hexdigest()
+        return None if self.folder is None else self.folder / f"{name[:40]}.tarindex"
+
+    def _read(self, path: Path, stamp: tuple[int, int]) -> TarIndex | None:
+        file = self._file(path, stamp)
+        if file is None:
+            return None
+        try:
+            head, _, body = file.read_bytes().partition(b"\n")
+            facts = json.loads(head)
+            if facts["format"] != FORMAT or facts["crc"] != zlib.crc32(body):
+                return None
+            faults = [(what, reason) for what, reason in facts["faults"]]
+            return TarIndex(path, stamp, facts["digest"], np.frombuffer(body, dtype=ROW), faults, facts["first"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _write(self, index: TarIndex) -> None:
+        """Whole, or not at all."""
+        file = self._file(index.path, index.stamp)
+        assert file is not None
+        body = index.rows.tobytes()
+        facts = {"format": FORMAT, "tar": str(index.path), "digest": index.digest, "crc": zlib.crc32(body)}
+        head = json.dumps(facts | {"faults": index.faults, "first": index.first})
+        file.parent.mkdir(parents=True, exist_ok=True)
+        fresh = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
+        try:
+            fresh.write_bytes(head.encode() + b"\n" + body)
+            os.replace(fresh, file)
+        except OSError:
+            with suppress(OSError):
+                fresh.unlink()
+            raise

@@ -1,0 +1,66 @@
+"""From a configuration to sets of captioned pictures, to train and to evaluate on."""
+
+from __future__ import annotations
+
+from math import inf
+
+from glm_training.config import Config
+from glm_training.data.captioned.dataset import CaptionedImages, Shaping
+from glm_training.data.captioned.held_out import HeldOutImages
+from glm_training.data.captioned.options import Reading, SetOptions
+from glm_training.data.captioned.recognise import open_sets
+from glm_training.utils.launch import read_launch
+
+
+def build_captioned(config: Config, *, captions: bool) -> CaptionedImages:
+    """The training data of `data.images`. `captions`: whether the model is told what it sees; else pictures alone do.
+
+    Raises DataError with every problem that can be known without reading every picture.
+    """
+    data, launch = config.data, read_launch()
+    assert data.images is not None  # the check of the configuration says so
+    options = [
+        SetOptions(one.path, one.weight, one.repeats, cap_source=one.cap_source, root=one.root) for one in data.images
+    ]
+    size = data.image_size
+    weights = [one.weight for one in options if one.weight is not None]
+    return CaptionedImages(
+        open_sets(options, _reading(config, captions)),
+        Shaping(size.height, size.width, data.crop, data.augmentation, data.min_side, data.max_aspect),
+        repeats=[one.repeats for one in options],
+        weights=weights or None,
+        seed=config.seed,
+        num_workers=data.num_workers,
+        pin_memory=data.pin_memory,
+        max_bad_fraction=data.max_bad_fraction,
+        skipped_dir=config.output_dir,
+        rank=launch.rank,
+    )
+
+
+def build_held_out_images(config: Config, training: CaptionedImages, *, captions: bool) -> HeldOutImages:
+    """The first `evaluation.num_eval_samples` pictures of `evaluation.eval_images`, or of the training data without.
+
+    Held-out pictures are taken at any size; of the training data only such as are trained on.
+    Raises DataError.
+    """
+    size, path = config.data.image_size, config.evaluation.eval_images
+    if path is None:
+        sets = list(training.sets)
+        shaping = Shaping(size.height, size.width, min_side=config.data.min_side, max_aspect=config.data.max_aspect)
+    else:
+        source = None if config.data.images is None else config.data.images[0].cap_source
+        sets = open_sets([SetOptions(path, cap_source=source)], _reading(config, captions))
+        shaping = Shaping(size.height, size.width, min_side=0, max_aspect=inf)
+    pictures = CaptionedImages(
+        sets, shaping, num_workers=config.data.num_workers, max_bad_fraction=config.data.max_bad_fraction, try_first=0
+    )
+    held_out = HeldOutImages(pictures, config.evaluation.num_eval_samples, num_workers=config.data.num_workers)
+    if path is None:
+        held_out.remarks = []  # the training data tell them
+    return held_out
+
+
+def _reading(config: Config, captions: bool) -> Reading:
+    launch = read_launch()
+    return Reading(captions, config.index_dir(), config.data.num_workers, launch.rank, launch.world_size)

@@ -12,13 +12,14 @@ WINDOW = 7
 _CHUNK = 8
 
 
-def ssim(images: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
+def ssim(images: torch.Tensor, references: torch.Tensor, data_range: float = 1.0) -> torch.Tensor:
     """Structural similarity per image pair, in [-1, 1]; 1 means identical.
 
     images, references: [B, 3, H, W] in [0, 1], H and W >= 7. Returns [B] fp64. Equals
     ``skimage.metrics.structural_similarity(..., data_range=1, channel_axis=...)`` at its defaults: uniform 7x7 window,
     sample covariance, K = (0.01, 0.03), mean over channels and over the windows that lie inside the image (Wang 2004).
-    Raises ValueError when the sizes differ or an image is smaller than the window.
+    Another `data_range` than the pictures' own is for comparison with figures that were computed so. Raises ValueError
+    when the sizes differ or an image is smaller than the window.
     """
     if images.shape != references.shape or min(images.shape[-2:]) < WINDOW:
         raise ValueError(
@@ -27,7 +28,7 @@ def ssim(images: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
         )
     x, y = images.double(), references.double()  # E[x^2] - E[x]^2 loses too much in fp32
     unbiased = WINDOW**2 / (WINDOW**2 - 1)
-    c1, c2 = 0.01**2, 0.03**2
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
 
     def mean(values: torch.Tensor) -> torch.Tensor:
         return F.avg_pool2d(values, WINDOW, stride=1)

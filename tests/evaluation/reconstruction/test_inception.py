@@ -1,0 +1,100 @@
+"""The network of rFID: torch-fidelity's own class, here with random weights, read from a file without unpickling it."""
+
+from __future__ import annotations
+
+import importlib.util
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from glm_training.evaluation.reconstruction import inception
+from glm_training.evaluation.reconstruction.frechet import frechet_distance, moments_of
+from glm_training.evaluation.reconstruction.inception import DIMENSION, URL, Inception
+from glm_training.evaluation.suites.protocol import EvaluationError
+
+needs_fidelity = pytest.mark.skipif(
+    importlib.util.find_spec("torch_fidelity") is None,
+    reason='needs the evaluation extra: pip install "glm_training[evaluation]"',
+)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """A file of random weights, in the layout of the published one."""
+    from torch_fidelity import feature_extractor_inceptionv3 as published
+
+    path = tmp_path_factory.mktemp("inception") / "weights.pth"
+    with torch.random.fork_rng(devices=[]), pytest.MonkeyPatch.context() as patch:
+        torch.manual_seed(0)
+        patch.setattr(published, "load_state_dict_from_url", lambda *given, **named: {})
+        patch.setattr(published.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+        network = published.FeatureExtractorInceptionV3("random", [str(DIMENSION)])
+        for layer in network.modules():  # the default dies out over so many layers
+            if isinstance(layer, torch.nn.Conv2d):
+                torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    torch.save(network.state_dict(), path)
+    return path
+
+
+def pictures(count: int, seed: int = 0) -> torch.Tensor:
+    small = torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+    return (torch.nn.functional.interpolate(small, size=(32, 32), mode="bilinear") * 255).round() / 255
+
+
+@needs_fidelity
+def test_features_are_those_of_torch_fidelitys_class_on_8_bits(weights):
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    images = pictures(2)
+    own = Inception(weights, CPU).features(images)
+    theirs = FeatureExtractorInceptionV3("i", ["2048"], feature_extractor_weights_path=str(weights))
+    (expected,) = theirs((images * 255).round().to(torch.uint8))
+    assert own.shape == (2, DIMENSION) and own.dtype == torch.float32
+    assert torch.equal(own, expected)
+    assert (own[0] - own[1]).abs().max() > 0.01 * own.abs().max()  # two pictures have two features
+    assert torch.equal(Inception(weights, CPU).features(images + 0.4 / 255), own)  # less than half a level
+
+
+@needs_fidelity
+def test_identical_pictures_are_no_distance_away(weights):
+    features = Inception(weights, CPU).features(pictures(3))
+    assert features.std() > 1e-3  # there is something to be near to
+    one, other = moments_of([features], DIMENSION), moments_of([features.clone()], DIMENSION)
+    assert abs(frechet_distance(one, other)) <= 1e-3
+
+
+class Bomb:
+    def __reduce__(self):
+        return (Path.touch, (Path("bomb-went-off"),))
+
+
+@needs_fidelity
+def test_a_file_of_something_else_is_named_and_never_run(tmp_path, monkeypatch, weights):
+    monkeypatch.chdir(tmp_path)
+    Path("bomb.pth").write_bytes(pickle.dumps({"fc.weight": Bomb()}))
+    torch.save({"fc.weight": torch.zeros(3)}, "other.pth")
+    for name in ("bomb.pth", "other.pth", "absent.pth"):
+        with pytest.raises(EvaluationError, match=f"{name} is not .*--inception"):
+            Inception(Path(name), CPU).check()
+    assert not Path("bomb-went-off").exists()
+
+
+@needs_fidelity
+def test_weights_that_are_nowhere_are_named_with_their_address(tmp_path, monkeypatch, weights):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(EvaluationError) as told:
+        Inception(None, CPU).check()
+    assert URL in str(told.value) and "--inception" in str(told.value) and str(tmp_path) in str(told.value)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / URL.rsplit("/", 1)[1]).write_bytes(weights.read_bytes())
+    Inception(None, CPU).check()
+
+
+def test_a_missing_package_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setattr(inception, "find_spec", lambda name: None)
+    with pytest.raises(EvaluationError, match=r"glm_training\[evaluation\]"):
+        Inception(None, CPU).check()

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from pydantic import Field, model_validator
 
 from glm_training.config.sections.base import FilePath, Part, Section
+from glm_training.config.sections.data import DataConfig
 from glm_training.config.sections.defaults import default_weights, with_dependent_defaults
 from glm_training.config.sections.distillation import DMDRConfig
 from glm_training.config.sections.preference import DPOConfig
@@ -29,7 +30,6 @@ from glm_training.config.sections.run import (
     ResumeConfig,
 )
 from glm_training.config.sections.training import (
-    DataConfig,
     LoraConfig,
     ModelConfig,
     OptimizerConfig,

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from glm_training.config.sections.base import FilePath, PlaceName, Section, no_as_text
+from glm_training.config.sections.base import PlaceName, Section, no_as_text
 
 AR_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"]
 UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]

@@ -17,7 +17,9 @@ def add_drawing_arguments(parser: argparse._ActionsContainer) -> None:
 
     add("--model", place, "tiny", "MODEL", "tiny, a pipeline folder (as in a checkpoint), or a hub id")
     parser.add_argument(
-        "--family", choices=("glm_image", "sdxl"), help="what kind of model it is (what its folder says, or glm_image)"
+        "--family",
+        choices=("glm_image", "sdxl", "vgt"),
+        help="what kind of model it is (what its folder says, or glm_image)",
     )
     parser.add_argument(
         "--lora",
@@ -30,10 +32,12 @@ def add_drawing_arguments(parser: argparse._ActionsContainer) -> None:
     for side in ("--height", "--width"):
         pixels = whole_number(8, 8192)
         parser.add_argument(side, type=pixels, metavar="PIXELS", help="a multiple of 32 (the model's own size)")
-    steps = "denoising steps (50, or what a model was distilled to)"
+    steps = "denoising steps (50, or what a model was distilled to; vgt: 30)"
     parser.add_argument("--steps", type=whole_number(1, 1000), metavar="N", help=steps)
-    guidance = "1 = off (1.5; sdxl: 5; distilled: 1)"
+    guidance = "1 = off (1.5; sdxl: 5; vgt: 4.5; distilled: 1)"
     parser.add_argument("--guidance", type=number(1, 1000), metavar="SCALE", help=guidance)
+    parallel = "vgt: latents written at once; more is faster and less exact (1)"
+    parser.add_argument("--parallel", type=whole_number(1, 4096), metavar="N", help=parallel)
     add("--temperature", number(0.01, 100), 0.9, "T", "of the AR half's sampling")
     add("--top-p", number(1e-6, 1), 0.75, "P", "nucleus of the AR half's sampling")
     add("--seed", whole_number(0, 2**63 - 1), 0, "N", "same seed, same images")

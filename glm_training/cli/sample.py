@@ -20,16 +20,18 @@ from glm_training.models.loading import ModelLoadError
 from glm_training.models.prompt_reading import shortened
 from glm_training.models.run_folders import adapter_in, pipeline_in
 from glm_training.models.sdxl.family import SDXL
+from glm_training.models.vgt.family import VGT
 from glm_training.utils.console import Console
 from glm_training.utils.pictures import save_image
 from glm_training.utils.words import counted
 from glm_training.utils.writable import expanded, why_unwritable
 
-GUIDANCE = {"glm_image": 1.5, "sdxl": 5.0}
-"""The stock pipelines' guidance, and their number of steps."""
+GUIDANCE = {"glm_image": 1.5, "sdxl": 5.0, "vgt": 4.5}
+STEPS = {"glm_image": 50, "sdxl": 50, "vgt": 30}
+"""What the stock pipelines and VGT's authors draw with."""
 
-STEPS = 50
-
+CLASS_NAMES = {"StableDiffusionXL": "sdxl", "VGT": "vgt"}
+"""How the class that a model_index.json names begins -> the family; any other is a GLM-Image."""
 
 AT_ONCE = 8
 """Pictures drawn together, which bounds the memory."""
@@ -92,7 +94,7 @@ def _draw(arguments: argparse.Namespace) -> Tensor:
     arguments.model = pipeline_in(arguments.model, "--model")
     kind = arguments.family or family_of(arguments.model)
     family = load_model(arguments, kind)
-    steps, guidance = how_to_draw(arguments, family, kind)
+    sampling = how_to_draw(arguments, family, kind)
     size = family.own_size()
     height, width = arguments.height or size, arguments.width or size
     for prompt, reading in zip(
@@ -110,7 +112,7 @@ def _draw(arguments: argparse.Namespace) -> Tensor:
         height=height,
         width=width,
         seed=arguments.seed,
-        sampling=Sampling(arguments.temperature, arguments.top_p, True, steps, guidance),
+        sampling=sampling,
         samples=arguments.samples,
         sources=torch.stack(sources).to(family.component(family.components[0]).device) if sources else None,
         micro_batch_size=AT_ONCE,
@@ -130,11 +132,21 @@ def _write(folder: Path, images: Tensor, samples: int) -> list[str]:
     return names
 
 
-def how_to_draw(arguments: argparse.Namespace, family: Family, kind: str) -> tuple[int, float]:
-    """Steps and guidance: as asked for, or as the model was distilled, or the stock pipeline's."""
+def how_to_draw(arguments: argparse.Namespace, family: Family, kind: str) -> Sampling:
+    """Steps and guidance: as asked for, or as the model was distilled, or the stock pipeline's. Raises ValueError for
+    an option that the family has no use for."""
+    if arguments.parallel is not None and kind != "vgt":
+        raise ValueError("--parallel is for VGT: other models draw whole images at once")
     few = family.few_steps
-    steps, guidance = (STEPS, GUIDANCE[kind]) if few is None else (few.steps, 1.0)
-    return arguments.steps or steps, guidance if arguments.guidance is None else arguments.guidance
+    steps, guidance = (STEPS[kind], GUIDANCE[kind]) if few is None else (few.steps, 1.0)
+    return Sampling(
+        arguments.temperature,
+        arguments.top_p,
+        True,
+        arguments.steps or steps,
+        guidance if arguments.guidance is None else arguments.guidance,
+        arguments.parallel or 1,
+    )
 
 
 def family_of(model: str) -> str:
@@ -146,7 +158,7 @@ def family_of(model: str) -> str:
         name = json.loads(index.read_text(encoding="utf-8")).get("_class_name", "")
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
         return "glm_image"  # whose loading says what is wrong with the file
-    return "sdxl" if str(name).startswith("StableDiffusionXL") else "glm_image"
+    return next((family for start, family in CLASS_NAMES.items() if str(name).startswith(start)), "glm_image")
 
 
 def load_model(arguments: argparse.Namespace, kind: str, device: torch.device | None = None) -> Family:
@@ -156,8 +168,8 @@ def load_model(arguments: argparse.Namespace, kind: str, device: torch.device | 
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = arguments.dtype or ("bfloat16" if device.type == "cuda" and arguments.model != "tiny" else "float32")
-    loader = SDXL if kind == "sdxl" else GLMImage
-    family: Family = loader.load(arguments.model, dtype=getattr(torch, dtype), device=device)
+    loaders: dict[str, type[GLMImage | SDXL | VGT]] = {"glm_image": GLMImage, "sdxl": SDXL, "vgt": VGT}
+    family: Family = loaders[kind].load(arguments.model, dtype=getattr(torch, dtype), device=device)
     for entry in arguments.lora:
         name, _, folder = entry.partition("=")
         if name not in family.components or not folder:

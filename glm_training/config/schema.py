@@ -11,6 +11,7 @@ from glm_training.config.sections.base import FilePath, Part, Section
 from glm_training.config.sections.data import DataConfig
 from glm_training.config.sections.defaults import default_weights, with_dependent_defaults
 from glm_training.config.sections.distillation import DMDRConfig
+from glm_training.config.sections.optimization import LoraConfig, OptimizerConfig
 from glm_training.config.sections.preference import DPOConfig
 from glm_training.config.sections.resolved import (
     ResolvedLora,
@@ -30,15 +31,23 @@ from glm_training.config.sections.run import (
     ResumeConfig,
 )
 from glm_training.config.sections.training import (
-    LoraConfig,
     ModelConfig,
-    OptimizerConfig,
+    ModelDiTConfig,
+    ModelGeneratorConfig,
+    ModelUNetConfig,
     RolloutConfig,
     TrainingConfig,
 )
+from glm_training.config.sections.vgt import VGTConfig
 
 T = TypeVar("T")
-DOCUMENTED_LEARNING_RATE: dict[Part, float] = {"ar": 5e-6, "dit": 1e-5, "unet": 1e-5}
+DOCUMENTED_LEARNING_RATE: dict[Part, float] = {
+    "ar": 5e-6,
+    "dit": 1e-5,
+    "unet": 1e-5,
+    "autoencoder": 3e-4,
+    "generator": 3e-4,
+}
 
 
 def first(*values: T | None) -> T:
@@ -65,6 +74,7 @@ class Config(Section):
     reward: RewardConfig = RewardConfig()
     dpo: DPOConfig = DPOConfig()
     dmdr: DMDRConfig = DMDRConfig()
+    vgt: VGTConfig = VGTConfig()
     lora: LoraConfig = LoraConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     distributed: DistributedConfig = DistributedConfig()
@@ -115,7 +125,7 @@ class Config(Section):
     def optimizer_for(self, part: Part) -> ResolvedOptimizer:
         """Optimizer of one part: `optimizer.<part>`, then `training`, then the documented default."""
         shared, own = self.training, getattr(self.optimizer, part)
-        part_rate = None if part == "unet" else getattr(shared, f"{part}_learning_rate")
+        part_rate = getattr(shared, f"{part}_learning_rate") if part in ("ar", "dit") else None
         return ResolvedOptimizer(
             name=first(own.name, shared.optimizer),
             learning_rate=first(own.learning_rate, part_rate, shared.learning_rate, DOCUMENTED_LEARNING_RATE[part]),
@@ -153,8 +163,11 @@ class Config(Section):
         return weights | self.reward.metric_weights()
 
     def lora_for(self, part: Part) -> ResolvedLora:
-        """Adapters of one part: `lora.<part>`, then `lora`."""
-        shared, own = self.lora, getattr(self.lora, part)
+        """Adapters of one part: `lora.<part>`, then `lora`. VGT's models are trained whole."""
+        shared = self.lora
+        if part in ("autoencoder", "generator"):
+            return ResolvedLora(False, shared.rank, shared.alpha, shared.dropout, ())
+        own = getattr(shared, part)
         return ResolvedLora(
             enabled=first(own.enabled, shared.enabled),
             rank=first(own.rank, shared.rank),
@@ -177,13 +190,16 @@ class Config(Section):
     def evaluation_sampling(self) -> ResolvedSampling:
         """How evaluation and sample images are drawn: `evaluation`, then `model`."""
         evaluation, model = self.evaluation, self.model
-        renders = model.unet if model.family == "sdxl" else model.dit
+        renders: ModelDiTConfig | ModelUNetConfig | ModelGeneratorConfig = model.dit
+        if model.family != "glm_image":
+            renders = model.unet if model.family == "sdxl" else model.generator
         return ResolvedSampling(
             temperature=model.ar.temperature,
             top_p=model.ar.top_p,
             do_sample=model.ar.do_sample,
             num_inference_steps=first(evaluation.num_inference_steps, renders.num_inference_steps),
             guidance_scale=first(evaluation.guidance_scale, renders.guidance_scale),
+            parallel=model.generator.parallel,
         )
 
     def names_metrics(self) -> bool:

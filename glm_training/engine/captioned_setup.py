@@ -38,8 +38,11 @@ def build_captioned(config: Config, *, captions: bool) -> CaptionedImages:
     )
 
 
-def build_held_out_images(config: Config, training: CaptionedImages, *, captions: bool) -> HeldOutImages:
-    """The first `evaluation.num_eval_samples` pictures of `evaluation.eval_images`, or of the training data without.
+def build_held_out_images(
+    config: Config, training: CaptionedImages, *, captions: bool, as_sources: bool = False
+) -> HeldOutImages:
+    """The first `evaluation.num_eval_samples` pictures of `evaluation.eval_images`, or of the training data without;
+    `as_sources`: as what is drawn again.
 
     Held-out pictures are taken at any size; of the training data only such as are trained on.
     Raises DataError.
@@ -55,7 +58,8 @@ def build_held_out_images(config: Config, training: CaptionedImages, *, captions
     pictures = CaptionedImages(
         sets, shaping, num_workers=config.data.num_workers, max_bad_fraction=config.data.max_bad_fraction, try_first=0
     )
-    held_out = HeldOutImages(pictures, config.evaluation.num_eval_samples, num_workers=config.data.num_workers)
+    count, threads = config.evaluation.num_eval_samples, config.data.num_workers
+    held_out = HeldOutImages(pictures, count, num_workers=threads, as_sources=as_sources)
     if path is None:
         held_out.remarks = []  # the training data tell them
     return held_out

@@ -258,6 +258,7 @@ def scoring_settings(config: Config, held_out: ImageDataset) -> dict[str, Any]:
         "evaluation.seed": config.evaluation.seed,
         "evaluation.num_inference_steps": sampling.num_inference_steps,
         "evaluation.guidance_scale": sampling.guidance_scale,
+        "model.generator.parallel": sampling.parallel,
         "model.ar.temperature": sampling.temperature,
         "model.ar.top_p": sampling.top_p,
         "model.ar.do_sample": sampling.do_sample,

@@ -27,6 +27,8 @@ from glm_training.models.sdxl import loading as sdxl_loading
 from glm_training.models.sdxl.family import SDXL
 from glm_training.models.sdxl.text import PromptReader as SDXLPromptReader
 from glm_training.models.sdxl.types import UNetCondition, add_time_ids
+from glm_training.models.vgt import loading as vgt_loading
+from glm_training.models.vgt.family import VGT
 from glm_training.models.weights import check_weights
 from glm_training.utils.distributed import World
 from glm_training.utils.randomness import uniform
@@ -128,32 +130,79 @@ class PlanConditions(Conditions):
 
 @dataclass(frozen=True)
 class FamilyKit:
-    """What trainers need of a family besides its own methods."""
+    """What trainers need of a family besides its own methods.
+
+    `options`: keywords that its `load` takes besides those of all. `check`: what can be known of `model.name` before
+    weights are read; ModelLoadError. `fetch`: brings the small files that this needs of hub ids into the local cache.
+    `skeleton`: a component without weights, for a family with adapters; `conditions`: for one that is distilled.
+    """
 
     load: Callable[..., Family]
-    conditions: Callable[[Config, Any], Conditions]
-    prompt_reader: type[GLMPromptReader] | type[SDXLPromptReader]
-    check_source: Callable[..., None]
-    skeleton: Callable[[str, str, str | None], nn.Module | None]
-    networks: Mapping[str, str]
+    options: Callable[[Config], dict[str, Any]]
+    prompt_reader: type[GLMPromptReader] | type[SDXLPromptReader] | type[vgt_loading.PromptReader]
+    check: Callable[[str, Config], None]
+    fetch: Callable[[str, Config], None]
+    skeleton: Callable[[str, str, str | None], nn.Module | None] | None = None
+    conditions: Callable[[Config, Any], Conditions] | None = None
+
+
+def _fetch_pipeline(
+    reader: type[GLMPromptReader] | type[SDXLPromptReader], networks: Mapping[str, str], name: str, config: Config
+) -> None:
+    parts = dict.fromkeys([*reader.parts, *(networks[part] for part in config.parts())])
+    settings = config.model
+    fetch_parts(name, list(parts), revision=settings.revision, local_files_only=settings.local_files_only)
+
+
+def _decoder(config: Config) -> dict[str, str]:
+    """The small decoder that is given apart from the model."""
+    return {} if config.model.taesd is None else {"taesd": config.model.taesd}
+
+
+def vgt_source(config: Config) -> vgt_loading.Source:
+    """What is to be made of `model.name`, for VGT."""
+    vgt = config.vgt
+    return vgt_loading.Source(
+        component=config.model.component,
+        autoencoder=vgt.autoencoder,
+        decoder=vgt.decoder,
+        channel_norm=vgt.channel_norm,
+        kl=vgt.kl,
+        repa=vgt.repa.model,
+        order=vgt.order,
+        distils=vgt.distillation_weight > 0,
+    )
+
+
+def _vgt_hub(config: Config) -> vgt_loading.Hub:
+    return vgt_loading.Hub(config.model.revision, config.model.local_files_only)
 
 
 FAMILIES = {
     "glm_image": FamilyKit(
         GLMImage.load,
-        PlanConditions,
+        lambda config: {},
         GLMPromptReader,
-        glm_loading.check_source,
+        lambda name, config: glm_loading.check_source(name),
+        partial(_fetch_pipeline, GLMPromptReader, glm_loading.NETWORKS),
         glm_loading.load_skeleton,
-        glm_loading.NETWORKS,
+        PlanConditions,
     ),
     "sdxl": FamilyKit(
         SDXL.load,
-        TextConditions,
+        _decoder,
         SDXLPromptReader,
-        sdxl_loading.check_source,
+        lambda name, config: sdxl_loading.check_source(name, config.model.taesd),
+        partial(_fetch_pipeline, SDXLPromptReader, sdxl_loading.NETWORKS),
         sdxl_loading.load_skeleton,
-        sdxl_loading.NETWORKS,
+        TextConditions,
+    ),
+    "vgt": FamilyKit(
+        VGT.load,
+        lambda config: {"source": vgt_source(config), "encoder_rate_ratio": config.vgt.encoder_rate_ratio},
+        vgt_loading.PromptReader,
+        lambda name, config: vgt_loading.check_source(name, vgt_source(config)),
+        lambda name, config: vgt_loading.fetch_small_files(name, vgt_source(config), hub=_vgt_hub(config)),
     ),
 }
 """By `model.family`. A family is added here, and to `preference.pair_families.ENCODERS` for preference tuning."""
@@ -161,21 +210,16 @@ FAMILIES = {
 
 def load_family(config: Config, world: World) -> Family:
     """The model as its files have it, on the device of this process."""
-    settings = config.model
-    return FAMILIES[settings.family].load(
+    settings, kit = config.model, FAMILIES[config.model.family]
+    return kit.load(
         settings.name,
         dtype=DTYPES[settings.torch_dtype],
         device=world.device,
         revision=settings.revision,
         local_files_only=settings.local_files_only,
         seed=config.seed,
-        **_decoder(config),
+        **kit.options(config),
     )
-
-
-def _decoder(config: Config) -> dict[str, str]:
-    """The small decoder that is given apart from the model, which one family alone has."""
-    return {} if config.model.taesd is None else {"taesd": config.model.taesd}
 
 
 def prompt_reader(config: Config) -> PromptReader | None:
@@ -195,14 +239,7 @@ def fetch_small_files(config: Config) -> None:
 
     Raises ModelLoadError where the hub says that it cannot give the model; ModelNotHere where it cannot be asked.
     """
-    settings, kit = config.model, FAMILIES[config.model.family]
-    parts = dict.fromkeys([*kit.prompt_reader.parts, *(kit.networks[part] for part in config.parts())])
-    fetch_parts(
-        pipeline_in(settings.name),
-        list(parts),
-        revision=settings.revision,
-        local_files_only=settings.local_files_only,
-    )
+    FAMILIES[config.model.family].fetch(pipeline_in(config.model.name), config)
 
 
 def check_model(config: Config) -> list[str]:
@@ -213,14 +250,14 @@ def check_model(config: Config) -> list[str]:
     """
     settings, kit = config.model, FAMILIES[config.model.family]
     source = pipeline_in(settings.name)
-    kit.check_source(source, **_decoder(config))
+    kit.check(source, config)
     distils = config.training.method == "dmdr"
     problems = []
     for part in config.parts():
         lora = config.lora_for(part)
         if not (lora.enabled or distils):
             continue
-        skeleton = kit.skeleton(source, part, settings.revision)
+        skeleton = None if kit.skeleton is None else kit.skeleton(source, part, settings.revision)
         if skeleton is None:
             return [f"{settings.name} is not in the local cache: lora.{part}_targets are checked once it is loaded"]
         try:
@@ -239,4 +276,7 @@ def check_model(config: Config) -> list[str]:
 
 def build_conditions(config: Config, family: Family) -> Conditions:
     """The conditions of the family."""
-    return FAMILIES[config.model.family].conditions(config, family)
+    conditions = FAMILIES[config.model.family].conditions
+    if conditions is None:
+        raise SettingsError(f"model.family {config.model.family} cannot be distilled")
+    return conditions(config, family)

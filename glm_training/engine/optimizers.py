@@ -17,15 +17,29 @@ DECOUPLED = "decoupled_weight_decay"
 """Key of an SGD group's decay. Torch's own `weight_decay` is L2 there: it adds to gradient and momentum."""
 
 
-def build_optimizer(settings: ResolvedOptimizer, parameters: Mapping[str, nn.Parameter]) -> Optimizer:
-    """The optimizer of `parameters`, in one group that decays and one that does not.
+RATE_SCALE = "rate_scale"
+"""Key of a group: its learning rate as a share of the part's."""
+
+
+def build_optimizer(
+    settings: ResolvedOptimizer, parameters: Mapping[str, nn.Parameter], rate_scales: Mapping[str, float]
+) -> Optimizer:
+    """The optimizer of `parameters`, in one group that decays and one that does not, for each of the `rate_scales` by
+    parameter name (1 for those without).
 
     Raises SettingsError for `adamw_8bit` without bitsandbytes or a GPU.
     """
-    decay_of = {name: settings.weight_decay if decays(name, p, settings) else 0.0 for name, p in parameters.items()}
-    groups = [
-        {"params": [parameters[name] for name, own in decay_of.items() if own == decay], "weight_decay": decay}
-        for decay in dict.fromkeys(decay_of.values())
+    kinds = {
+        name: (settings.weight_decay if decays(name, p, settings) else 0.0, rate_scales.get(name, 1.0))
+        for name, p in parameters.items()
+    }
+    groups: list[dict[str, Any]] = [
+        {
+            "params": [parameters[name] for name, own in kinds.items() if own == (decay, scale)],
+            "weight_decay": decay,
+            RATE_SCALE: scale,
+        }
+        for decay, scale in dict.fromkeys(kinds.values())
     ]
     if settings.name == "sgd":
         return _sgd(settings, groups)

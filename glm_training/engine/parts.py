@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -14,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from glm_training.checkpoint.state_tree import StateTree, load_optimizer_state_tree, optimizer_state_tree
 from glm_training.config.sections.resolved import ResolvedOptimizer
 from glm_training.engine.errors import NonFiniteError, TrainingError
-from glm_training.engine.optimizers import build_optimizer
+from glm_training.engine.optimizers import RATE_SCALE, build_optimizer
 from glm_training.methods.losses import Context
 from glm_training.models.snapshot import ParameterSnapshot
 from glm_training.utils.distributed import World
@@ -24,8 +25,28 @@ MAX_SKIPPED = 20
 """Updates in a row that fp16 loss scaling may skip: halved as often, its first scale of 65536 is below 1."""
 
 
+@dataclass
+class WeightAverage:
+    """A slow average of the trained weights, in fp32: in bf16 a step of a small share rounds to none.
+
+    Until training step `start` it is the weights themselves; then `snapshot` moves by 1 - `decay` at each update.
+    """
+
+    snapshot: ParameterSnapshot
+    decay: float
+    start: int
+
+    def follow(self, training_step: int) -> None:
+        """Moves on, after the optimizer step of `training_step` (from 0)."""
+        self.snapshot.update(self.decay if training_step >= self.start else 0.0)
+
+
 class Part:
-    """One half under training. `policy` is `component`, inside DDP when there are several processes."""
+    """One half under training. `policy` is `component`, inside DDP when there are several processes.
+
+    `rate_scales`: parameters whose learning rate is that share of the others'. `first_step`: the training step that is
+    its first. `ema`: what samples, scores and pipelines show in place of the weights, where it is kept.
+    """
 
     def __init__(
         self,
@@ -38,11 +59,14 @@ class Part:
         total_steps: int,
         find_unused_parameters: bool = False,
         loss_scaling: bool = False,
+        rate_scales: Mapping[str, float] | None = None,
+        first_step: int = 0,
     ) -> None:
         self.name = name
         self.component = component
         self.parameters = dict(parameters)
         self.settings = settings
+        self.first_step = first_step
         self.total_steps = total_steps
         self.world = world
         self.policy: nn.Module = component
@@ -51,12 +75,13 @@ class Part:
             self.policy = DistributedDataParallel(
                 component, find_unused_parameters=find_unused_parameters, forward_sync_buffers=False
             )
-        self.optimizer = build_optimizer(settings, self.parameters)
+        self.optimizer = build_optimizer(settings, self.parameters, rate_scales or {})
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=loss_scaling)
         self.skipped = 0
         self.reference: Context | None = None
         self.average: ParameterSnapshot | None = None
         self.old: ParameterSnapshot | None = None
+        self.ema: WeightAverage | None = None
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradient of `loss`."""
@@ -77,7 +102,7 @@ class Part:
         """
         rate = self.learning_rate(training_step)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group[RATE_SCALE]
         # first of all: the norm and the clip are those of the true gradients
         self.scaler.unscale_(self.optimizer)
         parameters = list(self.parameters.values())
@@ -88,6 +113,8 @@ class Part:
         nn.utils.clip_grads_with_norm_(parameters, self.settings.max_grad_norm or math.inf, total)
         self.scaler.step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.follow(training_step)
         figures = {"grad_norm": norm, "learning_rate": rate}
         if self.scaler.is_enabled():
             figures |= self._adapt_scale(training_step)
@@ -109,14 +136,15 @@ class Part:
 
     def learning_rate(self, training_step: int) -> float:
         """The rate of `training_step` (from 0): w warmup steps of k / (w + 1) of it, k = 1 .. w, then all of it; from
-        there constant, linear or cosine down to `min_lr_ratio`, which the last step of the run has."""
-        settings = self.settings
-        if training_step < settings.warmup_steps:
-            return settings.learning_rate * (training_step + 1) / (settings.warmup_steps + 1)
+        there constant, linear or cosine down to `min_lr_ratio`, which the last step of the run has. All counted from
+        `first_step`."""
+        settings, own = self.settings, training_step - self.first_step
+        if own < settings.warmup_steps:
+            return settings.learning_rate * (own + 1) / (settings.warmup_steps + 1)
         if settings.scheduler == "constant":
             return settings.learning_rate
-        span = max(1, self.total_steps - 1 - settings.warmup_steps)
-        progress = min(1.0, (training_step - settings.warmup_steps) / span)
+        span = max(1, self.total_steps - self.first_step - 1 - settings.warmup_steps)
+        progress = min(1.0, (own - settings.warmup_steps) / span)
         factor = 1 - progress if settings.scheduler == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
         return settings.learning_rate * (settings.min_lr_ratio + (1 - settings.min_lr_ratio) * factor)
 
@@ -183,5 +211,17 @@ class Part:
 
     def _snapshots(self) -> list[tuple[str, ParameterSnapshot]]:
         """The slow copies that training moves, by name."""
-        named = [("old", self.old), ("average", self.average)]
+        ema = None if self.ema is None else self.ema.snapshot
+        named = [("old", self.old), ("average", self.average), ("ema", ema)]
         return [(kind, snapshot) for kind, snapshot in named if snapshot is not None]
+
+
+@contextmanager
+def as_shown(parts: Mapping[str, Part]) -> Iterator[None]:
+    """Inside, every part has the weights that samples, scores and pipelines show: its average, where one is kept; no
+    gradients then."""
+    with ExitStack() as stack:
+        for part in parts.values():
+            if part.ema is not None:
+                stack.enter_context(part.ema.snapshot.applied())
+        yield

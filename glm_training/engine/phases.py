@@ -24,6 +24,7 @@ Phase = Literal[
     "encoding",
     "preference step",
     "distillation step",
+    "VGT step",
     "evaluation",
     "saving",
 ]
@@ -42,6 +43,7 @@ REMEDIES: dict[Phase, tuple[str, ...]] = {
     "encoding": SIZE,
     "preference step": ("dpo.vae_batch_size", "training.batch_size", *UPDATE[1:], *SIZE),
     "distillation step": ("training.batch_size", *UPDATE[1:], "dmdr.guidance_rank", *SIZE),
+    "VGT step": ("training.batch_size", "training.gradient_checkpointing", "training.optimizer", *SIZE),
     "evaluation": ("rollout.micro_batch_size", "evaluation.samples_per_prompt", "evaluation.guidance_scale", *SIZE),
     "saving": ("checkpoint.save_lora_only",),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
@@ -31,10 +32,11 @@ def commit_run(
     *,
     parts: Iterable[str],
     exports: Mapping[str, Fill],
+    shown: Callable[[], AbstractContextManager[None]],
     digests: dict[str, str],
 ) -> Path:
     """Commits a checkpoint of `state` after `step` steps, on the main process: with the pipeline, the adapters and the
-    further `exports`. `parts` are the names of what is trained. Gives its folder.
+    further `exports`, as the model is while it is `shown`. `parts` are the names of what is trained. Gives its folder.
 
     Raises NonFiniteError, before anything is written, for trained weights or optimizers that are not finite; SaveError
     and DiskFullError where the disk does not take it. What fails once it is committed is told.
@@ -48,6 +50,7 @@ def commit_run(
         extra["pipeline"] = lambda folder: family.save_pretrained(folder, merge_lora=bool(adapted))
     for name in adapted:
         extra[f"lora_{name}"] = partial(family.save_lora, name)
+    extra = {name: partial(_fill_as_shown, fill, shown) for name, fill in extra.items()}
     path = save_checkpoint(
         config.checkpoint_dir(),
         step,
@@ -61,8 +64,15 @@ def commit_run(
         for name in adapted:
             with beside_training("copying adapters to checkpoint.lora_dir", f"they are in {path}; the run goes on"):
                 folder = config.lora_dir() / checkpoint_name(step) / name
-                _fill_whole(folder, config.lora_dir() / f".partial-{name}", partial(family.save_lora, name))
+                with shown():
+                    _fill_whole(folder, config.lora_dir() / f".partial-{name}", partial(family.save_lora, name))
     return path
+
+
+def _fill_as_shown(fill: Fill, shown: Callable[[], AbstractContextManager[None]], folder: Path) -> None:
+    # around this folder alone: the states of the checkpoint are those of the training
+    with shown():
+        fill(folder)
 
 
 def _require_finite(step: int, state: Mapping[str, StateTree], parts: Iterable[str]) -> None:

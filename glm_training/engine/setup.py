@@ -25,7 +25,7 @@ from glm_training.data.mixed_sampler import MixedSampler
 from glm_training.data.preference.dataset import PreferenceDataset
 from glm_training.engine.errors import SettingsError
 from glm_training.engine.families import evaluation_sampling, prompt_reader
-from glm_training.engine.parts import Part
+from glm_training.engine.parts import Part, WeightAverage
 from glm_training.engine.reward_setup import differentiable_options, reward_options
 from glm_training.evaluation.held_out import EvaluationSettings
 from glm_training.models.family import Family
@@ -72,13 +72,23 @@ def build_parts(config: Config, family: Family, world: World, total_steps: int) 
             total_steps=total_steps,
             find_unused_parameters=config.distributed.find_unused_parameters,
             loss_scaling=config.training.mixed_precision == "fp16",
+            rate_scales=family.rate_scales(name),
         )
+        part.ema = weight_average(config, part)
         if config.uses_reward() and config.policy_for(name).kl_coef > 0:
             keep_reference(part, family.module(name), config.reward.grpo.reference)
         if config.uses_reward() and name == "dit" and config.reward.grpo.dit.method == "nft":
             part.old = ParameterSnapshot(part.parameters)
         parts[name] = part
     return parts
+
+
+def weight_average(config: Config, part: Part) -> WeightAverage | None:
+    """The slow average of the weights that `training.ema` asks for."""
+    ema = config.training.ema
+    if ema.decay is None:
+        return None
+    return WeightAverage(ParameterSnapshot(part.parameters, torch.float32), ema.decay, ema.start_step)
 
 
 def keep_reference(part: Part, module: nn.Module, kind: str) -> None:
@@ -127,22 +137,25 @@ def unread(config: Config) -> str:
 
 def evaluated(config: Config, noun: str) -> str:
     """What a thing that an evaluation is on is called: "held-out prompt", or "training prompt" where no evaluation set
-    was named and the first of the training data stand in; `noun` is prompt, target or pair."""
+    was named and the first of the training data stand in; `noun` is prompt, target, pair or image."""
     evaluation = config.evaluation
     prompts = (evaluation.eval_prompts_file, evaluation.eval_images)
     sets = {"pair": (evaluation.eval_pairs,), "prompt": (*prompts, evaluation.eval_pairs)}
     return f"{'training' if not any(sets.get(noun, prompts)) else 'held-out'} {noun}"
 
 
-def build_evaluation_dataset(config: Config, training: ImageDataset) -> ImageDataset:
+def build_evaluation_dataset(config: Config, training: ImageDataset | CaptionedImages) -> ImageDataset:
     """The held-out prompts, or the first training prompts when there are none.
 
     To be scored they need targets where a metric compares with them, and for a reward of the user's own, which may,
     where the training data has them. DataError lists every problem.
     """
     evaluation, data = config.evaluation, config.data
-    may_compare = config.target_reason() is not None or (config.has_own_reward() and training.has_targets)
+    may_compare = config.target_reason() is not None or (
+        config.has_own_reward() and isinstance(training, ImageDataset) and training.has_targets
+    )
     if evaluation.eval_prompts_file is None:
+        assert isinstance(training, ImageDataset)  # of captioned pictures the first are HeldOutImages
         return _dataset(config, training.examples[: evaluation.num_eval_samples], augmentation=False)
     report = scan_dataset(
         config.training.mode,

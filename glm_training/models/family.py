@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +21,15 @@ from glm_training.utils.tensor_file import share_files
 
 @dataclass(frozen=True)
 class Sampling:
-    """How images are drawn; a family without an AR half has no use for the first three."""
+    """How images are drawn; a family without an AR half has no use for the first three. `parallel`: latents that VGT's
+    generator writes at once."""
 
     temperature: float
     top_p: float
     do_sample: bool
     num_inference_steps: int
     guidance_scale: float
+    parallel: int = 1
 
 
 FEW_STEPS_FILE = "few_steps.json"
@@ -67,7 +69,7 @@ class Family(ABC):
     Nothing is trainable until `set_trainable`. `few_steps`: how a distilled model is drawn from; None for another.
     """
 
-    components: ClassVar[tuple[str, ...]]
+    components: tuple[str, ...]
     few_steps: FewSteps | None = None
 
     # -- what a family says --------------------------------------------------------------------------------------------
@@ -179,6 +181,10 @@ class Family(ABC):
     def lora_targets(self, component: str) -> tuple[str, ...]:
         """Layer names that `lora.add_lora` takes for this component by default."""
         return self.component(component).lora_targets
+
+    def rate_scales(self, component: str) -> dict[str, float]:
+        """Parameters of a component whose learning rate is a share of the others', by name as in `trainable`."""
+        return {}
 
     def sharding_units(self, component: str) -> list[nn.Module]:
         """The repeated blocks of a component, in order: what FSDP shards one by one."""

@@ -15,18 +15,21 @@ from glm_training.models.loading import ModelLoadError
 from glm_training.utils.writable import expanded
 
 PIPELINE, INDEX = "pipeline", "model_index.json"
+POINTER = "latest"
+"""File among a run's checkpoints that names one."""
 ADAPTER_FILES = ("adapter_config.json", "pytorch_lora_weights.safetensors")
 _WEIGHTS = ("*.safetensors", "*.bin")
 
 
 def pipeline_in(name: str | Path, key: str = "model.name") -> str:
     """The pipeline folder that `name` means: itself, or the one in a checkpoint. What is no local folder, or has
-    nothing to do with a run, stays as it is for its loader to judge.
+    nothing to do with a run, stays as it is for its loader to judge. A command that draws (`key` --model) may name
+    `checkpoints/latest`, the newest.
 
     Raises ModelLoadError, naming the folder to give under `key`, for the folder of a run, of adapters alone, or of a
     part of a pipeline.
     """
-    folder = expanded(name)
+    folder = _newest_pointed_at(expanded(name)) if key == "--model" else expanded(name)
     if str(name) in ("tiny", "tiny-random") or not folder.is_dir():
         return str(name)
     if (folder / INDEX).is_file():
@@ -48,6 +51,14 @@ def pipeline_in(name: str | Path, key: str = "model.name") -> str:
             f"glm-train sample puts them on it with {listed}"
         )
     return str(name)
+
+
+def _newest_pointed_at(path: Path) -> Path:
+    """`path` with the pointer file `latest` on its way, if there is one, followed."""
+    for pointer in (path, *path.parents):
+        if pointer.name == POINTER and pointer.is_file():
+            return pointer.parent / pointer.read_text(errors="replace").strip() / path.relative_to(pointer)
+    return path
 
 
 def adapter_in(folder: str | Path, part: str) -> Path:
@@ -79,7 +90,7 @@ def _newest(folder: Path, fits: Callable[[Path], object]) -> Path | None:
     """The last made of the checkpoints in or below the folder of a run that `fits`."""
     for place in _places(folder):
         steps = sorted(path for path in place.glob("step-*") if path.is_dir() and fits(path))
-        pointer = place / "latest"
+        pointer = place / POINTER
         pointed = place / pointer.read_text(errors="replace").strip() if pointer.is_file() else None
         if steps:
             return pointed if pointed in steps else steps[-1]

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +25,7 @@ from glm_training.engine.errors import TrainingError
 from glm_training.engine.evaluations import Evaluations
 from glm_training.engine.families import build_family
 from glm_training.engine.figures import Interval, Mean
-from glm_training.engine.parts import Part
+from glm_training.engine.parts import Part, as_shown
 from glm_training.engine.phases import Phase, guarded
 from glm_training.engine.preparation import Prepared
 from glm_training.engine.resuming import moved_schedules
@@ -279,7 +280,7 @@ class BaseTrainer(ABC):
 
     def _evaluate(self) -> None:
         self.in_flight.begin()
-        with self._stopping_together(), self.phase("evaluation"), self.autocast():
+        with self._stopping_together(), self.phase("evaluation"), self.autocast(), as_shown(self.parts):
             judged = self.judge() if self.evaluations.judging_due(self.step) else {}
             found = self.evaluations.run(self.step, judged, self.logger, self.signals.check, self.signals.requested)
             before = self.evaluations.before
@@ -375,6 +376,7 @@ class BaseTrainer(ABC):
                         self.state(),
                         parts=self.parts,
                         exports=self.exports(),
+                        shown=partial(as_shown, self.parts),
                         digests=self.digests,
                     )
                 self.after_save(path)

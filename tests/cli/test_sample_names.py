@@ -27,7 +27,7 @@ def drawn(tmp_path, monkeypatch, *, few_steps=None, **options):
     monkeypatch.setattr(command, "load_model", lambda arguments, kind: family)
     given = {
         "prompt": ["a cat", "a dog"], "source": [], "model": "tiny-random", "family": None, "lora": [], "samples": 1,
-        "out": str(tmp_path / "out"), "height": None, "width": None, "steps": None, "guidance": None,
+        "out": str(tmp_path / "out"), "height": None, "width": None, "steps": None, "guidance": None, "parallel": None,
         "temperature": 0.8, "top_p": 0.6, "seed": 5, "dtype": None,
     }  # fmt: skip
     assert command.sample(argparse.Namespace(**(given | options))) == 0

@@ -12,7 +12,7 @@ from torch import nn
 
 from glm_training.config.sections.resolved import ResolvedOptimizer
 from glm_training.engine.errors import NonFiniteError, TrainingError
-from glm_training.engine.parts import MAX_SKIPPED, Part
+from glm_training.engine.parts import MAX_SKIPPED, Part, WeightAverage, as_shown
 from glm_training.models.snapshot import ParameterSnapshot
 from glm_training.utils.distributed import World
 
@@ -39,7 +39,15 @@ class Toy(nn.Module):
         self.second = nn.Parameter(torch.tensor([[-3.0]], dtype=torch.float64))
 
 
-def part_of(settings: ResolvedOptimizer = SGD, *, total_steps: int = 10, loss_scaling: bool = False, **changed) -> Part:
+def part_of(
+    settings: ResolvedOptimizer = SGD,
+    *,
+    total_steps: int = 10,
+    loss_scaling: bool = False,
+    rate_scales: dict[str, float] | None = None,
+    first_step: int = 0,
+    **changed,
+) -> Part:
     toy = Toy()
     return Part(
         "ar",
@@ -49,6 +57,8 @@ def part_of(settings: ResolvedOptimizer = SGD, *, total_steps: int = 10, loss_sc
         World(),
         total_steps=total_steps,
         loss_scaling=loss_scaling,
+        rate_scales=rate_scales,
+        first_step=first_step,
     )
 
 
@@ -252,3 +262,70 @@ def test_what_a_part_cannot_go_on_from_is_told():
         part.load_state(saved)
     with pytest.raises(TrainingError, match="2 names differ"):
         part.load_state({"ar_weights": {"first": torch.zeros(1, 2), "third": torch.zeros(1)}})
+
+
+# -- the slow average, and rates of their own --------------------------------------------------------------------------
+
+
+def test_the_average_sets_out_from_the_weights_and_moves_by_its_share() -> None:
+    """SGD with rate .1 and gradient 1 takes .1 off `second` at each step: -3, -3.1, -3.2, -3.3."""
+    part = part_of()
+    part.ema = WeightAverage(ParameterSnapshot(part.parameters, torch.float64), decay=0.75, start=1)
+    found = []
+    for step in range(3):
+        part.parameters["second"].grad = torch.ones(1, 1, dtype=torch.float64)
+        part.step(step)
+        found.append(part.ema.snapshot.state_dict()["second"].item())
+    # the weights themselves before its start, then .75 of itself and .25 of the weights
+    assert found == pytest.approx([-3.1, 0.75 * -3.1 + 0.25 * -3.2, 0.75 * -3.125 + 0.25 * -3.3], abs=1e-12)
+    with as_shown({"ar": part}):
+        assert part.parameters["second"].item() == pytest.approx(found[-1], abs=1e-12)
+    assert part.parameters["second"].item() == pytest.approx(-3.3, abs=1e-12)
+
+
+def test_a_step_that_fails_leaves_the_average_where_it_is() -> None:
+    part = part_of()
+    part.ema = WeightAverage(ParameterSnapshot(part.parameters, torch.float64), decay=0.5, start=0)
+    part.parameters["second"].grad = torch.full((1, 1), math.nan, dtype=torch.float64)
+    with pytest.raises(NonFiniteError):
+        part.step(0)
+    assert part.ema.snapshot.state_dict()["second"].item() == -3.0
+
+
+def test_the_average_of_bf16_weights_moves_by_less_than_bf16_can_tell() -> None:
+    """A share of 2e-4 of a gap of 1 is far below the 2^-8 of a bf16 weight of 1: kept in bf16 it would never move."""
+    weight = nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
+    average = WeightAverage(ParameterSnapshot({"w": weight}, torch.float32), decay=0.9998, start=0)
+    with torch.no_grad():
+        weight.fill_(2.0)
+    for step in range(2000):
+        average.follow(step)
+    moved = average.snapshot.state_dict()["w"] - 1
+    torch.testing.assert_close(moved, torch.full((4,), 1 - 0.9998**2000), rtol=0, atol=2000 * 2**-24 * 2)
+
+
+def test_a_checkpoint_brings_the_average_back() -> None:
+    part, other = part_of(), part_of()
+    for one in (part, other):
+        one.ema = WeightAverage(ParameterSnapshot(one.parameters, torch.float64), decay=0.5, start=0)
+    part.parameters["second"].grad = torch.ones(1, 1, dtype=torch.float64)
+    part.step(0)
+    state = part.state(with_optimizer=True)
+    assert state["ar_ema"]["second"].item() == pytest.approx(-3.05, abs=1e-12)
+    other.load_state(state)
+    assert other.ema.snapshot.state_dict()["second"].item() == state["ar_ema"]["second"].item()
+
+
+def test_a_parameter_learns_at_its_share_of_the_rate() -> None:
+    part = part_of(rate_scales={"first": 0.25})
+    for parameter in part.parameters.values():
+        parameter.grad = torch.ones_like(parameter)
+    assert part.step(0)["learning_rate"] == 0.1
+    torch.testing.assert_close(part.parameters["first"].detach(), torch.tensor([[0.975, 1.975]]).double())
+    assert part.parameters["second"].item() == pytest.approx(-3.1, abs=1e-12)
+
+
+def test_a_part_that_starts_late_counts_its_schedule_from_there() -> None:
+    """Warmup of 1 step from step 4 on, then linear to 0 at the last of 10 steps: shares 1/2, 1, 3/4, ..., 0."""
+    part = part_of(scheduler="linear", warmup_steps=1, first_step=4)
+    assert [part.learning_rate(step) for step in (4, 5, 6, 9)] == pytest.approx([0.05, 0.1, 0.075, 0.0], abs=1e-12)

@@ -17,11 +17,11 @@ def captioned_issues(config: Config) -> Iterator[Issue]:
     if data.images is None:
         yield from _without_images(config)
         return
-    if config.training.method != "vgt":
+    if config.model.family != "vgt":
         yield Issue(
-            ("data.images", "training.method"),
-            f"`{config.training.method}` does not read sets of pictures.",
-            "They are for `training.method: vgt`; give `data.prompts_file` or `data.metadata_file`.",
+            ("data.images", "model.family"),
+            f"the trainings of `{config.model.family}` do not read sets of pictures.",
+            "They are for `model.family: vgt`; give `data.prompts_file` or `data.metadata_file`.",
         )
     others = {
         "prompts_file": data.prompts_file,

@@ -6,17 +6,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from glm_training.config.checks.vgt import vgt_issues
 from glm_training.config.errors import Issue
 
 if TYPE_CHECKING:
     from glm_training.config.schema import Config
 
 SCORERS = ("clip_h", "hps_v2")
+COMPONENTS = {
+    "glm_image": ("ar", "dit", "both"),
+    "sdxl": ("unet",),
+    "vgt": ("autoencoder", "generator"),
+}
+"""What can be trained of each family."""
 
 
 def family_issues(config: Config) -> list[Issue]:
     """Everything about `model.family` and `training.method` that does not go together."""
-    issues = [*_component(config)]
+    issues = [*_component(config), *vgt_issues(config)]
+    if config.model.family == "vgt":
+        return [*issues, *_held_out_scores(config)]
     if config.training.method != "finetune":
         issues += [*_mode(config), *_held_out_scores(config)]
     if config.training.method == "dpo":
@@ -28,8 +37,9 @@ def family_issues(config: Config) -> list[Issue]:
 
 def _component(config: Config) -> Iterator[Issue]:
     model, method = config.model, config.training.method
-    if (model.component == "unet") != (model.family == "sdxl"):
-        wanted = "`unet`" if model.family == "sdxl" else "`ar`, `dit` or `both`"
+    if model.component not in COMPONENTS[model.family]:
+        *others, last = (f"`{name}`" for name in COMPONENTS[model.family])
+        wanted = f"{', '.join(others)} or {last}" if others else last
         yield Issue(
             ("model.component", "model.family"),
             f"`{model.family}` has no part `{model.component}` to train.",
@@ -46,10 +56,14 @@ def _component(config: Config) -> Iterator[Issue]:
         "dit_learning_rate": config.training.dit_learning_rate,
     }
     for key, rate in rates.items():
-        if model.family == "sdxl" and rate is not None:
-            yield Issue((f"training.{key}", "model.family"), "SDXL has no such half.", "Set `training.learning_rate`.")
-    if model.family == "glm_image" and model.taesd is not None:
-        yield Issue(("model.taesd", "model.family"), "GLM-Image has no such decoder.", "Remove it.")
+        if model.family != "glm_image" and rate is not None:
+            yield Issue(
+                (f"training.{key}", "model.family"),
+                f"`{model.family}` has no such half.",
+                "Set `training.learning_rate`.",
+            )
+    if model.family != "sdxl" and model.taesd is not None:
+        yield Issue(("model.taesd", "model.family"), f"`{model.family}` has no such decoder.", "Remove it.")
     if method != "dpo" and config.data.pairs is not None:
         yield Issue(("data.pairs", "training.method"), "pairs are for `dpo`.", "Set `training.method: dpo`.")
     if method != "dpo" and config.evaluation.eval_pairs is not None:

@@ -9,8 +9,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from glm_training.utils.writable import is_too_long
 
-Part = Literal["ar", "dit", "unet"]
-"""A trainable part: GLM-Image's autoregressive generator and its diffusion decoder, or SDXL's UNet."""
+Part = Literal["ar", "dit", "unet", "autoencoder", "generator"]
+"""A trainable part: GLM-Image's autoregressive generator and its diffusion decoder, SDXL's UNet, VGT's two models."""
 
 
 class Section(BaseModel):

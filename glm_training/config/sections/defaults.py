@@ -19,10 +19,16 @@ I2I_EPOCHS, I2I_WARMUP = 10, 500
 T2I_WEIGHTS = {"lpips": 0.4, "aesthetic": 0.3, "text_accuracy": 0.3}
 I2I_WEIGHTS = {"lpips": 0.35, "aesthetic": 0.25, "text_accuracy": 0.25, "structure": 0.15}
 SDXL_NAME = "stabilityai/stable-diffusion-xl-base-1.0"
+VGT_NAME = "OpenGVLab/InternVL3-1B-hf"
 DIT_KL = {"flow_grpo": 0.004, "nft": 1e-4, "awm": 3e-3}
 """The published coefficients, each in the unit that its method's KL has here (docs/recipes.md)."""
 DEFAULT_SIZE = 1024
-OWN_SIZES = {"glm_image": {"tiny": 128, "tiny-random": 128}, "sdxl": {"tiny-random": 64}}
+VGT_SIZE = 448
+OWN_SIZES = {
+    "glm_image": {"tiny": 128, "tiny-random": 128},
+    "sdxl": {"tiny-random": 64},
+    "vgt": {"tiny": 64, "tiny-random": 32},
+}
 GROUP_DEFAULT = {"ar": (4, 1), "dit": (1, 4), "both": (2, 2)}
 
 
@@ -44,7 +50,8 @@ def with_dependent_defaults(raw: Any, schema: type[BaseModel]) -> Any:
             reward["weights"] = own or default_weights("i2i" if i2i else "t2i")
     _fill_size(tree)
     _fill_kl(reward)
-    _fill_data(tree["data"], "i2i" if i2i else "t2i", _get(tree["training"], "method") == "dpo")
+    if _get(tree["training"], "method") != "dpo" and _get(tree["model"], "family") != "vgt":
+        _fill_data(tree["data"], "i2i" if i2i else "t2i")
     _fill_rollout(tree)
     return tree
 
@@ -66,6 +73,11 @@ def own_size(family: str, name: str) -> int | None:
     folder = expanded(name)
     try:
         folder = folder if (folder / "model_index.json").is_file() else folder / "pipeline"
+        if family == "vgt":
+            if not folder.is_dir():
+                return VGT_SIZE
+            size = json.loads((folder / "autoencoder" / "config.json").read_text(encoding="utf-8"))["image_size"]
+            return _usable(size)
         vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
         if family == "sdxl":
             latents = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))["sample_size"]
@@ -74,6 +86,10 @@ def own_size(family: str, name: str) -> int | None:
             size = min(vae["sample_size"], DEFAULT_SIZE)
     except (OSError, ValueError, KeyError, TypeError):
         return None  # loading says what is wrong with the files
+    return _usable(size)
+
+
+def _usable(size: Any) -> int | None:
     return size if isinstance(size, int) and size >= 32 and size % 32 == 0 else None
 
 
@@ -115,14 +131,19 @@ def _part_weights(reward: Tree) -> Tree:
 
 
 def _fill_method(tree: Tree) -> None:
-    """SDXL has its UNet to train. Preferences and distillation score nothing unless a reward is asked for; distillation
-    draws in evaluations as it trains the generator to draw."""
+    """SDXL has its UNet to train, VGT its generator. Preferences, distillation and VGT score nothing unless a reward is
+    asked for; distillation draws in evaluations as it trains the generator to draw."""
     model, method = tree["model"], _get(tree["training"], "method")
-    sdxl = _get(model, "family") == "sdxl"
+    family = _get(model, "family")
+    sdxl = family == "sdxl"
     if sdxl:
         _fill(model, "component", "unet")
         _fill(model, "name", SDXL_NAME)
-    if method in ("dpo", "dmdr"):
+    if family == "vgt":
+        _fill(model, "component", "generator")
+        _fill(model, "name", VGT_NAME)
+        _fill(tree["training"], "use_reward", False)
+    if method in ("dpo", "dmdr") or family == "vgt":
         _fill(tree["reward"], "enabled", False)
     if method == "dmdr":
         if not sdxl:
@@ -142,8 +163,8 @@ def _fill_kl(reward: Any) -> None:
         _fill(dit, "kl_coef", DIT_KL[method])
 
 
-def _fill_data(data: Any, mode: str, pairs: bool) -> None:
-    if pairs or not isinstance(data, dict) or any(data.get(key) is not None for key in ("metadata_file", "images")):
+def _fill_data(data: Any, mode: str) -> None:
+    if not isinstance(data, dict) or any(data.get(key) is not None for key in ("metadata_file", "images")):
         return
     for key, default in (("prompts_file", "prompts.txt"), ("source_images_dir", "source_images")):
         if data.get(key) is None and (key == "prompts_file" or mode == "i2i"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from glm_training.config.sections.training import OptimizerName, SchedulerName
+from glm_training.config.sections.optimization import OptimizerName, SchedulerName
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class ResolvedSampling:
     do_sample: bool
     num_inference_steps: int
     guidance_scale: float
+    parallel: int = 1
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What is trained, and how: model, training, rollout, lora, optimizer."""
+"""What is trained, and how: model, training, rollout."""
 
 from __future__ import annotations
 
@@ -7,13 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from glm_training.config.sections.base import PlaceName, Section, no_as_text
-
-AR_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"]
-UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
-DIT_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]
-
-OptimizerName = Literal["adamw", "adamw_8bit", "sgd"]
-SchedulerName = Literal["constant", "linear", "cosine"]
+from glm_training.config.sections.optimization import EMAConfig, OptimizerName, SchedulerName
 
 # What is divided by, or into noise, has a lower bound that fp32 can still tell from 0.
 
@@ -42,21 +36,37 @@ class ModelUNetConfig(Section):
     guidance_scale: float = Field(default=5.0, ge=1, le=1000, description="Classifier-free guidance; 1 = off.")
 
 
+class ModelGeneratorConfig(Section):
+    """How VGT's generator draws."""
+
+    num_inference_steps: int = Field(default=30, ge=1, le=1000, description="Denoising steps per latent.")
+    guidance_scale: float = Field(
+        default=4.5, ge=1, le=1000, description="Classifier-free guidance of the first latents, fading to 1; 1 = off."
+    )
+    parallel: int = Field(
+        default=1, ge=1, le=4096, description="Latents written at once; above 1 it is faster and less exact."
+    )
+
+
 class ModelConfig(Section):
     """Which model, and which part of it is trained."""
 
-    family: Literal["glm_image", "sdxl"] = Field(default="glm_image", description="What kind of model it is.")
+    family: Literal["glm_image", "sdxl", "vgt"] = Field(default="glm_image", description="What kind of model it is.")
 
     name: PlaceName = Field(
         default="zai-org/GLM-Image",
         min_length=1,
-        description="Hub id, local folder, `tiny` (a small GLM-Image in the package) or `tiny-random` (untrained).",
-        json_schema_extra={"default_text": "`zai-org/GLM-Image` (sdxl: `stabilityai/stable-diffusion-xl-base-1.0`)"},
+        description="Hub id, local folder, `tiny` (a small GLM-Image in the package; vgt: one that two CPU cores train "
+        "from nothing) or `tiny-random` (untrained).",
+        json_schema_extra={
+            "default_text": "`zai-org/GLM-Image` (sdxl: `stabilityai/stable-diffusion-xl-base-1.0`, vgt: "
+            "`OpenGVLab/InternVL3-1B-hf`)"
+        },
     )
-    component: Literal["ar", "dit", "both", "unet"] = Field(
+    component: Literal["ar", "dit", "both", "unet", "autoencoder", "generator"] = Field(
         default="both",
-        description="What is trained: a half of GLM-Image or both; of SDXL the UNet.",
-        json_schema_extra={"default_text": "`both` (sdxl: `unet`)"},
+        description="What is trained: a half of GLM-Image or both; of SDXL the UNet; of VGT one of its two models.",
+        json_schema_extra={"default_text": "`both` (sdxl: `unet`, vgt: `generator`)"},
     )
     torch_dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="bfloat16", description="Type in which the weights are loaded."
@@ -75,6 +85,7 @@ class ModelConfig(Section):
     ar: ModelARConfig = ModelARConfig()
     dit: ModelDiTConfig = ModelDiTConfig()
     unet: ModelUNetConfig = ModelUNetConfig()
+    generator: ModelGeneratorConfig = ModelGeneratorConfig()
     taesd: PlaceName | None = Field(
         default=None,
         min_length=1,
@@ -141,6 +152,7 @@ class TrainingConfig(Section):
         description="Steps in which the learning rate rises from 0.",
         json_schema_extra={"default_text": "50 (i2i: 500)"},
     )
+    ema: EMAConfig = EMAConfig()
     gradient_checkpointing: bool = Field(
         default=True, description="Recompute activations in the backward pass to save memory."
     )
@@ -247,66 +259,3 @@ class RolloutConfig(Section):
     vae_batch_size: int | None = Field(
         default=None, ge=1, le=65536, description="Images per VAE pass; null = all at once."
     )
-
-
-class LoraPartConfig(Section):
-    """LoRA of one half; null = what the `lora` section says."""
-
-    enabled: bool | None = Field(default=None, description="Whether this half trains adapters; null = `lora.enabled`.")
-    rank: int | None = Field(default=None, ge=1, le=8192, description="Null = `lora.rank`.")
-    alpha: float | None = Field(default=None, ge=1e-6, le=1_000_000, description="Null = `lora.alpha`.")
-    dropout: float | None = Field(default=None, ge=0, lt=1, description="Null = `lora.dropout`.")
-
-
-class LoraConfig(Section):
-    """Train low-rank adapters in place of the full weights."""
-
-    enabled: bool = Field(default=False, description="Adapters for every trained half; false = full finetuning.")
-    rank: int = Field(default=32, ge=1, le=8192, description="Rank of the update.")
-    alpha: float = Field(default=64.0, ge=1e-6, le=1_000_000, description="The update is scaled by alpha / rank.")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout at the adapters' input.")
-    ar_targets: list[str] = Field(
-        default=AR_TARGETS, min_length=1, description="Modules of the AR half, by name ending."
-    )
-    dit_targets: list[str] = Field(
-        default=DIT_TARGETS, min_length=1, description="Modules of the DiT half, by name ending."
-    )
-    unet_targets: list[str] = Field(default=UNET_TARGETS, min_length=1, description="Modules of the UNet, likewise.")
-    ar: LoraPartConfig = LoraPartConfig()
-    dit: LoraPartConfig = LoraPartConfig()
-    unet: LoraPartConfig = LoraPartConfig()
-
-
-class OptimizerPartConfig(Section):
-    """Optimizer of one half; null = the value of the `training` section."""
-
-    learning_rate: float | None = Field(
-        default=None, gt=0, le=100, description="Null = the one of this half in `training`."
-    )
-    name: OptimizerName | None = Field(default=None, description="Null = `training.optimizer`.")
-    beta1: float | None = Field(default=None, ge=0, lt=1, description="Null = `training.adam_beta1`.")
-    beta2: float | None = Field(default=None, ge=0, lt=1, description="Null = `training.adam_beta2`.")
-    epsilon: float | None = Field(default=None, ge=1e-30, le=1_000_000, description="Null = `training.adam_epsilon`.")
-    weight_decay: float | None = Field(default=None, ge=0, le=1_000_000, description="Null = `training.weight_decay`.")
-    max_grad_norm: float | None = Field(
-        default=None, ge=0, le=1_000_000, description="0 = no limit; null = `training.max_grad_norm`."
-    )
-    scheduler: SchedulerName | None = Field(default=None, description="Null = `training.lr_scheduler`.")
-    warmup_steps: int | None = Field(
-        default=None, ge=0, le=1_000_000_000, description="Null = `training.warmup_steps`."
-    )
-    min_lr_ratio: float | None = Field(
-        default=None, ge=0, le=1, description="The last step has this share of the learning rate; null = 0."
-    )
-
-
-class OptimizerConfig(Section):
-    """Where one half is to differ from what `training` says of both, and what decays."""
-
-    decay_norms_and_biases: bool = Field(
-        default=False,
-        description="Let weight decay act on biases and on the scales of norms too; false = on matrices alone.",
-    )
-    ar: OptimizerPartConfig = OptimizerPartConfig()
-    dit: OptimizerPartConfig = OptimizerPartConfig()
-    unet: OptimizerPartConfig = OptimizerPartConfig()

@@ -21,13 +21,17 @@ class HeldOutImages(ImageDataset):
 
     ``examples``: prompts by position, empty ones from sets without captions; their files are not named there, since a
     picture may lie in a tar. Digests are of captions and pictures, wherever they lie. A sample that cannot be used is
-    passed over, as far as ``pictures`` allows. Raises DataError.
+    passed over, as far as ``pictures`` allows. ``as_sources``: they are what is drawn again, not what is to be
+    drawn, and stand in a batch as sources. Raises DataError.
     """
 
     has_sources: ClassVar[bool] = False
 
-    def __init__(self, pictures: CaptionedImages, count: int, *, num_workers: int = 0) -> None:
+    def __init__(
+        self, pictures: CaptionedImages, count: int, *, num_workers: int = 0, as_sources: bool = False
+    ) -> None:
         self._pictures = pictures
+        self._as_sources = as_sources
         self._rows: list[int] = []
         self._digests: dict[str, str] = {}
         examples: list[Example] = []
@@ -53,12 +57,13 @@ class HeldOutImages(ImageDataset):
 
     @property
     def has_targets(self) -> bool:
-        return True
+        return not self._as_sources
 
     def batch(self, indices: Sequence[int], *, epoch: int | Sequence[int] = 0) -> Batch:
-        """Prompts and targets at `indices`, the same in every epoch."""
+        """Prompts and pictures at `indices`, the same in every epoch."""
         self._select(indices)
-        return replace(self._pictures.batch([self._rows[index] for index in indices]), indices=list(indices))
+        batch = replace(self._pictures.batch([self._rows[index] for index in indices]), indices=list(indices))
+        return replace(batch, targets=None, sources=batch.targets) if self._as_sources else batch
 
     def prefetch(self, indices: Sequence[int], *, epoch: int | Sequence[int] = 0) -> None:
         """Start reading what a coming :meth:`batch` needs."""

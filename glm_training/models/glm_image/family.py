@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from diffusers.pipelines.glm_image.pipeline_glm_image import GlmImagePipeline
@@ -58,7 +58,7 @@ class DiTDenoiser(Denoiser):
 class GLMImage(Family):
     """A whole GLM-Image. `ar` and `dit` hold the stock modules; nothing is trainable until `set_trainable`."""
 
-    components: ClassVar[tuple[str, ...]] = ("ar", "dit")
+    components: tuple[str, ...] = ("ar", "dit")
 
     def __init__(self, ar: ARComponent, dit: DiTComponent) -> None:
         self.ar = ar

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
@@ -37,7 +37,7 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 class SDXL(Family):
     """A whole SDXL. `unet` is the component that is trained; nothing is trainable until `set_trainable`."""
 
-    components: ClassVar[tuple[str, ...]] = ("unet",)
+    components: tuple[str, ...] = ("unet",)
 
     def __init__(self, unet: UNetComponent) -> None:
         self.unet = unet

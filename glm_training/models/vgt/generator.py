@@ -62,6 +62,7 @@ class GeneratorConfig:
         query_grid: side of the grids of queries and positions, of which smaller grids take the middle.
         head_width, head_depth: of the flow head.
         repa: the head that predicts a vision encoder's features, if any.
+        order: in which order it was trained to write, "random" or "raster".
 
     Raises ValueError for values that go with no model.
     """
@@ -74,6 +75,7 @@ class GeneratorConfig:
     head_width: int = 1536
     head_depth: int = 12
     repa: RepaConfig | None = None
+    order: str = "random"
 
     def __post_init__(self) -> None:
         kind = self.llm.get("model_type", "qwen2")
@@ -83,6 +85,8 @@ class GeneratorConfig:
         for name in ("latent_channels", "query_grid", "head_width", "head_depth"):
             if getattr(self, name) < 1:
                 problems.append(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.order not in ("random", "raster"):
+            problems.append(f"order must be random or raster, got {self.order!r}")
         if problems:
             raise ValueError("; ".join(problems))
         self.check_grid(self.grid)

@@ -12,6 +12,13 @@ from glm_training.models.vgt.generator import Generator, GeneratorConfig
 from glm_training.models.vgt.prompt_text import IMAGE_START, TURN_END, TURN_START
 
 _PAD = "<|endoftext|>"
+TINY_WORDS = (
+    "a an two three four red green blue yellow purple black circle square triangle circles squares triangles "
+    'left of right of above below sign that says "CAFE" "OPEN" "STOP" "EXIT" "TAXI" "BANK" "HOTEL" "SALE" "FISH" '
+    '"BOOK" "MILK" "ZOO" "PARK" "SHOP" "BUS" "GYM" "FARM" "JAZZ" "DUCK" "LION" "MOON" "PIZZA" "SOUP" "TEA"',
+) * 2
+"""The words of the small world of shapes and signs, for the tokenizer of `tiny`; twice, or no pair would be frequent
+enough to be merged."""
 
 
 def tiny_random_generator(*, seed: int = 0, **changes: Any) -> Generator:

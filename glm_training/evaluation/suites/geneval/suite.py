@@ -120,8 +120,7 @@ class GenEval:
 
     def judge(self, pictures: list[tuple[Picture, Image.Image]]) -> list[Record | Failure]:
         wanted = [self._of_index[picture.index] for picture, _ in pictures]
-        # of all prompts: what is recorded of a picture must not depend on those that are judged with it
-        found = self._detector.detect([image for _, image in pictures], classes_of(list(self._of_index.values())))
+        found = self._detector.detect([image for _, image in pictures], classes_of(wanted))
         return [
             objects if isinstance(objects, Failure) else self._record(picture, image, metadata, objects)
             for (picture, image), metadata, objects in zip(pictures, wanted, found, strict=True)

@@ -1,0 +1,165 @@
+"""Where VGT's models come from, and what is refused before their weights are read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from transformers import InternVLConfig, InternVLForConditionalGeneration, PreTrainedTokenizerFast
+
+from glm_training.models.loading import ModelLoadError
+from glm_training.models.vgt.autoencoder import Autoencoder
+from glm_training.models.vgt.family import VGT
+from glm_training.models.vgt.loading import Models, PromptReader, Source, check_source, load_models
+from glm_training.models.vgt.tiny_autoencoder import tiny_random_autoencoder
+from glm_training.models.vgt.tiny_generator import TINY_WORDS, tiny_random_generator, tiny_tokenizer
+from tests.models.vgt.test_published import TEXT, VISION, saved_dc_ae
+from tests.same import assert_identical
+
+AUTOENCODER, GENERATOR = Source("autoencoder"), Source("generator")
+
+
+def loaded(name: object, source: Source | None = None, **options) -> VGT:
+    return VGT.load(str(name), source=source, **options)
+
+
+def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return dict(module.state_dict())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "vgt"
+    VGT(Models(tiny_random_autoencoder(3), tiny_random_generator(seed=4))).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("alone") / "vgt"
+    VGT(Models(tiny_random_autoencoder(3))).save_pretrained(folder)
+    return folder
+
+
+def test_a_saved_folder_loads_again(whole, alone):
+    both = loaded(whole)
+    assert both.components == ("autoencoder", "generator") and both.own_size() == 32
+    assert_identical(weights(both.autoencoder), weights(tiny_random_autoencoder(3)))
+    assert_identical(weights(both.generator), weights(tiny_random_generator(seed=4)))
+    assert json.loads((whole / "model_index.json").read_text())["_class_name"] == "VGT"
+    assert loaded(alone).components == ("autoencoder",)
+    assert loaded(alone / "autoencoder" / "..").components == ("autoencoder",)
+
+
+def test_a_generator_goes_on_with_its_own_autoencoder(whole):
+    family = loaded(whole, Source("generator", order="raster"))
+    assert_identical(weights(family.autoencoder), weights(tiny_random_autoencoder(3)))
+    assert family.generator.config.order == "raster"
+
+
+def test_a_new_generator_fits_the_autoencoder_it_is_given(alone):
+    family = loaded("tiny-random", Source("generator", autoencoder=str(alone)), seed=5)
+    config = family.generator.config
+    assert (config.latent_channels, config.latent_norm, config.grid) == (4, True, (4, 4))
+    tiny = loaded("tiny", Source("generator", autoencoder=str(alone)))
+    assert len(tiny.generator.tokenizer("a red circle left of").input_ids) <= 5, "words of its world are few tokens"
+
+
+def test_weights_are_cast_and_trained_ones_are_not_lost(whole):
+    family = loaded(whole, dtype=torch.bfloat16)
+    assert family.generator.queries.dtype == torch.bfloat16
+    assert family.generator.llm.rotary_emb.inv_freq.dtype == torch.float32, "positions stay exact"
+
+
+def test_a_vision_language_model_gives_both(tmp_path):
+    """The folder of an InternVL and of a DC-AE: an autoencoder to train, and a language model for the generator."""
+    saved_dc_ae(tmp_path / "dc_ae")
+    tokenizer = tiny_tokenizer()
+    text = {"model_type": "qwen2", **TEXT, "vocab_size": len(tokenizer)}
+    config = InternVLConfig(vision_config=VISION, text_config=text, image_token_id=1)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = InternVLForConditionalGeneration(config)
+    model.save_pretrained(tmp_path / "vl")
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())).save_pretrained(
+        tmp_path / "vl"
+    )
+    source = Source("autoencoder", decoder=str(tmp_path / "dc_ae"))
+    family = loaded(tmp_path / "vl", source)
+    tower = {name: value for name, value in weights(model.model.vision_tower).items()}
+    assert_identical({name: weights(family.autoencoder.tower.encoder)[name] for name in tower}, tower)
+    assert_identical(weights(family.teacher.tower), weights(family.autoencoder.tower))
+    family.save_pretrained(tmp_path / "ae")
+    generator = loaded(tmp_path / "vl", Source("generator", autoencoder=str(tmp_path / "ae"))).generator
+    llm = weights(model.model.language_model)
+    assert_identical({name: weights(generator.llm)[name] for name in llm}, llm)
+    assert PromptReader.load(str(tmp_path / "vl")) is not None
+
+
+def test_a_teacher_goes_from_stage_to_stage(tmp_path):
+    models = load_models("tiny-random", AUTOENCODER, dtype=torch.float32, hub=None, seed=1)
+    with torch.no_grad():
+        models.autoencoder.tower.encoder.embeddings.cls_token.add_(1)
+    VGT(models).save_pretrained(tmp_path / "one")
+    second = loaded(tmp_path / "one", Source("autoencoder", channel_norm=True))
+    assert second.autoencoder.config.channel_norm
+    assert_identical(weights(second.teacher), weights(models.teacher))
+    assert not torch.equal(
+        second.teacher.tower.encoder.embeddings.cls_token, second.autoencoder.tower.encoder.embeddings.cls_token
+    )
+
+
+# -- what is refused, before weights are read --------------------------------------------------------------------------
+
+
+def refused(name: object, source: Source) -> str:
+    with pytest.raises(ModelLoadError) as told:
+        check_source(str(name), source)
+    return str(told.value)
+
+
+def test_an_autoencoder_of_another_latent_size_is_named(whole, tmp_path):
+    config = json.loads((whole / "generator" / "config.json").read_text())
+    other = tmp_path / "other"
+    VGT.load(whole).save_pretrained(other)
+    (other / "generator" / "config.json").write_text(json.dumps(config | {"latent_channels": 8}))
+    assert "the autoencoder's latents have 4 channels and the generator draws 8" in refused(other, GENERATOR)
+
+
+def test_an_autoencoder_that_does_not_tell_its_norm_is_named(alone, tmp_path):
+    folder = tmp_path / "ae"
+    VGT.load(alone).save_pretrained(folder)
+    path = folder / "autoencoder" / "config.json"
+    config = json.loads(path.read_text())
+    del config["channel_norm"]
+    path.write_text(json.dumps(config))
+    told = refused("tiny", Source("generator", autoencoder=str(folder)))
+    assert '"channel_norm": true for weights of stage 2' in told and str(path) in told
+
+
+def test_what_goes_to_the_wrong_key_is_named(whole, alone):
+    assert "remove vgt.autoencoder" in refused(whole, Source("generator", autoencoder=str(alone)))
+    assert "name it under vgt.autoencoder" in refused(alone, GENERATOR)
+    assert "has a generator, whose latents" in refused(whole, AUTOENCODER)
+
+
+def test_a_folder_without_its_teacher_cannot_be_distilled_from(alone):
+    assert "vgt.distillation_weight" in refused(alone, Source("autoencoder", distils=True))
+    check_source(str(alone), AUTOENCODER)
+
+
+def test_prompts_are_read_by_the_generators_own_tokenizer(whole, alone):
+    reader = PromptReader.load(str(whole))
+    (short, long) = reader.read(["a dog", "word " * 400], 32, 32, "t2i")
+    assert short.cut is None and "more than" in long.cut
+    assert PromptReader.load(str(alone)) is None
+    assert PromptReader.load("tiny").tokenizer("circle").input_ids == tiny_tokenizer(TINY_WORDS)("circle").input_ids
+
+
+def test_the_folder_of_a_bare_autoencoder_is_taken_too(tmp_path):
+    tiny_random_autoencoder(6).save_pretrained(tmp_path / "bare")
+    family = loaded("tiny-random", Source("generator", autoencoder=str(tmp_path / "bare")))
+    assert_identical(weights(family.autoencoder), weights(Autoencoder.from_pretrained(tmp_path / "bare")))

@@ -1,6 +1,8 @@
-"""Writes data/benchmarks/geneval_tiny.jsonl: prompts of the small world in GenEval's format, for every tag.
+"""Writes data/benchmarks: prompts of the small world in GenEval's format, and others to train on.
 
-python examples/tiny_glm_image/make_benchmarks.py
+    python examples/tiny_glm_image/make_benchmarks.py
+
+Nothing is drawn or trained.
 """
 
 from __future__ import annotations
@@ -10,16 +12,19 @@ import random
 from pathlib import Path
 from typing import Any
 
-from world import COLORS, COUNTS, RELATIONS, SHAPES, Scene
+from world import COLORS, COUNTS, RELATIONS, SHAPES, Scene, all_scenes
 
-FOLDER = Path(__file__).parents[2] / "data/benchmarks"
+DATA = Path(__file__).parents[2] / "data"
+FOLDER = DATA / "benchmarks"
 PROMPTS_PER_TAG = 8
+TRAINING = {"relation": 40, "count": 12, "single": 2}
+"""Prompts to train on, by kind of scene."""
 
 
 def main() -> None:
     chosen = random.Random(0)
     records: list[dict[str, Any]] = []
-    taken: set[str] = set()
+    taken = {line for name in ("", "held_out/") for line in (DATA / f"t2i/{name}prompts.txt").read_text().splitlines()}
     for tag in ("single_object", "two_object", "counting", "colors", "position", "color_attr"):
         while sum(record["tag"] == tag for record in records) < PROMPTS_PER_TAG:
             record = _record(tag, chosen)
@@ -29,6 +34,12 @@ def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(record) + "\n" for record in records)
     (FOLDER / "geneval_tiny.jsonl").write_text(lines, encoding="utf-8")
+    training = []
+    for kind, count in TRAINING.items():
+        prompts = [scene.prompt() for scene in all_scenes(False)[kind]]
+        training += chosen.sample([prompt for prompt in prompts if prompt not in taken], count)
+    chosen.shuffle(training)
+    (FOLDER / "geneval_tiny_training.txt").write_text("\n".join(training) + "\n", encoding="utf-8")
 
 
 def _record(tag: str, chosen: random.Random) -> dict[str, Any]:

@@ -12,10 +12,13 @@ from glm_training.cli.messages import hide_progress_bars, report_error
 from glm_training.cli.sample import family_of, how_to_draw, in_words_of_sample, load_model
 from glm_training.cli.training import EXIT_CONFIG, EXIT_FAILED
 from glm_training.data import DataError
+from glm_training.evaluation.suites.detectors import Detector, ShapesColors, ShapesDetector
 from glm_training.evaluation.suites.drawing import Drawing, check_prompts, drawer, fingerprint
 from glm_training.evaluation.suites.protocol import EvaluationError, Maker, Suite
 from glm_training.evaluation.suites.results import table
+from glm_training.evaluation.suites.services import HttpDetector
 from glm_training.evaluation.suites.stages import Place, generate, judge, score, together
+from glm_training.evaluation.suites.vision_models import ClipColors, TransformersDetector
 from glm_training.models.loading import ModelLoadError
 from glm_training.models.run_folders import adapter_in, pipeline_in
 from glm_training.rewards.types import RewardError
@@ -102,7 +105,6 @@ def _suite(arguments: argparse.Namespace) -> Suite:
 
 
 def _geneval(arguments: argparse.Namespace) -> Suite:
-    from glm_training.evaluation.suites.detectors import color_judge, detector
     from glm_training.evaluation.suites.geneval.prompts import SOURCE, read_prompts
     from glm_training.evaluation.suites.geneval.suite import GenEval
 
@@ -116,7 +118,19 @@ def _geneval(arguments: argparse.Namespace) -> Suite:
         )
     prompts = None if arguments.prompts is None else read_prompts(expanded(arguments.prompts))
     colors = arguments.colors or ("shapes" if spec == "shapes" else "openai/clip-vit-large-patch14")
-    return GenEval(prompts, arguments.samples, detector(spec), color_judge(colors))
+    detector = _detector(spec, arguments.token_variable)
+    return GenEval(prompts, arguments.samples, detector, ShapesColors() if colors == "shapes" else ClipColors(colors))
+
+
+def _detector(spec: str, token: str | None) -> Detector:
+    kind, _, model = spec.partition(":")
+    if spec == "shapes":
+        return ShapesDetector()
+    if kind == "transformers" and model:
+        return TransformersDetector(model)
+    if kind in ("http", "https"):
+        return HttpDetector(spec, token=token)
+    raise EvaluationError(f"--detector {spec}: write transformers:MODEL, http://host:port or shapes")
 
 
 def _maker(

@@ -35,6 +35,12 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--at-once", type=whole_number(1, 4096), default=8, metavar="N", help="pictures drawn together (%(default)s)"
     )
+    parser.add_argument(
+        "--token-variable",
+        type=text,
+        metavar="NAME",
+        help="environment variable with the token of a service that judges",
+    )
     add_drawing_arguments(parser.add_argument_group("who draws, and how"))
     geneval = parser.add_argument_group("--suite geneval")
     geneval.add_argument(

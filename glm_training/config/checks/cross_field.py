@@ -181,7 +181,9 @@ def _images(config: Config) -> Iterator[Issue]:
     reason = config.target_reason() if config.uses_reward() else None
     if reason is None and config.uses_supervision():
         reason = "supervised steps learn from target images"
-    if reason is not None and config.target_images_dir() is None and not names_images(config.dataset_file()):
+    if reason is None or data.images is not None:
+        return
+    if config.target_images_dir() is None and not names_images(config.dataset_file()):
         yield Issue(
             ("data.target_images_dir", "reward.target_images_dir"),
             f"needed: {reason}.",

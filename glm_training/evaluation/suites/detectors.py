@@ -121,17 +121,3 @@ def recorded(detected: Detected, colors: Mapping[str, float] | None) -> dict[str
         "box": [round(float(side), 3) for side in detected.box],
     }
     return record | ({} if colors is None else {"colors": {name: round(p, 6) for name, p in colors.items()}})
-
-
-def detector(spec: str) -> Detector:
-    """The detector that `--detector` names. Raises EvaluationError for one that there is not."""
-    if spec == "shapes":
-        return ShapesDetector()
-    raise EvaluationError(f"--detector {spec}: write transformers:MODEL, http://host:port or shapes")
-
-
-def color_judge(spec: str) -> ColorJudge:
-    """What `--colors` names."""
-    if spec == "shapes":
-        return ShapesColors()
-    raise EvaluationError(f"--colors {spec}: write a CLIP model or shapes")

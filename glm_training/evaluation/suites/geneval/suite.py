@@ -120,7 +120,8 @@ class GenEval:
 
     def judge(self, pictures: list[tuple[Picture, Image.Image]]) -> list[Record | Failure]:
         wanted = [self._of_index[picture.index] for picture, _ in pictures]
-        found = self._detector.detect([image for _, image in pictures], classes_of(wanted))
+        # of all prompts: what is recorded of a picture must not depend on those that are judged with it
+        found = self._detector.detect([image for _, image in pictures], classes_of(list(self._of_index.values())))
         return [
             objects if isinstance(objects, Failure) else self._record(picture, image, metadata, objects)
             for (picture, image), metadata, objects in zip(pictures, wanted, found, strict=True)

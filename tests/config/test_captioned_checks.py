@@ -1,0 +1,89 @@
+"""`data.images` and what does not go with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from glm_training.config import Config, ConfigError, load_config, resolved_yaml
+from glm_training.config.checks.captioned import captioned_issues
+
+
+def loaded(tmp_path: Path, text: str) -> Config:
+    """The configuration of a file whose only fault, while no method reads pictures, is that."""
+    path = tmp_path / "run.yaml"
+    path.write_text(text, encoding="utf-8")
+    return load_config(path)
+
+
+def issues(data: dict[str, object], evaluation: dict[str, object] | None = None) -> list[str]:
+    config = Config.model_validate({"data": data, "evaluation": evaluation or {}})
+    found = [f"{issue.paths[0]}: {issue.message}" for issue in captioned_issues(config)]
+    return [line for line in found if "does not read sets of pictures" not in line]
+
+
+@pytest.mark.parametrize("images", ["a/b.tar", ["a/b.tar"], {"path": "a/b.tar"}, [{"path": "a/b.tar"}]])
+def test_ways_to_write_a_set(images: object) -> None:
+    config = Config.model_validate({"data": {"images": images}})
+    assert config.data.images is not None
+    (one,) = config.data.images
+    assert (one.path, one.weight, one.repeats, one.cap_source, one.root) == (Path("a/b.tar"), None, 1, None, None)
+    assert config.data.prompts_file is None and config.dataset_file() == Path("a/b.tar")
+
+
+def test_several_sets_and_their_resolved_yaml(tmp_path: Path) -> None:
+    sets = [{"path": "a", "weight": 2.0, "cap_source": "re_caption"}, {"path": "~/b", "weight": 1.0, "root": "/data"}]
+    config = Config.model_validate({"data": {"images": sets, "crop": "random"}, "evaluation": {"eval_images": "held"}})
+    assert config.data.images is not None
+    assert [one.path for one in config.data.images] == [Path("a"), Path.home() / "b"]
+    with pytest.raises(ConfigError) as caught:  # the file itself is fine
+        loaded(tmp_path, resolved_yaml(config))
+    assert [problem.path for problem in caught.value.problems] == ["data.images"]
+    assert "They are for `training.method: vgt`" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "data.images: .* is not allowed"),
+        ("7", "data.images: 7 is not allowed; allowed: path, list of paths"),
+        ("[a, 7]", "Entry 2 is neither a path nor a mapping with the keys path, weight"),
+        ("[{path: a, wieght: 1.0}]", "Entry 1 has the unknown key `wieght`: did you mean `weight`?"),
+        ("[{weight: 1.0}]", "Entry 1, `path`: Field required"),
+        ("[a, {path: b, repeats: 0}]", "Entry 2, `repeats`: Input should be greater than or equal to 1"),
+        ("[{path: a, weight: .inf}]", "Entry 1, `weight`: "),
+    ],
+)
+def test_entries_that_are_none(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
+        loaded(tmp_path, f"data:\n  images: {text}\n")
+
+
+@pytest.mark.parametrize("key", ["prompts_file", "metadata_file", "pairs", "source_images_dir", "target_images_dir"])
+def test_other_data_beside_it(key: str) -> None:
+    assert issues({"images": "a", key: "b"}) == [f"data.{key}: `data.images` is given as well."]
+    assert issues({"images": "a"}) == []
+
+
+@pytest.mark.parametrize("key", ["eval_prompts_file", "eval_target_images_dir", "eval_pairs"])
+def test_other_held_out_data(key: str) -> None:
+    assert issues({"images": "a"}, {"eval_images": "b", key: "c"}) == [
+        f"evaluation.{key}: `eval_images` is given as well."
+    ]
+
+
+def test_weights_are_for_all_or_for_none() -> None:
+    sets = [{"path": "a", "weight": 1.0}, {"path": "b"}]
+    assert issues({"images": sets}) == ["data.images: 1 of 2 sets have a weight, and b has none."]
+    sets = [{"path": "a", "weight": 1.0, "repeats": 2}, {"path": "b", "weight": 1.0}]
+    assert issues({"images": sets}) == [
+        "data.images: with weights, how often a set comes is its weight alone, and `repeats` does nothing."
+    ]
+
+
+def test_keys_that_do_nothing_without_it() -> None:
+    data = {"crop": "random", "min_side": 10, "max_aspect": 3.0, "index_dir": "x"}
+    assert issues(data, {"eval_images": "b"}) == [
+        *(f"data.{key}: for `data.images` only." for key in data), "evaluation.eval_images: for `data.images` only."
+    ]  # fmt: skip

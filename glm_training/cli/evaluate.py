@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from glm_training.cli.evaluation_arguments import SAMPLES
 from glm_training.cli.messages import hide_progress_bars, report_error
 from glm_training.cli.sample import family_of, how_to_draw, in_words_of_sample, load_model
 from glm_training.cli.training import EXIT_CONFIG, EXIT_FAILED
@@ -101,7 +102,9 @@ def _check_places(place: Place, stage: str | None) -> None:
 
 
 def _suite(arguments: argparse.Namespace) -> Suite:
-    return {"geneval": _geneval}[arguments.suite](arguments)
+    if arguments.samples is None:
+        arguments.samples = SAMPLES[arguments.suite]
+    return {"geneval": _geneval, "text": _text}[arguments.suite](arguments)
 
 
 def _geneval(arguments: argparse.Namespace) -> Suite:
@@ -131,6 +134,20 @@ def _detector(spec: str, token: str | None) -> Detector:
     if kind in ("http", "https"):
         return HttpDetector(spec, token=token)
     raise EvaluationError(f"--detector {spec}: write transformers:MODEL, http://host:port or shapes")
+
+
+def _text(arguments: argparse.Namespace) -> Suite:
+    from glm_training.evaluation.text.prompts import SOURCE, read_prompts
+    from glm_training.evaluation.text.readers import reader
+    from glm_training.evaluation.text.suite import ClipScorer, TextSuite
+
+    if arguments.prompts is None:
+        raise EvaluationError(f"--suite text needs --prompts. {SOURCE}")
+    prompts = read_prompts(expanded(arguments.prompts))
+    clip = None if arguments.clip is None else ClipScorer(arguments.clip)
+    return TextSuite(
+        prompts, arguments.samples, reader(arguments.reader, prompts.language, arguments.token_variable), clip
+    )
 
 
 def _maker(

@@ -7,7 +7,10 @@ import argparse
 from glm_training.cli.arguments import place, text, whole_number
 from glm_training.cli.drawing_arguments import add_drawing_arguments
 
-SUITES = ("geneval",)
+SUITES = ("geneval", "text")
+SAMPLES = {"geneval": 4, "text": 1}
+"""Pictures per prompt that a benchmark asks for."""
+
 STAGES = ("generate", "judge", "score")
 
 DESCRIPTION = """\
@@ -30,7 +33,7 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
         "--images", type=place, metavar="FOLDER", help="judge these pictures, in the benchmark's layout, and draw none"
     )
     parser.add_argument(
-        "--samples", type=whole_number(1, 10_000), default=4, metavar="N", help="pictures per prompt (%(default)s)"
+        "--samples", type=whole_number(1, 10_000), metavar="N", help="pictures per prompt (geneval: 4, text: 1)"
     )
     parser.add_argument(
         "--at-once", type=whole_number(1, 4096), default=8, metavar="N", help="pictures drawn together (%(default)s)"
@@ -56,4 +59,16 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SPEC",
         help="what tells the colour of an object: a CLIP model or shapes (openai/clip-vit-large-patch14; shapes with "
         "--detector shapes)",
+    )
+    reading = parser.add_argument_group("--suite text")
+    reading.add_argument(
+        "--reader",
+        type=text,
+        default="rapidocr",
+        metavar="SPEC",
+        help="what reads: rapidocr, pytesseract, openai:MODEL@ADDRESS (a vision-language model behind an "
+        "OpenAI-compatible endpoint), or the address of a service (%(default)s)",
+    )
+    reading.add_argument(
+        "--clip", type=text, metavar="MODEL", help="CLIP of CVTG-2K's CLIPScore, a folder or a hub id (none)"
     )

@@ -188,13 +188,14 @@ def _dataset(config: Config, examples: Sequence[Example], *, augmentation: bool)
 
 def build_sampler(config: Config, world: World, data: TrainingData) -> StatefulSampler:
     """Which items of `data` each step of the run takes."""
+    shuffle = config.data.shuffle
     if isinstance(data, CaptionedImages) and data.weights is not None:
         return MixedSampler(
             data.set_lengths,
             data.weights,
             config.training.batch_size,
             seed=config.seed,
-            shuffle=config.data.shuffle,
+            shuffle=shuffle,
             rank=world.rank,
             world_size=world.world_size,
         )
@@ -202,7 +203,7 @@ def build_sampler(config: Config, world: World, data: TrainingData) -> StatefulS
         len(data),
         config.training.batch_size,
         seed=config.seed,
-        shuffle=config.data.shuffle,
+        shuffle=shuffle,
         rank=world.rank,
         world_size=world.world_size,
     )

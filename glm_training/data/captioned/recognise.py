@@ -43,15 +43,15 @@ def _open(options: SetOptions, reading: Reading) -> ImageSet:
             raise DataError([Problem(path, "there is no such file or folder", hint.capitalize())])
         files = some_files(path) if path.is_dir() else [path]
         kinds = [kind_of(file) for file in files]
+        claimed = next((layout for layout in LAYOUTS if layout.claims(kinds)), None)
+        if claimed is None or (claimed is folder and path.is_file()):
+            raise DataError([_unknown(options, files, kinds)])
+        opened: ImageSet = claimed.open_set(options, reading)
     except PathRefused as refusal:
         raise DataError([Problem(path, refusal.reason, refusal.remedy)]) from refusal
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError([Problem(path, f"cannot be read: {reason}", "Correct the path or its permissions")]) from error
-    claimed = next((layout for layout in LAYOUTS if layout.claims(kinds)), None)
-    if claimed is None or (claimed is folder and path.is_file()):
-        raise DataError([_unknown(options, files, kinds)])
-    opened: ImageSet = claimed.open_set(options, reading)
     return opened
 
 

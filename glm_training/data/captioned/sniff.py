@@ -21,11 +21,14 @@ _UNREAD_IMAGES = re.compile(rb".{4}ftyp(?:heic|heix|mif1|msf1|avif|avis)|\xff\x0
 
 def kind_of(path: Path) -> str:
     """`tar`, `image`, `JSON list`, `JSON object`, `text`, `empty`, `unread image` (HEIC, AVIF, JPEG XL), another kind
-    in words (`gzip-compressed`), or `unknown`. Raises OSError."""
-    if not path.is_file():  # opening a pipe would wait for ever
-        return "no regular file"
-    with path.open("rb") as file:
-        head = file.read(BLOCK)
+    in words (`gzip-compressed`), `unreadable: ...`, `no regular file` or `unknown`."""
+    try:
+        if not path.is_file():  # opening a pipe would wait for ever
+            return "no regular file"
+        with path.open("rb") as file:
+            head = file.read(BLOCK)
+    except OSError as error:
+        return f"unreadable: {error.strerror}"
     if not head:
         return "empty"
     if is_tar(head):

@@ -290,10 +290,13 @@ def test_links_out_of_the_folder_are_not_read(tmp_path: Path) -> None:
 
 def test_pictures_of_a_folder_that_cannot_be_used(tmp_path: Path) -> None:
     put(tmp_path / "set", a_png=picture(1), b_png=picture(2), b_txt="two", c_heic=b"\0\0\0\x18ftypheic" + bytes(40))
+    (tmp_path / "set/d.png").symlink_to(tmp_path / "gone")
     found = opened(tmp_path / "set")
     assert [caption for caption, _ in told(found)] == ["two"]
     assert {(fault.path.name, fault.reason) for fault in found.faults} == {
-        ("a.png", "has no caption"), ("c.heic", "is of a kind that is not read (HEIC, AVIF or JPEG XL)")
+        ("a.png", "has no caption"),
+        ("c.heic", "is of a kind that is not read (HEIC, AVIF or JPEG XL)"),
+        ("d.png", "cannot be read: No such file or directory"),
     }  # fmt: skip
 
 

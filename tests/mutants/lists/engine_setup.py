@@ -19,11 +19,11 @@ MUTATIONS = [
         ),
         ("sampler.steps_for(training.num_epochs)", "sampler.steps_for(1)", "num_epochs has no effect"),
         (
-            "        seed=config.seed,\n        shuffle=config.data.shuffle,",
-            "        seed=0,\n        shuffle=config.data.shuffle,",
+            "        config.training.batch_size,\n        seed=config.seed,\n        shuffle=shuffle,",
+            "        config.training.batch_size,\n        seed=0,\n        shuffle=shuffle,",
             "the order of prompts does not know the seed",
         ),
-        ("shuffle=config.data.shuffle", "shuffle=True", "shuffle: false has no effect"),
+        ("shuffle = config.data.shuffle", "shuffle = True", "shuffle: false has no effect"),
         (
             'if kind == "start" and has_lora(module):',
             'if kind != "start" and has_lora(module):',

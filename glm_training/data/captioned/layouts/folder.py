@@ -92,11 +92,15 @@ class FolderSet:
             if kind < len(SUFFIXES):
                 told.add(stem + SUFFIXES[kind])
                 files.append(stem + SUFFIXES[kind])
-            for file in files if self._captions else files[:1]:
-                size = os.stat(os.path.join(folder, file)).st_size
-                digest.update(f"{len(os.fsencode(file))} ".encode() + os.fsencode(file) + f" {size}\n".encode())
+            path = Path(folder, name)
+            try:
+                for file in files if self._captions else files[:1]:
+                    size = os.stat(os.path.join(folder, file)).st_size
+                    digest.update(f"{len(os.fsencode(file))} ".encode() + os.fsencode(file) + f" {size}\n".encode())
+            except OSError as error:  # a link to nothing
+                self.faults.append(Fault(path, "", f"cannot be read: {error.strerror}", "Put the file there"))
+                continue
             if kind == len(SUFFIXES) and self._captions:
-                path = Path(folder, name)
                 self.faults.append(Fault(path, "", "has no caption", f"Write it into {path.with_suffix('.txt').name}"))
                 continue
             found.append((name if below == "." else os.path.join(below, name), kind))
@@ -109,10 +113,7 @@ class FolderSet:
         """By its suffix; a file with another one, by how it begins."""
         if path.suffix.lower() in _IMAGE_SUFFIXES:
             return True
-        try:
-            kind = kind_of(path)
-        except OSError:
-            return False
+        kind = kind_of(path)
         if kind == _UNREAD[0]:
             self.faults.append(Fault(path, "", *_UNREAD[1:]))
         return kind == "image"

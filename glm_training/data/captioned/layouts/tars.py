@@ -53,7 +53,7 @@ def open_set(options: SetOptions, reading: Reading) -> TarSet:
         usable.append(index)
     found = TarSet(options, usable, captions=reading.captions, faults=faults, remarks=remarks)
     if len(found) == 0:
-        raise DataError([_nothing(options, usable, found.faults)])
+        raise DataError([_nothing(options, usable, found)])
     return found
 
 
@@ -76,9 +76,9 @@ def _tars_below(root: Path) -> tuple[list[Path], list[Fault], list[str]]:
     return paths, faults, [told] if others else []
 
 
-def _nothing(options: SetOptions, indexes: Sequence[TarIndex], faults: Sequence[Fault]) -> Problem:
+def _nothing(options: SetOptions, indexes: Sequence[TarIndex], found: TarSet) -> Problem:
     """Why none of the tars has a sample that can be used."""
-    rows = sum(len(index.rows) for index in indexes)
+    rows, faults = found.pictures, found.faults
     members = [name for index in indexes for name in index.first][:5]
     shown = f"; its first members are {', '.join(members)}" if members else ""
     if rows:
@@ -92,7 +92,7 @@ def _nothing(options: SetOptions, indexes: Sequence[TarIndex], faults: Sequence[
 
 
 class TarSet:
-    """See :class:`ImageSet`."""
+    """See :class:`ImageSet`. ``pictures``: how many there are, with and without captions."""
 
     def __init__(
         self, options: SetOptions, indexes: list[TarIndex], *, captions: bool, faults: list[Fault], remarks: list[str]
@@ -108,6 +108,7 @@ class TarSet:
         self._files = OpenFiles()
         told = [(index.rows["text"] > 0) | (index.rows["json"] > 0) for index in indexes]
         speaks = any(rows.any() for rows in told)  # else that is told of the set as a whole
+        self.pictures = sum(map(len, told))
         parts: list[np.ndarray] = []
         for tar, (index, has_caption) in enumerate(zip(indexes, told, strict=True)):
             rows = index.rows
@@ -115,6 +116,7 @@ class TarSet:
                 self.faults += self._silent(tar, rows["image"][~has_caption]) if speaks else []
                 rows = rows[has_caption]
             parts.append(self._columns(rows, captions))
+            index.rows = np.empty(0, dtype=rows.dtype)  # of millions, the memory of one copy is enough
         self._ends = np.cumsum([len(part) for part in parts]).tolist()
         self._rows = np.concatenate(parts) if parts else np.empty(0, dtype=[("image", "<u4")])
 

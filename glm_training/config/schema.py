@@ -99,8 +99,8 @@ class Config(Section):
         return self.training.method == "finetune" and self.training.use_reward and self.reward.enabled
 
     def uses_supervision(self) -> bool:
-        """Whether the run has supervised steps: all of them, or those between the reward steps."""
-        finetunes = self.training.method == "finetune"
+        """Whether the run has supervised steps on target images: all of them, or those between the reward steps."""
+        finetunes = self.training.method == "finetune" and self.model.family != "vgt"
         return finetunes and (not self.uses_reward() or self.training.reward_frequency > 1)
 
     def low_precision(self) -> bool:

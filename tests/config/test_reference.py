@@ -89,7 +89,7 @@ def test_shipped_configurations(path: Path) -> None:
     config = load_config(path)
     assert config.output_dir == Path("runs") / path.stem
     components = ("ar", "dit", "both") if config.training.method != "dmdr" else ("dit",)
-    for component in components if config.model.family == "glm_image" else ("unet",):
+    for component in components if config.model.family == "glm_image" else (config.model.component,):
         assert load_config(path, component=component).model.component == component
 
 

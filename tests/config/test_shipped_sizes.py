@@ -11,6 +11,8 @@ from glm_training.config import Config, load_config
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
+DRAWN = "runs/tiny_world/train"
+"""What examples/tiny_glm_image/make_captioned.py draws."""
 LENGTHENED = {"glm_dit_distill_tiny"}
 """Runs that the documents start with more steps on the command line, and whose intervals are for these."""
 
@@ -59,7 +61,9 @@ def test_the_data_hold_what_is_asked_of_them(path):
     config = load_config(path)
     prompts = entries(config.dataset_file())
     if prompts is None:
-        assert path.stem.startswith("sdxl_") and "tiny" not in path.stem  # what a user brings or downloads
+        brought = path.stem.startswith(("sdxl_", "vgt_")) and "tiny" not in path.stem  # by the user, or downloaded
+        drawn = config.data.images is not None and [str(one.path) for one in config.data.images] == [DRAWN]
+        assert brought or drawn
         return
     at_once = config.training.batch_size * config.training.gradient_accumulation_steps
     assert at_once <= len(prompts), "one step would see a prompt twice"

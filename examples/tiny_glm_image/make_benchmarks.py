@@ -1,45 +1,97 @@
-"""Writes data/benchmarks: prompts of the small world in GenEval's format, and others to train on.
+"""Writes data/benchmarks: prompts of the small world as GenEval and DPG-Bench have theirs.
 
     python examples/tiny_glm_image/make_benchmarks.py
+    python examples/tiny_glm_image/make_benchmarks.py --pictures runs/shapes
 
-Nothing is drawn or trained.
+The second one writes a data set to train on instead: drawn scenes of shapes that no prompt of a benchmark, of data/t2i
+or of its held-out set asks for.
 """
 
 from __future__ import annotations
 
+import argparse
+import csv
 import json
 import random
 from pathlib import Path
 from typing import Any
 
-from world import COLORS, COUNTS, RELATIONS, SHAPES, Scene, all_scenes
+import numpy as np
+from world import COLORS, COUNTS, RELATIONS, SHAPES, Jitter, Scene, all_scenes, draw
 
 DATA = Path(__file__).parents[2] / "data"
 FOLDER = DATA / "benchmarks"
 PROMPTS_PER_TAG = 8
-TRAINING = {"relation": 40, "count": 12, "single": 2}
-"""Prompts to train on, by kind of scene."""
+PICTURES = {"relation": 480, "count": 80, "single": 40}
+"""Pictures to train on, by kind of scene."""
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=Path, metavar="FOLDER")
+    pictures = parser.parse_args().pictures
     chosen = random.Random(0)
-    records: list[dict[str, Any]] = []
     taken = {line for name in ("", "held_out/") for line in (DATA / f"t2i/{name}prompts.txt").read_text().splitlines()}
+    records: list[dict[str, Any]] = []
     for tag in ("single_object", "two_object", "counting", "colors", "position", "color_attr"):
         while sum(record["tag"] == tag for record in records) < PROMPTS_PER_TAG:
             record = _record(tag, chosen)
             if record["prompt"] not in taken:
                 taken.add(record["prompt"])
                 records.append(record)
-    FOLDER.mkdir(parents=True, exist_ok=True)
+    if pictures is not None:
+        return _write_pictures(pictures, chosen, taken)
+    (FOLDER / "dpg_tiny/prompts").mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(record) + "\n" for record in records)
     (FOLDER / "geneval_tiny.jsonl").write_text(lines, encoding="utf-8")
-    training = []
-    for kind, count in TRAINING.items():
-        prompts = [scene.prompt() for scene in all_scenes(False)[kind]]
-        training += chosen.sample([prompt for prompt in prompts if prompt not in taken], count)
-    chosen.shuffle(training)
-    (FOLDER / "geneval_tiny_training.txt").write_text("\n".join(training) + "\n", encoding="utf-8")
+    _write_questions([record["prompt"] for record in records if record["tag"] in ("counting", "position", "colors")])
+
+
+def _write_pictures(folder: Path, chosen: random.Random, taken: set[str]) -> None:
+    """A data set in numbered files."""
+    (folder / "target_images").mkdir(parents=True, exist_ok=True)
+    scenes = []
+    for kind, count in PICTURES.items():
+        free = [scene for scene in all_scenes(False)[kind] if scene.prompt() not in taken]
+        scenes += chosen.choices(free, k=count)
+    chosen.shuffle(scenes)
+    rng = np.random.default_rng(0)
+    for number, scene in enumerate(scenes):
+        draw(scene, Jitter.sample(rng)).save(folder / f"target_images/{number}.png")
+    (folder / "prompts.txt").write_text("\n".join(scene.prompt() for scene in scenes) + "\n", encoding="utf-8")
+
+
+def _write_questions(prompts: list[str]) -> None:
+    """DPG-Bench's files for `prompts`: a text each, and a tree of questions in a CSV."""
+    from checker import parse
+
+    with (FOLDER / "dpg_tiny/questions.csv").open("w", newline="", encoding="utf-8") as file:
+        lines = csv.writer(file, lineterminator="\n")
+        lines.writerow(["item_id", "proposition_id", "dependency", "tuple", "question_natural_language"])
+        for number, prompt in enumerate(prompts):
+            (FOLDER / f"dpg_tiny/prompts/tiny{number:02d}.txt").write_text(prompt + "\n", encoding="utf-8")
+            for place, (parents, named, question) in enumerate(_questions(parse(prompt)), start=1):
+                lines.writerow([f"tiny{number:02d}", place, parents, named, question])
+
+
+def _questions(scene: Scene) -> list[tuple[str, str, str]]:
+    """Dependency, tuple and question of each."""
+    shapes = [(scene.color, scene.shape)] + ([(scene.other_color, scene.other_shape)] if scene.relation else [])
+    found = []
+    for color, shape in shapes:
+        whole = str(len(found) + 1)
+        found.append(("0", f"entity - whole ({shape})", f"Is there a {shape}?"))
+        verb, plural = ("Are", "s") if scene.count > 1 else ("Is", "")
+        asked = f"{verb} the {shape}{plural} {color}?"
+        found.append((whole, f"attribute - color ({shape}, {color})", asked))
+    if scene.count > 1:
+        asked = f"Are there exactly {COUNTS[scene.count]} {scene.shape}s?"
+        found.append(("1", f"other - count ({scene.shape}, =={scene.count})", asked))
+    if scene.relation:
+        asked = f"Is the {scene.shape} {scene.relation} the {scene.other_shape}?"
+        named = f"relation - spatial ({scene.shape}, {scene.other_shape}, {scene.relation})"
+        found.append(("1,3", named, asked))
+    return found
 
 
 def _record(tag: str, chosen: random.Random) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from glm_training.cli.messages import hide_progress_bars, report_error
 from glm_training.cli.sample import family_of, how_to_draw, in_words_of_sample, load_model
 from glm_training.cli.training import EXIT_CONFIG, EXIT_FAILED
 from glm_training.data import DataError
+from glm_training.evaluation.suites.answering import answerer
 from glm_training.evaluation.suites.detectors import Detector, ShapesColors, ShapesDetector
 from glm_training.evaluation.suites.drawing import Drawing, check_prompts, drawer, fingerprint
 from glm_training.evaluation.suites.protocol import EvaluationError, Maker, Suite
@@ -104,7 +105,7 @@ def _check_places(place: Place, stage: str | None) -> None:
 def _suite(arguments: argparse.Namespace) -> Suite:
     if arguments.samples is None:
         arguments.samples = SAMPLES[arguments.suite]
-    return {"geneval": _geneval, "text": _text}[arguments.suite](arguments)
+    return {"geneval": _geneval, "dpg": _dpg, "text": _text}[arguments.suite](arguments)
 
 
 def _geneval(arguments: argparse.Namespace) -> Suite:
@@ -123,6 +124,24 @@ def _geneval(arguments: argparse.Namespace) -> Suite:
     colors = arguments.colors or ("shapes" if spec == "shapes" else "openai/clip-vit-large-patch14")
     detector = _detector(spec, arguments.token_variable)
     return GenEval(prompts, arguments.samples, detector, ShapesColors() if colors == "shapes" else ClipColors(colors))
+
+
+def _dpg(arguments: argparse.Namespace) -> Suite:
+    from glm_training.evaluation.suites.dpg.questions import SOURCE, read_prompts, read_questions
+    from glm_training.evaluation.suites.dpg.suite import DPG
+
+    if arguments.prompts is None and arguments.images is None:
+        raise EvaluationError(f"--suite dpg needs --prompts. {SOURCE}")
+    if arguments.questions is None:
+        raise EvaluationError(f"--suite dpg needs --questions. {SOURCE}")
+    if arguments.judge is None:
+        raise EvaluationError(
+            "--suite dpg needs --judge: the published one is mPLUG-large, which a service of yours can be "
+            "(http://host:port); transformers:MODEL, openai:MODEL@http://host:port/v1, or shapes for the tiny model"
+        )
+    prompts = None if arguments.prompts is None else read_prompts(expanded(arguments.prompts))
+    questions = read_questions(expanded(arguments.questions))
+    return DPG(prompts, questions, arguments.samples, answerer(arguments.judge, arguments.token_variable))
 
 
 def _detector(spec: str, token: str | None) -> Detector:

@@ -7,8 +7,8 @@ import argparse
 from glm_training.cli.arguments import place, text, whole_number
 from glm_training.cli.drawing_arguments import add_drawing_arguments
 
-SUITES = ("geneval", "text")
-SAMPLES = {"geneval": 4, "text": 1}
+SUITES = ("geneval", "dpg", "text")
+SAMPLES = {"geneval": 4, "dpg": 4, "text": 1}
 """Pictures per prompt that a benchmark asks for."""
 
 STAGES = ("generate", "judge", "score")
@@ -33,7 +33,7 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
         "--images", type=place, metavar="FOLDER", help="judge these pictures, in the benchmark's layout, and draw none"
     )
     parser.add_argument(
-        "--samples", type=whole_number(1, 10_000), metavar="N", help="pictures per prompt (geneval: 4, text: 1)"
+        "--samples", type=whole_number(1, 10_000), metavar="N", help="pictures per prompt (geneval and dpg: 4, text: 1)"
     )
     parser.add_argument(
         "--at-once", type=whole_number(1, 4096), default=8, metavar="N", help="pictures drawn together (%(default)s)"
@@ -59,6 +59,15 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SPEC",
         help="what tells the colour of an object: a CLIP model or shapes (openai/clip-vit-large-patch14; shapes with "
         "--detector shapes)",
+    )
+    dpg = parser.add_argument_group("--suite dpg")
+    dpg.add_argument("--questions", type=place, metavar="CSV", help="the benchmark's questions")
+    dpg.add_argument(
+        "--judge",
+        type=text,
+        metavar="SPEC",
+        help="what answers them: transformers:MODEL (ViLT, BLIP), openai:MODEL@ADDRESS, the address of a service, or "
+        "shapes (for the tiny model)",
     )
     reading = parser.add_argument_group("--suite text")
     reading.add_argument(

@@ -13,6 +13,8 @@ from glm_training.cli.messages import hide_progress_bars, report_error
 from glm_training.cli.sample import family_of, how_to_draw, in_words_of_sample, load_model
 from glm_training.cli.training import EXIT_CONFIG, EXIT_FAILED
 from glm_training.data import DataError
+from glm_training.evaluation.reconstruction.inception import Inception
+from glm_training.evaluation.reconstruction.suite import Originals, Reconstruction, Sizes, alexnet
 from glm_training.evaluation.suites.answering import answerer
 from glm_training.evaluation.suites.detectors import Detector, ShapesColors, ShapesDetector
 from glm_training.evaluation.suites.drawing import Drawing, check_prompts, drawer, fingerprint
@@ -105,7 +107,8 @@ def _check_places(place: Place, stage: str | None) -> None:
 def _suite(arguments: argparse.Namespace) -> Suite:
     if arguments.samples is None:
         arguments.samples = SAMPLES[arguments.suite]
-    return {"geneval": _geneval, "dpg": _dpg, "text": _text}[arguments.suite](arguments)
+    makers = {"geneval": _geneval, "dpg": _dpg, "text": _text, "reconstruction": _reconstruction}
+    return makers[arguments.suite](arguments)
 
 
 def _geneval(arguments: argparse.Namespace) -> Suite:
@@ -169,6 +172,21 @@ def _text(arguments: argparse.Namespace) -> Suite:
     )
 
 
+def _reconstruction(arguments: argparse.Namespace) -> Suite:
+    if arguments.originals is None:
+        raise EvaluationError(
+            "--suite reconstruction needs --originals: a folder of pictures, or webdataset tars; published figures are "
+            "of ImageNet's 50,000 for validation"
+        )
+    inception, weights = (None if path is None else expanded(path) for path in (arguments.inception, arguments.alexnet))
+    return Reconstruction(
+        Originals(expanded(arguments.originals), arguments.first),
+        Sizes(arguments.size, arguments.compare_at),
+        None if arguments.no_rfid else Inception(inception),
+        None if arguments.no_lpips else alexnet(weights),
+    )
+
+
 def _maker(
     arguments: argparse.Namespace, suite: Suite, world: World, console: Console
 ) -> tuple[Maker, dict[str, Any], int]:
@@ -176,18 +194,22 @@ def _maker(
     arguments.model = pipeline_in(arguments.model, "--model")
     kind = arguments.family or family_of(arguments.model)
     family = load_model(arguments, kind, world.device)
-    sampling = how_to_draw(arguments, family, kind)
-    size = family.own_size()
-    drawing = Drawing(arguments.height or size, arguments.width or size, arguments.seed, sampling)
-    pictures = suite.pictures()
-    for note in check_prompts(family, pictures, drawing)[:20]:
-        console.line(f"note: the model does not read all of {note}")
     settings = {
         "model": arguments.model,
         "weights": fingerprint(Path(arguments.model)),
         "family": kind,
         "lora": {entry: fingerprint(_adapter(entry)) for entry in arguments.lora},
         "dtype": str(next(iter(family.module(family.components[0]).parameters())).dtype).removeprefix("torch."),
+    }
+    if isinstance(suite, Reconstruction):
+        return suite.maker(family.reconstruct), settings | suite.drawing_settings, arguments.at_once
+    sampling = how_to_draw(arguments, family, kind)
+    size = family.own_size()
+    drawing = Drawing(arguments.height or size, arguments.width or size, arguments.seed, sampling)
+    pictures = suite.pictures()
+    for note in check_prompts(family, pictures, drawing)[:20]:
+        console.line(f"note: the model does not read all of {note}")
+    settings |= {
         "prompts": hashlib.sha256("\n".join(f"{p.path} {p.prompt}" for p in pictures).encode()).hexdigest()[:16],
         "samples": arguments.samples,
         **drawing.settings(),

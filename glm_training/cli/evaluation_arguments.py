@@ -7,8 +7,8 @@ import argparse
 from glm_training.cli.arguments import place, text, whole_number
 from glm_training.cli.drawing_arguments import add_drawing_arguments
 
-SUITES = ("geneval", "dpg", "text")
-SAMPLES = {"geneval": 4, "dpg": 4, "text": 1}
+SUITES = ("geneval", "dpg", "text", "reconstruction")
+SAMPLES = {"geneval": 4, "dpg": 4, "text": 1, "reconstruction": 1}
 """Pictures per prompt that a benchmark asks for."""
 
 STAGES = ("generate", "judge", "score")
@@ -69,6 +69,11 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
         help="what answers them: transformers:MODEL (ViLT, BLIP), openai:MODEL@ADDRESS, the address of a service, or "
         "shapes (for the tiny model)",
     )
+    _add_text(parser)
+    _add_reconstruction(parser)
+
+
+def _add_text(parser: argparse.ArgumentParser) -> None:
     reading = parser.add_argument_group("--suite text")
     reading.add_argument(
         "--reader",
@@ -81,3 +86,27 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
     reading.add_argument(
         "--clip", type=text, metavar="MODEL", help="CLIP of CVTG-2K's CLIPScore, a folder or a hub id (none)"
     )
+
+
+def _add_reconstruction(parser: argparse.ArgumentParser) -> None:
+    pixels = whole_number(16, 8192)
+    group = parser.add_argument_group("--suite reconstruction")
+    group.add_argument(
+        "--originals",
+        type=place,
+        metavar="PATH",
+        help="pictures that go through the autoencoder of --model: a folder, webdataset tars or a listing",
+    )
+    group.add_argument("--first", type=whole_number(1, 1_000_000_000), metavar="N", help="so many of them (all)")
+    group.add_argument(
+        "--size", type=pixels, default=448, metavar="PIXELS", help="side that they are squashed to (%(default)s)"
+    )
+    group.add_argument(
+        "--compare-at", type=pixels, default=256, metavar="PIXELS", help="side at which they are compared (%(default)s)"
+    )
+    group.add_argument(
+        "--inception", type=place, metavar="FILE", help="torch-fidelity's weights for rFID (torch's cache)"
+    )
+    group.add_argument("--alexnet", type=place, metavar="FILE", help="torchvision's weights for LPIPS (torch's cache)")
+    group.add_argument("--no-rfid", action="store_true", help="leave rFID out")
+    group.add_argument("--no-lpips", action="store_true", help="leave LPIPS out")

@@ -114,6 +114,10 @@ class Family(ABC):
         """`samples` images per prompt ``[P * samples, 3, height, width]`` in [0, 1], prompt-major; see `generate`."""
 
     @abstractmethod
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Images ``[B, 3, H, W]`` in [0, 1] through the autoencoder and back, in [0, 1] on the model's device."""
+
+    @abstractmethod
     def own_size(self) -> int:
         """Pixels along a side of what the model was trained to draw."""
 

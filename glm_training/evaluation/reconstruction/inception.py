@@ -25,9 +25,9 @@ class Inception:
     """weights: `torch-fidelity`'s file; None takes the one in torch's cache, and fetches it there once where there is
     a network."""
 
-    def __init__(self, weights: Path | None, device: torch.device) -> None:
+    def __init__(self, weights: Path | None, device: torch.device | None = None) -> None:
         self._weights = weights
-        self._device = device
+        self._device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._network: Any = None
 
     def check(self) -> None:

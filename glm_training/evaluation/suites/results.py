@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from glm_training.evaluation.suites.protocol import Scores
+from glm_training.evaluation.suites.protocol import Figure, Scores
 from glm_training.utils.words import ABSENT, number
 
 WIDTH = 80
@@ -22,7 +23,7 @@ def results(
     report = {
         "suite": suite,
         "judge": judge,
-        "figures": [asdict(figure) | {"judge": judge} for figure in scores.figures],
+        "figures": [_plain(figure) | {"judge": judge} for figure in scores.figures],
         "pictures": pictures,
         "judged": pictures - len(failures),
         "failures": dict(failures),
@@ -30,6 +31,12 @@ def results(
         "settings": dict(settings),
     }
     return json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _plain(figure: Figure) -> dict[str, Any]:
+    """For JSON, which has no infinity: a text stands for it."""
+    infinite = figure.value is not None and math.isinf(figure.value)
+    return asdict(figure) | ({"value": str(figure.value)} if infinite else {})
 
 
 def table(suite: str, scores: Scores, judge: str) -> list[str]:

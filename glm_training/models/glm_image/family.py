@@ -15,6 +15,7 @@ from glm_training.models.family import Family, Sampling, read_few_steps
 from glm_training.models.glm_image.ar import ARComponent
 from glm_training.models.glm_image.dit import DiTComponent
 from glm_training.models.glm_image.dit_types import DiTCondition
+from glm_training.models.glm_image.latents import decode_latents, encode_images
 from glm_training.models.glm_image.loading import ModelLoadError, load_pipeline
 from glm_training.models.glm_image.prompt_text import PromptReader
 from glm_training.models.glm_image.sampling import step_hooks
@@ -150,6 +151,10 @@ class GLMImage(Family):
 
     def denoiser(self, height: int, width: int) -> DiTDenoiser:
         return DiTDenoiser(self.dit, height, width)
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor) -> Tensor:
+        return decode_latents(self.dit.vae, encode_images(self.dit.vae, images, len(images)), len(images))
 
     def own_size(self) -> int:
         """128 for the tiny model and what is made from it."""

@@ -20,6 +20,7 @@ from glm_training.models.lora import ADAPTER, adapter_parameters, described, has
 from glm_training.models.prompt_reading import PromptReading
 from glm_training.models.run_folders import pipeline_in
 from glm_training.models.sdxl.denoiser import UNetDenoiser
+from glm_training.models.sdxl.latents import decode_latents, encode_images
 from glm_training.models.sdxl.loading import TAESD_FOLDER, load_pipeline, load_taesd, taesd_in
 from glm_training.models.sdxl.text import PromptReader
 from glm_training.models.sdxl.types import add_time_ids
@@ -163,6 +164,10 @@ class SDXL(Family):
     def denoiser(self, height: int, width: int) -> UNetDenoiser:
         """The noise levels, the same at every size."""
         return UNetDenoiser(self.unet.schedule, self.unet.one_step_timestep)
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor) -> Tensor:
+        return decode_latents(self.unet.vae, encode_images(self.unet.vae, images, len(images)), len(images))
 
     def own_size(self) -> int:
         return self.unet.unet.config["sample_size"] * self.unet.latent_scale

@@ -129,6 +129,11 @@ class VGT(Family):
         """Raises ValueError: each of its tokens has a noise level of its own."""
         raise ValueError("VGT has no noise schedule of whole images")
 
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor) -> Tensor:
+        weight = next(self.autoencoder.parameters())
+        return self.autoencoder.decode(self.autoencoder.encode(images.to(weight.device, weight.dtype))).clamp(0, 1)
+
     def own_size(self) -> int:
         return self.autoencoder.config.image_size
 

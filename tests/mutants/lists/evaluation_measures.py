@@ -42,6 +42,22 @@ MUTATIONS = [
         ("to_uint8(images)", "to_uint8(images * 0.5)", "features are of darker pictures"),
     ),
     *of(
+        "evaluation/reconstruction/suite.py",
+        "evaluation/reconstruction/test_suite.py",
+        ("for side in (0, 1)]", "for side in (0, 0)]", "rFID of the originals with themselves"),
+        ("as_saved(resized(self._originals.read", "(resized(self._originals.read", "identical pictures are not"),
+        ("drawn.float(), self._sizes.compared)", "drawn.float(), self._sizes.model)", "pictures keep the model's size"),
+        ("if drawn.shape != images.shape:", "if False:", "another size back is compared all the same"),
+        ('"originals": self._originals.digest, ', "", "changed originals go on in the same folder"),
+        ("if not all(np.isfinite(values)):", "if False:", "an infinite PSNR has no number"),
+        ("else min(first, len(self._set))", "else len(self._set)", "--first has no effect"),
+    ),
+    *of(
+        "models/vgt/family.py",
+        "models/test_reconstruct.py",
+        ("weight.dtype))).clamp(0, 1)", "weight.dtype)))", "reconstructions leave [0, 1]"),
+    ),
+    *of(
         "evaluation/text/cvtg.py",
         "evaluation/text/test_scorers.py",
         ("span.lower().split()", "span.split()", "words asked for keep their capitals"),

@@ -164,6 +164,7 @@ def vgt_source(config: Config) -> vgt_loading.Source:
     vgt = config.vgt
     return vgt_loading.Source(
         component=config.model.component,
+        size=(config.data.image_size.height, config.data.image_size.width),
         autoencoder=vgt.autoencoder,
         decoder=vgt.decoder,
         channel_norm=vgt.channel_norm,

@@ -38,14 +38,7 @@ def vgt_issues(config: Config) -> Iterator[Issue]:
             ("data.images", "model.family"), "VGT learns from captioned images.", "Set it to their folder or tars."
         )
     yield from _without_effect(config, AUTOENCODER_ALONE if component == "generator" else GENERATOR_ALONE)
-    if component == "autoencoder":
-        yield from _autoencoder(config)
-    elif config.vgt.autoencoder is None and "/" not in config.model.name.strip("/"):
-        yield Issue(
-            ("vgt.autoencoder", "model.name"),
-            f"a generator made of `{config.model.name}` needs the autoencoder whose latents it is to draw.",
-            "Name a checkpoint of its training.",
-        )
+    yield from _autoencoder(config) if component == "autoencoder" else _generator(config)
 
 
 def _of_another_family(config: Config) -> Iterator[Issue]:
@@ -79,4 +72,16 @@ def _autoencoder(config: Config) -> Iterator[Issue]:
             ("training.mixed_precision", "model.component"),
             "fp16 scales the losses of two players differently from step to step.",
             "Use bf16 or no.",
+        )
+
+
+def _generator(config: Config) -> Iterator[Issue]:
+    repa = config.vgt.repa
+    if repa.model is None and repa.weight != type(repa)().weight:
+        yield Issue(("vgt.repa.weight", "vgt.repa.model"), "nothing to align with.", "Set `vgt.repa.model`.")
+    if config.evaluation.num_inference_steps == 1:
+        yield Issue(
+            ("evaluation.num_inference_steps", "model.family"),
+            "a latent is drawn in noisy steps and a last one without noise, two at least.",
+            "Use 30.",
         )

@@ -39,7 +39,7 @@ class ModelUNetConfig(Section):
 class ModelGeneratorConfig(Section):
     """How VGT's generator draws."""
 
-    num_inference_steps: int = Field(default=30, ge=1, le=1000, description="Denoising steps per latent.")
+    num_inference_steps: int = Field(default=30, ge=2, le=1000, description="Denoising steps per latent.")
     guidance_scale: float = Field(
         default=4.5, ge=1, le=1000, description="Classifier-free guidance of the first latents, fading to 1; 1 = off."
     )

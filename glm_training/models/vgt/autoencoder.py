@@ -72,6 +72,13 @@ class AutoencoderConfig:
     bottleneck_blocks: int = 3
     kl: bool = False
 
+    @property
+    def stride(self) -> int:
+        """Pixels along a side of what one place of the latents stands for."""
+        patch = self.tower_config.get("patch_size", 14)
+        merged = self.tower_config.get("spatial_merge_size", 2)
+        return int(merged * (patch if isinstance(patch, int) else patch[0]))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` gives the config back."""
         return dataclasses.asdict(self)

@@ -46,12 +46,13 @@ _SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 class Source:
     """What is to be made of `model.name`; the rest is that of the section `vgt`.
 
-    component: what is to be trained, "" for all that is there. channel_norm: None for what the checkpoint has. repa:
-    folder or hub id of the vision encoder that a generator is aligned with. distils: whether an autoencoder needs its
-    teacher.
+    component: what is to be trained, "" for all that is there; on images of `size` (height, width) px. channel_norm:
+    None for what the checkpoint has. repa: folder or hub id of the vision encoder that a generator is aligned with.
+    distils: whether an autoencoder needs its teacher.
     """
 
     component: str = ""
+    size: tuple[int, int] | None = None
     autoencoder: str | None = None
     decoder: str = ""
     channel_norm: bool | None = None
@@ -110,7 +111,12 @@ def check_source(name: str, source: Source) -> None:
                 "vision-language model that a generator is made of"
             )
         own = autoencoder_config(where)
-        if _has(name, GENERATOR) and own is not None:
+        if own is None:
+            raise ModelLoadError(
+                f"a generator needs the autoencoder whose latents it is to draw, and {where} is none: name a "
+                "checkpoint of its training, or the published file, under vgt.autoencoder"
+            )
+        if _has(name, GENERATOR):
             config = generators.read_config(expanded(name) / GENERATOR)
             with load_errors_explained(f"the generator in {name}"):
                 config.check_autoencoder(own.latent_channels, own.channel_norm)
@@ -119,8 +125,16 @@ def check_source(name: str, source: Source) -> None:
             f"{name} has a generator, whose latents another autoencoder would not read: name a checkpoint of the "
             "autoencoder's own training"
         )
-    elif is_local(name) and autoencoder_config(name) is not None and source.distils and name not in IN_MEMORY:
-        _require_teacher(expanded(name))
+    else:
+        own = autoencoder_config(name) if is_local(name) else None
+        if own is not None and source.distils and name not in IN_MEMORY:
+            _require_teacher(expanded(name))
+    stride = _tower_stride(name) if own is None else own.stride
+    if source.size is not None and stride is not None and any(side % stride for side in source.size):
+        raise ModelLoadError(
+            f"data.image_size {source.size[0]} x {source.size[1]}: the autoencoder makes one latent of {stride} x "
+            f"{stride} px, so both sides must be multiples of {stride} px"
+        )
 
 
 def _require_teacher(path: Path) -> None:
@@ -130,6 +144,17 @@ def _require_teacher(path: Path) -> None:
             f"{path} has no {TEACHER_FILE}, the vision-language model that its autoencoder started from, so there is "
             "nothing to distil from: set vgt.distillation_weight to 0, or name a checkpoint of its training"
         )
+
+
+def _tower_stride(name: str) -> int | None:
+    """Pixels that one latent will stand for in an autoencoder made of the vision-language model `name`; None where its
+    configuration is not here."""
+    try:
+        vision = AutoConfig.from_pretrained(local_folder(name, Hub(None, True), "model.name", small=True)).vision_config
+    except (ModelLoadError, OSError, ValueError, AttributeError):
+        return None  # loading says what is wrong
+    patch = vision.patch_size if isinstance(vision.patch_size, int) else vision.patch_size[0]
+    return patch * getattr(vision, "spatial_merge_size", 2)
 
 
 def autoencoder_config(name: str) -> autoencoders.AutoencoderConfig | None:

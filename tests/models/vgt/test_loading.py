@@ -163,3 +163,24 @@ def test_the_folder_of_a_bare_autoencoder_is_taken_too(tmp_path):
     tiny_random_autoencoder(6).save_pretrained(tmp_path / "bare")
     family = loaded("tiny-random", Source("generator", autoencoder=str(tmp_path / "bare")))
     assert_identical(weights(family.autoencoder), weights(Autoencoder.from_pretrained(tmp_path / "bare")))
+
+
+def test_a_generator_without_an_autoencoder_is_told_what_it_needs(tmp_path):
+    (tmp_path / "vl").mkdir()
+    for name in ("OpenGVLab/InternVL3-1B-hf", str(tmp_path / "vl")):
+        assert "under vgt.autoencoder" in refused(name, GENERATOR)
+    assert "vgt.autoencoder" in refused("tiny", Source("generator", autoencoder=str(tmp_path / "vl")))
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-random"])
+def test_pictures_that_are_no_whole_number_of_latents_are_refused(name, alone, tmp_path):
+    """8 px make a latent of the small models, 28 px of the published ones."""
+    for source in (Source("autoencoder", size=(64, 36)), Source("generator", autoencoder=str(alone), size=(36, 64))):
+        assert "multiples of 8 px" in refused(name, source)
+        check_source(name, Source(**{**vars(source), "size": (64, 96)}))
+    config = InternVLConfig(
+        vision_config={**VISION, "patch_size": [14, 14]}, text_config={"model_type": "qwen2", **TEXT}
+    )
+    config.save_pretrained(tmp_path / "vl")
+    assert "multiples of 28 px" in refused(tmp_path / "vl", Source("autoencoder", size=(512, 512)))
+    check_source(str(tmp_path / "vl"), Source("autoencoder", size=(448, 448)))

@@ -9,18 +9,19 @@ import pytest
 from glm_training.config import Config, ConfigError, load_config, resolved_yaml
 from glm_training.config.checks.captioned import captioned_issues
 
+VGT = {"family": "vgt", "component": "autoencoder", "name": "tiny"}
+
 
 def loaded(tmp_path: Path, text: str) -> Config:
-    """The configuration of a file whose only fault, while no method reads pictures, is that."""
+    """The configuration of a file."""
     path = tmp_path / "run.yaml"
     path.write_text(text, encoding="utf-8")
     return load_config(path)
 
 
 def issues(data: dict[str, object], evaluation: dict[str, object] | None = None) -> list[str]:
-    config = Config.model_validate({"data": data, "evaluation": evaluation or {}})
-    found = [f"{issue.paths[0]}: {issue.message}" for issue in captioned_issues(config)]
-    return [line for line in found if "does not read sets of pictures" not in line]
+    config = Config.model_validate({"model": VGT, "data": data, "evaluation": evaluation or {}})
+    return [f"{issue.paths[0]}: {issue.message}" for issue in captioned_issues(config)]
 
 
 @pytest.mark.parametrize("images", ["a/b.tar", ["a/b.tar"], {"path": "a/b.tar"}, [{"path": "a/b.tar"}]])
@@ -34,13 +35,15 @@ def test_ways_to_write_a_set(images: object) -> None:
 
 def test_several_sets_and_their_resolved_yaml(tmp_path: Path) -> None:
     sets = [{"path": "a", "weight": 2.0, "cap_source": "re_caption"}, {"path": "~/b", "weight": 1.0, "root": "/data"}]
-    config = Config.model_validate({"data": {"images": sets, "crop": "random"}, "evaluation": {"eval_images": "held"}})
+    data, held_out = {"images": sets, "crop": "random"}, {"eval_images": "held"}
+    config = Config.model_validate({"model": VGT, "data": data, "evaluation": held_out})
     assert config.data.images is not None
     assert [one.path for one in config.data.images] == [Path("a"), Path.home() / "b"]
-    with pytest.raises(ConfigError) as caught:  # the file itself is fine
-        loaded(tmp_path, resolved_yaml(config))
-    assert [problem.path for problem in caught.value.problems] == ["data.images"]
-    assert "They are for `training.method: vgt`" in str(caught.value)
+    assert loaded(tmp_path, resolved_yaml(config)).data == config.data
+    with pytest.raises(ConfigError) as caught:
+        loaded(tmp_path, resolved_yaml(config).replace("family: vgt", "family: glm_image"))
+    assert "data.images" in [problem.path for problem in caught.value.problems]
+    assert "They are for `model.family: vgt`" in str(caught.value)
 
 
 @pytest.mark.parametrize(

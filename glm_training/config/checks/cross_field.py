@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from glm_training.config.checks.captioned import captioned_issues
-from glm_training.config.checks.family import family_issues, names_images
+from glm_training.config.checks.family import COMPONENTS, family_issues, names_images
 from glm_training.config.checks.method import method_issues
 from glm_training.config.checks.monitors import monitor_issues
 from glm_training.config.docs.describe import walk
@@ -41,7 +41,7 @@ def cross_field_issues(config: Config) -> list[Issue]:
         *family_issues(config),
     ]
     issues += [*_token_weights(config), *monitor_issues(config, _is_metric)]
-    if config.uses_reward():
+    if config.uses_reward() and config.model.component in COMPONENTS["glm_image"]:  # else that is what is wrong
         issues += [*_group(config), *_exploration(config), *_dropout(config)]
         issues += method_issues(config)
     return issues

@@ -62,6 +62,18 @@ def test_epochs_of_a_set_have_orders_of_their_own() -> None:
     assert first != second and first != sorted(first)
 
 
+def test_every_epoch_and_every_block_is_shuffled_anew() -> None:
+    """One set of two blocks: its first block has other samples in each epoch. Two sets dealt in turn: which of them
+    comes is another pattern in each block."""
+    alone = MixedSampler((2 * BLOCK,), (1.0,), 1, seed=0).take(4 * BLOCK)
+    halves = [{place.index for place in alone[start * BLOCK : (start + 1) * BLOCK]} for start in range(4)]
+    assert halves[0] | halves[1] == halves[2] | halves[3] == set(range(2 * BLOCK))
+    assert halves[0] != halves[2]
+    pair = MixedSampler((10**5, 10**5), (1.0, 1.0), 1, seed=0).take(2 * BLOCK)
+    pattern = [place.index < 10**5 for place in pair]
+    assert pattern[:BLOCK] != pattern[BLOCK:]
+
+
 def test_sets_alternate_without_a_pattern() -> None:
     """Two halves on two processes: dealt in turn, each process would see one set alone."""
     mixed = [MixedSampler((50, 50), (1.0, 1.0), 1, seed=0, rank=rank, world_size=2) for rank in (0, 1)]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +17,9 @@ from glm_training.data.text_lines import text_fault
 
 DEFAULT_KEY = "caption"
 """Key of a JSON caption where `cap_source` names none."""
+
+HASHED_CAPTIONS = 10_000
+"""Caption files of a set up to which all of them count in its digest; of more, their sizes."""
 
 LEAVE_OUT = "let data.max_bad_fraction leave such samples out"
 
@@ -74,7 +78,7 @@ class ImageSet(Protocol):
 
     def digests(self) -> dict[str, str]:
         """Name of a tar, a listing or a folder -> SHA-256 (hex) of what is in it: its names, sizes and, of a tar, the
-        beginning and end of every member."""
+        beginning and end of every member; of a small set, the caption files."""
         ...
 
     def close(self) -> None:
@@ -158,3 +162,17 @@ def read_below(root: str, path: Path) -> bytes:
     except (OSError, ValueError) as error:  # ValueError: NUL in a name
         reason = getattr(error, "strerror", None) or str(error)
         raise BadSample(Fault(path, "", f"cannot be read: {reason}", "Correct its permissions")) from error
+
+
+def with_captions(digests: Mapping[str, str], captions: Sequence[tuple[str, Path]], root: str) -> dict[str, str]:
+    """`digests`, over captions as well: (which of the digests, file) each. Of many the files stay unread."""
+    if len(captions) > HASHED_CAPTIONS:
+        return dict(digests)
+    found = {name: hashlib.sha256(digest.encode()) for name, digest in digests.items()}
+    for name, path in captions:
+        try:
+            data = read_below(root, path)
+        except BadSample:
+            data = b""  # reading the sample says why
+        found[name].update(b"%d:%b" % (len(data), data))
+    return {name: digest.hexdigest() for name, digest in found.items()}

@@ -110,11 +110,11 @@ def test_threads_and_prefetch_change_nothing(tmp_path: Path) -> None:
 
 
 def test_several_sets_and_repeats(tmp_path: Path) -> None:
-    sets = [opened(tars(tmp_path / "a", (2,))), opened(write_tar(tmp_path / "b.tar", captioned([50, 51, 52])))]
+    sets = [opened(tars(tmp_path / "a", (2,))), opened(write_tar(tmp_path / "b.tar", captioned([50, 51, 52, 53])))]
     data = CaptionedImages(sets, SHAPING, repeats=[3, 1])
-    assert len(data) == 9 and data.set_lengths == (6, 3)
-    assert [data.batch([row]).prompts[0] for row in (0, 1, 2, 5, 6, 8)] == [
-        f"picture {number}" for number in (0, 1, 0, 1, 50, 52)
+    assert len(data) == 10 and data.set_lengths == (6, 4)
+    assert [data.batch([row]).prompts[0] for row in (0, 1, 2, 5, 6, 9)] == [
+        f"picture {number}" for number in (0, 1, 0, 1, 50, 53)
     ]
     assert data.example_digests().keys() == {str(tmp_path / "a/000.tar"), str(tmp_path / "b.tar")}
 

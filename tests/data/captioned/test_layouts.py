@@ -127,22 +127,35 @@ def test_a_link_back_is_not_walked_for_ever(tmp_path: Path) -> None:
 # -- what changes is noticed -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["tar", "listing", "folder"])
-def test_digests_follow_the_content_and_name_the_place(tmp_path: Path, kind: str) -> None:
-    if kind == "tar":
-        path = tars(tmp_path / "set", (2, 2))
-        changed, change = path / "001.tar", lambda: write_tar(path / "001.tar", captioned([2, 5]))
-    elif kind == "listing":
-        path = changed = write_listing(tmp_path / "set", 2)
-        change = lambda: (tmp_path / "set/images/1.png").write_bytes(picture(1, (91, 91)))  # noqa: E731
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "001.tar": lambda at: write_tar(at / "001.tar", captioned([2, 5])),
+    "data.json": lambda at: (at / "images/1.png").write_bytes(picture(1, (91, 91))),
+    "data.json, a caption of the same length": lambda at: (at / "notes/0.json").write_text(
+        (at / "notes/0.json").read_text(encoding="utf-8").replace("again 0", "again 9"), encoding="utf-8"
+    ),
+    "sub": lambda at: (at / "sub/b.png").write_bytes(picture(1, (91, 91))),
+    "sub, a caption of the same length": lambda at: (at / "sub/b.txt").write_text("six", encoding="utf-8"),
+    "sub, a picture more": lambda at: put(at / "sub", c_png=picture(3), c_txt="three"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_digests_follow_the_content_and_name_the_place(tmp_path: Path, change: str) -> None:
+    root, changed = tmp_path / "set", change.partition(",")[0]
+    if changed == "001.tar":
+        path = tars(root, (2, 2))
+    elif changed == "data.json":
+        path = write_listing(root, 2)
     else:
-        path = changed = put(tmp_path / "set", a_png=picture(1), a_txt="one", sub__b_png=picture(2), sub__b_txt="two")
-        change = lambda: (path / "a.txt").write_text("one more", encoding="utf-8")  # noqa: E731
+        path = put(root, a_png=picture(1), a_txt="one", sub__b_png=picture(2), sub__b_txt="two")
     before = opened(path).digests()
     assert opened(path).digests() == before
-    change()
+    CHANGES[change](root)
     after = opened(path).digests()
-    assert [name for name in before if before[name] != after[name]] == [str(changed)]
+    assert [name for name in before if before[name] != after[name]] == [str(root / changed)]
+    moved = tmp_path / "moved"
+    root.rename(moved)
+    assert list(opened(moved if path == root else moved / path.name).digests().values()) == list(after.values())
 
 
 # -- refused -----------------------------------------------------------------------------------------------------------

@@ -53,16 +53,18 @@ def test_folders_links_and_sparse_members(tmp_path: Path) -> None:
     assert walk.faults == [("s.png", "is stored sparse, which is not read")]
 
 
-def test_sizes_beyond_octal_digits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_sizes_beyond_octal_digits(tmp_path: Path, form: int) -> None:
     info = tarfile.TarInfo("big.bin")
     info.size = 9 * 2**30
     path = tmp_path / "a.tar"
-    path.write_bytes(info.tobuf(tarfile.GNU_FORMAT))
+    header = info.tobuf(form)
+    path.write_bytes(header)
     ((member,), walk) = walked(path)
     assert (member.name, member.size, member.cut) == ("big.bin", 9 * 2**30, True)
     with path.open("wb") as file:  # a hole: the disk holds nothing of it
-        file.write(info.tobuf(tarfile.GNU_FORMAT))
-        file.seek(BLOCK + info.size)
+        file.write(header)
+        file.seek(len(header) + info.size)
         file.write(tarfile.TarInfo("after.bin").tobuf(tarfile.GNU_FORMAT) + bytes(2 * BLOCK))
     members, walk = walked(path)
     assert [member.name for member in members] == ["big.bin", "after.bin"] and walk.faults == []

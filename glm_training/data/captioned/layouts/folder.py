@@ -14,6 +14,7 @@ import numpy as np
 from glm_training.data.captioned.options import Reading, SetOptions
 from glm_training.data.captioned.samples import (
     DEFAULT_KEY,
+    HASHED_CAPTIONS,
     BadSample,
     CaptionFault,
     Encoded,
@@ -22,6 +23,7 @@ from glm_training.data.captioned.samples import (
     caption_of_json,
     caption_of_text,
     read_below,
+    with_captions,
 )
 from glm_training.data.captioned.sniff import kind_of, walk_below
 from glm_training.data.problems import DataError, Problem
@@ -106,7 +108,7 @@ class FolderSet:
             found.append((name if below == "." else os.path.join(below, name), kind))
         self._orphans += sorted(texts - told)
         if names:
-            self._digests[folder] = digest.hexdigest()
+            self._digests[str(Path(folder))] = digest.hexdigest()
         return found
 
     def _is_image(self, path: Path) -> bool:
@@ -122,15 +124,13 @@ class FolderSet:
         return len(self._paths)
 
     def read(self, row: int) -> Encoded:
-        path = self._root / self._paths[row]
-        image = read_below(self._real_root, path)
+        image = read_below(self._real_root, self._root / self._paths[row])
         if not self._captions:
             return Encoded(image, None)
-        suffix = SUFFIXES[self._kinds[row]]
-        beside = path.with_suffix(suffix)
+        beside = self._caption(row)
         data = read_below(self._real_root, beside)
         try:
-            if suffix == ".json":
+            if beside.suffix == ".json":
                 return Encoded(image, caption_of_json(data, self._options.cap_source or DEFAULT_KEY, row))
             return Encoded(image, caption_of_text(data, row))
         except CaptionFault as fault:
@@ -140,7 +140,13 @@ class FolderSet:
         return self._root / self._paths[row], ""
 
     def digests(self) -> dict[str, str]:
-        return dict(self._digests)
+        if not self._captions:
+            return dict(self._digests)
+        beside = [self._caption(row) for row in range(min(len(self), HASHED_CAPTIONS + 1))]
+        return with_captions(self._digests, [(str(path.parent), path) for path in beside], self._real_root)
+
+    def _caption(self, row: int) -> Path:
+        return (self._root / self._paths[row]).with_suffix(SUFFIXES[self._kinds[row]])
 
     def close(self) -> None:
         """Nothing stays open."""

@@ -18,6 +18,7 @@ import numpy as np
 from glm_training.data.captioned.options import Reading, SetOptions
 from glm_training.data.captioned.samples import (
     DEFAULT_KEY,
+    HASHED_CAPTIONS,
     BadSample,
     CaptionFault,
     Encoded,
@@ -26,6 +27,7 @@ from glm_training.data.captioned.samples import (
     caption_of_json,
     caption_of_text,
     read_below,
+    with_captions,
 )
 from glm_training.data.captioned.sniff import files_below, first_lines, kind_of
 from glm_training.data.paths import PathRefused, local_path
@@ -129,7 +131,14 @@ class ListingSet:
         return self._files[self._origins[row]], f"record {self._records[row]} ({self._images[row]})"
 
     def digests(self) -> dict[str, str]:
-        return dict(self._digests)
+        if not self._captions or len(self) > HASHED_CAPTIONS:
+            return dict(self._digests)
+        found: dict[str, str] = {}
+        for origin, file in enumerate(self._files):
+            rows = np.flatnonzero(self._origins == origin)
+            notes = [(str(file), self._roots[origin] / self._annotations[int(row)]) for row in rows]
+            found |= with_captions({str(file): self._digests[str(file)]}, notes, self._real_roots[origin])
+        return found
 
     def close(self) -> None:
         """Nothing stays open."""

@@ -22,7 +22,7 @@ from world import COLORS, COUNTS, RELATIONS, SHAPES, Jitter, Scene, all_scenes, 
 DATA = Path(__file__).parents[2] / "data"
 FOLDER = DATA / "benchmarks"
 PROMPTS_PER_TAG = 8
-PICTURES = {"relation": 480, "count": 80, "single": 40}
+PICTURES = {"relation": 1000, "count": 160, "single": 40}
 """Pictures to train on, by kind of scene."""
 
 

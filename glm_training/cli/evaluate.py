@@ -30,7 +30,6 @@ from glm_training.utils.console import Console
 from glm_training.utils.distributed import World, init_world, shutdown
 from glm_training.utils.folder_lock import FolderInUseError, FolderLock
 from glm_training.utils.launch import DistributedError
-from glm_training.utils.words import counted
 from glm_training.utils.writable import expanded, why_unwritable
 
 _USERS_FAULTS = (
@@ -86,7 +85,7 @@ def _run(arguments: argparse.Namespace, world: World, stack: ExitStack) -> None:
                 console.line(line)
             console.line(f"{place.out / 'results.json'} has everything")
     elif world.is_main:
-        console.line(f"{counted(len(stages), 'stage')} done in {place.out}")
+        console.line(f"{' and '.join(stages)} done in {place.out}")
 
 
 def _check_places(place: Place, stage: str | None) -> None:

@@ -35,6 +35,15 @@ def test_a_checkpoint_is_taken_for_its_pipeline(run):
     assert pipeline_in(step) == pipeline_in(step / "pipeline") == str(step / "pipeline")
 
 
+def test_a_command_that_draws_may_name_the_newest(run):
+    """A training may not: what it goes on from would be another one when it is resumed."""
+    (run / "checkpoints" / "latest").write_text("step-000002\n")
+    newest = run / "checkpoints" / "step-000002" / "pipeline"
+    for name in (run / "checkpoints" / "latest", run / "checkpoints" / "latest" / "pipeline"):
+        assert pipeline_in(name, "--model") == str(newest)
+        assert pipeline_in(name) == str(name), "for its loader to refuse"
+
+
 @pytest.mark.parametrize("name", ["tiny", "owner/name", "./nowhere"])
 def test_what_is_no_folder_stays(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

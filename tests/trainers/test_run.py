@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from glm_training.trainers import run
-from tests import dmdr_runs, preference_runs
+from tests import dmdr_runs, preference_runs, vgt_runs
 from tests.runs import config_of
 
 
@@ -42,3 +42,8 @@ def test_processes_are_joined_unless_told_not_to(tmp_path, monkeypatch, key, joi
     with pytest.raises(RuntimeError, match="joined"):
         run.run_training(config_of(tmp_path, f"distributed.enabled={key}", "model.device_map=cpu"))
     assert asked == [(joins, None, "cpu")]
+
+
+def test_vgt_has_a_trainer_for_each_of_its_models(tmp_path):
+    for component, name in (("autoencoder", "VGTAutoencoderTrainer"), ("generator", "VGTGeneratorTrainer")):
+        assert run.trainer_type(vgt_runs.config_of(tmp_path, component=component)).__name__ == name

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from glm_training.config.schema import Config
 
 AUTOENCODER_ALONE = (
-    "decoder", "weights", "channel_norm", "kl", "latent_noise", "encoder_rate_ratio", "distillation_weight",
+    "decoder", "channel_norm", "kl", "latent_noise", "encoder_rate_ratio", "distillation_weight",
     "perceptual_weight", "lpips_weights", "convnext_weights", "kl_weight", "gan",
 )  # fmt: skip
 GENERATOR_ALONE = ("autoencoder", "caption_dropout", "order", "timestep_shift", "repa")

@@ -44,15 +44,11 @@ class RepaConfig(Section):
 
 class VGTConfig(Section):
     """`model.family: vgt`. An autoencoder is made of the vision-language model `model.name` and the decoder of a DC-AE,
-    or goes on from a checkpoint; a generator of the language model of `model.name`, or goes on likewise."""
+    or goes on from a checkpoint or the published file; a generator of the language model of `model.name`, or goes on
+    from a checkpoint."""
 
     decoder: PlaceName = Field(
         default=DC_AE, min_length=1, description="DC-AE whose decoder a new autoencoder starts from: hub id or folder."
-    )
-    weights: FilePath | None = Field(
-        default=None,
-        description="Published weights (vgt_ae_internvl3.pth), put into the autoencoder made of `model.name` and "
-        "`decoder`.",
     )
     channel_norm: bool | None = Field(
         default=None,
@@ -90,14 +86,15 @@ class VGTConfig(Section):
     autoencoder: PlaceName | None = Field(
         default=None,
         min_length=1,
-        description="Generator: the autoencoder whose latents it draws, a checkpoint or folder; null = the one in the "
-        "folder `model.name`.",
+        description="Generator: the autoencoder whose latents it draws, a checkpoint, folder or the published file; "
+        "null = the one in the folder `model.name`.",
     )
     caption_dropout: float = Field(
         default=0.1, ge=0, lt=1, description="Generator: share of images trained without their caption, for guidance."
     )
     order: Literal["random", "raster"] = Field(
-        default="random", description="Generator: in which order the latents are written; one for each batch."
+        default="random",
+        description="Generator: in which order the latents are written; a random one is of each image's own.",
     )
     timestep_shift: float = Field(
         default=1.4, gt=0, le=1000, description="Generator: above 1 it trains more noise than data."

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from glm_training.evaluation.suites.protocol import EvaluationError, Failure
 from glm_training.evaluation.text.readers import QUESTION, ChatReader, HttpReader, OcrReader, reader
-from tests.evaluation.suites.test_services import Answers
+from tests.evaluation.suites.http_answers import Answers
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (3, 4, 3), dtype=np.uint8))
 

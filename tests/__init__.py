@@ -1,0 +1,1 @@
+"""A package, so that this folder is found before one of the same name that a library installs (torch-fidelity)."""

@@ -103,12 +103,13 @@ def test_other_settings_are_named_and_nothing_is_drawn_over(tmp_path, monkeypatc
     assert contents(out) == before
 
 
-def test_sdxl_draws_too(tmp_path, monkeypatch, capsys, words):
+@pytest.mark.parametrize("family", ["sdxl"])
+def test_other_families_draw_too(tmp_path, monkeypatch, capsys, words, family):
     out = tmp_path / "out"
-    more = ["--family", "sdxl", "--model", "tiny-random", "--height", 64, "--width", 64]
+    more = ["--family", family, "--model", "tiny-random", "--height", 64, "--width", 64]
     code, _, err = evaluate(monkeypatch, capsys, *words, *more, "--out", out)
     assert code == 0, err
-    assert json.loads((out / "settings.json").read_text())["pictures"]["family"] == "sdxl"
+    assert json.loads((out / "settings.json").read_text())["pictures"]["family"] == family
 
 
 @pytest.mark.parametrize(

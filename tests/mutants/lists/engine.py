@@ -8,7 +8,7 @@ MUTATIONS = [
         ("engine/test_parts.py", "engine/test_optimizers.py"),
         ("self.settings.max_grad_norm or math.inf, total)", "math.inf, total)", "gradients are never clipped"),
         ("        self.scaler.unscale_(self.optimizer)\n", "", "fp16 gradients are clipped while they are scaled"),
-        ("(training_step + 1) / (settings.warmup_steps + 1)", "training_step / settings.warmup_steps", "warmup at 0"),
+        ("(own + 1) / (settings.warmup_steps + 1)", "own / settings.warmup_steps", "warmup at 0"),
         ('if settings.scheduler == "constant":', 'if settings.scheduler != "constant":', "constant and decay swapped"),
         (
             'factor = 1 - progress if settings.scheduler == "linear"',
@@ -37,8 +37,8 @@ MUTATIONS = [
         ('            self.skipped = scaling["skipped"]\n', "", "the count of skipped updates is not restored"),
         ("snapshot.load_state_dict(", "dict(", "slow copies are not restored"),
         (
-            'named = [("old", self.old), ("average", self.average)]',
-            'named = [("old", self.old)]',
+            '("average", self.average), ("ema", ema)]',
+            '("ema", ema)]',
             "the slow reference is not saved",
         ),
     ),

@@ -198,13 +198,13 @@ MUTATIONS = [
         ("divmod(row, samples)", "divmod(row, 1)", "file names do not say the prompt"),
         ("default=-1) + 1", "default=-1)", "the last picture is written over"),
         (
-            'return "sdxl" if str(name).startswith("StableDiffusionXL")',
-            'return "sdxl" if str(name).startswith("GlmImage")',
+            'CLASS_NAMES = {"StableDiffusionXL": "sdxl"',
+            'CLASS_NAMES = {"GlmImage": "sdxl"',
             "SDXL folders are GLM-Image",
         ),
         (
-            "Sampling(arguments.temperature, arguments.top_p, True,",
-            "Sampling(arguments.top_p, arguments.temperature, True,",
+            "        arguments.temperature,\n        arguments.top_p,\n",
+            "        arguments.top_p,\n        arguments.temperature,\n",
             "temperature and top-p swapped",
         ),
         ("samples=arguments.samples,", "samples=1,", "--samples has no effect"),

@@ -22,10 +22,12 @@ def build_captioned(config: Config, *, captions: bool) -> CaptionedImages:
     options = [
         SetOptions(one.path, one.weight, one.repeats, cap_source=one.cap_source, root=one.root) for one in data.images
     ]
+    # the held-out set is opened here as well, so that what is wrong with either is told together
+    sets = open_sets([*options, *_held_out(config)], _reading(config, captions))[: len(options)]
     size = data.image_size
     weights = [one.weight for one in options if one.weight is not None]
     return CaptionedImages(
-        open_sets(options, _reading(config, captions)),
+        sets,
         Shaping(size.height, size.width, data.crop, data.augmentation, data.min_side, data.max_aspect),
         repeats=[one.repeats for one in options],
         weights=weights or None,
@@ -47,22 +49,27 @@ def build_held_out_images(
     Held-out pictures are taken at any size; of the training data only such as are trained on.
     Raises DataError.
     """
-    size, path = config.data.image_size, config.evaluation.eval_images
-    if path is None:
+    size, own = config.data.image_size, _held_out(config)
+    if not own:
         sets = list(training.sets)
         shaping = Shaping(size.height, size.width, min_side=config.data.min_side, max_aspect=config.data.max_aspect)
     else:
-        source = None if config.data.images is None else config.data.images[0].cap_source
-        sets = open_sets([SetOptions(path, cap_source=source)], _reading(config, captions))
+        sets = open_sets(own, _reading(config, captions))
         shaping = Shaping(size.height, size.width, min_side=0, max_aspect=inf)
     pictures = CaptionedImages(
         sets, shaping, num_workers=config.data.num_workers, max_bad_fraction=config.data.max_bad_fraction, try_first=0
     )
     count, threads = config.evaluation.num_eval_samples, config.data.num_workers
     held_out = HeldOutImages(pictures, count, num_workers=threads, as_sources=as_sources)
-    if path is None:
+    if not own:
         held_out.remarks = []  # the training data tell them
     return held_out
+
+
+def _held_out(config: Config) -> list[SetOptions]:
+    """The set of `evaluation.eval_images`, whose captions lie under the key of the first training set."""
+    path, images = config.evaluation.eval_images, config.data.images
+    return [] if path is None else [SetOptions(path, cap_source=images[0].cap_source if images else None)]
 
 
 def _reading(config: Config, captions: bool) -> Reading:

@@ -93,6 +93,7 @@ def test_held_out_pictures_are_the_first_cut_at_the_centre(tmp_path: Path) -> No
 def test_digests_of_held_out_pictures_are_of_their_content(tmp_path: Path) -> None:
     evaluation = {"eval_images": str(tmp_path / "eval.tar"), "num_eval_samples": 3}
     config = captioned_config(tmp_path / "set", evaluation=evaluation, output_dir=str(tmp_path / "run"))
+    write_tar(tmp_path / "eval.tar", captioned(range(3)))
     training = build_captioned(config, captions=True)
     digests = []
     for members in (captioned(range(3)), captioned(range(3)) | {"0001.txt": b"another"}):
@@ -104,8 +105,8 @@ def test_digests_of_held_out_pictures_are_of_their_content(tmp_path: Path) -> No
 def test_held_out_pictures_must_be_whole_and_may_be_small(tmp_path: Path) -> None:
     evaluation = {"eval_images": str(tmp_path / "eval.tar")}
     config = captioned_config(tmp_path / "set", evaluation=evaluation, output_dir=str(tmp_path / "run"))
-    training = build_captioned(config, captions=True)
     write_tar(tmp_path / "eval.tar", captioned(range(3)) | {"0001.png": b"\x89PNG broken"})
+    training = build_captioned(config, captions=True)
     with pytest.raises(DataError, match=r"eval\.tar: 0001: .* data\.max_bad_fraction"):
         build_held_out_images(config, training, captions=True)
     write_tar(tmp_path / "eval.tar", {"0.png": picture(7, (10, 9)), "0.txt": b"small"})
@@ -121,3 +122,13 @@ def test_the_first_training_pictures_that_are_trained_on(tmp_path: Path) -> None
     held_out = build_held_out_images(config, build_captioned(config, captions=True), captions=True)
     assert [example.prompt for example in held_out.examples] == ["picture 1", "picture 3", "picture 4"]
     assert held_out.batch([1]).prompts == ["picture 3"]
+
+
+def test_what_is_wrong_with_both_sets_is_told_together(tmp_path: Path) -> None:
+    evaluation = {"eval_images": str(tmp_path / "none")}
+    config = captioned_config(
+        tmp_path / "set", evaluation=evaluation, data={"images": [{"path": str(tmp_path / "no")}]}
+    )
+    with pytest.raises(DataError) as caught:
+        build_captioned(config, captions=True)
+    assert [problem.path for problem in caught.value.problems] == [tmp_path / "no", tmp_path / "none"]

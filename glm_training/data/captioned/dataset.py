@@ -201,11 +201,11 @@ class CaptionedImages:
     def _told(self) -> Iterator[str]:
         broken, unsuitable = self.skipped.counts()
         if broken:
-            yield f"{counted(broken, 'sample')} of the pictures left out as broken; skipped_samples.jsonl names them"
+            yield f"{counted(broken, 'sample')} left out as broken, each named in skipped_samples.jsonl"
         if unsuitable:
             shaping = self.shaping
             yield (
-                f"{unsuitable} of the pictures that were tried are left out: a side of at most {shaping.min_side} px "
+                f"of the pictures that were tried {unsuitable} left out: a side of at most {shaping.min_side} px "
                 f"(data.min_side), or sides of more than {shaping.max_aspect:g} to 1 (data.max_aspect)"
             )
 

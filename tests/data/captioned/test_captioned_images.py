@@ -156,7 +156,7 @@ def test_up_to_the_fraction_they_are_left_out_and_counted(tmp_path: Path) -> Non
     with pytest.raises(DataError, match=r"2 of 10 samples cannot be used \(data.max_bad_fraction 0.19\)"):
         dataset(path, max_bad_fraction=0.19)
     data = dataset(path, max_bad_fraction=0.2)
-    assert data.remarks == ["2 samples of the pictures left out as broken; skipped_samples.jsonl names them"]
+    assert data.remarks == ["2 samples left out as broken, each named in skipped_samples.jsonl"]
     whole = {f"picture {number}" for number in range(10) if number not in (3, 7)}
     for epoch in range(5):
         prompts = data.batch(list(range(10)), epoch=epoch).prompts

@@ -1,0 +1,34 @@
+"""`glm-train validate` finds what is wrong with sets of pictures, and says how many there are where nothing is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from glm_training.cli.validate import validate
+from tests.data.captioned.building import captioned, tars, write_tar
+
+CONFIG = Path(__file__).parents[2] / "configs" / "vgt_tiny_ae_stage1.yaml"
+
+
+def validated(images: Path, held_out: Path, run: Path, *more: str) -> int:
+    words = [f"data.images={images}", f"evaluation.eval_images={held_out}", f"output_dir={run}", *more]
+    return validate([str(CONFIG)], words, None)
+
+
+def test_pictures_are_counted_and_faults_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images, held_out = tars(tmp_path / "set"), write_tar(tmp_path / "held_out.tar", captioned(range(3)))
+    assert validated(images, held_out, tmp_path / "run") == 0
+    assert "is fine: 12 training pictures, 3 held-out prompts" in capsys.readouterr().out
+    (images / "003.tar").write_bytes(b"")
+    assert validated(images, tmp_path / "none", tmp_path / "run") == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'none'}: there is no such file or folder" in error
+    assert validated(images, held_out, tmp_path / "run") == 2
+    error = capsys.readouterr().err
+    assert "1 of 13 samples cannot be used:" in error and f"{images / '003.tar'}: is empty" in error
+    assert validated(images, held_out, tmp_path / "run", "data.max_bad_fraction=0.1") == 0
+    out = capsys.readouterr().out
+    assert "1 sample left out as broken, each named in skipped_samples.jsonl" in out
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["cache"]

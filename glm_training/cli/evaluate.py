@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from glm_training.cli.evaluation_arguments import SAMPLES
 from glm_training.cli.messages import hide_progress_bars, report_error
@@ -18,6 +19,7 @@ from glm_training.evaluation.reconstruction.suite import Originals, Reconstructi
 from glm_training.evaluation.suites.answering import answerer
 from glm_training.evaluation.suites.detectors import Detector, ShapesColors, ShapesDetector
 from glm_training.evaluation.suites.drawing import Drawing, check_prompts, drawer, fingerprint
+from glm_training.evaluation.suites.files import digest, read_settings
 from glm_training.evaluation.suites.protocol import EvaluationError, Maker, Suite
 from glm_training.evaluation.suites.results import table
 from glm_training.evaluation.suites.services import HttpDetector
@@ -33,8 +35,12 @@ from glm_training.utils.launch import DistributedError
 from glm_training.utils.writable import expanded, why_unwritable
 
 _USERS_FAULTS = (
-    EvaluationError, DataError, ModelLoadError, RewardError, ValueError, FileNotFoundError, FolderInUseError,
+    EvaluationError, DataError, ModelLoadError, RewardError, ValueError, FileNotFoundError,
 )  # fmt: skip
+
+
+_JUDGES_NOTHING = ("generate", "score")
+"""Stages that need no judge: any will do, and is asked nothing. Figures name the one that made the records."""
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
@@ -51,6 +57,10 @@ def evaluate(arguments: argparse.Namespace) -> int:
     except _USERS_FAULTS as error:
         report_error(in_words_of_sample(str(error)))
         return EXIT_CONFIG
+    except torch.OutOfMemoryError as error:
+        first = str(error).splitlines()[0]
+        report_error(f"out of memory: {first} What is drawn stays; give a smaller --at-once, which another --out needs")
+        return EXIT_FAILED
     except OSError as error:
         report_error(f"--out {arguments.out}: {error.strerror or error}")
         return EXIT_FAILED
@@ -64,28 +74,37 @@ def _run(arguments: argparse.Namespace, world: World, stack: ExitStack) -> None:
     _check_places(place, arguments.stage)
     suite = _suite(arguments)
     stages = (arguments.stage,) if arguments.stage else ("generate", "judge", "score")
-    if "judge" in stages:
-        if place.images is None:
-            suite.pictures()
+    if "judge" in stages and place.images is None:  # before hours of drawing
         suite.check_judge()
-    if world.is_main:
-        lock = FolderLock(place.out)
-        lock.acquire()
-        stack.callback(lock.release)
+    together(world, lambda: _lock(place.out, stack), main_only=True)
     console = Console(world.is_main)
     if "generate" in stages and place.images is None:
-        make, settings, at_once = together(world, lambda: _maker(arguments, suite, world, console))
-        generate(suite, make, settings, place, world, at_once=at_once)
+        _generate(arguments, suite, place, world, console)
     if "judge" in stages:
         judge(suite, place, world)
     if "score" in stages:
         scores = score(suite, place, world)
         if scores is not None:
-            for line in table(suite.name, scores, suite.judged_by):
+            for line in table(suite.name, scores, read_settings(place.out).get("judge", {}).get("judge", "nobody")):
                 console.line(line)
             console.line(f"{place.out / 'results.json'} has everything")
     elif world.is_main:
         console.line(f"{' and '.join(stages)} done in {place.out}")
+
+
+def _lock(out: Path, stack: ExitStack) -> None:
+    lock = FolderLock(out)
+    try:
+        lock.acquire()
+    except FolderInUseError as error:
+        raise EvaluationError(str(error)) from error
+    stack.callback(lock.release)
+
+
+def _generate(arguments: argparse.Namespace, suite: Suite, place: Place, world: World, console: Console) -> None:
+    """In a function of its own: the model that draws is gone when the judge is loaded."""
+    make, settings, at_once = together(world, lambda: _maker(arguments, suite, world, console))
+    generate(suite, make, settings, place, world, at_once=at_once)
 
 
 def _check_places(place: Place, stage: str | None) -> None:
@@ -117,6 +136,8 @@ def _geneval(arguments: argparse.Namespace) -> Suite:
     if arguments.prompts is None and arguments.images is None:
         raise EvaluationError(f"--suite geneval needs --prompts. {SOURCE}")
     spec = arguments.detector
+    if spec is None and arguments.stage in _JUDGES_NOTHING:
+        spec = "shapes"
     if spec is None:
         raise EvaluationError(
             "--suite geneval needs --detector: transformers:facebook/mask2former-swin-small-coco-instance is nearest "
@@ -136,14 +157,17 @@ def _dpg(arguments: argparse.Namespace) -> Suite:
         raise EvaluationError(f"--suite dpg needs --prompts. {SOURCE}")
     if arguments.questions is None:
         raise EvaluationError(f"--suite dpg needs --questions. {SOURCE}")
-    if arguments.judge is None:
+    spec = arguments.judge
+    if spec is None and arguments.stage in _JUDGES_NOTHING:
+        spec = "shapes"
+    if spec is None:
         raise EvaluationError(
             "--suite dpg needs --judge: the published one is mPLUG-large, which a service of yours can be "
             "(http://host:port); transformers:MODEL, openai:MODEL@http://host:port/v1, or shapes for the tiny model"
         )
     prompts = None if arguments.prompts is None else read_prompts(expanded(arguments.prompts))
     questions = read_questions(expanded(arguments.questions))
-    return DPG(prompts, questions, arguments.samples, answerer(arguments.judge, arguments.token_variable))
+    return DPG(prompts, questions, arguments.samples, answerer(spec, arguments.token_variable))
 
 
 def _detector(spec: str, token: str | None) -> Detector:
@@ -209,7 +233,7 @@ def _maker(
     for note in check_prompts(family, pictures, drawing)[:20]:
         console.line(f"note: the model does not read all of {note}")
     settings |= {
-        "prompts": hashlib.sha256("\n".join(f"{p.path} {p.prompt}" for p in pictures).encode()).hexdigest()[:16],
+        "prompts": digest([(picture.path, picture.prompt) for picture in pictures]),
         "samples": arguments.samples,
         **drawing.settings(),
     }

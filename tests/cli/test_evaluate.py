@@ -88,9 +88,34 @@ def test_stages_run_one_by_one(tmp_path, monkeypatch, capsys, words):
     assert code == 0 and not (out / "records.jsonl").exists() and "generate done" in told
     code, *_ = evaluate(monkeypatch, capsys, *words, "--out", out, "--stage", "judge")
     assert code == 0 and (out / "records.jsonl").exists() and not (out / "results.json").exists()
-    shutil.rmtree(out / "00000")  # figures are made of records and of nothing else
-    code, told, _ = evaluate(monkeypatch, capsys, *words, "--out", out, "--stage", "score")
-    assert code == 0 and "counting" in told
+    for picture in out.rglob("*.png"):  # figures are made of records and of nothing else
+        picture.unlink()
+    alone = [word for word in words if word not in ("--detector", "shapes")]
+    code, told, err = evaluate(monkeypatch, capsys, *alone, "--out", out, "--stage", "score")
+    assert code == 0 and "counting" in told and "judged by shapes, colours shapes" in told, err
+
+
+def test_records_of_other_questions_are_not_scored(tmp_path, monkeypatch, capsys, words, prompts):
+    out, changed = tmp_path / "out", tmp_path / "changed.jsonl"
+    more = [*words, "--model", "tiny-random"]
+    assert evaluate(monkeypatch, capsys, *more, "--out", out)[0] == 0
+    changed.write_text(prompts.read_text().replace('"count": 2', '"count": 1').replace('"count": 3', '"count": 2'))
+    before = contents(out)
+    code, told, err = evaluate(monkeypatch, capsys, *more, "--prompts", changed, "--out", out)
+    assert code == 2 and "00000/metadata.jsonl asks for other things" in err and "drawing" not in told, err
+    code, told, err = evaluate(monkeypatch, capsys, *more, "--prompts", changed, "--out", out, "--stage", "judge")
+    assert code == 2 and "asked: " in err and "judging" not in told, err
+    assert contents(out) == before
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path, monkeypatch, capsys, words):
+    from glm_training.utils.folder_lock import FolderLock
+
+    lock = FolderLock(tmp_path / "out")
+    lock.acquire()
+    code, _, err = evaluate(monkeypatch, capsys, *words, "--model", "tiny-random", "--out", tmp_path / "out")
+    lock.release()
+    assert code == 2 and "is in use by another run" in err
 
 
 def test_other_settings_are_named_and_nothing_is_drawn_over(tmp_path, monkeypatch, capsys, words):

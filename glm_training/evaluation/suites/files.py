@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -56,6 +57,11 @@ def _differences(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[st
 
 def _shown(settings: Mapping[str, Any], name: str) -> str:
     return json.dumps(settings[name], ensure_ascii=False) if name in settings else "nothing"
+
+
+def digest(content: Any) -> str:
+    """Of what JSON can say: 16 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def write_whole(path: Path, text: str) -> None:

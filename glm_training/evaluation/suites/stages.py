@@ -122,6 +122,7 @@ def judge(suite: Suite, place: Place, world: World) -> None:
     Raises EvaluationError where pictures are still to be drawn, and where another judge made what is there.
     """
     wanted = _judged(suite, place)
+    suite.check_judge()
 
     def begin() -> dict[str, Record]:
         place.out.mkdir(parents=True, exist_ok=True)

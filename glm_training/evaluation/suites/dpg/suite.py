@@ -15,6 +15,7 @@ from glm_training.evaluation.suites.answering import Answerer
 from glm_training.evaluation.suites.dpg.questions import SOURCE, Question, key_of
 from glm_training.evaluation.suites.dpg.rules import score
 from glm_training.evaluation.suites.drawing import tiles
+from glm_training.evaluation.suites.files import digest
 from glm_training.evaluation.suites.protocol import EvaluationError, Failure, Picture, Record, Scores
 from glm_training.utils.words import counted
 
@@ -58,7 +59,8 @@ class DPG:
 
     @property
     def judge_settings(self) -> Mapping[str, Any]:
-        return {"tiles": self._samples, **self._answerer.settings}
+        asked = {item: [question.recorded() for question in questions] for item, questions in self._questions.items()}
+        return {"tiles": self._samples, "asked": digest(asked), **self._answerer.settings}
 
     def pictures(self) -> list[Picture]:
         """One for each prompt."""

@@ -18,7 +18,7 @@ from PIL import Image
 
 from glm_training.data.problems import Problem, format_problems
 from glm_training.evaluation.suites.detectors import RECORDED_FROM, ColorJudge, Detected, Detector, recorded
-from glm_training.evaluation.suites.files import write_whole
+from glm_training.evaluation.suites.files import digest, write_whole
 from glm_training.evaluation.suites.geneval.prompts import SOURCE, Metadata, classes_of, parsed, read_prompts
 from glm_training.evaluation.suites.geneval.rules import TAGS, colored_objects, verdict
 from glm_training.evaluation.suites.protocol import (
@@ -54,7 +54,8 @@ class GenEval:
 
     @property
     def judge_settings(self) -> Mapping[str, Any]:
-        return {"recorded_from": RECORDED_FROM}
+        asked = {str(index): self._of_index[index] for index in sorted(self._of_index)}
+        return {"recorded_from": RECORDED_FROM, "asked": digest(asked)}
 
     def pictures(self) -> list[Picture]:
         """Prompt by prompt, `samples` of each."""
@@ -67,11 +68,17 @@ class GenEval:
         ]
 
     def prepare(self, folder: Path) -> None:
-        """Writes each prompt's record beside its pictures."""
-        for index, metadata in self._of_index.items():
-            path = folder / f"{index:05d}" / METADATA
-            if not path.exists():
-                write_whole(path, json.dumps(metadata))
+        """Writes each prompt's record beside its pictures. Raises EvaluationError, and writes nothing, where another
+        one is there: the same prompts may have been asked for other things."""
+        texts = {folder / f"{i:05d}" / METADATA: json.dumps(metadata) for i, metadata in self._of_index.items()}
+        there = {path: path.read_text(encoding="utf-8", errors="replace") for path in texts if path.is_file()}
+        for path, text in there.items():
+            if text != texts[path]:
+                asked = f"{path} asks for other things than the line of --prompts that it was written for"
+                raise EvaluationError(f"{asked}: give another --out, or the --prompts of then")
+        for path, text in texts.items():
+            if path not in there:
+                write_whole(path, text)
 
     def find(self, folder: Path) -> list[Picture]:
         """The pictures of the numbered folders, and of prompts without any the first, which is then missing.
@@ -96,7 +103,6 @@ class GenEval:
             raise EvaluationError(format_problems(problems, heading=f"--images {folder} cannot be used:"))
         lacking = [index for index in range(len(self._prompts or [])) if index not in numbered]
         pictures += [Picture(f"{i:05d}/{SAMPLES}/0000.png", self._of_index[i]["prompt"], i) for i in lacking]
-        self._detector.check(classes_of(list(self._of_index.values())))
         return sorted(pictures, key=lambda picture: (picture.index, picture.path))
 
     def _metadata(self, place: Path, index: int, problems: list[Problem]) -> Metadata | None:

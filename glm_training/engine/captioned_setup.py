@@ -9,6 +9,7 @@ from glm_training.data.captioned.dataset import CaptionedImages, Shaping
 from glm_training.data.captioned.held_out import HeldOutImages
 from glm_training.data.captioned.options import Reading, SetOptions
 from glm_training.data.captioned.recognise import open_sets
+from glm_training.utils.console import Console
 from glm_training.utils.launch import read_launch
 
 
@@ -74,4 +75,5 @@ def _held_out(config: Config) -> list[SetOptions]:
 
 def _reading(config: Config, captions: bool) -> Reading:
     launch = read_launch()
-    return Reading(captions, config.index_dir(), config.data.num_workers, launch.rank, launch.world_size)
+    tell = Console(enabled=launch.rank == 0).line
+    return Reading(captions, config.index_dir(), config.data.num_workers, launch.rank, launch.world_size, tell)

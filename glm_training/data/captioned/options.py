@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,7 @@ class Reading:
         index_dir: where indexes of tars are kept; None keeps none.
         threads: files looked at at the same time.
         rank, world_size: of this process: those that share ``index_dir`` each begin at another tar.
+        tell: takes lines on how far work is that takes long.
     """
 
     captions: bool
@@ -41,3 +43,4 @@ class Reading:
     threads: int = 1
     rank: int = 0
     world_size: int = 1
+    tell: Callable[[str], None] | None = None

@@ -39,7 +39,8 @@ def _open(options: SetOptions, reading: Reading) -> ImageSet:
     try:
         local_path(str(path))
         if not path.exists():
-            hint = "name the folder, it takes all tars in it" if "{" in str(path) else "correct the path"
+            pattern = any(mark in str(path) for mark in "{*?")
+            hint = "name the folder, it takes all tars in it" if pattern else "correct the path"
             raise DataError([Problem(path, "there is no such file or folder", hint.capitalize())])
         files = some_files(path) if path.is_dir() else [path]
         kinds = [kind_of(file) for file in files]

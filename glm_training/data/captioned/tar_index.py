@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 import uuid
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -31,6 +32,8 @@ ROW = np.dtype([(f"{name}{part}", "<u4") for name in ("image", "text", "json") f
 may so have 2 TiB, and a member 4 GiB."""
 
 SHOWN_MEMBERS = 5
+TOLD_EVERY = 10.0
+"""Seconds."""
 
 
 @dataclass
@@ -115,7 +118,8 @@ class _Samples:
 
 def _why_unusable(sample: dict[str, Member]) -> str | None:
     if "image" not in sample:
-        return f"has no picture, only {', '.join(sorted(sample))}"
+        hint = " (what follows the first dot is the kind)" if any(kind.endswith(IMAGE_NAMES) for kind in sample) else ""
+        return f"has no picture, only {', '.join(sorted(sample))}{hint}"
     used = {kind: sample[kind] for kind in ("image", "text", "json") if kind in sample}
     for kind, member in used.items():
         if member.cut:
@@ -138,16 +142,29 @@ class IndexCache:
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
 
-    def load(self, paths: Sequence[Path], *, threads: int, first: int = 0) -> list[TarIndex | OSError]:
+    def load(
+        self,
+        paths: Sequence[Path],
+        *,
+        threads: int,
+        first: int = 0,
+        tell: Callable[[str], None] | None = None,
+        every: float = TOLD_EVERY,
+    ) -> list[TarIndex | OSError]:
         """The index of each tar, or why it cannot be read; made where it is not there yet.
 
-        Processes that share the folder share the work when each begins at another `first`.
+        Processes that share the folder share the work when each begins at another `first`. `tell` is told how far it
+        is, `every` so many seconds.
         """
         order = [(place + first) % len(paths) for place in range(len(paths))]
         found: dict[int, TarIndex | OSError] = {}
+        told = time.monotonic()
         with ThreadPoolExecutor(max(threads, 1), thread_name_prefix="index") as pool:
             for place, index in zip(order, pool.map(self._one, [paths[place] for place in order]), strict=True):
                 found[place] = index
+                if tell is not None and time.monotonic() - told >= every:
+                    told = time.monotonic()
+                    tell(f"reading the headers of tars: {len(found)} of {len(paths)}, now {paths[place]}")
         return [found[place] for place in range(len(paths))]
 
     def _one(self, path: Path) -> TarIndex | OSError:

@@ -164,6 +164,7 @@ Make = Callable[[Path], Path]
 REFUSED: dict[str, tuple[Make, str]] = {
     "nothing there": (lambda at: at / "none", "there is no such file or folder. Correct the path"),
     "braces of webdataset": (lambda at: at / "{000..004}.tar", "Name the folder, it takes all tars in it"),
+    "a pattern": (lambda at: at / "*.tar", "Name the folder, it takes all tars in it"),
     "a URL": (lambda at: Path("http://host/a.tar"), "is a URL|URLs are not read"),
     "one picture": (lambda at: put(at, a_png=picture(1)) / "a.png", "is one picture. Name the folder it lies in"),
     "a text of prompts": (

@@ -61,7 +61,7 @@ def test_the_same_name_again_is_another_sample(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_used_is_named(tmp_path: Path) -> None:
-    path = write_tar(tmp_path / "a.tar", {"n.cls": b"1", "n.txt": b"x", "e.jpg": b"", "l.txt": b"t", "g.jpg": b"G"})
+    path = write_tar(tmp_path / "a.tar", {"n.cls": b"1", "n.v1.jpg": b"x", "e.jpg": b"", "l.txt": b"t", "g.jpg": b"G"})
     with tarfile.open(path, "a") as tar:
         link = tarfile.TarInfo("l.jpg")
         link.type, link.linkname = tarfile.SYMTYPE, "g.jpg"
@@ -73,7 +73,7 @@ def test_what_cannot_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "b.tar").write_bytes(whole[: whole.index(b"0001.png") + BLOCK + 20])
     assert index_tar(path).faults == [
         ("", "has no end mark: it may have been cut short"),
-        ("n", "has no picture, only cls, text"),
+        ("n", "has no picture, only cls, v1.jpg (what follows the first dot is the kind)"),
         ("e", "e.jpg is empty"),
         ("l", "l.jpg is a link, which has no data of its own"),
     ]
@@ -132,6 +132,17 @@ def test_processes_begin_at_different_tars_and_have_all_of_them(tmp_path: Path, 
     found = IndexCache(None).load(paths, threads=2, first=first)
     assert [index.path for index in found if isinstance(index, TarIndex)] == paths[:4]
     assert isinstance(found[4], FileNotFoundError)
+
+
+def test_how_far_it_is(tmp_path: Path) -> None:
+    paths = [write_tar(tmp_path / f"{place}.tar", captioned([place])) for place in range(3)]
+    told: list[str] = []
+    IndexCache(None).load(paths, threads=1, first=1, tell=told.append, every=0.0)
+    assert told == [
+        f"reading the headers of tars: {count} of 3, now {path}" for count, path in enumerate((*paths[1:], paths[0]), 1)
+    ]
+    IndexCache(None).load(paths, threads=1, tell=told.append)
+    assert len(told) == 3
 
 
 def test_few_files_are_open_at_once_and_a_changed_one_is_noticed(tmp_path: Path) -> None:

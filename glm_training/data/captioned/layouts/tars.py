@@ -44,7 +44,7 @@ def open_set(options: SetOptions, reading: Reading) -> TarSet:
     paths, faults, remarks = ([root], [], []) if root.is_file() else _tars_below(root)
     usable: list[TarIndex] = []
     first = reading.rank * len(paths) // reading.world_size
-    indexes = IndexCache(reading.index_dir).load(paths, threads=reading.threads, first=first)
+    indexes = IndexCache(reading.index_dir).load(paths, threads=reading.threads, first=first, tell=reading.tell)
     for path, index in zip(paths, indexes, strict=True):
         if isinstance(index, OSError):
             faults.append(Fault(path, "", f"cannot be read: {index.strerror}", "Correct the file or its permissions"))

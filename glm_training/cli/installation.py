@@ -13,6 +13,7 @@ from glm_training.utils.console import Console
 
 LIBRARIES = ("torch", "torchvision", "transformers", "diffusers", "peft", "accelerate", "rapidocr", "lpips")
 EXTRAS = {name: name for name in ("wandb", "swanlab", "trackio", "bitsandbytes", "pytesseract")}
+EXTRAS |= {"evaluation": "torch_fidelity"}
 
 
 def main() -> None:

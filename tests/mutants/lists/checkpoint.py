@@ -102,7 +102,7 @@ MUTATIONS = [
     ),
     *of(
         "checkpoint/manifest.py",
-        ("checkpoint/test_resume.py",),
+        ("checkpoint/test_resume.py", "checkpoint/test_commit.py"),
         ("if digest != _body_digest(body):", "if False:", "a changed manifest passes"),
         (
             "return None if found.sha256 == record.sha256 else",

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from glm_training.data import StatefulSampler
-from glm_training.data.sampler import Place
+from glm_training.data.sampler import Place, shuffled
+from glm_training.utils.randomness import make_generator
 
 
 def draw(samples: int, world_size: int, batch_size: int, *, num_items: int = 10, start: int = 0) -> list[int]:
@@ -115,3 +116,13 @@ def test_a_state_that_is_no_state(state: dict) -> None:
 def test_counts_out_of_range(arguments: dict) -> None:
     with pytest.raises(ValueError):
         StatefulSampler(**({"num_items": 3, "batch_size": 1, "seed": 0} | arguments))
+
+
+def test_an_order_is_small_and_that_of_its_generator() -> None:
+    order = shuffled(50, 7, "sampler", 1)
+    assert (
+        order.dtype == torch.int32
+        and order.tolist() == torch.randperm(50, generator=make_generator(7, "sampler", 1)).tolist()
+    )
+    places = StatefulSampler(50, 1, seed=7).take(100)[50:]
+    assert [place.index for place in places] == order.tolist() and type(places[0].index) is int

@@ -61,6 +61,11 @@ def test_tars_of_imagenet(tmp_path: Path) -> None:
     assert "a/n0.jpg, a/n0.cls" in str(caught.value) and "autoencoder" in str(caught.value)
 
 
+def test_bytes_of_a_sample_in_memory(tmp_path: Path) -> None:
+    found = [opened(tars(tmp_path / "set"), captions=captions) for captions in (True, False)]
+    assert [one._rows.nbytes / len(one) for one in found] == [17, 8]  # type: ignore[attr-defined]
+
+
 def test_which_caption_of_two_counts(tmp_path: Path) -> None:
     both = {"0.png": picture(0), "0.txt": b"text", "0.json": b'{"caption": "plain", "re_caption": "again"}'}
     alone = {"1.json": b'{"caption": "alone", "re_caption": "anew"}', "1.png": picture(1)}

@@ -75,7 +75,10 @@ class LoggingConfig(Section):
         json_schema_extra={"allowed": "1 to 100 letters, digits and `_ - + .`"},
     )
     swanlab_workspace: str | None = Field(
-        default=None, min_length=1, description="User or team there; null = your default."
+        default=None,
+        pattern=r"^[0-9A-Za-z_-]{1,25}$",
+        description="User or team there; null = your default.",
+        json_schema_extra={"allowed": "1 to 25 letters, digits and `_ -`, or null"},
     )
     swanlab_mode: Literal["online", "offline", "disabled"] = Field(
         default="online", description="`offline` = sync it later."

@@ -182,17 +182,23 @@ class Reconstruction:
         return as_saved(resized(self._originals.read(row, self._sizes.model), self._sizes.compared))
 
     def maker(self, reconstruct: Callable[[Tensor], Tensor]) -> Maker:
-        """Draws by `reconstruct`, which takes images [B, 3, H, W] in [0, 1] and gives as many of that size."""
+        """Draws by `reconstruct`, which takes images [B, 3, H, W] in [0, 1] and gives as many of that size.
+
+        Raises EvaluationError or ValueError, before anything is written, for a size that it does not take.
+        """
+        side = self._sizes.model
+        with torch.no_grad():
+            back = reconstruct(torch.zeros(1, 3, side, side)).shape[-1]
+        if back != side:
+            raise EvaluationError(
+                f"pictures of {side} px come back with {back} px: give --size a multiple of what the autoencoder makes "
+                "one place of its latents of"
+            )
 
         def make(pictures: Sequence[Picture]) -> list[Image.Image]:
-            images = torch.cat([self._originals.read(picture.index, self._sizes.model) for picture in pictures])
+            images = torch.cat([self._originals.read(picture.index, side) for picture in pictures])
             with torch.no_grad():
                 drawn = reconstruct(images)
-            if drawn.shape != images.shape:
-                raise EvaluationError(
-                    f"pictures of {images.shape[-1]} px come back with {drawn.shape[-1]} px: give --size a multiple of "
-                    "what the autoencoder makes one place of its latents of"
-                )
             return [to_pil(image) for image in resized(drawn.float(), self._sizes.compared)]
 
         return make

@@ -47,7 +47,7 @@ MUTATIONS = [
         ("for side in (0, 1)]", "for side in (0, 0)]", "rFID of the originals with themselves"),
         ("as_saved(resized(self._originals.read", "(resized(self._originals.read", "identical pictures are not"),
         ("drawn.float(), self._sizes.compared)", "drawn.float(), self._sizes.model)", "pictures keep the model's size"),
-        ("if drawn.shape != images.shape:", "if False:", "another size back is compared all the same"),
+        ("if back != side:", "if False:", "another size back is compared all the same"),
         ('"originals": self._originals.digest, ', "", "changed originals go on in the same folder"),
         ("if not all(np.isfinite(values)):", "if False:", "an infinite PSNR has no number"),
         ("else min(first, len(self._set))", "else len(self._set)", "--first has no effect"),

@@ -40,7 +40,7 @@ def test_samples_are_named_by_their_place_among_those_of_all_processes(tmp_path,
     trainer.sampler = StatefulSampler(5, 2, seed=0, shuffle=False, rank=rank, world_size=2)
     trainer.world = World(rank, 2)
     trainer.dataset = SimpleNamespace(
-        batch=lambda indices, epoch: asked.append((list(indices), list(epoch))), prefetch=lambda indices: None
+        batch=lambda indices, epoch: asked.append((list(indices), list(epoch))), prefetch=lambda indices, epoch: None
     )
     positions = [trainer.next_batch()[1] for _ in range(2)]
     assert positions == [[[0, 1], [4, 5]], [[2, 3], [6, 7]]][rank]

@@ -109,4 +109,35 @@ MUTATIONS = [
         ("weights=weights or None,", "weights=None,", "weights of the configuration do nothing"),
         ("repeats=[one.repeats for one in options],", "repeats=None,", "repeats of the configuration do nothing"),
     ),
+    *of(
+        "data/captioned/samples.py",
+        "data/captioned/test_layouts.py",
+        ("if len(captions) > HASHED_CAPTIONS:", "if captions:", "changed captions are no drift"),
+    ),
+    *of(
+        "data/captioned/sniff.py",
+        "data/captioned/test_layouts.py",
+        ("        if real in seen:", "        if False:", "a link back is walked again and again"),
+    ),
+    *of(
+        "data/captioned/recognise.py",
+        "data/captioned/test_layouts.py",
+        (
+            "            problems += error.problems\n",
+            "            problems = error.problems\n",
+            "the last set's faults alone",
+        ),
+    ),
+    *of(
+        "data/captioned/held_out.py",
+        "engine/test_captioned_setup.py",
+        ("self._rows.append(row)", "self._rows.append(len(self._rows))", "prompts of other pictures"),
+        ("elif len(examples) < count:", "else:", "more held-out pictures than asked for"),
+    ),
+    *of(
+        "config/checks/captioned.py",
+        "config/test_captioned_checks.py",
+        ("if any(weights) and not all(weights):", "if False:", "a set without a weight among weights"),
+        ("        if path is not None:\n", "        if False:\n", "prompts beside sets of pictures are ignored"),
+    ),
 ]

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from glm_training.evaluation.reconstruction import inception
+from glm_training.evaluation.reconstruction.frechet import frechet_distance, moments_of
 from glm_training.evaluation.reconstruction.inception import DIMENSION, URL, Inception
 from glm_training.evaluation.suites.protocol import EvaluationError
 
@@ -71,3 +72,15 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     monkeypatch.setattr(inception, "find_spec", lambda name: None)
     with pytest.raises(EvaluationError, match=r"glm_training\[evaluation\]"):
         Inception(None, CPU).check()
+
+
+@needs_fidelity
+def test_the_distance_is_torch_fidelitys_where_covariances_are_regular():
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+
+    draw = torch.Generator().manual_seed(0)
+    one = torch.randn(200, 8, generator=draw, dtype=torch.float64)
+    other = torch.randn(150, 8, generator=draw, dtype=torch.float64) @ torch.randn(8, 8, generator=draw).double() + 1
+    theirs = fid_statistics_to_metric(*map(fid_features_to_statistics, (one, other)), verbose=False)
+    own = frechet_distance(moments_of([one[:70], one[70:]], 8), moments_of([other], 8))
+    assert own == pytest.approx(theirs["frechet_inception_distance"], rel=1e-9)

@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/geneval_tiny"))
     parser.add_argument("--out", type=Path)
     parser.add_argument("--steps", type=int, default=250, help="of training")
-    parser.add_argument("--samples", type=int, default=4, help="pictures per prompt")
+    parser.add_argument("--samples", type=int, default=2, help="pictures per prompt")
     args = parser.parse_args()
     runs = args.runs.resolve()
     checkpoint, seconds = runs / f"trained/checkpoints/step-{args.steps:06d}", None

@@ -182,7 +182,8 @@ def _digest(path: Path) -> str | None:
 
 
 def _is_known(record: Record | None, path: Path) -> bool:
-    return record is not None and "failure" not in record and record.get("file") == _digest(path)
+    """Whether it is of these contents; that of a failure is of none."""
+    return record is not None and record.get("file") == _digest(path)
 
 
 def _record(picture: Picture, path: Path, said: Record | Failure) -> Record:

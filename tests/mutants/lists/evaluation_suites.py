@@ -24,7 +24,11 @@ MUTATIONS = [
             "neighbours of a torn picture are written over",
         ),
         ('and record.get("file") == _digest(path)', "and True", "pictures that were changed keep their records"),
-        ('"failure" not in record and record.get', "record.get", "failures are never tried again"),
+        (
+            'return {"picture": picture.path, "failure": said.reason}',
+            'return {"picture": picture.path, "file": _digest(path), "failure": said.reason}',
+            "failures are never tried again",
+        ),
         (
             'good = [record for record in records if "failure" not in record]',
             'good = [record | {"mean": 0.0} for record in records]',
@@ -49,7 +53,7 @@ MUTATIONS = [
     ),
     *of(
         f"{SUITES}/drawing.py",
-        ("cli/test_evaluate.py", f"{SUITES}/dpg/test_suite.py"),
+        (f"{SUITES}/test_drawing.py",),
         ("picture.index * MOST_SAMPLES + sample", "picture.index", "samples of a prompt are one picture"),
         (
             "(place % side * width, place // side * height)",

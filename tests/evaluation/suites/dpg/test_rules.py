@@ -17,10 +17,10 @@ def record(case: dict, item: str = "x") -> dict:
     return {"picture": f"{item}.png", "item": item, "questions": case["questions"], "tiles": case["tiles"]}
 
 
-@pytest.mark.parametrize("case", CASES, ids=[case["why"] for case in CASES])
+@pytest.mark.parametrize("case", CASES, ids=[f"line{i}" for i in range(1, len(CASES) + 1)])
 def test_the_scores_are_the_hand_worked_ones(case):
     scores = score([record(case)])
-    assert scores.lines[0]["tiles"] == pytest.approx(case["tile_scores"], rel=1e-12)
+    assert scores.lines[0]["tiles"] == pytest.approx(case["tile_scores"], rel=1e-12), case["why"]
     figures = {figure.name: figure.value for figure in scores.figures}
     count = len(case["tiles"])
     assert figures["DPG score"] == pytest.approx(sum(case["tile_scores"]) / count, rel=1e-12)

@@ -10,7 +10,7 @@ from PIL import Image
 from glm_training.evaluation.suites.answering import ShapesAnswerer
 from glm_training.evaluation.suites.dpg.questions import read_prompts, read_questions
 from glm_training.evaluation.suites.dpg.suite import DPG
-from glm_training.evaluation.suites.drawing import tiled, tiles
+from glm_training.evaluation.suites.drawing import tiled
 from glm_training.evaluation.suites.protocol import EvaluationError, Failure
 from glm_training.evaluation.suites.stages import Place, generate, judge, score
 from glm_training.utils.distributed import World
@@ -61,18 +61,6 @@ def test_every_tile_counts_a_quarter(tmp_path, blank):
     figures = figures_of(few(), place)
     assert set(figures) >= {"L1 entity", "L2 attribute - color", "L1 relation, before zeroing"}
     assert set(figures.values()) == {1 - len(blank) / 4}
-
-
-def test_tiles_are_cut_as_they_were_laid():
-    images = [Image.new("RGB", (3, 2), (level, 0, 0)) for level in range(9)]
-    assert [tile.getpixel((2, 1))[0] for tile in tiles(tiled(images[:4]))] == [0, 1, 2, 3]
-    assert [tile.getpixel((0, 0))[0] for tile in tiles(tiled(images), side=3)] == list(range(9))
-    grid = tiled(images[:4])
-    assert (grid.size, grid.getpixel((3, 0)), grid.getpixel((0, 2))) == ((6, 4), (1, 0, 0), (2, 0, 0))
-    with pytest.raises(ValueError, match="5 x 4 px is no grid of 2 x 2"):
-        tiles(Image.new("RGB", (5, 4)))
-    with pytest.raises(ValueError, match="3 pictures are no square"):
-        tiled(images[:3])
 
 
 def test_a_folder_is_judged_by_the_names_up_to_their_first_dot_and_the_rest_is_named(tmp_path):

@@ -36,7 +36,7 @@ def killed_after(output: Path, folder: Path, steps: int) -> list[list[dict]]:
     workers = [subprocess.Popen([*command, str(rank), "2", str(BATCH)], cwd=ROOT, env=os.environ) for rank in (0, 1)]
     files = [output / f"rank{rank}.jsonl" for rank in (0, 1)]
     try:
-        end = time.monotonic() + 120
+        end = time.monotonic() + 300
         while not all(file.exists() and file.read_bytes().count(b"\n") >= steps for file in files):
             assert time.monotonic() < end and all(worker.poll() is None for worker in workers)
             time.sleep(0.02)

@@ -51,7 +51,7 @@ def _tree(folder: Path, component: str) -> dict[str, object]:
             "generator": sampling,
         },
         "vgt": own,
-        "data": {"images": str(folder / "pictures"), "num_workers": 0, "min_side": 0},
+        "data": {"images": str(folder / "pictures"), "num_workers": 0},
         "training": {
             "batch_size": 2, "gradient_accumulation_steps": 1, "max_steps": 4, "learning_rate": 1e-3,
             "lr_scheduler": "constant", "warmup_steps": 0, "mixed_precision": "no", "gradient_checkpointing": False,

@@ -90,3 +90,11 @@ def test_keys_that_do_nothing_without_it() -> None:
     assert issues(data, {"eval_images": "b"}) == [
         *(f"data.{key}: for `data.images` only." for key in data), "evaluation.eval_images: for `data.images` only."
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("size", "least"), [(64, 63), (96, 80), (32, 31)])
+def test_pictures_of_the_size_that_is_asked_for_are_large_enough(size: int, least: int) -> None:
+    data = {"images": "a", "image_size": {"height": size, "width": 128}}
+    assert Config.model_validate({"model": VGT, "data": data}).data.min_side == least
+    assert Config.model_validate({"model": VGT, "data": data | {"min_side": 7}}).data.min_side == 7
+    assert Config.model_validate({"data": {"image_size": {"height": size, "width": size}}}).data.min_side == 80

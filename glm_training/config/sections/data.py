@@ -123,6 +123,7 @@ class DataConfig(Section):
         ge=0,
         le=65536,
         description="`images`: a picture with a side of at most this many pixels is left out, and counted; 0 = none.",
+        json_schema_extra={"default_text": "80, or below `image_size` where that is smaller"},
     )
     max_aspect: float = Field(
         default=10.0,

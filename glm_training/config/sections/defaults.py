@@ -24,6 +24,7 @@ DIT_KL = {"flow_grpo": 0.004, "nft": 1e-4, "awm": 3e-3}
 """The published coefficients, each in the unit that its method's KL has here (docs/recipes.md)."""
 DEFAULT_SIZE = 1024
 VGT_SIZE = 448
+SMALLEST_SIDE = 80
 OWN_SIZES = {
     "glm_image": {"tiny": 128, "tiny-random": 128},
     "sdxl": {"tiny-random": 64},
@@ -101,6 +102,10 @@ def _fill_size(tree: Tree) -> None:
     if own is not None:
         for side in ("height", "width"):
             _fill(size, side, own)
+    sides = [side for key in ("height", "width") if isinstance(side := _get(size, key), int)]
+    if _get(tree["data"], "images") is not None and sides and min(sides) <= SMALLEST_SIDE:
+        # pictures of the very size that is asked for are not too small
+        _fill(tree["data"], "min_side", min(sides) - 1)
 
 
 def _open_sections(tree: Tree, schema: type[BaseModel]) -> None:

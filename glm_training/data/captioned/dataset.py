@@ -32,6 +32,9 @@ Crop = Literal["center", "random"]
 ATTEMPTS = 100
 """Pictures that are tried for one place: of a set with every second one unusable, none of 10^30 places stays empty."""
 
+ALIKE_SHOWN = 5
+"""Faults that are shown of a set that has nothing else."""
+
 TRIED_FIRST = 256
 """Samples of each set that are read before training."""
 
@@ -180,8 +183,11 @@ class CaptionedImages:
                 found += [fault.fault for fault in bad if not fault.unsuitable]
                 if bad and len(bad) == count:
                     what = "all" if count == len(one) else f"all of {count} that were tried"
-                    problems = [fault.fault.problem() for fault in bad]
-                    raise DataError(problems, f"{one.name}: {counted(len(one), 'sample')}, and {what} cannot be used:")
+                    problems = [fault.fault.problem() for fault in bad[:ALIKE_SHOWN]]
+                    heading = (
+                        f"{one.name}: {counted(len(one), 'sample')}, and {what} cannot be used, the first of them:"
+                    )
+                    raise DataError(problems, heading)
                 self.skipped.note((fault.fault for fault in bad if fault.unsuitable), unsuitable=True)
         self.skipped.note(found)
         self.skipped.check()

@@ -208,7 +208,9 @@ class VGTAutoencoderTrainer(BaseTrainer):
             error = (drawn - images).square().flatten(1).mean(1)
             spread = (images - images.mean(dim=(2, 3), keepdim=True)).square().flatten(1).mean(1)
             psnr, flat = -10 * error.log10(), -10 * spread.log10()
-            found.add(rows, {"autoencoder/psnr": psnr, "autoencoder/psnr_over_flat": psnr - flat}, counts=counts)
+            plain = (images.amax(dim=(2, 3)) == images.amin(dim=(2, 3))).all(dim=1)  # then it is no number
+            over = (psnr - flat).where(~plain, torch.nan)
+            found.add(rows, {"autoencoder/psnr": psnr, "autoencoder/psnr_over_flat": over}, counts=counts)
         return found.gathered(self.world)
 
     def _held_out_images(self, rows: list[int]) -> Tensor:

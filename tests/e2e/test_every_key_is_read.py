@@ -5,7 +5,7 @@ from __future__ import annotations
 from glm_training.engine.captioned_setup import build_captioned, build_held_out_images
 from glm_training.trainers.run import build_trainer
 from glm_training.utils.distributed import init_world
-from tests import dmdr_runs, preference_runs
+from tests import dmdr_runs, preference_runs, vgt_runs
 from tests.config_reads import ReadTracker
 from tests.data.captioned.building import captioned_config
 from tests.runs import config_of
@@ -70,6 +70,11 @@ def test_every_key_is_read(tmp_path):
     for family, part in (("sdxl", "unet"), ("glm_image", "both")):
         pairs = [f"evaluation.eval_pairs={tmp_path}/pairs", f"output_dir={tmp_path}/pairs of {part}"]
         config = preference_runs.config_of(tmp_path, family, *pairs)
+        with tracker:
+            build_trainer(config, init_world(True, None)).train()
+    gan = ["vgt.gan.start_step=1", "vgt.gan.channels=32", "vgt.gan.stages=1", "training.ema.decay=0.9"]
+    for component, own in (("autoencoder", gan), ("generator", [])):
+        config = vgt_runs.config_of(tmp_path, *own, "training.max_steps=2", component=component)
         with tracker:
             build_trainer(config, init_world(True, None)).train()
     pictures = captioned_config(tmp_path / "pictures", output_dir=str(tmp_path / "captioned"))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from glm_training.checkpoint.resume import load_checkpoint
@@ -188,6 +189,16 @@ def test_what_is_judged_is_psnr(tmp_path):
     flat = batch.sources.mean((2, 3), keepdim=True).expand_as(batch.sources)
     spread = (flat - batch.sources).square().flatten(1).mean(1)
     torch.testing.assert_close(found["autoencoder/psnr_over_flat"], 10 * torch.log10(spread / error), atol=1e-4, rtol=0)
+
+
+def test_a_picture_of_one_colour_has_no_figure_over_its_colour(tmp_path):
+    """Nor may an infinite one end the run where it is written down."""
+    config_of(tmp_path)
+    for name in ("0", "1", "2"):
+        Image.new("RGB", (32, 32), (10, 200, 30)).save(tmp_path / "pictures" / f"{name}.png")
+    trainer = autoencoder_trainer(tmp_path, "training.max_steps=1")
+    trainer.train()
+    assert trainer.judge()["autoencoder/psnr_over_flat"].isnan().all()
 
 
 def test_what_the_folder_holds_loads_again(tmp_path):

@@ -67,8 +67,8 @@ class Models:
     """`teacher`: what the autoencoder is kept close to, None where nothing tells."""
 
     autoencoder: Autoencoder
-    generator: Generator | None = None
     teacher: Teacher | None = None
+    generator: Generator | None = None
 
 
 @dataclass(frozen=True)
@@ -84,16 +84,17 @@ def load_models(name: str, source: Source, *, dtype: torch.dtype, hub: Hub, seed
     autoencoder), or a vision-language model to make them of. Weights in `dtype`. Raises ModelLoadError."""
     check_source(name, source)
     if source.component != GENERATOR and (source.component or not _has(name, GENERATOR)):
-        autoencoder, teacher = _autoencoder(name, source, dtype=dtype, hub=hub, seed=seed)
-        random_pair = name == "tiny-random" and not source.component
-        return Models(autoencoder, tiny_random_generator(seed=seed) if random_pair else None, teacher)
+        if name == "tiny-random" and not source.component:
+            autoencoder, generator = tiny_random_autoencoder(seed), tiny_random_generator(seed=seed)
+            return Models(autoencoder.to(dtype), generator=generator.cast(dtype))
+        return Models(*_autoencoder(name, source, dtype=dtype, hub=hub, seed=seed))
     autoencoder, _ = _autoencoder(source.autoencoder or name, Source(), dtype=dtype, hub=hub, seed=seed)
     if _has(name, GENERATOR):
         generator = Generator.from_pretrained(expanded(name) / GENERATOR, dtype=dtype)
         generator.config = replace(generator.config, order=source.order if source.component else generator.config.order)
     else:
         generator = _new_generator(name, source, autoencoder, hub=hub, seed=seed).cast(dtype)
-    return Models(autoencoder, generator)
+    return Models(autoencoder, generator=generator)
 
 
 def check_source(name: str, source: Source) -> None:

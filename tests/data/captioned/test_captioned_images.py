@@ -188,7 +188,7 @@ def test_what_stands_in_is_a_function_of_integers(tmp_path: Path) -> None:
 def test_a_set_that_is_all_broken_is_an_error(tmp_path: Path) -> None:
     broken = broken_tar(tmp_path / "b.tar", 3, {0, 1, 2})
     sets = [opened(tars(tmp_path / "a")), opened(broken)]
-    with pytest.raises(DataError, match=r"b\.tar: 3 samples, and all cannot be used:\n.*b\.tar: 0000"):
+    with pytest.raises(DataError, match=r"b\.tar: 3 samples, and all cannot be used, the first.*:\n.*b\.tar: 0000"):
         CaptionedImages(sets, SHAPING, max_bad_fraction=0.9)
 
 

@@ -33,7 +33,7 @@ def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "vgt"
-    VGT(Models(tiny_random_autoencoder(3), tiny_random_generator(seed=4))).save_pretrained(folder)
+    VGT(Models(tiny_random_autoencoder(3), generator=tiny_random_generator(seed=4))).save_pretrained(folder)
     return folder
 
 
@@ -184,3 +184,9 @@ def test_pictures_that_are_no_whole_number_of_latents_are_refused(name, alone, t
     config.save_pretrained(tmp_path / "vl")
     assert "multiples of 28 px" in refused(tmp_path / "vl", Source("autoencoder", size=(512, 512)))
     check_source(str(tmp_path / "vl"), Source("autoencoder", size=(448, 448)))
+
+
+def test_both_random_models_fit_each_other():
+    family = loaded("tiny-random", seed=2)
+    assert family.components == ("autoencoder", "generator")
+    assert_identical(weights(family.autoencoder), weights(tiny_random_autoencoder(2)))

@@ -137,8 +137,11 @@ def unread(config: Config) -> str:
 
 def evaluated(config: Config, noun: str) -> str:
     """What a thing that an evaluation is on is called: "held-out prompt", or "training prompt" where no evaluation set
-    was named and the first of the training data stand in; `noun` is prompt, target, pair or image."""
+    was named and the first of the training data stand in; `noun` is prompt, target, pair or picture. An autoencoder is
+    given pictures where others are given prompts."""
     evaluation = config.evaluation
+    if noun == "prompt" and config.model.component == "autoencoder":
+        noun = "picture"
     prompts = (evaluation.eval_prompts_file, evaluation.eval_images)
     sets = {"pair": (evaluation.eval_pairs,), "prompt": (*prompts, evaluation.eval_pairs)}
     return f"{'training' if not any(sets.get(noun, prompts)) else 'held-out'} {noun}"

@@ -41,7 +41,7 @@ def outline(config: Config, world: World, prompts: int, steps: int) -> str:
     """One line on what a run trains: `prompts` (or pairs) in the data, `steps` of the whole run."""
     halves = " and ".join({"ar": "AR", "dit": "DiT", "unet": "UNet"}.get(part, part) for part in config.parts())
     noun = "" if config.model.family != "glm_image" else " halves" if len(config.parts()) > 1 else " half"
-    what = "pair" if config.training.method == "dpo" else "image" if config.model.family == "vgt" else "prompt"
+    what = "pair" if config.training.method == "dpo" else "picture" if config.model.family == "vgt" else "prompt"
     adapters = " (LoRA adapters)" if any(config.lora_for(part).enabled for part in config.parts()) else ""
     at_once = config.training.batch_size * config.training.gradient_accumulation_steps * world.world_size
     batch = counted(at_once, what)

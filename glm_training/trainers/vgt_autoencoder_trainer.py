@@ -194,7 +194,7 @@ class VGTAutoencoderTrainer(BaseTrainer):
 
     def judged(self) -> Subject | None:
         names = tuple(example.prompt for example in self.held_out.examples)
-        return Subject(setup.evaluated(self.config, "image"), names, self.held_out.fingerprint())
+        return Subject(setup.evaluated(self.config, "picture"), names, self.held_out.fingerprint())
 
     @torch.no_grad()
     def judge(self) -> dict[str, Tensor]:

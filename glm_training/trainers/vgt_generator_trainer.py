@@ -122,7 +122,7 @@ class VGTGeneratorTrainer(BaseTrainer):
         if not self.held_out.has_targets:
             return None
         prompts = tuple(example.prompt for example in self.held_out.examples)
-        return Subject(setup.evaluated(self.config, "image"), prompts, self.held_out.fingerprint())
+        return Subject(setup.evaluated(self.config, "picture"), prompts, self.held_out.fingerprint())
 
     @torch.no_grad()
     def judge(self) -> dict[str, Tensor]:

@@ -65,7 +65,8 @@ def save_grid(
     heights = [
         max([_text_height(label), *(cell.height for cell in row)]) for row, label in zip(cells, labels, strict=True)
     ]
-    left = LABEL_WIDTH + 2 * MARGIN
+    beside = LABEL_WIDTH if any(row_labels) else max(round(font.getlength(line)) for line in corner.split("\n"))
+    left = beside + 2 * MARGIN
     top = header + 2 * MARGIN
     size = (left + len(column_labels) * (width + MARGIN), top + sum(height + MARGIN for height in heights))
     canvas = Image.new("RGB", size, PAPER)

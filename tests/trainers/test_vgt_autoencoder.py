@@ -191,7 +191,7 @@ def test_what_is_judged_is_psnr(tmp_path):
     torch.testing.assert_close(found["autoencoder/psnr_over_flat"], 10 * torch.log10(spread / error), atol=1e-4, rtol=0)
 
 
-def test_a_picture_of_one_colour_has_no_figure_over_its_colour(tmp_path):
+def test_a_picture_of_one_colour_has_no_figure_over_its_colour(tmp_path, capsys):
     """Nor may an infinite one end the run where it is written down."""
     config_of(tmp_path)
     for name in ("0", "1", "2"):
@@ -199,6 +199,9 @@ def test_a_picture_of_one_colour_has_no_figure_over_its_colour(tmp_path):
     trainer = autoencoder_trainer(tmp_path, "training.max_steps=1")
     trainer.train()
     assert trainer.judge()["autoencoder/psnr_over_flat"].isnan().all()
+    told = " ".join(capsys.readouterr().out.split())
+    assert "training the autoencoder of tiny-random on 6 pictures: 1 step of 2 pictures" in told
+    assert "Judged on 3 training pictures" in told and "pictures before and after, of training pictures:" in told
 
 
 def test_what_the_folder_holds_loads_again(tmp_path):

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from glm_training.utils import pictures
-from glm_training.utils.pictures import save_grid, save_image, to_pil
+from glm_training.utils.pictures import LABEL_WIDTH, save_grid, save_image, to_pil
 
 
 def test_values_are_clamped_and_rounded():
@@ -58,3 +58,12 @@ def test_large_pictures_shrink_and_small_ones_stay_square(tmp_path):
 def test_labels_must_fit_the_rows(tmp_path):
     with pytest.raises(ValueError, match=r"1 row and 2 column labels for rows of \[1\] images"):
         save_grid(tmp_path / "g.png", [[torch.zeros(3, 4, 4)]], ["a"], ["b", "c"])
+
+
+def test_rows_without_labels_have_no_room_for_them(tmp_path):
+    """Pictures begin behind the corner's one line, not behind a column of prompts that is not there."""
+    picture = Image.new("RGB", (8, 8), (200, 0, 0))
+    for labels, name in ((["", ""], "bare.png"), (["a", ""], "told.png")):
+        save_grid(tmp_path / name, [[picture], [picture]], labels, ["now"], "2 pictures")
+    bare, told = (Image.open(tmp_path / name).size for name in ("bare.png", "told.png"))
+    assert bare[1] == told[1] and bare[0] < told[0] - LABEL_WIDTH // 3

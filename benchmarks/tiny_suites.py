@@ -1,0 +1,89 @@
+"""GenEval and DPG-Bench of the tiny GLM-Image before and after its AR half is trained on drawn shapes.
+
+    python -m benchmarks.tiny_suites --out benchmarks/results/tiny_suites.json
+
+The classical checker of shapes judges. Both models draw the prompts of data/benchmarks from the same noise; none of
+them is trained on. What is there in --runs, a trained checkpoint or pictures, is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.quickstart import ROOT, machine
+
+TRAINING = [
+    "model.component=ar", "training.use_reward=false", "training.batch_size=16", "training.ar_learning_rate=3e-4",
+    "training.lr_scheduler=cosine", "training.warmup_steps=20", "evaluation.enabled=false", "logging.log_interval=10",
+]  # fmt: skip
+PROMPTS = "data/benchmarks"
+SUITES = {
+    "geneval": ["--prompts", f"{PROMPTS}/geneval_tiny.jsonl", "--detector", "shapes"],
+    "dpg": [
+        "--prompts", f"{PROMPTS}/dpg_tiny/prompts", "--questions", f"{PROMPTS}/dpg_tiny/questions.csv",
+        "--judge", "shapes",
+    ],
+}  # fmt: skip
+HOW = ["--samples", 4, "--steps", 8, "--guidance", 1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs/tiny_suites"))
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--steps", type=int, default=250, help="of training")
+    args = parser.parse_args()
+    runs = args.runs.resolve()
+    checkpoint = runs / f"trained/checkpoints/step-{args.steps:06d}"
+    if not checkpoint.exists():
+        run("examples/tiny_glm_image/make_benchmarks.py", "--pictures", runs / "shapes")
+        data = [f"data.prompts_file={runs}/shapes/prompts.txt", f"data.target_images_dir={runs}/shapes/target_images"]
+        steps = [f"training.max_steps={args.steps}", f"logging.save_interval={args.steps}"]
+        run("train.py", "--config", "configs/quickstart.yaml", *TRAINING, *data, *steps, f"output_dir={runs}/trained")
+    report: dict[str, Any] = {"machine": machine(), "training": TRAINING, "steps": args.steps, "drawing": HOW}
+    for suite, words in SUITES.items():
+        scores = {}
+        report[suite] = {}
+        for name, model in (("before", "tiny"), ("after", checkpoint)):
+            out = runs / f"{suite}_{name}"
+            asked = ["--suite", suite, *words, *HOW, "--model", model, "--out", out]
+            run("-m", "glm_training.cli.main", "evaluate", *asked)
+            told = json.loads((out / "results.json").read_text())
+            report[suite] |= {"judge": told["judge"], name: [shortened(figure) for figure in told["figures"]]}
+            lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+            scores[name] = [float(line["correct"] if suite == "geneval" else line["score"]) for line in lines]
+        report[suite]["change"] = change(scores["before"], scores["after"], 4 if suite == "geneval" else 1)
+    text = json.dumps(report, indent=1)
+    sys.stdout.write(text + "\n")
+    if args.out:
+        args.out.write_text(text + "\n")
+
+
+def change(before: list[float], after: list[float], samples: int) -> dict[str, float]:
+    """Of the mean score of a picture, prompt by prompt, whose `samples` pictures lie one after another."""
+    gains = [a - b for b, a in zip(before, after, strict=True)]
+    prompts = [statistics.fmean(gains[start : start + samples]) for start in range(0, len(gains), samples)]
+    error = statistics.stdev(prompts) / len(prompts) ** 0.5
+    mean = statistics.fmean(prompts)
+    return {"mean": round(mean, 4), "standard_error": round(error, 4), "standard_errors": round(mean / error, 2)}
+
+
+def shortened(figure: dict[str, Any]) -> dict[str, Any]:
+    """What is worth keeping of a figure of results.json."""
+    kept = {key: figure[key] for key in ("name", "value", "error", "count", "of")}
+    return {key: round(value, 4) if isinstance(value, float) else value for key, value in kept.items()}
+
+
+def run(*words: object) -> None:
+    """A command of this Python, in the root."""
+    subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -25,7 +25,7 @@ from glm_training.rewards import (
 )
 from glm_training.rewards.aesthetic import MLP_URL, AestheticPredictor
 from glm_training.rewards.lpips_similarity import ALEXNET_URL
-from glm_training.rewards.structure import ssim
+from glm_training.rewards.structure import Structure, ssim
 from glm_training.rewards.types import to_pil
 from tests.reward_files import write_aesthetic
 
@@ -139,6 +139,29 @@ def test_structure_reference(
     )
     batch = RewardBatch(picture, ["edit"], targets=noise, sources=picture)
     assert calculator.compute_rewards(batch).total.item() == pytest.approx(expected, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("reference", "applies"),
+    [
+        ("source", {"neither": False, "target": False, "source": True, "both": True}),
+        ("target", {"neither": False, "target": True, "source": False, "both": True}),
+        (None, {"neither": False, "target": True, "source": True, "both": True}),
+    ],
+)
+def test_structure_applies_where_its_reference_is(
+    picture: torch.Tensor, noise: torch.Tensor, reference: str | None, applies: dict[str, bool]
+) -> None:
+    metric = Structure(StructureOptions(reference=reference), torch.device("cpu"))
+    for given, wanted in applies.items():
+        has = {"has_target": given in ("target", "both"), "has_source": given in ("source", "both")}
+        assert metric.applies("a picture", **has) is wanted, given
+        if wanted and given != "both":
+            only = RewardBatch(picture, ["a picture"], **{f"{given}s": picture})
+            assert metric.score(only).values.item() == pytest.approx(1), given
+    assert metric.needs == {"source": "a source image", "target": "a target image"}.get(
+        reference or "", "a source or a target image"
+    )
 
 
 def test_a_wrong_structure_reference_is_refused() -> None:

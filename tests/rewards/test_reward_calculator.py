@@ -21,6 +21,7 @@ from glm_training.rewards import (
     build_calculator,
     weighted_total,
 )
+from glm_training.rewards.types import MetricScores
 
 HERE = str(Path(__file__))
 NAN = math.nan
@@ -79,6 +80,24 @@ class Plain(RewardCalculator):
 
 class Unrelated:
     """Not a calculator."""
+
+
+class Spoken:
+    """A metric that scores each sample by the number that its prompt says, and those without a number not at all; what
+    says "refused" is a failure of its own."""
+
+    needs = "a number in the prompt"
+
+    def check(self) -> None:
+        """Nothing to load."""
+
+    def applies(self, prompt: str, has_target: bool, has_source: bool) -> bool:
+        return prompt.startswith("says ")
+
+    def score(self, batch: RewardBatch) -> MetricScores:
+        said = [prompt.removeprefix("says ") for prompt in batch.prompts]
+        failures = {row: "no wish to" for row, word in enumerate(said) if word == "refused"}
+        return MetricScores(torch.tensor([NAN if word == "refused" else float(word) for word in said]), failures)
 
 
 BRIGHTNESS = f"{HERE}:Brightness"
@@ -234,6 +253,42 @@ def test_broken_images_are_failures_not_missing_metrics() -> None:
         Brightness(options=RewardOptions(on_error="skip")),
     ):
         assert calculator.compute_rewards(broken).total.isnan().tolist() == [False, True]
+
+
+@pytest.mark.parametrize("score", ["nan", "inf", "-inf"])
+def test_a_metrics_score_that_is_no_number_is_a_failure_of_its_own_sample(score: str) -> None:
+    """In a batch where the metric scores the second, fourth and fifth sample."""
+    prompts = ["a dog", f"says {score}", "a cat", "says 0.25", "says refused"]
+    calculators = [RewardCalculator({BRIGHTNESS: 1}, options=RewardOptions(on_error=way)) for way in ("skip", "error")]
+    for calculator in calculators:
+        calculator._metrics = {"spoken": Spoken(), **calculator._metrics}
+        calculator.weights = {"spoken": 3, "Brightness": 1}
+    given = batch(0.2, 0.4, 0.6, 0.8, 1.0, prompts=prompts)
+    result = calculators[0].compute_rewards(given)
+    assert result.failures == {1: f"spoken: the score is {score}", 4: "spoken: no wish to"}
+    expected = torch.tensor([0.2, NAN, 0.6, (3 * 0.25 + 0.8) / 4, NAN])
+    torch.testing.assert_close(result.total, expected, equal_nan=True)
+    own = torch.tensor([NAN, NAN, NAN, 0.25, NAN])
+    torch.testing.assert_close(result.components["spoken"], own, equal_nan=True)
+    other = torch.tensor([0.2, NAN, 0.6, 0.8, NAN])
+    torch.testing.assert_close(result.components["Brightness"], other, equal_nan=True)
+    with pytest.raises(RewardSampleError, match=rf"2 of 5 samples.*\n.*sample 1 \('says {score}'\)") as caught:
+        calculators[1].compute_rewards(given)
+    assert "sample 4 ('says refused'): spoken: no wish to" in str(caught.value)
+
+
+@pytest.mark.parametrize("role", ["generated", "target", "source"])
+@pytest.mark.parametrize(("pixel", "refused"), [(-0.002, True), (-0.0005, False), (1.0005, False), (1.002, True)])
+def test_no_picture_may_leave_the_unit_range_by_more_than_a_rounding(role: str, pixel: float, refused: bool) -> None:
+    pictures = {name: grey(0.5) for name in ("generated", "target", "source")}
+    pictures[role][0, 0, 0, 0] = pixel
+    given = RewardBatch(pictures["generated"], ["a"], pictures["target"], pictures["source"])
+    calculator = RewardCalculator({"structure": 1})
+    if refused:
+        with pytest.raises(RewardError, match=rf"{role} images must lie in \[0, 1\], found \["):
+            calculator.compute_rewards(given)
+    else:
+        assert calculator.compute_rewards(given).total.item() == pytest.approx(1, abs=0.05)
 
 
 def test_images_outside_the_unit_range_are_refused() -> None:

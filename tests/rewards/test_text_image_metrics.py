@@ -20,6 +20,7 @@ from glm_training.rewards import (
     RewardCalculator,
     RewardOptions,
 )
+from glm_training.rewards.clip import _Clamp
 from glm_training.rewards.types import to_pil
 from tests.reward_files import write_clip, write_open_clip
 
@@ -50,6 +51,14 @@ def calculators(clip_folder: Path, hps_options: HpsV2Options) -> dict[str, Rewar
 @pytest.fixture(scope="module")
 def images(picture: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     return torch.cat([picture, noise, noise])[..., :96, :]  # 96 x 128: neither cropping nor padding is idle
+
+
+def test_what_is_cut_off_at_black_and_white_learns_as_any_other_pixel() -> None:
+    values = torch.tensor([-0.5, 0.0, 0.25, 1.0, 1.5], requires_grad=True)
+    cut = _Clamp.apply(values)
+    assert cut.tolist() == [0.0, 0.0, 0.25, 1.0, 1.0]
+    (cut * torch.tensor([2.0, 3.0, 5.0, 7.0, 11.0])).sum().backward()
+    assert values.grad.tolist() == [2.0, 3.0, 5.0, 7.0, 11.0]
 
 
 def stock_cosines(folder: Path, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:

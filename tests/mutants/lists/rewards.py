@@ -9,7 +9,7 @@ TEXT = "rewards/test_text_image_metrics.py"
 MUTATIONS = [
     *of(
         "rewards/types.py",
-        CALCULATOR,
+        ("rewards/test_types.py", CALCULATOR),
         (
             "(scale * scores.nan_to_num()).sum(dim=0) / mass",
             "(scale * scores.nan_to_num()).sum(dim=0)",

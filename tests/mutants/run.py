@@ -11,7 +11,6 @@ import json
 import multiprocessing
 import os
 import queue
-import re
 import shutil
 import signal
 import subprocess
@@ -22,13 +21,13 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from tests.mutants.catalogue import ROOT, Mutation, misfit, mutations
 
 ENOUGH = 0.97
 """Share of the mutations that must be noticed."""
 KILLED, SURVIVED, TIMEOUT, UNJUDGED = "killed", "survived", "timeout", "unjudged"
-FAILED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)
 _FORKS = multiprocessing.get_context("forkserver")
 
 
@@ -47,8 +46,23 @@ def tree_copy(folder: Path) -> Path:
     return folder
 
 
-def _pytest(copy: str, tests: tuple[str, ...], log: str) -> None:
-    """In a process of its own: the tests of the copy; its exit code is pytest's."""
+class FirstFailure:
+    """For pytest: writes the id of the first test, or file, that fails. Read from the log it could be cut short: the
+    values in its brackets may hold what parts it from the message."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed and not self.path.exists():
+            self.path.write_text(report.nodeid, encoding="utf-8")
+
+    pytest_collectreport = pytest_runtest_logreport
+
+
+def _pytest(copy: str, tests: tuple[str, ...], log: str, failed: str) -> None:
+    """In a process of its own: the tests of the copy; its exit code is pytest's, and the first test that fails is
+    named in the file `failed`."""
     os.setsid()  # so that what tests start ends with them
     with open(log, "w", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
@@ -61,7 +75,11 @@ def _pytest(copy: str, tests: tuple[str, ...], log: str) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     import pytest
 
-    sys.exit(pytest.main(["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "--tb=line", *tests]))
+    sys.exit(
+        pytest.main(
+            ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "--tb=line", *tests], [FirstFailure(Path(failed))]
+        )
+    )
 
 
 class Copies:
@@ -90,8 +108,9 @@ class Copies:
             self._free.put(copy)
 
     def _run(self, copy: Path, tests: tuple[str, ...]) -> tuple[str, str]:
-        log = copy.with_suffix(".log")
-        process = _FORKS.Process(target=_pytest, args=(str(copy), tests, str(log)))
+        log, failed = copy.with_suffix(".log"), copy.with_suffix(".failed")
+        failed.unlink(missing_ok=True)
+        process = _FORKS.Process(target=_pytest, args=(str(copy), tests, str(log), str(failed)))
         process.start()
         process.join(self.seconds)
         overdue = process.is_alive()
@@ -102,9 +121,10 @@ class Copies:
             return TIMEOUT, f"longer than {self.seconds:.0f} s"
         if process.exitcode == 0:
             return SURVIVED, ""
+        if failed.exists():
+            return KILLED, failed.read_text(encoding="utf-8")
         told = log.read_text(encoding="utf-8", errors="replace")
-        found = FAILED.search(told)
-        return KILLED, found[1] if found else told.strip()[-300:] or f"exit code {process.exitcode}"
+        return KILLED, told.strip()[-300:] or f"exit code {process.exitcode}"
 
 
 class Ledger:

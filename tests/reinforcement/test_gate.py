@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from glm_training.engine.errors import GateError
 from glm_training.reinforcement.gate import gate
-from glm_training.reinforcement.gate.tolerance import Tolerance, tolerance_for
-from tests.runs import trainer_of
+from glm_training.reinforcement.gate.tolerance import Tolerance, first_above, tolerance_for
+from glm_training.utils.distributed import World
+from tests.runs import config_of, trainer_of
 
 
 def test_single_precision_judges_the_largest_deviation():
@@ -29,6 +33,85 @@ def test_denoising_steps_are_judged_by_the_largest_in_low_precision_too():
 
 def test_a_given_tolerance_is_taken_at_its_word():
     assert tolerance_for("dit", 0.3, low_precision=True) == Tolerance(0.3)
+
+
+def test_a_tolerance_says_what_it_lets_pass():
+    assert str(Tolerance(1e-4)) == "1e-04"
+    assert str(Tolerance(0.05, average=True)) == "5e-02 on the average"
+
+
+@pytest.mark.parametrize(
+    ("deviation", "place"),
+    [
+        ([[0.1, 0.2, 0.9], [0.1, 0.6, 0.0]], (1, 1)),  # the earliest column, not the first row
+        ([[0.1, 0.2, 0.9], [0.1, 0.3, 0.9]], (0, 2)),
+        ([[0.5, 0.5], [0.5, 0.51]], (1, 1)),  # the limit itself is allowed
+        ([[0.1, 0.2], [float("nan"), 0.9]], (1, 0)),
+        ([[0.1, 0.2], [0.1, float("nan")]], (1, 1)),
+    ],
+)
+def test_the_first_to_part_is_the_earliest_token_above_the_limit(deviation, place):
+    assert first_above(torch.tensor(deviation), 0.5) == place
+
+
+def plans(*grids: tuple[int, int]) -> SimpleNamespace:
+    preview = sum(rows * columns for rows, columns in grids[:-1])
+    return SimpleNamespace(prompt=SimpleNamespace(grids=grids, preview_length=preview))
+
+
+@pytest.mark.parametrize(
+    ("token", "place"),
+    [
+        (0, ("preview", (0, 0))),
+        (2, ("preview", (0, 2))),
+        (3, ("preview", (1, 0))),
+        (5, ("preview", (1, 2))),
+        (6, ("large", (0, 0))),
+        (12, ("large", (0, 6))),
+        (13, ("large", (1, 0))),
+        (33, ("large", (3, 6))),
+    ],
+)
+def test_a_token_lies_in_a_row_and_a_column_of_its_own_grid(token, place):
+    """A preview of 2 x 3 tokens before a large grid of 4 x 7."""
+    assert gate.place_of(plans((2, 3), (4, 7)), token) == place
+
+
+def test_without_a_preview_the_first_token_is_of_the_large_grid():
+    assert gate.place_of(plans((2, 3)), 4) == ("large", (1, 1))
+    with pytest.raises(ValueError, match="token 6 lies outside the grids"):
+        gate.place_of(plans((2, 3)), 6)
+
+
+def test_a_situation_counts_the_update_that_it_is_before():
+    assert str(gate.Situation(0, False, None)) == "before any update"
+    assert str(gate.Situation(3, False, None)) == "before the update of step 4"
+    assert gate.Situation(0, True, None).tolerance("ar") == Tolerance(0.05, average=True)
+    assert gate.Situation(0, True, 0.2).tolerance("dit") == Tolerance(0.2)
+
+
+def test_low_precision_has_another_way_out():
+    assert gate._way_out(gate.Situation(0, False, None)) == "reward.grpo.gate: false switches this check off"
+    assert gate._way_out(gate.Situation(0, True, None)).startswith("In low precision a larger reward.grpo.gate_tol")
+
+
+def test_what_another_process_finds_stops_this_one_and_the_largest_deviation_is_logged(tmp_path, monkeypatch):
+    """Two processes: what the other one has to say stands beside this one's."""
+    others: list[tuple[Exception | None, dict[str, float]]] = []
+    monkeypatch.setattr(gate, "gather_objects", lambda world, own: [own, *others])
+    checked = gate.OnPolicyGate(config_of(tmp_path), World(0, 2), None, {})
+    monkeypatch.setattr(checked, "_check_dit", lambda situation, method, renders: {"gate/x": 0.25})
+    rollout = SimpleNamespace(plans=None, renders=None)
+    others[:] = [(GateError("elsewhere"), {})]
+    with pytest.raises(GateError, match="elsewhere"):
+        checked.check(0, rollout, None, object())
+    assert checked.due(0) and checked.state() == {"passed_at": None}, "what failed has not passed"
+    for other, largest in ((0.125, 0.25), (0.5, 0.5)):
+        fresh = gate.OnPolicyGate(config_of(tmp_path), World(0, 2), None, {})
+        monkeypatch.setattr(fresh, "_check_dit", lambda situation, method, renders: {"gate/x": 0.25})
+        others[:] = [(None, {"gate/x": other})]
+        assert fresh.check(3, rollout, None, object()) == {"gate/x": largest}
+        assert not fresh.due(4) and fresh.state() == {"passed_at": 3}
 
 
 @pytest.mark.parametrize("average", [False, True])

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from glm_training.engine.errors import GateError
 from glm_training.engine.parts import Part
+from glm_training.methods.flow_policy_gradient import FlowPolicyGradient
+from glm_training.reinforcement.gate.reference import check_ar_reference, check_dit_reference
+from glm_training.reinforcement.gate.tolerance import Tolerance
 from tests.runs import trainer_of
 
 SMALL = ["reward.grpo.num_samples=2", "training.batch_size=1"]
@@ -81,3 +85,88 @@ def test_plans_without_a_choice_have_no_gradient_and_pass(tmp_path):
     assert not rollout.plans.log_probs.any()
     figures = trainer.gate.check(0, rollout, trainer.ar_method, None)
     assert figures["gate/ar_reference_max"] == 0
+
+
+# -- by hand, on one weight of 2 whose reference is 1.5 --------------------------------------------------------------------
+
+
+class OneWeight(torch.nn.Module):
+    """Scores values x as -w x, and as a velocity w x."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.tensor(2.0))
+        self.asked: list[tuple[list[float], object, float]] = []
+
+    def forward(self, latents, times, condition, *, guidance_scale):
+        self.asked.append((times.tolist(), condition, guidance_scale))
+        return self.w * latents
+
+
+class Scores:
+    """An AR method: log-probs -w x."""
+
+    def score(self, component, plans):
+        return -component.w * plans
+
+
+class Steps(FlowPolicyGradient):
+    """A flow method whose step k has the log-probs -w x_k and a mean that w scales."""
+
+    def replay(self, policy, trajectory, step):
+        values = trajectory.steps[step]
+        return SimpleNamespace(log_prob=-policy.w * values, mean=policy.w * values[:, None], std=torch.tensor(1.0))
+
+
+@pytest.fixture
+def part() -> SimpleNamespace:
+    component = OneWeight()
+
+    @contextmanager
+    def as_reference():
+        with torch.no_grad():
+            component.w.fill_(1.5)
+            yield
+            component.w.fill_(2.0)
+
+    return SimpleNamespace(name="dit", component=component, parameters={"w": component.w}, as_reference=as_reference)
+
+
+def renders() -> SimpleNamespace:
+    """Two rows of 2 x 2 numbers: of root mean square 1 and 4."""
+    final = torch.tensor([[[1.0, -1.0], [1.0, 1.0]], [[4.0, 4.0], [-4.0, 4.0]]])[:, None]
+    steps = {1: torch.tensor([2.0, 6.0]), 3: torch.tensor([100.0, 100.0])}
+    schedule = SimpleNamespace(timesteps=torch.tensor([999.0, 499.0]))
+    return SimpleNamespace(
+        final=final, steps=steps, sde_indices=(1, 3), schedule=schedule, condition="condition", guidance_scale=1.5
+    )
+
+
+def asked_of(half: str, part, tolerance: float, at_start: bool) -> float:
+    if half == "ar":
+        plans = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+        return check_ar_reference(Scores(), part, plans, Tolerance(tolerance), at_start=at_start)
+    method = Steps(clip=(0.1, 0.1), kl_coef=1.0) if half == "steps" else object()
+    return check_dit_reference(method, part, renders(), Tolerance(tolerance), at_start=at_start)
+
+
+@pytest.mark.parametrize(("half", "distance"), [("ar", 2.0), ("steps", 3.0), ("velocity", 2.0)])
+def test_the_distance_is_the_largest_and_only_a_run_that_begins_must_have_none(part, half, distance):
+    """|2 - 1.5| times the largest value: a token of 4, the 6 of the first noisy step, a velocity of 4."""
+    assert asked_of(half, part, 0.1, False) == pytest.approx(distance)
+    assert asked_of(half, part, distance + 0.01, True) == pytest.approx(distance)
+    with pytest.raises(GateError, match=rf"by up to {distance:.2f}e\+00 \(allowed 1e-01\)"):
+        asked_of(half, part, 0.1, True)
+    assert part.component.w.grad is None
+
+
+@pytest.mark.parametrize("half", ["ar", "steps", "velocity"])
+def test_a_weight_that_is_not_trained_has_no_gradient_to_the_reference(part, half):
+    part.component.w.requires_grad_(False)
+    with pytest.raises(GateError, match="the KL of the dit half to its reference has no gradient"):
+        asked_of(half, part, 0.1, False)
+
+
+def test_a_velocity_is_compared_at_the_last_noise_level(part):
+    asked_of("velocity", part, 0.1, False)
+    assert part.component.asked == [([499.0, 499.0], "condition", 1.5)] * 2

@@ -12,8 +12,9 @@ from glm_training.cli.training import EXIT_MONITOR
 from glm_training.config import ConfigError
 from glm_training.config.sections.monitors import MonitorsConfig
 from glm_training.evaluation.held_out import Evaluation
-from glm_training.reinforcement.monitors.limits import TEXTS, limits_of
-from glm_training.reinforcement.monitors.monitors import Monitors
+from glm_training.evaluation.image_statistics import NAMES
+from glm_training.reinforcement.monitors.limits import TEXTS, Limit, limits_of
+from glm_training.reinforcement.monitors.monitors import Monitors, Series
 from glm_training.utils.distributed import World
 from tests.runs import config_of, trainer_of
 
@@ -88,6 +89,95 @@ def feed(watch: Monitors, *values: float, name: str = "monitor/saturation", firs
     for step, value in enumerate(values, start=first):
         watch.after_step(step, {name: value})
     return list(watch.take_messages())
+
+
+def flat(*levels: float) -> torch.Tensor:
+    """[len(levels), 3, 8, 8]: greys."""
+    return torch.tensor(levels).view(-1, 1, 1, 1).expand(-1, 3, 8, 8)
+
+
+def test_what_is_looked_at_is_averaged_over_groups_however_many_a_chunk_holds(tmp_path):
+    """Groups (.2, .4), (0, .8) and (1, 1): means .3, .4 and 1; apart by .2, .8 and 0; one is half black, one white."""
+    figures = monitors(tmp_path).look([(flat(0.2, 0.4), 2), (flat(0.0, 0.8, 1.0, 1.0), 2)])
+    assert set(figures) == {f"monitor/{name}" for name in (*NAMES, "diversity")}
+    assert figures["monitor/brightness"] == pytest.approx(1.7 / 3, rel=1e-6)
+    assert figures["monitor/diversity"] == pytest.approx(1 / 3, rel=1e-6)
+    assert figures["monitor/clipped"] == pytest.approx(0.5, rel=1e-6)
+    assert figures["monitor/saturation"] == 0 and figures["monitor/edges"] == pytest.approx(0, abs=1e-6)
+    alone = monitors(tmp_path).look([(flat(0.2, 0.6), 1)])
+    assert "monitor/diversity" not in alone and alone["monitor/brightness"] == pytest.approx(0.4, rel=1e-6)
+
+
+def limit(kind: str, allowed: float = 0.25) -> Limit:
+    return Limit("some_key", allowed, kind, "It moved.", "Look.")
+
+
+@pytest.mark.parametrize(
+    ("kind", "start", "now", "used"),
+    [
+        ("change", 0.2, 0.3, 0.5),
+        ("change", 0.2, 0.1, 0.5),
+        ("change", -0.2, 0.1, 1.5),
+        ("change", 0.0, 2e-6, 2.0),  # a start of zero counts as 1e-6
+        ("relative_fall", 0.4, 0.1, 0.75),
+        ("relative_fall", 0.4, 0.5, -0.25),
+        ("rise", 0.1, 0.4, 0.3),
+        ("rise", 0.4, 0.1, -0.3),
+        ("fall", 0.8, 0.7, 0.1),
+        ("fall", 0.7, 0.8, -0.1),
+        ("value", 9.0, 0.3, 0.3),
+    ],
+)
+def test_how_much_of_a_limit_is_used(kind, start, now, used):
+    assert limit(kind).used(start, now) == pytest.approx(used)
+    assert limit(kind).used(start, float("nan")) == float("inf")
+    assert limit(kind).absolute == (kind == "value")
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("change", "monitor x: 0.1 at step 9 from 0.4 at the start (-75%, allowed +/-25%)"),
+        ("relative_fall", "monitor x: 0.1 at step 9 from 0.4 at the start (-75%, allowed -25%)"),
+        ("fall", "monitor x: 0.1 at step 9 from 0.4 at the start (-0.3, allowed -0.25)"),
+        ("rise", "monitor x: 0.1 at step 9 from 0.4 at the start (-0.3, allowed 0.25)"),
+        ("value", "monitor x: 0.1 at step 9 (0.1, allowed 0.25)"),
+    ],
+)
+def test_a_message_says_by_how_much_since_when_and_what_to_do(kind, says):
+    rest = "; more than half of that since step 6. It moved. Look. The limit is reward.monitors.some_key"
+    assert limit(kind).message("x", 9, 0.4, 0.1, 6) == says + rest
+
+
+def test_a_series_keeps_its_first_and_its_latest_values():
+    series = Series()
+    assert [series.add(value, 2) for value in (1.0, 3.0, 5.0, 9.0)] == [False, False, True, True]
+    assert (series.first, series.start, series.latest, series.now) == ([1.0, 3.0], 2.0, [5.0, 9.0], 7.0)
+    assert series.state() == {"first": [1.0, 3.0], "latest": [5.0, 9.0], "departed": None, "tripped": None}
+
+
+def test_a_figure_that_is_no_number_is_beyond_every_limit(tmp_path):
+    watch = monitors(tmp_path, "reward.monitors.saturation_change=0.5")
+    (message,) = feed(watch, 0.2, 0.2, float("nan"))
+    assert message.startswith("monitor saturation: nan at step 3 from 0.2 at the start")
+
+
+def test_it_has_departed_when_more_than_half_of_the_limit_is_used_and_no_sooner(tmp_path):
+    watch = monitors(tmp_path, "reward.monitors.window=1", "reward.monitors.clipped_rise=0.5")
+    for step, value in enumerate((0.0, 0.25, 0.375, 0.25, 0.375, 0.5), start=1):
+        watch.after_step(step, {"monitor/clipped": value})
+    series = watch.series["clipped"]
+    assert (series.departed, series.tripped, watch.messages) == (5, None, [])  # a half is not more than a half
+    watch.after_step(7, {"monitor/clipped": 0.625})
+    assert (series.departed, series.tripped, len(watch.messages)) == (5, 7, 1)
+
+
+def test_what_was_logged_before_a_resume_is_judged_without_a_word(tmp_path):
+    watch = held_out(tmp_path, "reward.monitors.action=stop")
+    before = evaluation(0.5, 0.8, 0)
+    watch.recall(30, {"eval/total": 0.6, "eval/structure": 0.7, "monitor/picture_change": None}, before, None)
+    assert watch.series["metric:structure"].tripped == 30 and "picture_change" not in watch.series
+    assert watch.messages == [] and watch.halt is None
 
 
 def test_it_warns_once_and_says_when_it_is_over(tmp_path):

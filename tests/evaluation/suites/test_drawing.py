@@ -70,6 +70,27 @@ def test_nine_tiles_go_row_by_row_and_others_are_no_grid():
         tiled(images[:3])
 
 
+def test_all_that_decides_a_picture_stands_in_the_settings():
+    sampling = {
+        "temperature": 0.9, "top_p": 0.75, "do_sample": True, "num_inference_steps": 3, "guidance_scale": 1.5,
+        "parallel": 1,
+    }  # fmt: skip
+    assert DRAWING.settings() == {"height": 4, "width": 6, "seed": 7, "sampling": sampling}
+
+
+def test_what_is_not_read_of_a_prompt_is_told_once():
+    asked = []
+
+    class Reader:
+        def read_prompts(self, prompts, *size):
+            asked.append((list(prompts), *size))
+            return [PromptReading(cut=None if prompt == "a" else "the last word is not read") for prompt in prompts]
+
+    pictures = [Picture(f"{i}.png", prompt, i) for i, prompt in enumerate(["a", "long", "a", "long"])]
+    assert check_prompts(Reader(), pictures, DRAWING) == ["'long': the last word is not read"]
+    assert asked == [(["a", "long"], 4, 6, "t2i")]
+
+
 def test_prompts_that_a_model_cannot_draw_are_all_named():
     pictures = [Picture(f"{i}.png", prompt, i) for i, prompt in enumerate(["short", "much too long", "also too long"])]
     with pytest.raises(EvaluationError) as raised:

@@ -191,6 +191,21 @@ def test_what_cannot_be_judged_is_counted_named_and_tried_again(tmp_path):
     assert suite.seen == ["04/grey.png"] and scores.figures[0].value == 70.0 and scores.remarks == []
 
 
+def test_what_has_failed_is_tried_again_where_its_file_cannot_be_read_any_more(tmp_path):
+    images, place = tmp_path / "mine", Place(tmp_path / "out", tmp_path / "mine")
+    for index in (0, 1):
+        (images / f"{index:02d}").mkdir(parents=True)
+        Image.new("RGB", (4, 4), (10,) * 3).save(images / f"{index:02d}/grey.png")
+    suite = Brightness()
+    suite.unsaid = {"01/grey.png"}
+    judge(suite, place, World())
+    assert score(suite, place, World()).remarks[0].endswith("01/grey.png (too grey)")
+    (images / "01/grey.png").unlink()
+    judge(suite, place, World())
+    remark = score(suite, place, World()).remarks[0]
+    assert "too grey" not in remark and "mine/01/grey.png" in remark, "what is told is of now"
+
+
 def test_no_figures_of_nothing(tmp_path):
     suite = Brightness()
     suite.unsaid = {picture.path for picture in suite.pictures()}

@@ -146,6 +146,25 @@ def test_the_network_is_asked_once_under_its_condition() -> None:
         assert torch.equal(found, unet(noisy, levels.timestep, text, ids, guidance_scale=3.0))
 
 
+def test_the_network_is_told_all_of_a_condition() -> None:
+    """A network that notes what it is given, and gives its noisy input back."""
+    told = []
+
+    def network(*arguments, **named):
+        told.append((arguments, named))
+        return arguments[0]
+
+    text, negative, ids = object(), object(), object()
+    denoiser, noisy = unet_denoiser(), draw(2, 4, 8, 8)
+    levels = denoiser.at(torch.tensor([100, 900]))
+    condition = UNetCondition(text, ids, negative)  # type: ignore[arg-type]
+    assert denoiser.predict(network, noisy, levels, condition, guidance_scale=3.0) is noisy
+    denoiser.predict(network, noisy, levels, condition)
+    for (given, named), scale in zip(told, (3.0, 1.0), strict=True):
+        assert given[0] is noisy and given[1].tolist() == [100, 900] and given[2] is text and given[3] is ids
+        assert named == {"guidance_scale": scale, "negative": negative}
+
+
 # -- GLM-Image ---------------------------------------------------------------------------------------------------------
 
 
@@ -178,3 +197,14 @@ def test_dit_steps_are_the_stock_eulers(glm) -> None:
         (expected,) = euler.step(velocity, euler.timesteps[index], noisy, return_dict=False)
         torch.testing.assert_close(moved, expected, atol=1e-5, rtol=1e-5)
         noisy = moved
+
+
+def test_the_dit_is_told_the_unshifted_time_its_condition_and_the_guidance(glm) -> None:
+    told = []
+    denoiser, noisy, condition = DiTDenoiser(glm.dit, *SIZE), draw(2, 4, 8, 12), object()
+    levels = denoiser.levels(torch.tensor([0.25, 1.0]))
+    for options in ({"guidance_scale": 2.0}, {}):
+        denoiser.predict(lambda *given, **named: told.append((given, named)), noisy, levels, condition, **options)
+    for (given, named), scale in zip(told, (2.0, 1.0), strict=True):
+        assert given[0] is noisy and given[1].tolist() == [249, 999] and given[2] is condition
+        assert named == {"guidance_scale": scale}

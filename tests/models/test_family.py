@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import GlmImageForConditionalGeneration
 
+from glm_training.models.family import Sampling
 from glm_training.models.glm_image import loading
 from glm_training.models.glm_image.family import GLMImage, ModelLoadError
 
@@ -63,6 +64,23 @@ def test_generate_leaves_the_global_generator_alone(family):
     state = torch.get_rng_state()
     family.generate(["x"], **SIZE, seed=0)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_drawing_hands_on_all_that_it_is_asked(family, monkeypatch):
+    given = []
+    monkeypatch.setattr(family, "generate", lambda *arguments, **named: given.append((arguments, named)))
+    sampling, sources, steps = Sampling(0.3, 0.4, False, 7, 2.5), torch.zeros(2, 3, 64, 64), []
+    named = {"height": 64, "width": 96, "seed": 5, "prompt_ids": [8, 9], "micro_batch_size": 3, "sources": sources}
+    family.draw(["a", "b"], sampling=sampling, samples=4, on_step=steps.append, **named)
+    ((prompts,), told) = given[0]
+    assert prompts == ["a", "b"] and told.pop("on_step") == steps.append
+    assert told.pop("sources") is named.pop("sources")
+    assert told == named | {
+        "plans": 4, "temperature": 0.3, "top_p": 0.4, "do_sample": False, "num_inference_steps": 7,
+        "guidance_scale": 2.5,
+    }  # fmt: skip
+    family.draw(["a"], height=64, width=64, seed=0, sampling=sampling)
+    assert given[1][1]["plans"] == 1 and given[1][1]["sources"] is given[1][1]["prompt_ids"] is None
 
 
 def test_generate_names_mistakes(family):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from glm_training.models.family import Sampling
 from glm_training.models.lora import (
     adapter_parameters,
     adapters_disabled,
@@ -214,3 +215,19 @@ def test_an_image_depends_on_its_own_name_alone() -> None:
     with pytest.raises(ValueError, match="one prompt_id per prompt"):
         family.generate(["a cat"], prompt_ids=[1, 2], **options)
     assert family.pipeline_bytes() == sum(p.numel() * 4 for p in family.unet.parameters())
+
+
+def test_drawing_hands_on_all_that_it_is_asked(monkeypatch) -> None:
+    family, given = SDXL.load("tiny-random"), []
+    monkeypatch.setattr(family, "generate", lambda *arguments, **named: given.append((arguments, named)))
+    sampling, steps = Sampling(0.3, 0.4, False, 7, 2.5), []
+    named = {"height": 64, "width": 96, "seed": 5, "prompt_ids": [8, 9], "micro_batch_size": 3}
+    family.draw(["a", "b"], sampling=sampling, samples=4, on_step=lambda: steps.append("step"), **named)
+    ((prompts,), told) = given[0]
+    told.pop("on_step")(11)
+    assert prompts == ["a", "b"] and steps == ["step"]
+    assert told == named | {"renders": 4, "num_inference_steps": 7, "guidance_scale": 2.5}
+    family.draw(["a"], height=64, width=64, seed=0, sampling=sampling)
+    assert (given[1][1]["renders"], given[1][1]["on_step"], given[1][1]["prompt_ids"]) == (1, None, None)
+    with pytest.raises(ValueError, match="cannot edit source images"):
+        family.draw(["a"], height=64, width=64, seed=0, sampling=sampling, sources=torch.zeros(1, 3, 64, 64))

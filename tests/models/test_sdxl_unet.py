@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from glm_training.models.sdxl.family import SDXL
 from glm_training.models.sdxl.schedule import NoiseSchedule
 from glm_training.models.sdxl.tiny import build_tiny, build_tiny_taesd
-from glm_training.models.sdxl.types import SDXLText, add_time_ids
+from glm_training.models.sdxl.types import SDXLText, UNetCondition, add_time_ids
 from glm_training.models.sdxl.unet import UNetComponent
 
 PROMPTS = ["a red circle", "a cat", ""]
@@ -65,6 +65,41 @@ def test_time_ids() -> None:
         add_time_ids([(1, 2), (3, 4)], (0, 0), (1, 2), rows=3)
     with pytest.raises(ValueError, match="crop must be one pair"):
         add_time_ids((1, 2), (0, 0, 0), (1, 2))  # type: ignore[arg-type]
+
+
+def counted_text(*rows: int) -> SDXLText:
+    """Row r of r everywhere: two tokens of width 3, pooled of width 2."""
+    values = torch.tensor(rows).float()
+    return SDXLText(values.view(-1, 1, 1).expand(-1, 2, 3), values.view(-1, 1).expand(-1, 2))
+
+
+def rows_of(text: SDXLText) -> list[float]:
+    """What `counted_text` was given; every number of a row must agree."""
+    assert text.prompt_embeds.shape[1:] == (2, 3) and text.pooled.shape[1:] == (2,)
+    assert bool((text.prompt_embeds == text.pooled[:, :1, None]).all() and (text.pooled == text.pooled[:, :1]).all())
+    return text.pooled[:, 0].tolist()
+
+
+def test_both_texts_of_a_row_stay_together() -> None:
+    text = counted_text(1, 2, 3)
+    assert rows_of(text.repeat_interleave(2)) == [1, 1, 2, 2, 3, 3]
+    assert rows_of(text.select(torch.tensor([2, 0]))) == [3, 1] and rows_of(text.select(slice(1, 3))) == [2, 3]
+    assert rows_of(text.select(torch.tensor([True, False, True]))) == [1, 3]
+    assert rows_of(SDXLText.cat([text, counted_text(7)])) == [1, 2, 3, 7] and rows_of(text.zeros()) == [0, 0, 0]
+    for wrong in ((torch.ones(2, 3), torch.ones(2, 2)), (torch.ones(2, 2, 3), torch.ones(3, 2))):
+        with pytest.raises(ValueError, match="an SDXLText needs"):
+            SDXLText(*wrong)
+
+
+def test_rows_of_a_condition_keep_their_sizes_and_their_negative() -> None:
+    condition = UNetCondition(counted_text(1, 2, 3), torch.arange(18.0).view(3, 6), counted_text(4, 5, 6))
+    picked = condition.select(torch.tensor([2, 0]))
+    assert (len(condition), len(picked), rows_of(picked.text)) == (3, 2, [3, 1])
+    assert picked.time_ids[:, 0].tolist() == [12, 0]
+    assert picked.negative is not None and rows_of(picked.negative) == [6, 4]
+    moved = picked.to("cpu")
+    assert moved.negative is not None and rows_of(moved.negative) == [6, 4] and rows_of(moved.text) == [3, 1]
+    assert UNetCondition(counted_text(1), torch.zeros(1, 6)).select(slice(1)).negative is None
 
 
 def test_negative_text(unet) -> None:
@@ -153,6 +188,63 @@ def test_what_makes_no_sdxl_is_refused(unet) -> None:
         other.register_to_config(**change)
         with pytest.raises(ValueError, match=message):
             unet.sharing(other)
+
+
+# -- sampling ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(unet, monkeypatch) -> list[dict[str, list[float]]]:
+    """What the UNet of `unet` is asked, a call each; it predicts nothing but zeros."""
+    calls: list[dict[str, list[float]]] = []
+
+    def answer(latents, timestep, *, encoder_hidden_states, added_cond_kwargs, return_dict):
+        calls.append(
+            {
+                "times": timestep.tolist(),
+                "sizes": added_cond_kwargs["time_ids"][:, 0].tolist(),
+                "pooled": added_cond_kwargs["text_embeds"][:, 0].tolist(),
+                "text": encoder_hidden_states[:, 0, 0].tolist(),
+                "latents": latents[:, 0, 0, 0].tolist(),
+            }
+        )
+        return (torch.zeros_like(latents),)
+
+    monkeypatch.setattr(unet.unet, "forward", answer)
+    return calls
+
+
+SIZES = add_time_ids([(10, 1), (20, 1), (30, 1)], (0, 0), (64, 64))
+
+
+def test_every_part_of_a_row_goes_through_the_unet_together(unet, asked) -> None:
+    noise = torch.ones(3, 4, 8, 8)
+    unet.sample(noise, counted_text(1, 2, 3), SIZES, steps=1, guidance_scale=1.0, micro_batch_size=2)
+    assert [call["sizes"] for call in asked] == [[10, 20], [30]]
+    assert [call["pooled"] for call in asked] == [call["text"] for call in asked] == [[1, 2], [3]]
+    asked.clear()
+    options = {"steps": 1, "guidance_scale": 5.0, "negative": counted_text(7, 8, 9), "micro_batch_size": 2}
+    unet.sample(noise, counted_text(1, 2, 3), SIZES, **options)
+    assert [call["sizes"] for call in asked] == [[10, 20, 10, 20], [30, 30]]
+    assert [call["pooled"] for call in asked] == [[7, 8, 1, 2], [9, 3]]
+    asked.clear()
+    unet.sample(noise, counted_text(1, 2, 3), SIZES, steps=2, guidance_scale=5.0)
+    assert [call["pooled"] for call in asked] == [[0, 0, 0, 1, 2, 3]] * 2
+
+
+@pytest.mark.parametrize(
+    ("steps", "told", "expected"),
+    [(1, 399, [399]), (1, None, [999]), (2, 399, [999, 499]), (4, 0, [999, 749, 499, 249])],
+)
+def test_only_a_single_step_is_told_another_timestep(unet, asked, monkeypatch, steps, told, expected) -> None:
+    monkeypatch.setattr(unet, "scheduler", unet.scheduler)
+    monkeypatch.setattr(unet, "one_step_timestep", None)
+    unet.sample_in_few_steps(steps, told)
+    seen: list[int] = []
+    latents = torch.ones(2, 4, 8, 8)
+    options = {"steps": steps, "guidance_scale": 1.0, "on_step": seen.append}
+    unet.sample(latents, counted_text(1, 2), SIZES[:2], **options)
+    assert [call["times"] for call in asked] == [[time, time] for time in expected] and seen == list(range(steps))
 
 
 # -- training ----------------------------------------------------------------------------------------------------------

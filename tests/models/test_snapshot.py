@@ -36,6 +36,17 @@ def test_applied_swaps_and_restores(model):
     assert model.weight.grad is not None
 
 
+def test_autocast_computes_with_the_weights_of_the_moment(model):
+    """Inside one autocast region, which keeps its bf16 copies of the weights by parameter; all numbers are exact."""
+    snapshot = ParameterSnapshot(model.parameters())
+    fill(model, 5.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(torch.ones(1, 3)).tolist() == [[20, 20]]
+        with snapshot.applied(), torch.enable_grad():
+            assert model(torch.ones(1, 3)).tolist() == [[4, 4]]
+        assert model(torch.ones(1, 3)).tolist() == [[20, 20]]
+
+
 def test_only_the_given_parameters_are_copied_and_swapped(model):
     snapshot = ParameterSnapshot({"bias": model.bias})
     fill(model, 5.0)

@@ -1,4 +1,4 @@
-"""Weights from a file that is not what it should be."""
+"""Frozen copies, and weights from a file that may not be what it should be."""
 
 from __future__ import annotations
 
@@ -7,7 +7,83 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from glm_training.models.weights import load_weights
+from glm_training.models.lora import add_lora, has_lora
+from glm_training.models.weights import check_weights, frozen_copy, load_weights
+
+
+class Net(nn.Module):
+    """Two layers and a buffer; `first` is 1, `second` 2, without biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(2, 3, bias=False), nn.Linear(3, 1, bias=False)
+        nn.init.constant_(self.first.weight, 1.0)
+        nn.init.constant_(self.second.weight, 2.0)
+        self.register_buffer("offset", torch.tensor([0.5]))
+
+    def forward(self, values):
+        return self.second(self.first(values)) + self.offset
+
+
+def adapted() -> Net:
+    """A net with an adapter on `first` that adds 4 / 2 * (1 * 1 + 1 * 1) = 4 to each of its weights."""
+    net = Net()
+    add_lora(net, ["first"], rank=2, alpha=4)
+    layer = net.first
+    with torch.no_grad():
+        layer.lora_A["default"].weight.fill_(1.0)
+        layer.lora_B["default"].weight.fill_(1.0)
+    return net
+
+
+def test_a_frozen_copy_has_weights_of_its_own() -> None:
+    net = Net()
+    copy = frozen_copy(net, torch.float32)
+    with torch.no_grad():
+        for values in (*net.parameters(), *net.buffers()):
+            values.fill_(7.0)
+    assert copy(torch.ones(1, 2)).tolist() == [[12.5]]  # 2 * (3 * (1 + 1)) + .5
+    assert not any(param.requires_grad for param in copy.parameters())
+    assert all(param.requires_grad for param in net.parameters()), "the net goes on being trained"
+
+
+def test_a_frozen_copy_is_the_base_without_its_adapters() -> None:
+    net = adapted()
+    assert net(torch.ones(1, 2)).tolist() == [[60.5]]  # 2 * (3 * (5 + 5)) + .5
+    copy = frozen_copy(net, torch.float32)
+    assert copy(torch.ones(1, 2)).tolist() == [[12.5]]
+    assert [name for name, _ in copy.named_parameters()] == ["first.weight", "second.weight"]
+    assert type(copy.first) is nn.Linear and not has_lora(copy)
+    assert has_lora(net) and net(torch.ones(1, 2)).tolist() == [[60.5]]
+
+
+def test_a_frozen_copy_has_the_precision_that_was_asked_for() -> None:
+    copy = frozen_copy(Net(), torch.bfloat16)
+    assert {param.dtype for param in copy.parameters()} == {torch.bfloat16}
+
+
+def test_loading_sets_the_base_under_adapters_and_leaves_those_alone(tmp_path) -> None:
+    saved = {"first.weight": torch.full((3, 2), 3.0), "second.weight": torch.ones(1, 3), "offset": torch.zeros(1)}
+    save_file(saved, tmp_path / "w.safetensors")
+    net = adapted()
+    load_weights(net, tmp_path / "w.safetensors")
+    assert net(torch.ones(1, 2)).tolist() == [[42.0]]  # 3 * (7 + 7)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"second.weight": None}, "1 of 3 differ, first second.weight"),
+        ({"other": torch.ones(1)}, "1 of 3 differ, first other"),
+        ({"first.weight": torch.ones(2, 3), "offset": torch.ones(2)}, "2 of 3 differ, first first.weight"),
+    ],
+)
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
+def test_weights_that_do_not_fit_are_counted_and_the_first_is_named(tmp_path, name, change, told) -> None:
+    saved = {key: value for key, value in (Net().state_dict() | change).items() if value is not None}
+    (save_file if name == "w.safetensors" else torch.save)(saved, tmp_path / name)
+    with pytest.raises(ValueError, match=f"{name} do not fit the Net: {told}"):
+        check_weights(Net(), tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["start.bin", "start.safetensors"])

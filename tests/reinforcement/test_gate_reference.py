@@ -87,7 +87,7 @@ def test_plans_without_a_choice_have_no_gradient_and_pass(tmp_path):
     assert figures["gate/ar_reference_max"] == 0
 
 
-# -- by hand, on one weight of 2 whose reference is 1.5 ------------------------------------------------------------------
+# -- by hand, on one weight of 2 whose reference is 1.5 ----------------------------------------------------------------
 
 
 class OneWeight(torch.nn.Module):

@@ -1,5 +1,7 @@
 """Drawing codes: the kept support, the inverse cumulative distribution, and the packed bits."""
 
+import math
+
 import pytest
 import torch
 from transformers import TopPLogitsWarper
@@ -7,6 +9,7 @@ from transformers import TopPLogitsWarper
 from glm_training.models.glm_image.token_sampling import (
     TokenSampler,
     chosen_log_probs,
+    entropies,
     nucleus,
     pack_support,
     unpack_support,
@@ -66,6 +69,30 @@ def test_temperature_divides_the_logits_before_top_p():
     _, log_probs, support = draw_all(logits, torch.zeros(1, 1), temperature=0.1, top_p=0.9)
     assert unpack_support(support, 2).tolist() == [[[True, False]]]  # e^10 : 1, where temperature 1 would keep both
     assert log_probs.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_scores_of_given_codes_by_hand():
+    """Probabilities 1/2, 1/4, 1/4; at temperature 1/2 their squares 4 : 1 : 1; of the last two alone 1 : 1."""
+    logits = torch.tensor([[0.5, 0.25, 0.25]]).log().expand(3, 3)[None]
+    tokens = torch.tensor([[0, 1, 2]])
+
+    def scores(temperature, support=None):
+        packed = None if support is None else pack_support(torch.tensor(support).expand(1, 3, 3))
+        return (
+            chosen_log_probs(logits, tokens, temperature=temperature, support=packed).exp(),
+            entropies(logits, temperature=temperature, support=packed),
+        )
+
+    likely, spread = scores(1.0)
+    torch.testing.assert_close(likely, torch.tensor([[1 / 2, 1 / 4, 1 / 4]]))
+    torch.testing.assert_close(spread, torch.full((1, 3), 1.5 * math.log(2)))
+    likely, spread = scores(0.5)
+    torch.testing.assert_close(likely, torch.tensor([[2 / 3, 1 / 6, 1 / 6]]))
+    torch.testing.assert_close(spread, torch.full((1, 3), 2 / 3 * math.log(1.5) + 1 / 3 * math.log(6)))
+    likely, spread = scores(1.0, [False, True, True])
+    torch.testing.assert_close(likely, torch.tensor([[0.0, 1 / 2, 1 / 2]]))
+    torch.testing.assert_close(spread, torch.full((1, 3), math.log(2)))
+    assert scores(1.0, [True, False, False])[1].tolist() == [[0, 0, 0]], "nothing to choose from"
 
 
 def test_the_largest_uniform_never_leaves_the_support():

@@ -181,6 +181,45 @@ def test_the_step_hook_sees_every_step_of_every_micro_batch_and_can_stop(dit):
     dit.eval()
 
 
+@pytest.mark.parametrize("branches", [1, 3])
+def test_nothing_is_dropped_out_while_drawing_and_the_mode_of_before_comes_back(dit, branches):
+    modes = []
+    handle = dit.transformer.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    condition = dit.condition(PROMPTS, torch.zeros(3, 4, dtype=torch.long), GRID)
+    noise = {"kernel": "flow", "sde_indices": (1,), "step_noise": rand(1, 3, 4, 8, 8)}
+    try:
+        for training in (True, False):
+            dit.train(training)
+            dit.sample(
+                rand(3, 4, 8, 8), condition, dit.schedule(2, 64, 64), guidance_scale=1.0, branches=branches, **noise
+            )
+            assert dit.transformer.training is training and not dit.vae.training
+    finally:
+        handle.remove()
+        dit.eval()
+    assert modes == [False] * 4
+
+
+def test_sources_are_read_without_noise_without_words_and_with_their_tokens(dit):
+    """What the transformer is asked in the pass that makes a source's keys."""
+    asked = []
+    handle = dit.transformer.register_forward_pre_hook(lambda _, __, named: asked.append(named), with_kwargs=True)
+    tokens = torch.tensor([[1, 2, 3, 4, 5, 6]])
+    condition = dit.condition(["x"], torch.zeros(1, 4, dtype=torch.long), GRID, torch.rand(1, 3, 64, 96), tokens)
+    try:
+        dit.reference_keys(condition.source)
+    finally:
+        handle.remove()
+    (named,) = asked
+    assert named["timestep"].tolist() == [0] and named["encoder_hidden_states"].shape[:2] == (1, 0)
+    assert named["prior_token_id"].tolist() == [
+        [1, 1, 2, 2, 3, 3, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 4, 4, 5, 5, 6, 6]
+    ]
+    assert not named["prior_token_drop"].any()
+    assert named["target_size"].tolist() == [[64, 96]] and named["crop_coords"].tolist() == [[0, 0]]
+    assert torch.equal(named["hidden_states"], condition.source.latents)
+
+
 def test_trajectory_slices_and_moves(dit):
     trajectory = run(dit, source=True)
     mask = torch.tensor([False, True, True])

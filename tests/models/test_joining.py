@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from glm_training.models.glm_image.ar_types import ARPrompt
+from glm_training.models.glm_image.dit_types import DiTCondition, SourceCondition
 from glm_training.models.glm_image.family import GLMImage
-from glm_training.models.glm_image.joining import join_plans, join_prompts, join_renders
+from glm_training.models.glm_image.joining import join_conditions, join_plans, join_prompts, join_renders
 from glm_training.models.glm_image.tiny import build_tiny
 
 SHORT, LONG = ["a"], ['a sign that says "long words" left of a dog', "b"]
@@ -67,6 +71,79 @@ def test_joined_rows_replay_as_they_were_drawn(family, mode, first, second):
     log_probs = torch.cat([one.log_probs for one in renders])[rows, 0]
     assert (part.score(1, velocity).log_prob - log_probs).abs().max() < 1e-5
     torch.testing.assert_close(part.mean_at(1), torch.cat([one.mean_at(1) for one in renders])[rows])
+
+
+def prompt_of(*rows: list[int], first: int) -> ARPrompt:
+    """Ids as given; positions count up from `first`, rows and columns 100 and 200 above; one token to write."""
+    ids = torch.tensor(rows)
+    places = torch.arange(first, first + ids.shape[1]).expand(len(rows), -1)
+    return ARPrompt(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        position_ids=torch.stack([places, places + 100, places + 200]),
+        decode_position_ids=torch.full((3, len(rows), 1), first),
+        grids=((1, 1),),
+        preview_length=0,
+        source_tokens=torch.full((len(rows), 2), first),
+        source_grid=(1, 2),
+    )
+
+
+@pytest.mark.parametrize("short_first", [True, False])
+def test_the_shorter_prompts_are_padded_on_the_left_and_read_nothing_there(short_first):
+    short, long = prompt_of([5, 6], [7, 8], first=20), prompt_of([1, 2, 3, 4], first=40)
+    joined = join_prompts(*((short, long) if short_first else (long, short)))
+    order = [0, 1, 2] if short_first else [2, 0, 1]  # of the rows short, short, long
+
+    def rows(*values):
+        return [values[row] for row in order]
+
+    assert joined.input_ids.tolist() == rows([0, 0, 5, 6], [0, 0, 7, 8], [1, 2, 3, 4])
+    assert joined.attention_mask.tolist() == rows([0, 0, 1, 1], [0, 0, 1, 1], [1, 1, 1, 1])
+    for axis, above in enumerate((0, 100, 200)):  # 1 on the padding, as the stock model has it
+        padded, whole = [1, 1, 20 + above, 21 + above], [40 + above, 41 + above, 42 + above, 43 + above]
+        assert joined.position_ids[axis].tolist() == rows(padded, padded, whole)
+        assert joined.decode_position_ids[axis].tolist() == rows([20], [20], [40])
+    assert joined.source_tokens is not None and joined.source_tokens.tolist() == rows([20, 20], [20, 20], [40, 40])
+    assert (joined.grids, joined.preview_length, joined.source_grid) == (((1, 1),), 0, (1, 2))
+
+
+def condition_of(*lengths: int, first: int) -> DiTCondition:
+    """A row for each number of glyph tokens; row r has prior token and glyphs of first + r and a source of its own."""
+    rows, longest = len(lengths), max(lengths)
+    numbers = torch.arange(first, first + rows)
+    source = SourceCondition(
+        latents=numbers.float().view(-1, 1, 1, 1), prior_tokens=numbers[:, None] + 10, grid=(1, 1),
+        rows=torch.arange(rows),
+    )  # fmt: skip
+    return DiTCondition(
+        prior_tokens=numbers[:, None],
+        grid=(1, 1),
+        glyph=numbers.float().view(-1, 1, 1).expand(-1, longest, 2),
+        glyph_mask=torch.arange(longest) < torch.tensor(lengths)[:, None],
+        height=32,
+        width=32,
+        source=source,
+    )
+
+
+def test_joined_conditions_pad_their_glyphs_on_the_right_and_keep_their_own_sources():
+    joined = join_conditions(condition_of(1, first=1), condition_of(3, 2, first=5))
+    assert joined.prior_tokens.tolist() == [[1], [5], [6]]
+    assert joined.glyph[..., 0].tolist() == [[1, 0, 0], [5, 5, 5], [6, 6, 6]]
+    assert joined.glyph_mask.tolist() == [[True, False, False], [True, True, True], [True, True, False]]
+    source = joined.source
+    assert source is not None and source.rows.tolist() == [0, 1, 2]
+    assert source.latents.flatten().tolist() == [1, 5, 6] and source.prior_tokens.tolist() == [[11], [15], [16]]
+    again = join_conditions(condition_of(3, 2, first=5), condition_of(1, first=1))
+    assert again.glyph_mask.tolist() == [[True, True, True], [True, True, False], [True, False, False]]
+    assert again.source is not None and again.source.rows.tolist() == [0, 1, 2]
+    assert again.source.latents.flatten().tolist() == [5, 6, 1]
+    for other in (replace(condition_of(1, first=1), source=None), replace(condition_of(1, first=1), grid=(1, 2))):
+        with pytest.raises(ValueError, match="do not go into one batch"):
+            join_conditions(condition_of(1, first=1), other)
+    with pytest.raises(ValueError, match="dropped rows"):
+        join_conditions(condition_of(1, first=1), replace(condition_of(1, first=1), dropped=torch.tensor([True])))
 
 
 def test_what_was_drawn_otherwise_does_not_join(family):

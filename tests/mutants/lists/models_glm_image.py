@@ -30,6 +30,10 @@ MUTATIONS = [
             "drawn_for = prompt.select(torch.arange(len(prompt)).repeat(group_size))",
             "plans belong to other prompts",
         ),
+    ),
+    *of(
+        "models/glm_image/ar.py",
+        ("models/test_ar_vq.py",),
         (
             "for grid in prompt.grids], dim=1)",
             "for grid in prompt.grids[::-1]], dim=1)",
@@ -55,7 +59,7 @@ MUTATIONS = [
     ),
     *of(
         "models/glm_image/token_sampling.py",
-        ("models/test_ar_sampling.py", *AR),
+        ("models/test_ar_sampling.py", "models/test_ar_rollout.py", "parity/test_ar_replay.py"),
         (
             "more_probable = descending.cumsum(-1) - descending",
             "more_probable = descending.cumsum(-1)",
@@ -91,7 +95,7 @@ MUTATIONS = [
     ),
     *of(
         "models/glm_image/conditioning.py",
-        ("models/test_dit.py", "models/test_dit_glyph.py"),
+        ("models/test_conditioning.py", "models/test_dit.py", "models/test_dit_glyph.py"),
         (
             "torch.arange(prompts, device=device).repeat_interleave(plans)",
             "torch.arange(prompts, device=device).repeat(plans)",

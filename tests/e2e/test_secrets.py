@@ -15,7 +15,7 @@ from glm_training.config import ConfigError, config_diff, load_config, resolved_
 from glm_training.engine.resuming import save_context
 from glm_training.utils.console import Console
 from glm_training.utils.redaction import mask_logs_and_tracebacks, redact_values, same_but_for_secrets
-from glm_training.utils.trackers import TensorBoardTracker, WandbTracker
+from glm_training.utils.trackers import TensorBoardTracker, Wandb, WandbTracker
 from tests.runs import config_of, write_config
 
 SECRET = "hf_a1B2c3D4e5F6g7H8i9J0"
@@ -127,14 +127,14 @@ def test_weights_and_biases_gets_masked_settings_and_captions_and_no_command_lin
     monkeypatch.setitem(sys.modules, "wandb", fake)
     monkeypatch.setattr(sys, "argv", ["train.py", f"logging.wandb_entity={SECRET}"])
     settings = {"model": {"name": f"http://{SECRET}@h"}, "hf_token": "abc", "seed": 1}
-    options = {"project": "p", "entity": None, "mode": "offline", "resume": False}
-    tracker = WandbTracker(tmp_path, **options, config=settings)
+    service = Wandb("p", None, "offline")
+    tracker = WandbTracker(tmp_path, service, False, settings)
     assert given["config"] == {"model": {"name": "http://***@h"}, "hf_token": "***", "seed": 1}
     assert given["settings"]["x_disable_meta"] is True
     tracker.images(1, "samples", torch.zeros(1, 3, 8, 8), [f"a {SECRET}"])
     assert run.logged[-1]["samples"] == ["a ***"]
     monkeypatch.setattr(sys, "argv", ["train.py", "seed=1"])
-    WandbTracker(tmp_path, **options, config=settings)
+    WandbTracker(tmp_path, service, False, settings)
     assert given["settings"]["x_disable_meta"] is False
 
 

@@ -117,7 +117,10 @@ def test_the_first_training_pictures_that_are_trained_on(tmp_path: Path) -> None
     members = captioned(range(6)) | {"0000.png": b"broken", "0002.png": picture(2, (40, 40))}
     write_tar(tmp_path / "set" / "a.tar", members)
     config = captioned_config(
-        tmp_path / "set", data={"max_bad_fraction": 0.2}, evaluation={"num_eval_samples": 3}, output_dir=str(tmp_path)
+        tmp_path / "set",
+        data={"max_bad_fraction": 0.2, "min_side": 80},
+        evaluation={"num_eval_samples": 3},
+        output_dir=str(tmp_path),
     )
     held_out = build_held_out_images(config, build_captioned(config, captions=True), captions=True)
     assert [example.prompt for example in held_out.examples] == ["picture 1", "picture 3", "picture 4"]

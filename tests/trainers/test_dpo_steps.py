@@ -86,6 +86,33 @@ def test_sft_of_the_ar_half_weighs_both_grids_as_the_configuration_says(tmp_path
     torch.testing.assert_close(term.loss.detach(), (preview + 3 * large) / 4)
 
 
+def test_a_step_is_the_mean_of_its_chunks_in_training_mode_and_pairs_are_judged_in_evaluation_mode(tmp_path):
+    """Losses 3, 6 and 9 of 1, 1 and 2 rows: gradients of the thirds; the log's mean is over rows, 27 / 4."""
+    trainer = trainer_of(tmp_path, "sdxl", "training.gradient_accumulation_steps=3")
+    part, modes, lasts, losses = trainer.parts["unet"], [], [], []
+    weight = next(iter(part.parameters.values()))
+    terms = iter([MethodLoss(0 * weight.sum() + loss, rows) for loss, rows in ((3.0, 1), (6.0, 1), (9.0, 2))])
+
+    def loss(part, network, pairs, noise, levels):
+        modes.append(trainer.family.unet.unet.training)
+        return next(terms, MethodLoss(weight.sum(), 2, {}, {"loss": torch.tensor([1.0, 2.0])}))
+
+    accumulating = part.accumulating
+    trainer.encoder.encode = lambda batch, drop=None: EncodedPairs([], torch.zeros(2, 1, 1, 1))
+    trainer._loss = loss  # type: ignore[method-assign]
+    trainer.update = lambda part: {"grad_norm": 0.5}  # type: ignore[method-assign]
+    part.accumulating = lambda last: lasts.append(last) or accumulating(last)  # type: ignore[method-assign]
+    part.backward = lambda loss: losses.append(loss.item())  # type: ignore[method-assign]
+    trainer.family.eval()
+    figures = trainer.training_step()
+    assert modes == [True] * 3 and lasts == [False, False, True] and losses == [1, 2, 3]
+    assert figures == {"unet/loss": pytest.approx(6.75), "unet/grad_norm": 0.5}
+    modes.clear()
+    trainer.family.train()
+    trainer.judge()
+    assert set(modes) == {False}
+
+
 def test_held_out_pairs_are_judged_once_in_each_quarter_of_the_levels(tmp_path):
     trainer = trainer_of(tmp_path, "sdxl", f"evaluation.eval_pairs={tmp_path}/pairs", "training.batch_size=4")
     trainer.prepare()

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from glm_training.config import load_config
 from glm_training.engine.errors import GateError, NonFiniteError, TrainingError
+from glm_training.methods.flow_policy_gradient import FlowPolicyGradient
 from glm_training.models.glm_image import ar as ar_module
-from tests.runs import trainer_of, weights_of
+from glm_training.reinforcement import updates
+from glm_training.trainers import reward_trainer
+from glm_training.trainers.reward_trainer import RewardTrainer
+from tests.runs import config_of, trainer_of, weights_of
 
 
 def moved(before, after) -> bool:
@@ -228,3 +233,58 @@ def test_dropout_of_supervised_steps_comes_from_the_runs_seed(tmp_path, checkpoi
         runs.append(weights_of(trainer))
     assert not moved(runs[0]["ar"], runs[1]["ar"]) and not moved(runs[0]["dit"], runs[1]["dit"])
     assert moved(runs[1]["dit"], runs[2]["dit"])
+
+
+def test_a_step_draws_in_evaluation_mode_learns_in_training_mode_and_is_told_by_its_number(tmp_path, monkeypatch):
+    """The sixth step, at which five are finished."""
+    trainer = trainer_of(tmp_path, "model.component=ar", "reward.grpo.num_samples=2", "training.batch_size=1")
+    trainer.step = 5
+    modes, told = [], []
+    draw = reward_trainer.draw_rollout
+
+    def noted(*arguments, **named):
+        modes.append(("draw", trainer.family.ar.model.training, trainer.family.dit.transformer.training))
+        return draw(*arguments, **named)
+
+    def learn(learning, method, chunks):
+        modes.append(("learn", trainer.family.ar.model.training, trainer.family.dit.transformer.training))
+        return {"ar/kl": 0.25}
+
+    monkeypatch.setattr(reward_trainer, "draw_rollout", noted)
+    monkeypatch.setattr(updates, "update_ar", learn)
+    monkeypatch.setattr(trainer.monitors, "after_step", lambda step, figures: told.append((step, figures["ar/kl"])))
+    trainer.family.train()
+    trainer.training_step()
+    assert modes == [("draw", False, False), ("learn", True, True)] and told == [(6, 0.25)]
+
+
+def windows(tmp_path, *keys: str, steps: int, method=None) -> list[tuple[int, ...]]:
+    """The noisy ones of six denoising steps, at the first `steps` training steps."""
+    config = config_of(tmp_path, "rollout.num_inference_steps=6", *keys)
+    method = FlowPolicyGradient(clip=(0.1, 0.1), kl_coef=0.0) if method is None else method
+    settings = SimpleNamespace(num_inference_steps=6)
+    runs = [SimpleNamespace(config=config, step=k, settings=settings, dit_method=method) for k in range(steps)]
+    return [RewardTrainer._sde_indices(run) for run in runs]  # type: ignore[arg-type]
+
+
+def test_a_progressive_window_moves_every_so_many_steps_and_starts_over(tmp_path):
+    keys = ["rollout.sde_window_size=2", "rollout.sde_window_strategy=progressive", "rollout.sde_window_interval=3"]
+    found = windows(tmp_path, *keys, steps=17)
+    assert found == [(start, start + 1) for start in range(5) for _ in range(3)] + [(0, 1)] * 2
+    inside = windows(tmp_path, *keys, "rollout.sde_window_range=[1, 4]", "rollout.sde_window_interval=1", steps=3)
+    assert inside == [(1, 2), (2, 3), (1, 2)]
+
+
+def test_a_random_window_lies_elsewhere_at_other_steps_and_seeds_and_is_everywhere_as_often(tmp_path):
+    """200 windows of 2 of 6 steps: at each of five starts a fifth, within five standard deviations."""
+    keys = ["rollout.sde_window_size=2", "rollout.sde_window_strategy=random"]
+    found = windows(tmp_path, *keys, steps=200)
+    assert found == windows(tmp_path, *keys, steps=200) != windows(tmp_path, *keys, "seed=4", steps=200)
+    for start in range(5):
+        assert found.count((start, start + 1)) == pytest.approx(40, abs=5 * (200 * 0.2 * 0.8) ** 0.5)
+
+
+def test_without_a_window_all_steps_are_noisy_where_the_kernel_has_noise_and_none_where_nobody_asks(tmp_path):
+    assert windows(tmp_path, steps=2) == [(0, 1, 2, 3, 4, 5)] * 2
+    assert windows(tmp_path, "rollout.sde_kernel=cps", "rollout.eta=0.5", steps=1) == [(0, 1, 2, 3, 4)]
+    assert windows(tmp_path, steps=1, method=object()) == [()]

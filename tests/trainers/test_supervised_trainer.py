@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from glm_training.methods.losses import MethodLoss
 from glm_training.trainers.supervised_trainer import Encoded, Supervision
 from tests.methods.toys import prompt_of
 from tests.runs import config_of, trainer_of
@@ -84,3 +85,59 @@ def test_a_run_has_the_steps_of_its_epochs(tmp_path, epochs, chunks, steps):
     ]
     trainer = trainer_of(tmp_path, *keys, "training.use_reward=false", "model.component=dit")
     assert trainer.total_steps == trainer.parts["dit"].total_steps == steps
+
+
+def test_a_step_is_the_mean_of_its_chunks_in_training_mode_exchanged_at_the_last(tmp_path, monkeypatch):
+    """Losses 3, 6 and 9 of 1, 1 and 2 rows: gradients of the thirds; the log's mean is over rows, 27 / 4."""
+    keys = ["training.use_reward=false", "model.component=dit", "training.gradient_accumulation_steps=3"]
+    trainer = trainer_of(tmp_path, *keys)
+    part = trainer.parts["dit"]
+    weight = next(iter(part.parameters.values()))
+    terms = [MethodLoss(0 * weight.sum() + loss, rows, {}) for loss, rows in ((3.0, 1), (6.0, 1), (9.0, 2))]
+    supervision, modes, lasts, losses = trainer.supervision, [], [], []
+
+    def loss(part, batch):
+        modes.append(trainer.family.dit.transformer.training)
+        return terms[len(modes) - 1]
+
+    accumulating = part.accumulating
+    monkeypatch.setattr(supervision, "_encode", lambda batch, positions: None)
+    monkeypatch.setattr(supervision, "_loss", loss)
+    monkeypatch.setattr(part, "accumulating", lambda last: lasts.append(last) or accumulating(last))
+    monkeypatch.setattr(part, "backward", lambda loss: losses.append(loss.item()))
+    monkeypatch.setattr(trainer, "update", lambda part: {"grad_norm": 0.5})
+    trainer.family.eval()
+    figures = trainer.training_step()
+    assert modes == [True] * 3 and lasts == [False, False, True] and losses == [1, 2, 3]
+    assert figures == {"dit/loss": pytest.approx(6.75), "dit/grad_norm": 0.5}
+
+
+def test_masks_of_dropout_have_a_place_in_the_run_and_leave_the_global_generator_alone(tmp_path):
+    keys = ["training.use_reward=false", "lora.enabled=true", "lora.dropout=0.5"]
+    config = config_of(tmp_path, *keys)
+
+    def masks(part="dit", step=3, rank=1, chunk=2, config=config) -> tuple[float, ...]:
+        world = SimpleNamespace(device=torch.device("cpu"), rank=rank)
+        run = SimpleNamespace(world=world, step=step)
+        state = torch.random.get_rng_state()
+        with Supervision(config, None)._dropout_masks(run, part, chunk):  # type: ignore[arg-type]
+            drawn = tuple(torch.rand(8).tolist())
+        assert torch.equal(torch.random.get_rng_state(), state)
+        return drawn
+
+    first = masks()
+    torch.manual_seed(99)
+    assert masks() == first
+    others = [masks("ar"), masks(step=4), masks(rank=0), masks(chunk=1)]
+    others.append(masks(config=config_of(tmp_path, *keys, "seed=4")))
+    assert len({first, *others}) == 6
+
+
+def test_without_dropout_nothing_is_seeded(tmp_path):
+    world = SimpleNamespace(device=torch.device("cpu"), rank=0)
+    torch.manual_seed(5)
+    expected = torch.rand(4)
+    torch.manual_seed(5)
+    supervision = Supervision(config_of(tmp_path, "lora.enabled=true"), None)  # type: ignore[arg-type]
+    with supervision._dropout_masks(SimpleNamespace(world=world, step=0), "dit", 0):  # type: ignore[arg-type]
+        assert torch.equal(torch.rand(4), expected)

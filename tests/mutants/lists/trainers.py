@@ -79,7 +79,7 @@ MUTATIONS = [
     ),
     *of(
         "trainers/reward_trainer.py",
-        ("reinforcement/test_reward_steps.py", "reinforcement/test_old_policy.py", "trainers/test_reward_trainer.py"),
+        ("trainers/test_reward_trainer.py", "reinforcement/test_reward_steps.py", "reinforcement/test_old_policy.py"),
         (
             "[prompt for prompt in rollout.prompts for _ in range(self.settings.group)]",
             "[prompt for _ in range(self.settings.group) for prompt in rollout.prompts]",

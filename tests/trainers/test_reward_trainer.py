@@ -258,11 +258,11 @@ def test_a_step_draws_in_evaluation_mode_learns_in_training_mode_and_is_told_by_
     assert modes == [("draw", False, False), ("learn", True, True)] and told == [(6, 0.25)]
 
 
-def windows(tmp_path, *keys: str, steps: int, method=None) -> list[tuple[int, ...]]:
-    """The noisy ones of six denoising steps, at the first `steps` training steps."""
-    config = config_of(tmp_path, "rollout.num_inference_steps=6", *keys)
+def windows(tmp_path, *keys: str, steps: int, method=None, denoising: int = 6) -> list[tuple[int, ...]]:
+    """The noisy ones of `denoising` steps, at the first `steps` training steps."""
+    config = config_of(tmp_path, f"rollout.num_inference_steps={denoising}", *keys)
     method = FlowPolicyGradient(clip=(0.1, 0.1), kl_coef=0.0) if method is None else method
-    settings = SimpleNamespace(num_inference_steps=6)
+    settings = SimpleNamespace(num_inference_steps=denoising)
     runs = [SimpleNamespace(config=config, step=k, settings=settings, dit_method=method) for k in range(steps)]
     return [RewardTrainer._sde_indices(run) for run in runs]  # type: ignore[arg-type]
 
@@ -288,3 +288,21 @@ def test_without_a_window_all_steps_are_noisy_where_the_kernel_has_noise_and_non
     assert windows(tmp_path, steps=2) == [(0, 1, 2, 3, 4, 5)] * 2
     assert windows(tmp_path, "rollout.sde_kernel=cps", "rollout.eta=0.5", steps=1) == [(0, 1, 2, 3, 4)]
     assert windows(tmp_path, steps=1, method=object()) == [()]
+
+
+def test_a_decaying_window_leaves_each_later_place_sooner(tmp_path):
+    """At 13, 14, 15, 16 of 20 it stays 10 e^0, 10 e^-0.1, 10 e^-0.2, 10 e^-0.3 training steps, rounded."""
+    keys = ["rollout.sde_window_size=1", "rollout.sde_window_range=[13, 17]", "rollout.sde_window_interval=10"]
+    found = windows(tmp_path, *keys, "rollout.sde_window_strategy=decay", steps=36, denoising=20)
+    assert found == [(13,)] * 10 + [(14,)] * 9 + [(15,)] * 8 + [(16,)] * 7 + [(13,)] * 2
+
+
+def test_a_rollout_is_drawn_with_the_steps_window_and_the_runs_seed(tmp_path, monkeypatch):
+    window = ["rollout.sde_window_size=2", "rollout.sde_window_strategy=progressive"]
+    trainer = trainer_of(tmp_path, "rollout.num_inference_steps=6", *window)
+    seen = []
+    monkeypatch.setattr(reward_trainer, "draw_rollout", lambda *given, **named: seen.append((given, named)))
+    trainer.step = 30  # the second place of a window that moves every 25 steps
+    trainer.draw("a batch", [5, 6], on_step=print)
+    named = {"seed": 3, "sde_indices": (1, 2), "on_step": print}
+    assert seen == [((trainer.family, "a batch", [5, 6], trainer.settings), named)]

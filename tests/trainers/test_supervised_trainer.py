@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from glm_training.methods.losses import MethodLoss
-from glm_training.trainers.supervised_trainer import Encoded, Supervision
+from glm_training.trainers.supervised_trainer import Encoded, SupervisedTrainer, Supervision
+from glm_training.utils.distributed import World
 from tests.methods.toys import prompt_of
 from tests.runs import config_of, trainer_of
 
@@ -141,3 +143,52 @@ def test_without_dropout_nothing_is_seeded(tmp_path):
     supervision = Supervision(config_of(tmp_path, "lora.enabled=true"), None)  # type: ignore[arg-type]
     with supervision._dropout_masks(SimpleNamespace(world=world, step=0), "dit", 0):  # type: ignore[arg-type]
         assert torch.equal(torch.rand(4), expected)
+
+
+DROPOUT = ["training.use_reward=false", "training.batch_size=1", "training.gradient_accumulation_steps=2"]
+DROPOUT += ["lora.enabled=true", "lora.rank=2"]
+
+
+@dataclass
+class Masks:
+    """The mask that each term of a step would be given, in their order, and whether the global generator came out of
+    the step as it went in."""
+
+    trainer: SupervisedTrainer
+    given: list[tuple[str, tuple[float, ...]]] = field(default_factory=list)
+    undisturbed: bool = True
+
+    def __post_init__(self) -> None:
+        def noting(part, batch):
+            self.given.append((part.name, tuple(torch.nn.functional.dropout(torch.ones(64)).tolist())))
+            return MethodLoss(0 * next(iter(part.parameters.values())).sum(), 1, {})
+
+        self.trainer.supervision._loss = noting  # type: ignore[method-assign]
+
+    def of(self, step: int = 0, rank: int = 0, others: int = 0, **keys: object) -> dict[str, list[tuple[float, ...]]]:
+        """Those of both chunks, by half, after the process has drawn other numbers; `keys` of the configuration."""
+        self.trainer.step, self.trainer.world = step, World(rank)
+        self.trainer.supervision.config = self.trainer.config.model_copy(update=keys)
+        self.given.clear()
+        torch.manual_seed(others)
+        before = torch.random.get_rng_state()
+        self.trainer.training_step()
+        self.undisturbed = torch.equal(torch.random.get_rng_state(), before)
+        return {half: [mask for name, mask in self.given if name == half] for half in ("ar", "dit")}
+
+
+def test_every_term_has_a_dropout_mask_of_its_own_that_its_place_in_the_run_names(tmp_path):
+    """Two steps, processes, halves and chunks: 16 masks, and the same again whatever the process has drawn besides."""
+    masks = Masks(trainer_of(tmp_path, *DROPOUT, "lora.dropout=0.5"))
+    places = [(step, rank) for step in (0, 1) for rank in (0, 1)]
+    first = {place: masks.of(*place) for place in places}
+    every = [mask for found in first.values() for half in found.values() for mask in half]
+    assert len(every) == len(set(every)) == 16
+    for place in reversed(places):
+        assert masks.of(*place, others=7) == first[place], place
+        assert masks.undisturbed
+    assert not set(every) & {mask for half in masks.of(seed=4).values() for mask in half}
+    lora = masks.trainer.config.lora
+    for half, other in (("ar", "dit"), ("dit", "ar")):  # where the other has no dropout
+        one = lora.model_copy(update={other: getattr(lora, other).model_copy(update={"dropout": 0.0})})
+        assert masks.of(others=7, lora=one)[half] == first[0, 0][half], half

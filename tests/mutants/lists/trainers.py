@@ -50,6 +50,8 @@ MUTATIONS = [
         "trainers/supervised_trainer.py",
         (
             "trainers/test_supervised_trainer.py",
+            "trainers/test_supervised_judging.py",
+            "trainers/test_modes_of_steps.py",
             "trainers/test_reward_trainer.py::test_dropout_of_supervised_steps_comes_from_the_runs_seed",
             "parity/test_training_equivalences.py::test_four_chunks_of_one_prompt_equal_one_chunk_of_four_in_supervised_training",
         ),
@@ -131,7 +133,12 @@ MUTATIONS = [
     ),
     *of(
         "trainers/dpo_trainer.py",
-        ("trainers/test_dpo_steps.py", "trainers/test_dpo_trainer.py", "parity/test_preference_equivalences.py"),
+        (
+            "trainers/test_dpo_steps.py",
+            "trainers/test_modes_of_steps.py",
+            "trainers/test_dpo_trainer.py",
+            "parity/test_preference_equivalences.py",
+        ),
         (
             "draws[:, 1] < self.config.dpo.prompt_dropout",
             "draws[:, 0] < self.config.dpo.prompt_dropout",

@@ -119,11 +119,22 @@ def test_nan_never_passes(average):
     assert not Tolerance(1.0, average).passes(torch.tensor([[0.0, float("nan")]]))
 
 
-@pytest.mark.parametrize("count", [1, 2, gate.ROWS, 3 * gate.ROWS])
-def test_the_rows_that_are_replayed_reach_from_the_first_to_the_last(count):
-    rows = gate._sample(count, torch.device("cpu")).tolist()
-    assert len(rows) == len(set(rows)) == min(gate.ROWS, count) and rows == sorted(rows)
-    assert {0, count - 1} <= set(rows) or gate.ROWS == 1
+@pytest.mark.parametrize(("count", "rows"), [(1, [0]), (2, [0, 1]), (3, [0, 2]), (12, [0, 11])])
+def test_the_first_and_the_last_row_are_replayed(count, rows):
+    assert gate._sample(count, torch.device("cpu")).tolist() == rows
+
+
+def test_a_resumed_run_checks_at_once_and_then_when_the_undisturbed_one_would(tmp_path, monkeypatch):
+    """Every fifth step after the third, at which the last check was made; the resume is at the fourth."""
+    resumed = gate.OnPolicyGate(config_of(tmp_path, "reward.grpo.gate_interval=5"), World(), None, {})
+    monkeypatch.setattr(resumed, "_check_dit", lambda situation, method, renders: {"gate/x": 0.25})
+    rollout = SimpleNamespace(plans=None, renders=None)
+    resumed.load({"passed_at": 3})
+    assert resumed.due(4) and resumed.check(4, rollout, None, object()) == {}
+    assert [resumed.due(step) for step in (4, 7, 8)] == [False, False, True]
+    assert resumed.check(8, rollout, None, object()) == {"gate/x": 0.25} and resumed.state() == {"passed_at": 8}
+    never = gate.OnPolicyGate(config_of(tmp_path, "reward.grpo.gate=false"), World(), None, {})
+    assert not never.due(0)
 
 
 def test_a_bf16_run_passes_the_gate(tmp_path):

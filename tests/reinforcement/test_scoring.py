@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from glm_training.reinforcement import scoring
 from glm_training.reinforcement.scoring import ScoringQueue
 from glm_training.rewards import RewardError, ScoringStopped
 from glm_training.utils.distributed import World
@@ -50,3 +51,24 @@ def test_a_stop_ends_the_wait_for_a_scoring_that_hangs():
         queue.put(lambda: release.wait(30))
         queue.results()
     release.set()
+
+
+def test_leaving_by_an_error_drops_what_has_not_begun(monkeypatch):
+    monkeypatch.setattr(scoring, "FAREWELL_SECONDS", 0.0)
+    began, go_on = threading.Event(), threading.Event()
+    with pytest.raises(KeyError), ScoringQueue(World(), lambda: False, overlap=True) as queue:
+        queue.put(lambda: began.set() or go_on.wait(10))
+        queue.put(lambda: 2)
+        assert began.wait(10)
+        raise KeyError
+    assert [future.cancelled() for future in queue._waiting] == [False, True]
+    go_on.set()
+
+
+def test_leaving_in_peace_waits_for_all_that_was_put():
+    go_on, ran = threading.Event(), []
+    with ScoringQueue(World(), lambda: False, overlap=True) as queue:
+        queue.put(lambda: go_on.wait(10) and ran.append("first"))
+        queue.put(lambda: ran.append("second"))
+        go_on.set()
+    assert ran == ["first", "second"]

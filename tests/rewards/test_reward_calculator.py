@@ -242,17 +242,20 @@ def test_skipped_samples_are_counted_and_change_no_other(weights: dict[str, floa
         (RewardCalculator(weights) if weights else Brightness()).compute_rewards(good)
 
 
-def test_broken_images_are_failures_not_missing_metrics() -> None:
-    images = grey(0.2, 0.4)
-    images[1, 0, 3, 3] = NAN
-    broken = RewardBatch(images, ["a", "b"], targets=grey(0.2, 0.4))
-    with pytest.raises(RewardSampleError, match="generated image has non-finite pixels"):
+@pytest.mark.parametrize("role", ["generated", "target", "source"])
+def test_broken_images_are_failures_not_missing_metrics(role: str) -> None:
+    pictures = {name: grey(0.2, 0.4, 0.6) for name in ("generated", "target", "source")}
+    pictures[role][0, 0, 3, 3] = NAN
+    broken = RewardBatch(pictures["generated"], ["a", "b", "c"], pictures["target"], pictures["source"])
+    with pytest.raises(RewardSampleError, match=f"sample 0 .*its {role} image has non-finite pixels"):
         RewardCalculator({"structure": 1}).compute_rewards(broken)
-    for calculator in (
-        RewardCalculator({"structure": 1}, options=RewardOptions(on_error="skip")),
-        Brightness(options=RewardOptions(on_error="skip")),
+    skip = RewardOptions(on_error="skip")
+    for calculator, scores in (
+        (RewardCalculator({"structure": 1}, options=skip), [NAN, 1.0, 1.0]),
+        (Brightness(options=skip), [NAN, 0.4, 0.6]),
     ):
-        assert calculator.compute_rewards(broken).total.isnan().tolist() == [False, True]
+        found = calculator.compute_rewards(broken).total
+        torch.testing.assert_close(found, torch.tensor(scores), equal_nan=True)
 
 
 @pytest.mark.parametrize("score", ["nan", "inf", "-inf"])

@@ -10,6 +10,7 @@ from PIL import Image
 from torch.nn import functional as F
 from torchvision.transforms import functional as V
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from glm_training.rewards import (
     ClipScoreOptions,
@@ -20,7 +21,7 @@ from glm_training.rewards import (
     RewardCalculator,
     RewardOptions,
 )
-from glm_training.rewards.clip import _Clamp
+from glm_training.rewards.clip import _Clamp, crop_square, pad_square, squash_square
 from glm_training.rewards.types import to_pil
 from tests.reward_files import write_clip, write_open_clip
 
@@ -59,6 +60,26 @@ def test_what_is_cut_off_at_black_and_white_learns_as_any_other_pixel() -> None:
     assert cut.tolist() == [0.0, 0.0, 0.25, 1.0, 1.0]
     (cut * torch.tensor([2.0, 3.0, 5.0, 7.0, 11.0])).sum().backward()
     assert values.grad.tolist() == [2.0, 3.0, 5.0, 7.0, 11.0]
+
+
+def unnormalised(pixels: torch.Tensor) -> torch.Tensor:
+    """What CLIP's means and deviations were taken off."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+    return pixels * std + mean
+
+
+def test_what_does_not_fit_a_square_is_cut_off_filled_up_or_squashed() -> None:
+    """Of 5 x 8 px: columns 1 to 5 are left; a border of 1 row lies above and one of 2 below; of a picture that is twice
+    as wide as high, all is left."""
+    image = (torch.arange(8) / 8).expand(1, 3, 5, 8)
+    cropped, padded = unnormalised(crop_square(image, 5)), unnormalised(pad_square(image, 8))
+    torch.testing.assert_close(cropped, image[..., 1:6], rtol=0, atol=1e-6)
+    torch.testing.assert_close(padded, F.pad(image, (0, 0, 1, 2)), rtol=0, atol=1e-6)
+    tall = unnormalised(pad_square(image.mT, 8))
+    torch.testing.assert_close(tall, F.pad(image.mT, (1, 2)), rtol=0, atol=1e-6)
+    halves = torch.tensor([0.0, 1.0]).repeat_interleave(16).expand(1, 3, 16, 32)
+    squashed = unnormalised(squash_square(halves, 16))[0, 0]
+    assert squashed.shape == (16, 16) and (squashed[:, :5].abs() < 1e-5).all() and (squashed[:, 11:] > 1 - 1e-5).all()
 
 
 def stock_cosines(folder: Path, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:

@@ -8,7 +8,7 @@ import torch
 from glm_training.models.lora import ADAPTER
 from glm_training.trainers import dmdr_trainer
 from glm_training.trainers.dmdr_trainer import GUIDANCE
-from tests.dmdr_runs import trainer_of
+from tests.dmdr_runs import config_of, trainer_of
 
 
 def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -78,3 +78,25 @@ def test_conditions_are_asked_for_with_the_samples_epoch(tmp_path, family):
         trainer.training_step()
         trainer.step += 1
     assert asked == [[0, 0], [0, 0], [1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("keys", "length"),
+    [
+        ([], 8),
+        (["dmdr.cold_start_steps=4"], 4),
+        (["dmdr.cold_start_steps=4", "dmdr.dynamic_steps=6"], 6),
+    ],
+)
+def test_both_strategies_last_as_long_as_told_or_the_cold_start_or_the_run(tmp_path, keys, length):
+    """Of 8 steps. The real score's weight, 0.5 at first, has half of it midway and none at the end."""
+    config = config_of(tmp_path, *keys, *(["dmdr.reward.decoder=vae"] if keys else []), "dmdr.real_scale=0.5")
+    found = dmdr_trainer.dynamics(config, 8)
+    scales = [found.real_scale(step) for step in (0, length // 2, length)]
+    assert scales == pytest.approx([0.5, 0.25, 0], abs=1e-12) and found.real_scale(length - 1) > 0
+
+
+def test_where_no_cold_start_is_to_last_both_strategies_are_at_their_ends(tmp_path):
+    found = dmdr_trainer.dynamics(config_of(tmp_path, "dmdr.cold_start_steps=0", "dmdr.reward.decoder=vae"), 8)
+    assert [found.real_scale(step) for step in (0, 4, 8)] == [0, 0, 0]
+    torch.testing.assert_close(found.levels(torch.tensor([0.0, 0.5, 1.0]), 0), torch.tensor([0.02, 0.5, 0.98]))

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from glm_training.config import load_config
-from glm_training.engine.errors import GateError, NonFiniteError, TrainingError
+from glm_training.engine.clock import Clock
+from glm_training.engine.errors import GateError, NonFiniteError, SettingsError, TrainingError
 from glm_training.methods.flow_policy_gradient import FlowPolicyGradient
 from glm_training.models.glm_image import ar as ar_module
 from glm_training.reinforcement import updates
 from glm_training.trainers import reward_trainer
 from glm_training.trainers.reward_trainer import RewardTrainer
+from glm_training.utils.distributed import World
 from tests.runs import config_of, trainer_of, weights_of
 
 
@@ -306,3 +309,47 @@ def test_a_rollout_is_drawn_with_the_steps_window_and_the_runs_seed(tmp_path, mo
     trainer.draw("a batch", [5, 6], on_step=print)
     named = {"seed": 3, "sde_indices": (1, 2), "on_step": print}
     assert seen == [((trainer.family, "a batch", [5, 6], trainer.settings), named)]
+
+
+def test_rates_are_of_what_all_processes_made(tmp_path, monkeypatch):
+    """2 prompts of 4 pictures in 4 s are 2 pictures a second. 3 processes with 12 + 12 tokens each, drawn in 1 + 3 s,
+    are 18 tokens a second."""
+    monkeypatch.setattr(Clock, "total", lambda clock: 4.0)
+    trainer = trainer_of(tmp_path, "model.component=ar", "rollout.plans_per_prompt=4", "rollout.renders_per_plan=1")
+    pictures = trainer.training_step()["images_per_second"]
+    assert (pictures, pictures.weight) == (2.0, 4.0)
+    trainer.world = World(0, 3)
+    plans = [SimpleNamespace(tokens=torch.zeros(2, 6)) for _ in range(2)]
+    rollouts = [SimpleNamespace(plans=plan, plan_seconds=time) for plan, time in zip(plans, (1.0, 3.0), strict=True)]
+    tokens = trainer._token_rate([SimpleNamespace(rollout=rollout) for rollout in rollouts])["tokens_per_second"]
+    assert (tokens, tokens.weight) == (18.0, 4.0)
+    assert trainer._token_rate([]) == {}, "plans that were not drawn have no rate"
+
+
+def test_a_process_among_several_must_divide_what_it_draws_at_once(tmp_path):
+    """Two prompts of 2 plans and 4 renders in two accumulation steps: 4 plans of one process, 2 of each of several."""
+    keys = ["training.batch_size=1", "training.gradient_accumulation_steps=2"]
+    for count, processes, told in (
+        (2, 2, ""),
+        (4, 1, ""),
+        (4, 2, "updates_per_rollout 4 .* 2 ar samples"),
+        (3, 1, "4 ar"),
+    ):
+        config = config_of(tmp_path, *keys, f"reward.grpo.updates_per_rollout={count}")
+        with pytest.raises(SettingsError, match=told) if told else nullcontext():
+            RewardTrainer.check_settings(config, World(0, processes))
+
+
+def test_a_step_that_is_dropped_has_not_passed_the_gate(tmp_path, monkeypatch):
+    keys = ["model.component=ar", "reward.grpo.num_samples=2", "training.batch_size=1"]
+    trainer = trainer_of(tmp_path, *keys)
+    trainer.step = 3
+
+    def full(*_: object) -> dict[str, float]:
+        assert trainer.gate.state() == {"passed_at": 3}
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(updates, "update_ar", full)
+    with pytest.raises(ZeroDivisionError):
+        trainer.training_step()
+    assert trainer.gate.state() == {"passed_at": None}

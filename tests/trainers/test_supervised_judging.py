@@ -49,3 +49,21 @@ def test_what_it_is_judged_on_has_its_name(tmp_path, given) -> None:
     files = {"prompts_file": "prompts.txt", "target_images_dir": "target_images"}
     own = [f"evaluation.eval_{role}={tmp_path}/data/{name}" for role, name in files.items()] if given else []
     assert str(trainer_of(tmp_path, *PLAIN, *own).judged()) == f"2 {'held-out' if given else 'training'} targets"
+
+
+@torch.no_grad()
+def test_both_halves_edit_the_pairs_own_source(tmp_path) -> None:
+    """Its tokens stand in the AR half's prompt; its latents and tokens are what the DiT half looks at."""
+    trainer = trainer_of(tmp_path, *PLAIN, mode="i2i")
+    batch, family = trainer.dataset.batch([2, 0]), trainer.family
+    encoded = trainer.supervision._encode(batch, [2, 0])
+    clean, condition = trainer.supervision._to_denoise(encoded)
+    source, grid = condition.source, encoded.prompt.source_grid
+    own, other = family.ar.tokenize_images(batch.sources, grid), family.ar.tokenize_images(batch.targets, grid)
+    assert not torch.equal(own, other) and not torch.equal(own[0], own[1])
+    assert torch.equal(encoded.prompt.source_tokens.view(2, -1), own.view(2, -1))
+    assert torch.equal(source.prior_tokens[source.rows], own.view(2, -1)) and source.grid == grid
+    torch.testing.assert_close(source.latents[source.rows], family.dit.encode_images(batch.sources))
+    torch.testing.assert_close(clean, family.dit.encode_images(batch.targets))
+    assert torch.equal(condition.prior_tokens, encoded.tokens[:, encoded.prompt.preview_length :])
+    assert torch.equal(encoded.tokens, family.ar.targets(batch.targets, encoded.prompt))

@@ -16,7 +16,13 @@ MUTATIONS = [
     ),
     *of(
         f"{SUITES}/stages.py",
-        (f"{SUITES}/test_stages.py",),
+        (f"{SUITES}/test_files.py", f"{SUITES}/test_stages.py"),
+        ("groups[world.rank :: world.world_size], suite", "groups, suite", "every process judges everything"),
+        (
+            "raise EvaluationError(faults[0])",
+            "raise EvaluationError(faults[-1])",
+            "the last process that failed is told",
+        ),
         ("    return data.endswith(_END)\n", "    return True\n", "a picture that lacks its end is whole"),
         (
             "                if absent:\n",
@@ -38,7 +44,9 @@ MUTATIONS = [
     ),
     *of(
         f"{SUITES}/files.py",
-        (f"{SUITES}/test_stages.py",),
+        (f"{SUITES}/test_files.py", f"{SUITES}/test_stages.py"),
+        ("(name in known) != (name in wanted)", "False", "a setting of nothing is no setting"),
+        ("{**known, section: wanted}", "{section: wanted}", "the judge's settings replace those of the pictures"),
         ("        if differences:\n", "        if False:\n", "other settings go on in the same folder"),
         (
             "for path in (out / RECORDS, *parts):",

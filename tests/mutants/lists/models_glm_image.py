@@ -179,6 +179,19 @@ MUTATIONS = [
     ),
     *of(
         "models/glm_image/sampling.py",
+        ("models/test_dit_types.py",),
+        ("% TOKENS_PER_HOOK == 1", "% TOKENS_PER_HOOK == 0", "the hook of tokens comes late"),
+    ),
+    *of(
+        "models/glm_image/dit_types.py",
+        ("models/test_dit_types.py", "models/test_conditioning.py"),
+        ("self.means[:, self.sde_indices.index(step)]", "self.means[:, 0]", "the mean of another step"),
+        ("log_probs=self.log_probs[rows]", "log_probs=self.log_probs", "log-probs of other rows"),
+        ("self.sigmas[self.sigmas < 1][0]", "self.sigmas[self.sigmas < 1][-1]", "a later level stands in for 1"),
+        ("int(mask.sum(dim=1).max())", "int(mask.sum(dim=1).min())", "glyphs are cut to the shortest"),
+    ),
+    *of(
+        "models/glm_image/sampling.py",
         ("models/test_dit_sampling.py",),
         (
             "schedule.sigmas[step + 1],\n            kernel",

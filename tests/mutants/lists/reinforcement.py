@@ -200,6 +200,8 @@ MUTATIONS = [
         ("step - self._passed_at >= interval", "step - self._passed_at > interval", "the gate is one step late"),
         ("        self._passed_at = step\n", "        self._passed_at = None\n", "the gate forgets that it passed"),
         ("torch.linspace(0, count - 1,", "torch.linspace(0, 1,", "the last prompt is not looked at"),
+        ("not self._checked or self._scheduled(step)", "self._scheduled(step)", "a resumed run does not check at once"),
+        ("return {name: max(row[name]", "return {name: min(row[name]", "the smallest deviation is logged"),
         ("figures |= self._check_dit(", "dict(", "the DiT half is not checked"),
         ("divmod(token - offset, columns)", "divmod(token - offset, rows)", "row and column of another grid"),
     ),
@@ -273,5 +275,18 @@ MUTATIONS = [
             "results in reverse",
         ),
         ("future.set_exception(error)", "pass", "an error in a scoring hangs"),
+        ("future.cancel()", "pass", "an error waits for scorings that have not begun"),
+        ("if kind is not None:", "if kind is None:", "what was put is dropped in peace"),
+    ),
+    *of(
+        "reinforcement/remarks.py",
+        ("reinforcement/test_remarks.py", "trainers/test_scores_of_steps.py"),
+        ("if missing == total:", "if missing >= total - 1:", "a single score ends the run"),
+        ("prompts[row // group], 80)", "prompts[row % group], 80)", "a reason of another prompt"),
+        (
+            "return [self._flat, self._seen, int(self._told)]",
+            "return [self._seen, self._flat, int(self._told)]",
+            "a resumed run counts other flat steps",
+        ),
     ),
 ]

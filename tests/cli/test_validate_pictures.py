@@ -20,7 +20,7 @@ def validated(images: Path, held_out: Path, run: Path, *more: str) -> int:
 def test_pictures_are_counted_and_faults_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images, held_out = tars(tmp_path / "set"), write_tar(tmp_path / "held_out.tar", captioned(range(3)))
     assert validated(images, held_out, tmp_path / "run") == 0
-    assert "is fine: 12 training pictures, 3 held-out prompts" in capsys.readouterr().out
+    assert "is fine: 12 training pictures, 3 held-out pictures" in capsys.readouterr().out
     (images / "003.tar").write_bytes(b"")
     assert validated(images, tmp_path / "none", tmp_path / "run") == 2
     error = capsys.readouterr().err

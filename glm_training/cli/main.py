@@ -23,7 +23,7 @@ def main() -> None:
     mask_logs_and_tracebacks()
     parser = Parser(
         prog="glm-train",
-        description="Post-train GLM-Image and SDXL, train VGT: rewards, supervised finetuning, preferences, distillation.",
+        description="Post-train GLM-Image and SDXL, train VGT: rewards, finetuning, preferences, distillation.",
         epilog="glm-train COMMAND --help tells more of each",
     )
     parser.add_argument("--version", action="version", version=__version__)

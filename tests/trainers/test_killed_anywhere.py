@@ -25,6 +25,7 @@ from typing import Any
 import pytest
 
 from glm_training.checkpoint import disk
+from glm_training.cli.stopping import stoppable
 from glm_training.engine.evaluations import Evaluations
 from glm_training.engine.figures import is_timed
 from glm_training.engine.parts import Part
@@ -216,7 +217,7 @@ def test_stopped_or_killed_in_a_phase(subjects, kind, case):
 
     def disturbed() -> int:
         with at_call(*PHASES[subject.kind][phase], signalled):
-            return subject.train()
+            return stoppable(subject.train)  # as the program does: before the loop it is the one that hears
 
     shutil.rmtree(subject.run)
     code = subject.in_child(disturbed)

@@ -50,7 +50,7 @@ def test_adapters_are_advised_to_who_has_none(tmp_path, enabled):
     config = config_of(tmp_path, f"lora.enabled={str(enabled).lower()}", "training.optimizer=adamw")
     with pytest.raises(DeviceMemoryError) as caught, guarded("AR update", config, World(), 0):
         full()
-    assert ("lora.enabled (now False)" in str(caught.value)) == (not enabled)
+    assert ("lora.enabled (now" in str(caught.value)) == (not enabled)
     assert "training.optimizer (now adamw)" in str(caught.value)
 
 

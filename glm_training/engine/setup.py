@@ -27,6 +27,7 @@ from glm_training.engine.errors import SettingsError
 from glm_training.engine.families import evaluation_sampling, prompt_reader
 from glm_training.engine.parts import Part, WeightAverage
 from glm_training.engine.reward_setup import differentiable_options, reward_options
+from glm_training.engine.validation import Subject
 from glm_training.evaluation.held_out import EvaluationSettings
 from glm_training.models.family import Family
 from glm_training.models.lora import adapters_disabled, has_lora
@@ -145,6 +146,12 @@ def evaluated(config: Config, noun: str) -> str:
     prompts = (evaluation.eval_prompts_file, evaluation.eval_images)
     sets = {"pair": (evaluation.eval_pairs,), "prompt": (*prompts, evaluation.eval_pairs)}
     return f"{'training' if not any(sets.get(noun, prompts)) else 'held-out'} {noun}"
+
+
+def judged_subject(config: Config, held_out: ImageDataset, noun: str) -> Subject:
+    """What figures of `held_out` are about, one of which is called `noun`, as in `evaluated`."""
+    prompts = tuple(example.prompt for example in held_out.examples)
+    return Subject(evaluated(config, noun), prompts, held_out.fingerprint())
 
 
 def build_evaluation_dataset(config: Config, training: ImageDataset | CaptionedImages) -> ImageDataset:

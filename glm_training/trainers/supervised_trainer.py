@@ -166,8 +166,7 @@ class SupervisedTrainer(BaseTrainer):
     def judged(self) -> Subject | None:
         if not self.held_out.has_targets:
             return None
-        prompts = tuple(example.prompt for example in self.held_out.examples)
-        return Subject(setup.evaluated(self.config, "target"), prompts, self.held_out.fingerprint())
+        return setup.judged_subject(self.config, self.held_out, "target")
 
     @torch.no_grad()
     def judge(self) -> dict[str, Tensor]:

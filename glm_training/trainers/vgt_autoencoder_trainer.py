@@ -193,8 +193,7 @@ class VGTAutoencoderTrainer(BaseTrainer):
     # -- what it is judged by ------------------------------------------------------------------------------------------
 
     def judged(self) -> Subject | None:
-        names = tuple(example.prompt for example in self.held_out.examples)
-        return Subject(setup.evaluated(self.config, "picture"), names, self.held_out.fingerprint())
+        return setup.judged_subject(self.config, self.held_out, "picture")
 
     @torch.no_grad()
     def judge(self) -> dict[str, Tensor]:

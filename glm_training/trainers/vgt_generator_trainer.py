@@ -121,8 +121,7 @@ class VGTGeneratorTrainer(BaseTrainer):
     def judged(self) -> Subject | None:
         if not self.held_out.has_targets:
             return None
-        prompts = tuple(example.prompt for example in self.held_out.examples)
-        return Subject(setup.evaluated(self.config, "picture"), prompts, self.held_out.fingerprint())
+        return setup.judged_subject(self.config, self.held_out, "picture")
 
     @torch.no_grad()
     def judge(self) -> dict[str, Tensor]:

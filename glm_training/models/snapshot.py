@@ -46,11 +46,11 @@ class ParameterSnapshot:
     def applied(self) -> Iterator[None]:
         """Inside, the parameters hold the snapshot's values; after, their own again, also when an exception leaves.
 
-        Gradients are off inside: a graph built here would be walked back with the wrong weights. Raises RuntimeError
-        when one of the parameters is swapped out already, by this snapshot or another.
+        Gradients are off inside: a graph built here would be walked back with the wrong weights. Where the parameters
+        hold another snapshot's values already, as a reference is asked while the average of the weights is judged,
+        those come back after.
         """
-        self._require_own_values("apply")
-        ids = {id(param) for param in self._params.values()}
+        ids = {id(param) for param in self._params.values()} - _swapped  # the outermost block gives them back
         _swapped.update(ids)
         stored: dict[str, Tensor] = {}
         try:
@@ -73,7 +73,7 @@ class ParameterSnapshot:
         """
         if not 0 <= decay <= 1:
             raise ValueError(f"decay must lie in [0, 1], got {decay}")
-        self._require_own_values("update")
+        self._require_own_values()
         for name, param in self._params.items():
             value = self._values[name]
             value.lerp_(param.detach().to(value.dtype), 1 - decay)
@@ -81,7 +81,7 @@ class ParameterSnapshot:
     @torch.no_grad()
     def copy_from_current(self) -> None:
         """Take the parameters' present values. Raises RuntimeError while they are swapped out."""
-        self._require_own_values("update")
+        self._require_own_values()
         for name, param in self._params.items():
             self._values[name].copy_(param.detach())
 
@@ -112,11 +112,11 @@ class ParameterSnapshot:
             if isinstance(child, FSDPModule):
                 child.reshard()
 
-    def _require_own_values(self, action: str) -> None:
+    def _require_own_values(self) -> None:
         if any(id(param) in _swapped for param in self._params.values()):
             raise RuntimeError(
-                f"cannot {action} a snapshot while its parameters are swapped out by a snapshot's `applied()`; "
-                "leave that block first"
+                "cannot update a snapshot while its parameters are swapped out by a snapshot's `applied()`; leave that "
+                "block first"
             )
 
 

@@ -67,17 +67,12 @@ def test_exception_inside_restores(model):
         assert model.weight.eq(1).all()
 
 
-def test_nesting_is_refused(model):
+def test_what_was_swapped_out_stays_as_it_is(model):
     snapshot, other = ParameterSnapshot(model.parameters()), ParameterSnapshot([model.bias])
     separate = ParameterSnapshot([model.weight])
     fill(model, 5.0)
     with snapshot.applied():
-        for misuse in (
-            lambda: snapshot.applied().__enter__(),
-            lambda: other.applied().__enter__(),
-            lambda: snapshot.update(0.5),
-            other.copy_from_current,
-        ):
+        for misuse in (lambda: snapshot.update(0.5), other.copy_from_current):
             with pytest.raises(RuntimeError, match="swapped out"):
                 misuse()
     assert model.weight.eq(5).all() and model.bias.eq(5).all()
@@ -85,6 +80,23 @@ def test_nesting_is_refused(model):
     with other.applied(), separate.applied():  # different parameters may be swapped at once
         assert model.weight.eq(1).all() and model.bias.eq(1).all()
     assert model.weight.eq(5).all() and model.bias.eq(5).all()
+
+
+def test_a_reference_is_asked_inside_an_average(model):
+    reference = ParameterSnapshot([model.bias])
+    fill(model, 3.0)
+    average = ParameterSnapshot(model.parameters())
+    fill(model, 5.0)
+    with average.applied():
+        for _ in range(2):
+            with reference.applied():
+                assert model.weight.eq(3).all() and model.bias.eq(1).all()
+            assert model.bias.eq(3).all()
+            with pytest.raises(RuntimeError, match="swapped out"):  # still, though the inner block is left
+                reference.copy_from_current()
+    assert model.weight.eq(5).all() and model.bias.eq(5).all()
+    assert reference.state_dict()["0"].eq(1).all() and average.state_dict()["1"].eq(3).all()
+    average.copy_from_current()
 
 
 def test_update_is_an_exponential_average(model):

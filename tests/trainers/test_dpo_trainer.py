@@ -14,6 +14,7 @@ from diffusers import StableDiffusionXLPipeline
 
 from glm_training.cli.main import main
 from glm_training.engine.errors import TrainingError
+from glm_training.engine.parts import as_shown
 from glm_training.engine.validation import RowFigures
 from glm_training.models.sdxl.tiny import build_tiny
 from glm_training.trainers import dpo_trainer
@@ -95,6 +96,21 @@ def test_the_reference_of_full_training_is_the_frozen_start(tmp_path) -> None:
         with trainer.parts["unet"].as_reference():
             reference = trainer.family.unet(*given)
     assert torch.equal(reference, frozen) and not torch.equal(trained, frozen)
+
+
+def test_the_average_of_the_weights_is_judged_against_the_frozen_start(tmp_path) -> None:
+    keys = ["lora.enabled=false", "checkpoint.save_lora_only=false", "training.ema.decay=0.5"]
+    trainer = stepped(tmp_path, "sdxl", *keys)
+    part = trainer.parts["unet"]
+    with as_shown(trainer.parts):
+        shown = trainer.judge()
+    own = trainer.judge()
+    with torch.no_grad():
+        for name, value in part.ema.snapshot.state_dict().items():
+            part.parameters[name].copy_(value)
+    for name, values in trainer.judge().items():
+        assert torch.equal(shown[name], values)
+    assert not torch.equal(shown["unet/loss"], own["unet/loss"])
 
 
 def test_prompts_change_what_is_learnt(tmp_path) -> None:

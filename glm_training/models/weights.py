@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
+from typing import TypeVar
 from zipfile import is_zipfile
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from glm_training.models.run_folders import weights_below
 
 _DAMAGED = (OSError, SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, AttributeError, TypeError)
+Module = TypeVar("Module", bound=nn.Module)
 _BASE = ".base_layer"  # what PEFT puts between the name of a wrapped layer and those of its weights
 
 
@@ -37,6 +39,13 @@ def frozen_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     if "peft_config" in vars(copy):
         del copy.peft_config
     return copy.requires_grad_(False)
+
+
+def cast_weights(module: Module, dtype: torch.dtype) -> Module:
+    """`module` with its weights in `dtype`, and its buffers as they are."""
+    for param in module.parameters():
+        param.data = param.data.to(dtype)
+    return module
 
 
 @torch.no_grad()

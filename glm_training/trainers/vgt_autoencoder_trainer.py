@@ -222,6 +222,13 @@ class VGTAutoencoderTrainer(BaseTrainer):
     def extra_state(self) -> dict[str, StateTree]:
         return {} if self.discriminator is None else {AVERAGES: {"averages": self.averages}}
 
+    def load(self, state: dict[str, StateTree]) -> None:
+        """A checkpoint of a run that was to end before the discriminator's start, and is longer now, holds none: then
+        it is as it was made."""
+        if self.discriminator is not None and AVERAGES not in state:
+            state = state | self.discriminator.state(with_optimizer=True) | self.extra_state()
+        super().load(state)
+
     def load_extra_state(self, state: dict[str, StateTree]) -> None:
         if self.discriminator is not None:
             self.averages = state[AVERAGES]["averages"].to(self.world.device)

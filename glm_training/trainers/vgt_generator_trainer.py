@@ -105,7 +105,7 @@ class VGTGeneratorTrainer(BaseTrainer):
         """Under an order of writing, noise and noise levels of each image's own, named by `names`."""
         latents, device = batch.latents, batch.latents.device
         places = latents.shape[2] * latents.shape[3]
-        raster = self.config.vgt.order == "raster"
+        raster = self.model.config.order == "raster"
         return self.flow.loss(
             policy,
             self.model.encode_prompts(batch.prompts),

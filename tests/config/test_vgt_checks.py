@@ -32,6 +32,18 @@ def test_captioned_images_are_all_it_needs() -> None:
     assert Config.model_validate(sections()).data.image_size.height == 64
 
 
+def test_a_generator_learns_pictures_of_its_autoencoders_size(tmp_path) -> None:
+    """Whatever `model.name` is: it may be a language model, or a generator whose autoencoder is elsewhere."""
+    for place in ("bare", "pipeline/autoencoder", "step/pipeline/autoencoder"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "config.json").write_text('{"image_size": 96}')
+    (tmp_path / "published.pth").touch()
+    for name, wanted in (("bare", 96), ("pipeline", 96), ("step", 96), ("published.pth", 448)):
+        config = Config.model_validate(sections("generator", vgt={"autoencoder": str(tmp_path / name)}))
+        assert (config.data.image_size.height, config.data.image_size.width) == (wanted, wanted)
+    assert Config.model_validate(sections("generator")).data.image_size.height == 64
+
+
 @pytest.mark.parametrize(
     ("path", "component", "changed"),
     [

@@ -153,6 +153,17 @@ def test_a_run_resumes_bit_for_bit_with_its_discriminator_and_average(tmp_path):
     assert_identical({kind: whole[kind] for kind in kinds}, {kind: again[kind] for kind in kinds})
 
 
+def test_a_run_made_longer_than_up_to_its_discriminator_is_the_long_run(tmp_path):
+    keys = ["vgt.gan.start_step=3", *GAN]
+    checkpoints = tmp_path / "run_autoencoder" / "checkpoints"
+    long = stepped(autoencoder_trainer(tmp_path, *keys), 4)
+    build_trainer(config_of(tmp_path, *keys, "training.max_steps=2"), init_world(True, None)).train()
+    resume = f"checkpoint.resume_from={checkpoints / 'step-000002'}"
+    resumed = build_trainer(config_of(tmp_path, *keys, resume), init_world(True, None))
+    resumed.train()
+    assert_identical(weights_of(resumed), long)
+
+
 def test_pipelines_hold_the_average_and_states_the_weights(tmp_path):
     trainer = build_trainer(
         config_of(tmp_path, "training.ema.decay=0.5", "training.max_steps=2"), init_world(True, None)

@@ -150,6 +150,62 @@ def test_alignment_adds_half_the_mean_cosine(tmp_path):
     assert figures["generator/loss"] == pytest.approx(total, rel=1e-5) and -1 <= figures["generator/repa_loss"] <= 1
 
 
+def written_dino(folder: Path) -> Path:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    DINOv3ViTModel(DINOv3ViTConfig(**sizes, patch_size=4, image_size=16)).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("aligned_first", [True, False])
+def test_finetuning_is_aligned_as_it_says_whatever_pretraining_was(tmp_path, aligned_first):
+    """The head for the features goes or comes, and the rest goes on from where it was."""
+    repa = f"vgt.repa.model={written_dino(tmp_path / 'dino')}"
+    first, second = ([repa], []) if aligned_first else ([], [repa])
+    build_trainer(
+        config_of(tmp_path, "training.max_steps=1", *first, component="generator"), init_world(True, None)
+    ).train()
+    saved = tmp_path / "run_generator" / "checkpoints" / "step-000001"
+    pretrained = copied(Generator.from_pretrained(saved / "pipeline" / "generator"))
+    own = [f"model.name={saved}", "vgt.autoencoder=null", f"output_dir={tmp_path / 'sft'}"]
+    trainer = generator_trainer(tmp_path, *own, *second)
+    found = copied(trainer.model)
+    heads = {name for name in found.keys() | pretrained.keys() if name.startswith("repa_head.")}
+    assert_identical({name: found[name] for name in found.keys() - heads},
+                     {name: pretrained[name] for name in pretrained.keys() - heads})  # fmt: skip
+    assert all((name in found) != aligned_first for name in heads) and len(heads) == 6
+    assert ("generator/repa_loss" in trainer.training_step()) != aligned_first
+    if aligned_first:
+        assert_identical(copied(generator_trainer(tmp_path, *own, *first).model), pretrained)
+
+
+def test_an_order_is_kept_unless_another_one_is_named(tmp_path):
+    keys = ["training.max_steps=1", "vgt.order=raster"]
+    build_trainer(config_of(tmp_path, *keys, component="generator"), init_world(True, None)).train()
+    saved = tmp_path / "run_generator" / "checkpoints" / "step-000001"
+    own = [f"model.name={saved}", "vgt.autoencoder=null", f"output_dir={tmp_path / 'sft'}"]
+    for named, wanted in ((None, torch.arange(16)), ("random", random_orders(3, "vgt/order", [(8,), (5,)], 16))):
+        trainer = generator_trainer(tmp_path, *own, *([] if named is None else [f"vgt.order={named}"]))
+        asked = {}
+
+        def policy(prompts, latents, order, noisy, times, asked=asked, model=trainer.model):
+            asked["order"] = order
+            return model(prompts, latents, order, noisy, times)
+
+        trainer._loss(policy, trainer._encode(trainer.dataset.batch([3, 1])), 3, [(8,), (5,)])
+        assert torch.equal(asked["order"], wanted)
+        assert trainer.model.config.order == (named or "raster")
+
+
+def test_a_generator_draws_at_the_size_it_was_trained_on(tmp_path):
+    """Not at that of its autoencoder, which draws any size; and a new one in memory has the places it needs."""
+    size = ["data.image_size.height=128", "data.image_size.width=128", "data.min_side=1"]
+    build_trainer(
+        config_of(tmp_path, "training.max_steps=1", *size, component="generator"), init_world(True, None)
+    ).train()
+    family = VGT.load(tmp_path / "run_generator" / "checkpoints" / "step-000001")
+    assert family.generator.config.grid == (16, 16) and family.own_size() == 128
+
+
 def test_a_picture_depends_on_its_own_prompt_and_name_alone(tmp_path):
     family = trainer_of(tmp_path, component="generator").family
     family.eval()

@@ -73,19 +73,20 @@ def own_size(family: str, name: str) -> int | None:
         return OWN_SIZES[family][name]
     folder = expanded(name)
     try:
-        folder = folder if (folder / "model_index.json").is_file() else folder / "pipeline"
         if family == "vgt":
-            if not folder.is_dir():
-                return VGT_SIZE
-            size = json.loads((folder / "autoencoder" / "config.json").read_text(encoding="utf-8"))["image_size"]
-            return _usable(size)
+            for place in (folder / "autoencoder", folder / "pipeline" / "autoencoder", folder):
+                if (place / "config.json").is_file():  # of the last one, it may be a vision-language model's
+                    text = (place / "config.json").read_text(encoding="utf-8")
+                    return _usable(json.loads(text).get("image_size", VGT_SIZE))
+            return VGT_SIZE
+        folder = folder if (folder / "model_index.json").is_file() else folder / "pipeline"
         vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
         if family == "sdxl":
             latents = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))["sample_size"]
             size = latents * 2 ** (len(vae["block_out_channels"]) - 1)
         else:
             size = min(vae["sample_size"], DEFAULT_SIZE)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # loading says what is wrong with the files
     return _usable(size)
 
@@ -98,6 +99,8 @@ def _fill_size(tree: Tree) -> None:
     """Images have the size that the model was made for, unless the file says otherwise."""
     model, size = tree["model"], _get(tree["data"], "image_size")
     family, name = _get(model, "family") or "glm_image", _get(model, "name")
+    if family == "vgt" and (drawn := _get(tree["vgt"], "autoencoder")) is not None:
+        name = drawn  # a generator draws what it reads
     own = own_size(family, name) if isinstance(family, str) and isinstance(name, str) and "\0" not in name else None
     if own is not None:
         for side in ("height", "width"):

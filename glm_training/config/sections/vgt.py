@@ -92,9 +92,11 @@ class VGTConfig(Section):
     caption_dropout: float = Field(
         default=0.1, ge=0, lt=1, description="Generator: share of images trained without their caption, for guidance."
     )
-    order: Literal["random", "raster"] = Field(
-        default="random",
-        description="Generator: in which order the latents are written; a random one is of each image's own.",
+    order: Literal["random", "raster"] | None = Field(
+        default=None,
+        description="Generator: in which order the latents are written; a random one is of each image's own; null = as "
+        "the checkpoint does, random for a new one.",
+        json_schema_extra={"allowed": "`random`, `raster` or null"},
     )
     timestep_shift: float = Field(
         default=1.4, gt=0, le=1000, description="Generator: above 1 it trains more noise than data."

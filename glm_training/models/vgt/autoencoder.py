@@ -24,7 +24,7 @@ from transformers.initialization import no_init_weights
 from glm_training.algorithms.flow_tokens import channel_norm
 from glm_training.models.loading import ModelLoadError, load_errors_explained, read_typed_config
 from glm_training.models.vgt.tower import TOWERS, InternVLTower, Qwen25VLTower
-from glm_training.models.weights import frozen_copy, load_weights
+from glm_training.models.weights import cast_weights, frozen_copy, load_weights
 from glm_training.utils.tensor_file import write_tensor_file
 
 CONFIG_FILE, WEIGHTS_FILE, TEACHER_FILE = "config.json", "model.safetensors", "teacher.safetensors"
@@ -182,6 +182,11 @@ class Autoencoder(nn.Module):
         """Pixels along a side of what one place of the latents stands for: 28 in the published models."""
         return self.tower.stride
 
+    def cast(self, dtype: torch.dtype) -> Self:
+        """Its weights in `dtype`. Unlike `to`, which would round the colours' mean and deviation and rotary
+        frequencies, so that the same picture is another one in half precision."""
+        return cast_weights(self, dtype)
+
     def enable_gradient_checkpointing(self) -> None:
         """Recomputes each layer of the tower and of the decoder in the backward pass. Acts in training mode only."""
         self.tower.encoder.activation_checkpointing_enable({"use_reentrant": False})
@@ -261,7 +266,7 @@ class Autoencoder(nn.Module):
         config = read_config(folder)
         with load_errors_explained(f"the VGT autoencoder in {folder}"):
             with no_init_weights():
-                autoencoder = cls(config).to(dtype)
+                autoencoder = cls(config).cast(dtype)
             load_weights(autoencoder, Path(folder) / WEIGHTS_FILE)
         return autoencoder.eval()
 

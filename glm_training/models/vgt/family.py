@@ -37,7 +37,7 @@ class VGT(Family):
         self.components = (AUTOENCODER,) if self.generator is None else (AUTOENCODER, GENERATOR)
         if self.generator is not None:
             config = self.autoencoder.config
-            self.generator.config.check_autoencoder(config.latent_channels, config.channel_norm)
+            self.generator.config.check_autoencoder(config.latent_channels, config.channel_norm, config.stride)
         self.set_trainable()
         self.eval()
 
@@ -135,7 +135,9 @@ class VGT(Family):
         return self.autoencoder.decode(self.autoencoder.encode(images.to(weight.device, weight.dtype))).clamp(0, 1)
 
     def own_size(self) -> int:
-        return self.autoencoder.config.image_size
+        """Side of the pictures that what draws was trained on, where they were square."""
+        grid = (0, 1) if self.generator is None else self.generator.config.grid
+        return grid[0] * self.autoencoder.stride if grid[0] == grid[1] else self.autoencoder.config.image_size
 
     # -- images --------------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -32,7 +32,7 @@ from glm_training.models.vgt.sequence import (
     visible_keys,
     written,
 )
-from glm_training.models.weights import load_weights
+from glm_training.models.weights import cast_weights, load_weights
 from glm_training.utils.tensor_file import write_tensor_file
 
 CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FOLDER = "config.json", "model.safetensors", "tokenizer"
@@ -63,6 +63,7 @@ class GeneratorConfig:
         head_width, head_depth: of the flow head.
         repa: the head that predicts a vision encoder's features, if any.
         order: in which order it was trained to write, "random" or "raster".
+        stride: pixels along a side of what one place stands for in its autoencoder; None where nothing tells.
 
     Raises ValueError for values that go with no model.
     """
@@ -76,6 +77,7 @@ class GeneratorConfig:
     head_depth: int = 12
     repa: RepaConfig | None = None
     order: str = "random"
+    stride: int | None = None
 
     def __post_init__(self) -> None:
         kind = self.llm.get("model_type", "qwen2")
@@ -96,13 +98,18 @@ class GeneratorConfig:
         if not all(1 <= side <= self.query_grid for side in grid):
             raise ValueError(f"the latent grid {grid} must lie within {self.query_grid} x {self.query_grid}")
 
-    def check_autoencoder(self, latent_channels: int, channel_norm: bool) -> None:
+    def check_autoencoder(self, latent_channels: int, channel_norm: bool, stride: int) -> None:
         """Raises ValueError unless the latents of that autoencoder are those that the generator draws."""
         problems = []
         if latent_channels != self.latent_channels:
             problems.append(
                 f"the autoencoder's latents have {latent_channels} channels and the generator draws "
                 f"{self.latent_channels}"
+            )
+        if self.stride not in (None, stride):
+            problems.append(
+                f"each of the autoencoder's latents stands for {stride} px along a side, and the generator draws one "
+                f"for {self.stride} px"
             )
         if channel_norm != self.latent_norm:
             has, draws = ("norms", "as they are") if channel_norm else ("does not norm", "normed")
@@ -194,14 +201,7 @@ class Generator(nn.Module):
         self.latent_in = nn.Linear(config.latent_channels, width)
         self.condition_out = nn.Linear(width, width)
         self.head = FlowHead(config.latent_channels, width, config.head_width, config.head_depth)
-        self.repa_head: nn.Sequential | None = None
-        if config.repa is not None:
-            hidden = config.repa.hidden
-            self.repa_head = nn.Sequential(
-                nn.Linear(config.head_width, hidden), nn.SiLU(),
-                nn.Linear(hidden, hidden), nn.SiLU(),
-                nn.Linear(hidden, config.repa.features),
-            )  # fmt: skip
+        self.repa_head = _repa_head(config)
         nn.init.normal_(self.queries, std=width**-0.5)
         nn.init.trunc_normal_(self.place_embeddings, std=0.02)
         for projector in (self.latent_in, self.condition_out):
@@ -215,9 +215,20 @@ class Generator(nn.Module):
     def cast(self, dtype: torch.dtype) -> Self:
         """Its weights in `dtype`. Unlike `to`, which would round the rotary frequencies: at position 500 a frequency
         of 8 bits is a radian off."""
-        for param in self.parameters():
-            param.data = param.data.to(dtype)
-        return self
+        return cast_weights(self, dtype)
+
+    def align(self, features: int | None, *, seed: int = 0) -> None:
+        """Has it predict a vision encoder's features of that width from here on, by a head that is new unless it has
+        one for them; None for no head, which would stand beside a training without learning."""
+        own = self.config.repa
+        if features == (None if own is None else own.features):
+            return
+        self.config = replace(self.config, repa=None if features is None else RepaConfig(features))
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            self.repa_head = _repa_head(self.config)
+        if self.repa_head is not None:
+            self.repa_head.to(self.device, self.queries.dtype)
 
     def enable_gradient_checkpointing(self) -> None:
         """Recomputes each layer of the language model in the backward pass. Acts in training mode (`train()`) only."""
@@ -314,6 +325,17 @@ class Generator(nn.Module):
                 f"noisy must be {[*tokens, channels]} and times {list(tokens)}, got {list(noisy.shape)} and "
                 f"{list(times.shape)}"
             )
+
+
+def _repa_head(config: GeneratorConfig) -> nn.Sequential | None:
+    if config.repa is None:
+        return None
+    hidden = config.repa.hidden
+    return nn.Sequential(
+        nn.Linear(config.head_width, hidden), nn.SiLU(),
+        nn.Linear(hidden, hidden), nn.SiLU(),
+        nn.Linear(hidden, config.repa.features),
+    )  # fmt: skip
 
 
 def read_config(folder: str | Path) -> GeneratorConfig:

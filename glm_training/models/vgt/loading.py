@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import lcm
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,9 @@ _SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 class Source:
     """What is to be made of `model.name`; the rest is that of the section `vgt`.
 
-    component: what is to be trained, "" for all that is there; on images of `size` (height, width) px. channel_norm:
-    None for what the checkpoint has. repa: folder or hub id of the vision encoder that a generator is aligned with.
-    distils: whether an autoencoder needs its teacher.
+    component: what is to be trained, "" for all that is there; on images of `size` (height, width) px. channel_norm,
+    order: None for what the checkpoint has. repa: folder or hub id of the vision encoder that a generator is aligned
+    with. distils: whether an autoencoder needs its teacher.
     """
 
     component: str = ""
@@ -58,7 +59,7 @@ class Source:
     channel_norm: bool | None = None
     kl: bool = False
     repa: str | None = None
-    order: str = "random"
+    order: str | None = None
     distils: bool = False
 
 
@@ -86,12 +87,16 @@ def load_models(name: str, source: Source, *, dtype: torch.dtype, hub: Hub, seed
     if source.component != GENERATOR and (source.component or not _has(name, GENERATOR)):
         if name == "tiny-random" and not source.component:
             autoencoder, generator = tiny_random_autoencoder(seed), tiny_random_generator(seed=seed)
-            return Models(autoencoder.to(dtype), generator=generator.cast(dtype))
+            return Models(autoencoder.cast(dtype), generator=generator.cast(dtype))
         return Models(*_autoencoder(name, source, dtype=dtype, hub=hub, seed=seed))
     autoencoder, _ = _autoencoder(source.autoencoder or name, Source(), dtype=dtype, hub=hub, seed=seed)
     if _has(name, GENERATOR):
         generator = Generator.from_pretrained(expanded(name) / GENERATOR, dtype=dtype)
-        generator.config = replace(generator.config, order=source.order if source.component else generator.config.order)
+        if source.component:
+            grid, stride = _grid(source, autoencoder.config), autoencoder.config.stride
+            order = source.order or generator.config.order
+            generator.config = replace(generator.config, grid=grid, stride=stride, order=order)
+            generator.align(None if source.repa is None else repa_width(source.repa, hub), seed=seed)
     else:
         generator = _new_generator(name, source, autoencoder, hub=hub, seed=seed).cast(dtype)
     return Models(autoencoder, generator=generator)
@@ -99,6 +104,11 @@ def load_models(name: str, source: Source, *, dtype: torch.dtype, hub: Hub, seed
 
 def check_source(name: str, source: Source) -> None:
     """Everything that can be known before weights are read. Raises ModelLoadError."""
+    if _has(name, GENERATOR) and not _has(name, AUTOENCODER) and source.autoencoder is None:
+        raise ModelLoadError(
+            f"{name} has a generator and not the autoencoder that it draws for: put that back as {name}/{AUTOENCODER}"
+            + (", or name it under vgt.autoencoder" if source.component else "")
+        )
     if source.component == GENERATOR:
         where = source.autoencoder or name
         if source.autoencoder is not None and _has(name, AUTOENCODER):
@@ -120,7 +130,7 @@ def check_source(name: str, source: Source) -> None:
         if _has(name, GENERATOR):
             config = generators.read_config(expanded(name) / GENERATOR)
             with load_errors_explained(f"the generator in {name}"):
-                config.check_autoencoder(own.latent_channels, own.channel_norm)
+                config.check_autoencoder(own.latent_channels, own.channel_norm, own.stride)
     elif source.component == AUTOENCODER and _has(name, GENERATOR):
         raise ModelLoadError(
             f"{name} has a generator, whose latents another autoencoder would not read: name a checkpoint of the "
@@ -135,6 +145,21 @@ def check_source(name: str, source: Source) -> None:
         raise ModelLoadError(
             f"data.image_size {source.size[0]} x {source.size[1]}: the autoencoder makes one latent of {stride} x "
             f"{stride} px, so both sides must be multiples of {stride} px"
+            + (f" (and of 32 px as every size: of {lcm(stride, 32)} px)" if stride % 32 and 32 % stride else "")
+        )
+    if source.size is not None and stride is not None and source.component == GENERATOR:
+        _require_places(name, source.size, stride)
+
+
+def _require_places(name: str, size: tuple[int, int], stride: int) -> None:
+    """That the queries cover the latents of images of `size`. Those in memory are made large enough."""
+    if name in IN_MEMORY:
+        return
+    own = generators.read_config(expanded(name) / GENERATOR) if _has(name, GENERATOR) else GeneratorConfig
+    if max(size) > own.query_grid * stride:
+        raise ModelLoadError(
+            f"data.image_size {size[0]} x {size[1]}: the generator writes {own.query_grid} x {own.query_grid} latents "
+            f"of {stride} x {stride} px at most, so neither side may be above {own.query_grid * stride} px"
         )
 
 
@@ -203,7 +228,7 @@ def _autoencoder(
             autoencoder = Autoencoder(tiny_trainable_config(normed), seed=seed)
         else:
             autoencoder = tiny_random_autoencoder(seed, channel_norm=normed, kl=source.kl)
-        return autoencoder.to(dtype).eval(), Teacher(autoencoder.tower, dtype)
+        return autoencoder.cast(dtype).eval(), Teacher(autoencoder.tower, dtype)
     path = expanded(pipeline_in(name, "vgt.autoencoder"))
     if path.is_file():
         return _published(path, source, dtype)
@@ -216,7 +241,7 @@ def _autoencoder(
         kl=source.kl,
         seed=seed,
     )
-    return made.to(dtype).eval(), Teacher(made.tower, dtype)
+    return made.cast(dtype).eval(), Teacher(made.tower, dtype)
 
 
 def _saved(folder: Path, source: Source, dtype: torch.dtype) -> tuple[Autoencoder, Teacher | None]:
@@ -226,7 +251,7 @@ def _saved(folder: Path, source: Source, dtype: torch.dtype) -> tuple[Autoencode
         config = replace(config, channel_norm=source.channel_norm)
     with load_errors_explained(f"the VGT autoencoder in {folder}"):
         with no_init_weights():
-            autoencoder = Autoencoder(config).to(dtype).eval()
+            autoencoder = Autoencoder(config).cast(dtype).eval()
         load_weights(autoencoder, folder / autoencoders.WEIGHTS_FILE)
     teacher = Teacher.from_pretrained(folder, dtype) if (folder / TEACHER_FILE).is_file() else None
     return autoencoder, teacher
@@ -239,18 +264,18 @@ def _published(path: Path, source: Source, dtype: torch.dtype) -> tuple[Autoenco
         with no_init_weights():
             autoencoder = Autoencoder(published_config(channel_norm=normed))
         load_published(autoencoder, path)
-    return autoencoder.to(dtype).eval(), None
+    return autoencoder.cast(dtype).eval(), None
 
 
 def _new_generator(name: str, source: Source, autoencoder: Autoencoder, *, hub: Hub, seed: int) -> Generator:
     own = autoencoder.config
-    side = own.image_size // autoencoder.stride
+    grid = _grid(source, own)
     options: dict[str, Any] = {"latent_channels": own.latent_channels, "latent_norm": own.channel_norm}
-    options |= {"grid": (side, side), "order": source.order}
+    options |= {"grid": grid, "order": source.order or "random", "stride": own.stride}
     if source.repa is not None:
         options["repa"] = RepaConfig(features=repa_width(source.repa, hub))
     if name == "tiny-random":
-        return tiny_random_generator(seed=seed, **options)
+        return tiny_random_generator(seed=seed, **options, query_grid=max(8, *grid))
     if name == "tiny":
         return tiny_generator(**options, seed=seed, corpus=TINY_WORDS)
     folder = local_folder(name, hub, "model.name")
@@ -265,6 +290,12 @@ def _new_generator(name: str, source: Source, autoencoder: Autoencoder, *, hub: 
         llm = whole.model.language_model
         config = GeneratorConfig(llm=llm.config.to_dict(), **options)
         return Generator(config, AutoTokenizer.from_pretrained(folder), llm, seed=seed).eval()
+
+
+def _grid(source: Source, own: autoencoders.AutoencoderConfig) -> tuple[int, int]:
+    """Places of the latents of the images that are trained on."""
+    height, width = source.size or (own.image_size, own.image_size)
+    return height // own.stride, width // own.stride
 
 
 def repa_width(name: str, hub: Hub) -> int:

@@ -213,11 +213,11 @@ def test_refuses_folders_that_are_no_generator(tmp_path) -> None:
 
 def test_the_autoencoder_must_be_its_own() -> None:
     config = tiny_random_generator().config
-    config.check_autoencoder(4, True)
+    config.check_autoencoder(4, True, 8)
     with pytest.raises(ValueError, match="latents have 8 channels and the generator draws 4"):
-        config.check_autoencoder(8, True)
+        config.check_autoencoder(8, True, 8)
     with pytest.raises(ValueError, match="does not norm its latents .* draws them normed"):
-        config.check_autoencoder(4, False)
+        config.check_autoencoder(4, False, 8)
 
 
 LLM = tiny_random_generator().config.llm

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,12 @@ def test_a_new_generator_fits_the_autoencoder_it_is_given(alone):
     assert len(tiny.generator.tokenizer("a red circle left of").input_ids) <= 5, "words of its world are few tokens"
 
 
-def test_weights_are_cast_and_trained_ones_are_not_lost(whole):
+def test_weights_are_cast_and_trained_ones_are_not_lost(whole, alone):
+    for name, source in ((whole, None), (alone, AUTOENCODER), ("tiny-random", AUTOENCODER)):
+        half = loaded(name, source, dtype=torch.bfloat16).autoencoder
+        assert half.down_mlp[1].weight.dtype == torch.bfloat16
+        # else a picture would be another one in half precision
+        assert torch.equal(half.tower.mean.flatten(), torch.tensor([0.485, 0.456, 0.406]))
     family = loaded(whole, dtype=torch.bfloat16)
     assert family.generator.queries.dtype == torch.bfloat16
     assert family.generator.llm.rotary_emb.inv_freq.dtype == torch.float32, "positions stay exact"
@@ -127,6 +133,45 @@ def test_an_autoencoder_of_another_latent_size_is_named(whole, tmp_path):
     VGT.load(whole).save_pretrained(other)
     (other / "generator" / "config.json").write_text(json.dumps(config | {"latent_channels": 8}))
     assert "the autoencoder's latents have 4 channels and the generator draws 8" in refused(other, GENERATOR)
+
+
+def test_an_autoencoder_of_another_stride_is_named(whole, alone, tmp_path):
+    """Its latents have the same channels, and stand for other places."""
+    family = loaded("tiny-random", Source("generator", autoencoder=str(alone), size=(32, 32)))
+    assert family.generator.config.stride == 8
+    family.save_pretrained(tmp_path / "one")
+    shutil.rmtree(tmp_path / "one" / "autoencoder")
+    shutil.copytree(alone / "autoencoder", tmp_path / "moved")
+    check_source(str(tmp_path / "one"), Source("generator", autoencoder=str(tmp_path / "moved")))
+    config = json.loads((tmp_path / "moved" / "config.json").read_text())
+    config["tower_config"]["patch_size"] = [2, 2]
+    (tmp_path / "moved" / "config.json").write_text(json.dumps(config))
+    told = refused(tmp_path / "one", Source("generator", autoencoder=str(tmp_path / "moved")))
+    assert (
+        "each of the autoencoder's latents stands for 4 px along a side, and the generator draws one for 8 px" in told
+    )
+
+
+def test_a_generator_whose_autoencoder_is_gone_says_so(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "vgt")
+    (tmp_path / "vgt" / "autoencoder").rename(tmp_path / "moved")
+    told = refused(tmp_path / "vgt", GENERATOR)
+    assert f"put that back as {tmp_path / 'vgt'}/autoencoder, or name it under vgt.autoencoder" in told
+    check_source(str(tmp_path / "vgt"), Source("generator", autoencoder=str(tmp_path / "moved")))
+    with pytest.raises(ModelLoadError, match="has a generator and not the autoencoder that it draws for") as drawing:
+        VGT.load(tmp_path / "vgt")
+    assert "vgt.autoencoder" not in str(drawing.value)
+
+
+def test_pictures_of_more_latents_than_there_are_queries_are_refused(whole, alone, tmp_path):
+    """8 x 8 of them in the folder, 64 x 64 in a new one; one in memory is made large enough."""
+    assert "neither side may be above 64 px" in refused(whole, Source("generator", size=(32, 96)))
+    check_source(str(whole), Source("generator", size=(64, 64)))
+    (tmp_path / "vl").mkdir()
+    source = Source("generator", autoencoder=str(alone), size=(544, 32))
+    assert "neither side may be above 512 px" in refused(tmp_path / "vl", source)
+    check_source("tiny-random", source)
+    assert loaded("tiny-random", source).generator.grids((68, 4))[0].shape == (1, 272, 32)
 
 
 def test_an_autoencoder_that_does_not_tell_its_norm_is_named(alone, tmp_path):

@@ -4,8 +4,9 @@
 
 autoencoder: PSNR of both stages on held-out pictures, over each picture's mean colour, and what noise of .1 of the
 latents' own deviation per channel takes of it. overfit: what the run on four pictures of docs/vgt.md draws of them.
-prompts: share of held-out captions drawn exactly right by the classical checker, and of shuffled ones. parallel: the
-same by how many latents are written at once, with the time that takes. Writes JSON.
+prompts: share of held-out captions drawn exactly right by the classical checker, and of shuffled ones, after the longer
+run of docs/vgt.md; writes its picture. parallel: the same by how many latents are written at once, with the time that
+takes. Writes JSON.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.settings import processor
-from glm_training.models.family import Sampling
 from glm_training.models.vgt.autoencoder import Autoencoder
 from glm_training.models.vgt.family import VGT
-from glm_training.utils.pictures import to_pil
+from glm_training.models.vgt.sampling import sample
+from glm_training.models.vgt.sequence import random_orders
+from glm_training.utils.pictures import save_grid, to_pil
+from glm_training.utils.randomness import normal
 
 ROOT = Path(__file__).parents[1]
 CHECKED = 128
@@ -79,10 +82,27 @@ def overfit_figures(runs: Path) -> dict[str, Any]:
     return {"captions": captions, "psnr_db_against_the_autoencoder": psnr(drawn, again).tolist()}
 
 
-def draw(family: VGT, captions: list[str], parallel: int, guidance: float = GUIDANCE) -> Tensor:
-    sampling = Sampling(1.0, 1.0, True, STEPS, guidance, parallel)
-    side = family.own_size()
-    return family.draw(captions, height=side, width=side, seed=0, sampling=sampling, micro_batch_size=64)
+def draw(
+    family: VGT, captions: list[str], parallel: int, guidance: float = GUIDANCE, *, queries_see_each_other: bool = False
+) -> Tensor:
+    """Pictures [N, 3, H, W] of captions, as `VGT.draw` makes them; that one does not show queries to each other."""
+    generator, side = family.generator, family.own_size() // family.autoencoder.stride
+    assert generator is not None
+    drawn = []
+    for start in range(0, len(captions), 64):
+        names = [(row, 0) for row in range(start, min(start + 64, len(captions)))]
+        latents = sample(
+            generator,
+            generator.encode_prompts(captions[start : start + 64]),
+            normal(0, "generate/latents", names, (STEPS, generator.config.latent_channels, side, side)),
+            random_orders(0, "generate/order", names, side * side),
+            guidance=guidance,
+            acc_ratio=parallel,
+            queries_see_each_other=queries_see_each_other,
+        )
+        with torch.no_grad():
+            drawn.append(family.autoencoder.decode(latents).clamp(0, 1))
+    return torch.cat(drawn)
 
 
 def exactly_right(images: Tensor, captions: list[str]) -> Tensor:
@@ -97,10 +117,10 @@ def exactly_right(images: Tensor, captions: list[str]) -> Tensor:
     return torch.tensor(scores)
 
 
-def shapes_of(runs: Path, count: int) -> list[str]:
-    """Held-out captions of shapes: of signs the checker sees the board alone."""
-    _, captions = pictures(runs / "tiny_world" / "held_out", 10**6)
-    return [caption for caption in captions if " sign " not in caption][:count]
+def asked(runs: Path) -> tuple[VGT, Tensor, list[str]]:
+    """The generator of docs/vgt.md's longer run, held-out pictures and their captions."""
+    images, captions = pictures(runs / "tiny_shapes" / "held_out", 256)
+    return newest(runs / "vgt_tiny_prompts_sft"), images, captions
 
 
 def share(right: Tensor) -> dict[str, float]:
@@ -108,25 +128,36 @@ def share(right: Tensor) -> dict[str, float]:
 
 
 def prompt_figures(runs: Path) -> dict[str, Any]:
-    family, captions = newest(runs / "vgt_tiny_ar_sft"), shapes_of(runs, 256)
+    family, images, captions = asked(runs)
+    with torch.no_grad():
+        again = family.autoencoder.decode(family.autoencoder.encode(images)).clamp(0, 1)
     drawn = draw(family, captions, 1)
+    right = exactly_right(drawn, captions)
     moved = captions[1:] + captions[:1]  # each picture is held against another one's caption
     shuffled = exactly_right(draw(family, moved, 1), captions)
+    shown = [list(drawn[:8]), list(images[:8])]
+    save_grid(ROOT / "docs" / "images" / "vgt_tiny_prompts.png", shown, ["drawn", "held-out picture"], captions[:8])
+    error = ((right.var() + shuffled.var()) / len(right)).sqrt()
+    counts = torch.tensor([caption.split()[0] in ("two", "three", "four") for caption in captions])
     return {
         "captions": len(captions),
-        "exactly_right": share(exactly_right(drawn, captions)),
+        "exactly_right": share(right) | {"of_counts": share(right[counts]), "of_relations": share(right[~counts])},
         "asked_with_shuffled_captions": share(shuffled),
+        "standard_errors_apart": ((right.mean() - shuffled.mean()) / error).item(),
+        "the_autoencoders_own_pictures": share(exactly_right(again, captions)),
     }
 
 
 def parallel_figures(runs: Path) -> dict[str, Any]:
-    family, captions = newest(runs / "vgt_tiny_ar_sft"), shapes_of(runs, 64)
+    """By latents written at once, and by whether the queries of a group see each other."""
+    family, _, captions = asked(runs)
     found = {}
-    for parallel in (1, 4, 16):
+    for parallel, seen in ((1, False), (4, False), (4, True), (16, False), (16, True)):
         started = time.perf_counter()
-        drawn = draw(family, captions, parallel)
-        seconds = time.perf_counter() - started
-        found[str(parallel)] = {"seconds": round(seconds, 2), **share(exactly_right(drawn, captions))}
+        drawn = draw(family, captions, parallel, queries_see_each_other=seen)
+        seconds = round(time.perf_counter() - started, 2)
+        name = f"{parallel}{', queries see each other' * seen}"
+        found[name] = {"seconds": seconds, **share(exactly_right(drawn, captions))}
     return found
 
 

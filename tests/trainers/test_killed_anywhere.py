@@ -36,8 +36,10 @@ from glm_training.trainers.dmdr_trainer import DMDRTrainer
 from glm_training.trainers.dpo_trainer import DPOTrainer
 from glm_training.trainers.reward_trainer import RewardTrainer
 from glm_training.trainers.supervised_trainer import Supervision
+from glm_training.trainers.vgt_autoencoder_trainer import VGTAutoencoderTrainer
+from glm_training.trainers.vgt_generator_trainer import VGTGeneratorTrainer
 from glm_training.utils.step_lines import StepLines
-from tests import dmdr_runs, preference_runs, runs
+from tests import dmdr_runs, preference_runs, runs, vgt_runs
 from tests.faulty_system import KILLED, FaultySystem, in_child
 
 SHARED = [
@@ -74,6 +76,16 @@ def distillation(folder: Path) -> BaseTrainer:
     return dmdr_runs.trainer_of(folder, *SHARED, "lora.enabled=true", "checkpoint.save_lora_only=true")
 
 
+def autoencoder(folder: Path) -> BaseTrainer:
+    adversary = ["vgt.gan.start_step=1", "vgt.gan.channels=32", "vgt.gan.stages=2"]
+    return vgt_runs.trainer_of(folder, *SHARED, *adversary, "training.ema.decay=0.5", f"output_dir={folder}/run")
+
+
+def generator(folder: Path) -> BaseTrainer:
+    averaged = ["training.ema.decay=0.5", f"output_dir={folder}/run"]
+    return vgt_runs.trainer_of(folder, *SHARED, *averaged, component="generator")
+
+
 COMMON: dict[str, tuple[Any, str]] = {
     "backward pass": (Part, "backward"),
     "update": (Part, "step"),
@@ -87,6 +99,8 @@ PHASES: dict[Callable[[Path], BaseTrainer], dict[str, tuple[Any, str]]] = {
     preference: {"encoding": (PairEncoder, "_put"), "judging": (DPOTrainer, "_loss"), **COMMON},
     supervised: {"encoding": (Supervision, "_encode"), **COMMON},
     distillation: {"distillation step": (DMDRTrainer, "_accumulate"), **COMMON},
+    autoencoder: {"adversary": (VGTAutoencoderTrainer, "_train_opponent"), **COMMON},
+    generator: {"encoding": (VGTGeneratorTrainer, "_encode"), **COMMON},
 }
 """Trainer -> phase -> the function whose calls a signal may meet."""
 
@@ -188,6 +202,8 @@ def cases() -> list[Any]:
         every += [(reward, (phase, number, "middle")) for phase, number in stopped]
         every.append((preference, ("encoding", signal.SIGKILL, "last")))
         every.append((preference, ("judging", signal.SIGTERM, "last")))
+        every.append((autoencoder, ("adversary", signal.SIGKILL, "last")))
+        every.append((generator, ("update", signal.SIGTERM, "middle")))
     return [pytest.param(kind, case, id=f"{kind.__name__}, {_label(*case)}") for kind, case in every]
 
 

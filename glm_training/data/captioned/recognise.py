@@ -9,7 +9,7 @@ from types import ModuleType
 from glm_training.data.captioned.layouts import folder, listing, tars
 from glm_training.data.captioned.options import Reading, SetOptions
 from glm_training.data.captioned.samples import ImageSet
-from glm_training.data.captioned.sniff import first_lines, kind_of, some_files
+from glm_training.data.captioned.sniff import first_lines, kind_in_folder, kind_of, some_files, some_files_below
 from glm_training.data.paths import PathRefused, local_path
 from glm_training.data.problems import DataError, Problem
 
@@ -42,9 +42,7 @@ def _open(options: SetOptions, reading: Reading) -> ImageSet:
             pattern = any(mark in str(path) for mark in "{*?")
             hint = "name the folder, it takes all tars in it" if pattern else "correct the path"
             raise DataError([Problem(path, "there is no such file or folder", hint.capitalize())])
-        files = some_files(path) if path.is_dir() else [path]
-        kinds = [kind_of(file) for file in files]
-        claimed = next((layout for layout in LAYOUTS if layout.claims(kinds)), None)
+        files, kinds, claimed = _looked_at(path)
         if claimed is None or (claimed is folder and path.is_file()):
             raise DataError([_unknown(options, files, kinds)])
         opened: ImageSet = claimed.open_set(options, reading)
@@ -54,6 +52,20 @@ def _open(options: SetOptions, reading: Reading) -> ImageSet:
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError([Problem(path, f"cannot be read: {reason}", "Correct the path or its permissions")]) from error
     return opened
+
+
+def _looked_at(path: Path) -> tuple[list[Path], list[str], ModuleType | None]:
+    """Files of a path, their kinds, and the layout that they are: by what lies in a folder itself, else below it."""
+    files: list[Path] = []
+    kinds: list[str] = []
+    for some in (some_files, some_files_below) if path.is_dir() else (lambda file: [file],):
+        more = some(path)
+        told = [kind_in_folder(file) if path.is_dir() else kind_of(file) for file in more]
+        files, kinds = files + more, kinds + told
+        claimed = next((layout for layout in LAYOUTS if layout.claims(told)), None)
+        if claimed is not None:
+            return files, kinds, claimed
+    return files, kinds, None
 
 
 def _unknown(options: SetOptions, files: Sequence[Path], kinds: Sequence[str]) -> Problem:
@@ -69,7 +81,7 @@ def _unknown(options: SetOptions, files: Sequence[Path], kinds: Sequence[str]) -
         return Problem(path, f"{name} is compressed", "Unpack it: a compressed tar has no places to read from")
     nearest = next((layout for kind in kinds for name, layout in _NEAREST.items() if kind == name), None)
     remedy = f"The nearest layout: {nearest.NAME}" if nearest is not None else f"Give {known}"
-    if path.is_file():
+    if not path.is_dir():
         shown = f", which begins {first_lines(path)}" if kinds[0] in _TEXTS else ""
         return Problem(path, f"is no set of pictures but {_in_words(kinds[0])}{shown}", remedy)
     listed = ", ".join(f"{file.name} ({kind})" for file, kind in list(zip(files, kinds, strict=True))[:4])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -13,9 +13,15 @@ from glm_training.data.problems import DataError, Problem
 from glm_training.data.text_lines import other_kind
 
 LOOKED_AT = 64
-"""Files of a folder that are opened to tell what it holds."""
+"""Files of a folder that are opened to tell what it holds; so many folders below it where its own do not tell."""
+
+_LOOKED_AT_BELOW = 8
+"""Files of each of those."""
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jfif")
 
 _IMAGES = re.compile(rb"\x89PNG|\xff\xd8\xff|GIF8|BM.{4}\0\0\0\0|II\*\0|MM\0\*|RIFF.{4}WEBP", re.DOTALL)
+_RECORDS = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[\s*(?:\{|\]|\Z)")
 _UNREAD_IMAGES = re.compile(rb".{4}ftyp(?:heic|heix|mif1|msf1|avif|avis)|\xff\x0a|\0\0\0\x0cJXL ", re.DOTALL)
 
 
@@ -50,6 +56,22 @@ def kind_of(path: Path) -> str:
     return "unknown" if b"\0" in text else "text"
 
 
+def kind_in_folder(path: Path) -> str:
+    """As :func:`kind_of`, but `JSON list` only for what may be a listing: neither for a caption that begins with a
+    bracket nor for one that lies beside its picture."""
+    kind = kind_of(path)
+    if kind != "JSON list":
+        return kind
+    with path.open("rb") as file:
+        holds_records = _RECORDS.match(file.read(BLOCK)) is not None
+    return kind if holds_records and not _beside_a_picture(path) else "text"
+
+
+def _beside_a_picture(path: Path) -> bool:
+    suffixes = [suffix for name in IMAGE_SUFFIXES for suffix in (name, name.upper())]
+    return any(path.with_suffix(suffix).exists() for suffix in suffixes)
+
+
 def walk_below(folder: Path) -> Iterator[tuple[str, list[str]]]:
     """`folder` and the folders below it, in the order of names, each once, with the names of its files. Hidden ones are
     passed over, links are followed. Raises DataError."""
@@ -75,12 +97,21 @@ def files_below(folder: Path) -> Iterator[Path]:
 
 
 def some_files(folder: Path) -> list[Path]:
-    """Up to LOOKED_AT files, evenly spaced among those that lie in `folder` itself; of one without any, the first ones
-    below it."""
+    """Up to LOOKED_AT files, evenly spaced among those that lie in `folder` itself."""
     names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith("."))
-    if not names:
-        return list(islice(files_below(folder), LOOKED_AT))
-    count = min(len(names), LOOKED_AT)
+    return _spread(folder, names, LOOKED_AT)
+
+
+def some_files_below(folder: Path) -> list[Path]:
+    """A few files of each of the first folders below `folder` that hold any: beside a README nothing else may lie in
+    `folder` itself."""
+    holding = ((Path(parent), names) for parent, names in walk_below(folder) if names and Path(parent) != folder)
+    few = (_spread(parent, names, _LOOKED_AT_BELOW) for parent, names in islice(holding, LOOKED_AT))
+    return [path for paths in few for path in paths]
+
+
+def _spread(folder: Path, names: Sequence[str], most: int) -> list[Path]:
+    count = min(len(names), most)
     return [folder / names[place * len(names) // count] for place in range(count)]
 
 

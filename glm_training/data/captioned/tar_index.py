@@ -13,6 +13,7 @@ import os
 import time
 import uuid
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -24,7 +25,7 @@ import numpy as np
 from glm_training.data.captioned.tar_members import BLOCK, FileReader, Member, TarWalk
 from glm_training.utils.failures import beside_training
 
-FORMAT = 1
+FORMAT = 2
 IMAGE_NAMES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 _TEXT_NAMES = ("txt", "text", "caption")
 ROW = np.dtype([(f"{name}{part}", "<u4") for name in ("image", "text", "json") for part in ("", "_size")])
@@ -42,7 +43,7 @@ class TarIndex:
 
     ``rows``: of type ROW, in the order of the pictures. ``faults``: (what, reason) of samples and bytes that cannot be
     used. ``digest``: SHA-256 (hex), see :class:`TarWalk`. ``stamp``: the file's size and time when it was read.
-    ``first``: names of its first members.
+    ``first``: names of its first members. ``repeated``: names that several of its samples have.
     """
 
     path: Path
@@ -51,6 +52,13 @@ class TarIndex:
     rows: np.ndarray
     faults: list[tuple[str, str]] = field(default_factory=list)
     first: list[str] = field(default_factory=list)
+    repeated: frozenset[str] = frozenset()
+
+
+def sample_key(name: str, offset: int, repeated: frozenset[str]) -> str:
+    """What a sample is called: its `name`, with an `offset` of it in the tar where several have that name, since
+    samples are counted by what they are called."""
+    return f"{name} (byte {offset})" if name in repeated else name
 
 
 def stamp_of(status: os.stat_result) -> tuple[int, int]:
@@ -74,7 +82,8 @@ def index_tar(path: Path) -> TarIndex:
         found = _Samples()
         for member in walk:
             found.add(member)
-        return TarIndex(path, stamp, walk.digest, found.rows(), walk.faults + found.faults(), found.first)
+        faults, repeated = walk.faults + found.faults(), found.repeated()
+        return TarIndex(path, stamp, walk.digest, found.rows(), faults, found.first, repeated)
 
 
 class _Samples:
@@ -91,8 +100,14 @@ class _Samples:
         key, kind = sample_name(member.name)
         if key.rpartition("/")[2] == "":  # hidden files: `._x.jpg` is what a Mac leaves beside `x.jpg`
             return
+        ending = kind
         kind = "image" if kind in IMAGE_NAMES else "text" if kind in _TEXT_NAMES else kind
         sample = self._open.get(key)
+        if kind == "text" and sample is not None and (other := sample.get("text")) is not None:
+            there = sample_name(other.name)[1]
+            if there != ending:  # of a `.txt` and a `.caption` the one counts
+                sample["text"] = min(other, member, key=lambda text: _TEXT_NAMES.index(sample_name(text.name)[1]))
+                return
         if sample is None or kind in sample:  # the same name again is another sample
             sample = self._open[key] = {}
             self._samples.append((key, sample))
@@ -103,8 +118,18 @@ class _Samples:
         return np.array(rows, dtype=ROW)
 
     def faults(self) -> list[tuple[str, str]]:
-        reasons = ((key, _why_unusable(sample)) for key, sample in self._samples)
-        return [(key, reason) for key, reason in reasons if reason is not None]
+        repeated = self.repeated()
+        found = []
+        for name, sample in self._samples:
+            reason = _why_unusable(sample)
+            if reason is not None:
+                offset = min(member.offset for member in sample.values())
+                found.append((sample_key(name, offset, repeated), reason))
+        return found
+
+    def repeated(self) -> frozenset[str]:
+        counts = Counter(name for name, _ in self._samples)
+        return frozenset(name for name, count in counts.items() if count > 1)
 
     @staticmethod
     def _row(sample: dict[str, Member]) -> tuple[int, ...]:
@@ -195,7 +220,8 @@ class IndexCache:
             if facts["format"] != FORMAT or facts["crc"] != zlib.crc32(body):
                 return None
             faults = [(what, reason) for what, reason in facts["faults"]]
-            return TarIndex(path, stamp, facts["digest"], np.frombuffer(body, dtype=ROW), faults, facts["first"])
+            rows, repeated = np.frombuffer(body, dtype=ROW), frozenset(facts["repeated"])
+            return TarIndex(path, stamp, facts["digest"], rows, faults, facts["first"], repeated)
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -205,7 +231,7 @@ class IndexCache:
         assert file is not None
         body = index.rows.tobytes()
         facts = {"format": FORMAT, "tar": str(index.path), "digest": index.digest, "crc": zlib.crc32(body)}
-        head = json.dumps(facts | {"faults": index.faults, "first": index.first})
+        head = json.dumps(facts | {"faults": index.faults, "first": index.first, "repeated": sorted(index.repeated)})
         file.parent.mkdir(parents=True, exist_ok=True)
         fresh = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
         try:

@@ -21,6 +21,8 @@ ones."""
 _CHUNK = 1 << 20
 _ZEROS = bytes(BLOCK)
 _FILE_TYPES = (b"0", b"\0", b"7")
+_TYPES_WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")
+"""Links, devices, folders, pipes: some writers give them a size all the same."""
 
 
 class FileReader:
@@ -105,6 +107,8 @@ class TarWalk:
                 continue
             data = place + BLOCK
             size = header.size if self._size is None else self._size
+            if header.type in _TYPES_WITHOUT_DATA and size and is_tar(self._reader.at(data, BLOCK)):
+                size = 0
             data_end = data + size
             place = data + -(-size // BLOCK) * BLOCK
             yield from self._member(header, data, size)
@@ -150,7 +154,7 @@ class TarWalk:
 
     def _resynchronised(self, place: int) -> int:
         """The next header after a damage at `place`, or the end of the file."""
-        self._name = self._size = None
+        self._name, self._size, self._sparse = None, None, False
         start = place
         place += BLOCK
         while chunk := self._reader.at(place, _CHUNK):

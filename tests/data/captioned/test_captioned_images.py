@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,18 @@ def test_up_to_the_fraction_they_are_left_out_and_counted(tmp_path: Path) -> Non
             f"picture {number}" for number in range(10) if number not in (3, 7)
         ]
         assert {prompts[3], prompts[7]} <= whole
+
+
+def test_broken_samples_of_one_name_count_each(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for data in (b"broken", b"as well", picture(2)):
+            for name, content in (("k.png", data), ("k.txt", b"a caption")):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    with pytest.raises(DataError, match="2 of 3 samples cannot be used") as caught:
+        dataset(tmp_path / "a.tar", max_bad_fraction=0.5)
+    assert "k (byte 512): is not an image" in str(caught.value) and "k (byte 2560): is not" in str(caught.value)
 
 
 def test_faults_that_were_known_before_count_too(tmp_path: Path) -> None:

@@ -123,6 +123,52 @@ def test_folders(tmp_path: Path) -> None:
     assert set(found.digests()) == {str(tmp_path / "set"), str(tmp_path / "set/deep/er")}
 
 
+@pytest.mark.parametrize("odd", ["[V] dog on a table", '["a", "list"]', '[{"caption": "of records"}]', "[]"])
+def test_captions_that_begin_with_a_bracket_are_no_listing(tmp_path: Path, odd: str) -> None:
+    files = dict(a_png=picture(1), a_txt="picture 1", b_PNG=picture(2), notes_txt="[V] cat, of no picture")
+    found = opened(put(tmp_path / "texts", **files, b_txt=odd))
+    assert [caption for caption, _ in told(found)] == ["picture 1", odd]
+    found = opened(put(tmp_path / "jsons", **files, b_json=odd))
+    assert found.read(0).caption == "picture 1"
+    with pytest.raises(BadSample, match="its annotation is"):
+        found.read(1)
+
+
+def test_lists_that_are_no_listing_beside_one(tmp_path: Path) -> None:
+    folder = write_listing(tmp_path / "set", 3).parent
+    put(folder, images__1_txt="[V] dog", notes__2_json='[{"caption": "of a list"}]')
+    found = opened(folder, root=folder)
+    assert [found.read(row).caption for row in (0, 1)] == ["picture 0", "picture 1"] and len(found) == 3
+    (fault,) = found.faults
+    assert fault.path == folder / "notes/2.json" and "no key 'image' (the first one has: caption)" in fault.reason
+    with pytest.raises(BadSample) as caught:
+        found.read(2)
+    assert (caught.value.fault.path, caught.value.fault.key) == (fault.path, fault.key)  # counted once
+
+
+@pytest.mark.parametrize("kind", ["tars", "pictures", "listing"])
+def test_a_readme_does_not_hide_the_folders_below(tmp_path: Path, kind: str) -> None:
+    below = tmp_path / "set" / "train"
+    if kind == "tars":
+        tars(below, (2,))
+    elif kind == "pictures":
+        put(below, a_png=picture(0), a_txt="picture 0", b_png=picture(1), b_txt="picture 1")
+    else:
+        write_listing(below, 2)
+    put(tmp_path / "set", README_md="# A set", LICENSE="free", a__notes_txt="of nobody")
+    assert told(opened(tmp_path / "set")) == numbers(0, 1)
+
+
+def test_upper_case_suffixes_of_captions(tmp_path: Path) -> None:
+    both = dict(c_png=picture(3), c_TXT="in vain", c_txt="picture 3", c_json='{"caption": "in JSON"}')
+    put(tmp_path, a_PNG=picture(1), a_TXT="picture 1", b_JPG=picture(2), b_JSON='{"caption": "picture 2"}', **both)
+    found = opened(tmp_path)
+    assert [caption for caption, _ in told(found)] == ["picture 1", "picture 2", "picture 3"]
+    assert found.faults == [] and found.remarks == []  # a second caption of a picture is of a picture, too
+    assert found.digests() != opened(put(tmp_path, a_TXT="picture 9")).digests()
+    assert opened(tmp_path, cap_source="caption").read(2).caption == "in JSON"
+
+
 def test_a_link_back_is_not_walked_for_ever(tmp_path: Path) -> None:
     put(tmp_path / "set", a_png=picture(1), a_txt="picture 1")
     (tmp_path / "set" / "back").symlink_to(tmp_path / "set")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tarfile
 from pathlib import Path
@@ -58,6 +59,27 @@ def test_the_same_name_again_is_another_sample(tmp_path: Path) -> None:
             file.write_bytes(data)
             tar.add(file, arcname=name)
     assert contents(path, index_tar(path)) == [(b"1", b"one", b""), (b"2", b"two", b"")]
+
+
+def test_of_several_texts_of_a_sample_the_txt_counts(tmp_path: Path) -> None:
+    members = {"a.caption": b"in vain", "a.jpg": b"A", "a.txt": b"text of a", "a.text": b"too late", "b.jpg": b"B"}
+    path = write_tar(tmp_path / "a.tar", members)
+    index = index_tar(path)
+    assert contents(path, index) == [(b"A", b"text of a", b""), (b"B", b"", b"")] and index.faults == []
+
+
+def test_samples_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, data in (("a.jpg", b""), ("a.txt", b"1"), ("a.jpg", b""), ("a.txt", b"2"), ("b.jpg", b"")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    cache = IndexCache(tmp_path / "cache")
+    for index in (one(cache, path), one(cache, path)):  # made, and kept
+        assert index.faults == [
+            (name, f"{name[0]}.jpg is empty") for name in ("a (byte 512)", "a (byte 2048)", "b")
+        ] and index.repeated == {"a"}
 
 
 def test_what_cannot_be_used_is_named(tmp_path: Path) -> None:

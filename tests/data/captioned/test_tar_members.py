@@ -53,6 +53,33 @@ def test_folders_links_and_sparse_members(tmp_path: Path) -> None:
     assert walk.faults == [("s.png", "is stored sparse, which is not read")]
 
 
+@pytest.mark.parametrize("kind", [tarfile.DIRTYPE, tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.FIFOTYPE])
+def test_what_has_a_size_and_no_data_hides_no_members(tmp_path: Path, kind: bytes) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+        for place, size in enumerate((1500, 10**6)):
+            info = tarfile.TarInfo(f"before{place}")
+            info.type, info.linkname, info.size = kind, "x", size
+            tar.addfile(info)
+            info = tarfile.TarInfo(f"{place}.png")
+            info.size = 700
+            tar.addfile(info, io.BytesIO(b"x" * 700))
+    members, walk = walked(path)
+    assert [member.name for member in members if not member.link] == ["0.png", "1.png"] and walk.faults == []
+
+
+def test_a_link_with_data_as_pax_allows_is_passed_over_with_them(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, kind in (("l.png", tarfile.LNKTYPE), ("z.png", tarfile.REGTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.size = kind, 700
+            tar.addfile(info, io.BytesIO(b"x" * 700))
+    members, walk = walked(path)
+    assert [(member.name, member.link) for member in members] == [("l.png", True), ("z.png", False)]
+    assert walk.faults == []
+
+
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_sizes_beyond_octal_digits(tmp_path: Path, form: int) -> None:
     info = tarfile.TarInfo("big.bin")

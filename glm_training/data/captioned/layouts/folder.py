@@ -25,15 +25,17 @@ from glm_training.data.captioned.samples import (
     read_below,
     with_captions,
 )
-from glm_training.data.captioned.sniff import kind_of, walk_below
+from glm_training.data.captioned.sniff import IMAGE_SUFFIXES, kind_of, walk_below
 from glm_training.data.problems import DataError, Problem
 from glm_training.utils.words import counted
 
 NAME = "a folder of pictures, each with a .txt of the same name beside it"
-SUFFIXES = (".txt", ".caption", ".json")
+SUFFIXES = (".txt", ".TXT", ".caption", ".CAPTION", ".json", ".JSON")
 """Of captions; where a picture has several the first one counts, or .json where `cap_source` is given."""
 
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jfif")
+_JSON_FIRST = (4, 5, 0, 1, 2, 3)
+"""Places in SUFFIXES."""
+
 _UNREAD = ("unread image", "is of a kind that is not read (HEIC, AVIF or JPEG XL)", "Convert it to PNG, JPEG or WebP")
 
 
@@ -84,15 +86,15 @@ class FolderSet:
         told: set[str] = set()
         found: list[tuple[str, int]] = []
         digest = hashlib.sha256()
-        order = range(len(SUFFIXES)) if self._options.cap_source is None else (2, 0, 1)
+        order = range(len(SUFFIXES)) if self._options.cap_source is None else _JSON_FIRST
         for name in names:
             if name in texts or not self._is_image(Path(folder, name)):
                 continue
             stem = os.path.splitext(name)[0]
             kind = next((place for place in order if stem + SUFFIXES[place] in texts), len(SUFFIXES))
             files = [name]
+            told.update(stem + suffix for suffix in SUFFIXES)
             if kind < len(SUFFIXES):
-                told.add(stem + SUFFIXES[kind])
                 files.append(stem + SUFFIXES[kind])
             path = Path(folder, name)
             try:
@@ -113,7 +115,7 @@ class FolderSet:
 
     def _is_image(self, path: Path) -> bool:
         """By its suffix; a file with another one, by how it begins."""
-        if path.suffix.lower() in _IMAGE_SUFFIXES:
+        if path.suffix.lower() in IMAGE_SUFFIXES:
             return True
         kind = kind_of(path)
         if kind == _UNREAD[0]:
@@ -130,7 +132,7 @@ class FolderSet:
         beside = self._caption(row)
         data = read_below(self._real_root, beside)
         try:
-            if beside.suffix == ".json":
+            if beside.suffix.lower() == ".json":
                 return Encoded(image, caption_of_json(data, self._options.cap_source or DEFAULT_KEY, row))
             return Encoded(image, caption_of_text(data, row))
         except CaptionFault as fault:

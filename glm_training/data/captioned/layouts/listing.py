@@ -29,7 +29,7 @@ from glm_training.data.captioned.samples import (
     read_below,
     with_captions,
 )
-from glm_training.data.captioned.sniff import files_below, first_lines, kind_of
+from glm_training.data.captioned.sniff import files_below, first_lines, kind_in_folder
 from glm_training.data.paths import PathRefused, local_path
 from glm_training.data.problems import DataError, Problem
 from glm_training.utils.words import counted
@@ -48,7 +48,7 @@ def open_set(options: SetOptions, reading: Reading) -> ListingSet:
     """The samples of the list, or of the lists of the folder. Raises DataError with all that no quarantine cures."""
     files = [options.path]
     if options.path.is_dir():
-        files = [path for path in files_below(options.path) if kind_of(path) == "JSON list"]
+        files = [path for path in files_below(options.path) if kind_in_folder(path) == "JSON list"]
     found = ListingSet(options, reading, files)
     if len(found) == 0:
         shown = found.faults[:3]
@@ -72,21 +72,30 @@ class ListingSet:
         annotations: list[str] = []
         origins: list[int] = []
         records: list[int] = []
-        for origin, file in enumerate(files):
+        self._files: list[Path] = []
+        others: list[Fault] = []
+        for file in files:
+            data, values = _read_list(file)
+            other = _why_no_listing(values)
+            if other is not None:
+                others.append(Fault(file, "", other, "Correct it, or take it out"))
+                continue
+            self._files.append(file)
             self._roots.append(file.parent if options.root is None else options.root)
-            for record, image, annotation in self._usable(file, reading.threads):
+            for record, image, annotation in self._usable(file, data, values, reading.threads):
                 images.append(image)
                 annotations.append(annotation)
-                origins.append(origin)
+                origins.append(len(self._files) - 1)
                 records.append(record)
-        self._files = list(files)
+        if not self._files:
+            raise DataError([Problem(fault.path, fault.reason, _REMEDY) for fault in others])
+        self.faults += others
         self._real_roots = [os.path.realpath(root) for root in self._roots]
         self._images, self._annotations = StringTable(images), StringTable(annotations)
         self._origins, self._records = np.array(origins, dtype=np.uint32), np.array(records, dtype=np.uint32)
 
-    def _usable(self, file: Path, threads: int) -> list[tuple[int, str, str]]:
+    def _usable(self, file: Path, data: bytes, values: Sequence[object], threads: int) -> list[tuple[int, str, str]]:
         """Number, picture and annotation of the records whose files are there."""
-        data, values = _read_list(file)
         rows: list[tuple[int, str, str]] = []
         for number, value in enumerate(values):
             fault = _fault(value, self._captions)
@@ -157,10 +166,15 @@ def _read_list(file: Path) -> tuple[bytes, list[object]]:
         raise DataError([Problem(file, f"not readable as JSON: {error}", _REMEDY)]) from error
     if not isinstance(values, list):
         raise DataError([Problem(file, f"holds a JSON {type(values).__name__}, not a list", _REMEDY)])
-    if values and not any(isinstance(value, dict) and "image" in value for value in values):
-        keys = ", ".join(values[0]) if isinstance(values[0], dict) else type(values[0]).__name__
-        raise DataError([Problem(file, f"its records have no key 'image' (the first one has: {keys})", _REMEDY)])
     return data, values
+
+
+def _why_no_listing(values: Sequence[object]) -> str | None:
+    """Why a list names no pictures at all; None where it does, and for an empty one."""
+    if not values or any(isinstance(value, dict) and "image" in value for value in values):
+        return None
+    keys = ", ".join(values[0]) if isinstance(values[0], dict) else type(values[0]).__name__
+    return f"its records have no key 'image' (the first one has: {keys})"
 
 
 def _fault(value: object, captions: bool) -> str | None:

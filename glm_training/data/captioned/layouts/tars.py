@@ -24,7 +24,7 @@ from glm_training.data.captioned.samples import (
     caption_of_text,
 )
 from glm_training.data.captioned.sniff import files_below, kind_of
-from glm_training.data.captioned.tar_index import IndexCache, TarIndex, sample_name
+from glm_training.data.captioned.tar_index import IndexCache, TarIndex, sample_key, sample_name
 from glm_training.data.captioned.tar_members import BLOCK, name_at
 from glm_training.data.problems import DataError, Problem
 from glm_training.utils.words import counted
@@ -104,6 +104,7 @@ class TarSet:
         self._captions = captions
         self._paths = [index.path for index in indexes]
         self._stamps = [index.stamp for index in indexes]
+        self._repeated = [index.repeated for index in indexes]
         self._digests = {str(index.path): index.digest for index in indexes}
         self._files = OpenFiles()
         told = [(index.rows["text"] > 0) | (index.rows["json"] > 0) for index in indexes]
@@ -176,4 +177,5 @@ class TarSet:
 
     def _key(self, tar: int, image: int) -> str:
         with self._files.reading(self._paths[tar], self._stamps[tar]) as file:
-            return sample_name(name_at(file, image * BLOCK))[0]
+            name = sample_name(name_at(file, image * BLOCK))[0]
+        return sample_key(name, image * BLOCK, self._repeated[tar])

@@ -138,8 +138,9 @@ class LpipsSimilarity:
         try:
             return Lpips(torch.load(path, map_location="cpu", weights_only=True), heads)
         except (AttributeError, EOFError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
+            first = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
             raise RewardBackendError(
-                f"lpips: {path} is not a state dict of torchvision's AlexNet ({error}). Download {ALEXNET_URL} anew "
+                f"lpips: {path} is not a state dict of torchvision's AlexNet ({first}). Download {ALEXNET_URL} anew "
                 "and check reward.options.lpips.backbone_weights"
             ) from error
 

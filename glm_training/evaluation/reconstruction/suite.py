@@ -75,7 +75,9 @@ class Originals:
         faults = self._set.faults
         if not faults:
             return []
-        return [f"{counted(len(faults), 'picture')} cannot be used and count nowhere, first {faults[0].problem()}"]
+        verb = "counts" if len(faults) == 1 else "count"
+        first = ": ".join(filter(None, (str(faults[0].path), faults[0].key, faults[0].reason)))
+        return [f"{counted(len(faults), 'picture')} cannot be used and {verb} nowhere, first {first}."]
 
     def name(self, row: int) -> str:
         """The file that an original is in, and its name there."""
@@ -88,8 +90,10 @@ class Originals:
         try:
             return squashed(decode_image(data.where(row)[0], data.read(row).image), side)
         except (BadSample, DataError) as error:
-            remedy = "Mend it, or take it out of --originals"
-            raise EvaluationError(f"{self.name(row)} cannot be read: {error}. {remedy}") from error
+            reason = error.fault.reason if isinstance(error, BadSample) else error.problems[0].reason
+            raise EvaluationError(
+                f"{self.name(row)} cannot be read: {reason}. Mend it, or take it out of --originals"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,7 @@ class Reconstruction:
                 self._lpips.check()
             except RewardBackendError as error:
                 message = str(error).replace("set reward.options.lpips.backbone_weights to", "give --alexnet")
+                message = message.replace("reward.options.lpips.backbone_weights", "--alexnet")
                 raise EvaluationError(f"{message}, or pass --no-lpips") from error
 
     def judge(self, pictures: list[tuple[Picture, Image.Image]]) -> list[Record | Failure]:

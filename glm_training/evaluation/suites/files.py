@@ -23,7 +23,7 @@ def read_settings(out: Path) -> dict[str, Any]:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise EvaluationError(f"{path} cannot be read ({error}); restore it, or give another --out") from error
     if not isinstance(settings, dict) or not all(isinstance(section, dict) for section in settings.values()):
         raise EvaluationError(f"{path} is not what glm-train evaluate wrote; give another --out")
@@ -44,6 +44,17 @@ def settle(out: Path, section: str, settings: Mapping[str, Any], *, remedy: str)
             raise EvaluationError(f"{out / SETTINGS} says that other settings made what is there:\n{listed}\n{remedy}")
         return
     write_whole(out / SETTINGS, json.dumps({**known, section: wanted}, indent=1, ensure_ascii=False) + "\n")
+
+
+def check_settled(out: Path, section: str, settings: Mapping[str, Any], *, remedy: str) -> None:
+    """Raises EvaluationError, naming every difference, where `out` remembers other values of these `settings`; what it
+    does not remember is none."""
+    known = read_settings(out).get(section, {})
+    wanted = {name: value for name, value in json.loads(json.dumps(settings)).items() if name in known}
+    differences = _differences({name: known[name] for name in wanted}, wanted)
+    if differences:
+        listed = "\n".join(f"  {line}" for line in differences)
+        raise EvaluationError(f"{out / SETTINGS} says that other settings made what is there:\n{listed}\n{remedy}")
 
 
 def _differences(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
@@ -90,7 +101,7 @@ def read_records(path: Path) -> list[Record]:
             break
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             record = None
         if not isinstance(record, dict) or not isinstance(record.get("picture"), str):
             remedy = "delete the line and run the judge again, which does what is missing"

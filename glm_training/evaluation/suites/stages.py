@@ -16,8 +16,10 @@ from glm_training.data import DataError
 from glm_training.data.images import decode_image
 from glm_training.evaluation.suites.files import (
     LINES,
+    RECORDS,
     RESULTS,
     PartFile,
+    check_settled,
     lines_of,
     merge_records,
     read_settings,
@@ -195,11 +197,16 @@ def _record(picture: Picture, path: Path, said: Record | Failure) -> Record:
 def score(suite: Suite, place: Place, world: World) -> Scores | None:
     """The figures of all records, on the main process, which writes them; None on the others.
 
-    Raises EvaluationError where there is no record, or some pictures have none: the judge was interrupted.
+    Raises EvaluationError where there is no record, or some pictures have none: the judge was interrupted; and where
+    the records are of other pictures or questions.
     """
 
     def work() -> Scores:
         wanted = _judged(suite, place)
+        asked = {"suite": suite.name, **suite.judge_settings}
+        if place.images is not None:
+            asked["images"] = str(place.images.resolve())
+        check_settled(place.out, "judge", asked, remedy="Give the settings of then, or judge into another --out")
         known = merge_records(place.out, [picture.path for picture in wanted])
         missing = [picture.path for picture in wanted if picture.path not in known]
         if missing:
@@ -213,7 +220,7 @@ def score(suite: Suite, place: Place, world: World) -> Scores | None:
         if not good:
             first = next(iter(failed.items()), ("none", "there are no pictures"))
             raise EvaluationError(f"no picture could be judged, so there are no figures. {first[0]}: {first[1]}")
-        scores = suite.score(good)
+        scores = _scored(suite, good, place.out)
         if failed:
             noted = f"{counted(len(failed), 'picture')} of {len(wanted)} could not be judged and count nowhere"
             scores.remarks.append(f"{noted}: {_some([f'{name} ({why})' for name, why in failed.items()])}")
@@ -225,6 +232,23 @@ def score(suite: Suite, place: Place, world: World) -> Scores | None:
         return scores
 
     return work() if world.is_main else None
+
+
+def _scored(suite: Suite, records: list[Record], out: Path) -> Scores:
+    """Raises EvaluationError, naming the first, where a record is none of the suite's."""
+    try:
+        return suite.score(records)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        for record in records:
+            try:
+                suite.score([record])
+            except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+                raise EvaluationError(
+                    f"{out / RECORDS}: what it says of {record['picture']} is no record of --suite {suite.name} "
+                    f"({type(error).__name__}: {error}); delete the line and run the judge again, which does what is "
+                    "missing"
+                ) from error
+        raise
 
 
 def _some(names: Sequence[str]) -> str:

@@ -100,29 +100,31 @@ def _cvtg(path: Path, problems: list[Problem]) -> list[TextPrompt]:
         return []
     place = f"{path.resolve().parent.name}/{path.stem}"
     prompts: list[TextPrompt] = []
-    seen: dict[Any, int] = {}
+    seen: dict[str, int] = {}
     for number, entry in enumerate(entries):
         fault = _cvtg_fault(entry, number, seen)
         if fault is not None:
             problems.append(Problem(path, f"data_list[{number}] {fault[0]}", fault[1], index=number))
             continue
-        seen[entry["index"]] = number
+        seen[str(entry["index"])] = number
         words = tuple(quoted_words(entry["prompt"]))
         prompts.append(TextPrompt(f"{place}/{entry['index']}", entry["prompt"], words, f"{path.stem} areas"))
     return prompts
 
 
-def _cvtg_fault(entry: Any, number: int, seen: dict[Any, int]) -> tuple[str, str] | None:
+def _cvtg_fault(entry: Any, number: int, seen: dict[str, int]) -> tuple[str, str] | None:
     if not isinstance(entry, dict):
         return "is no JSON object", 'Write {"index": 0, "prompt": "..."}'
     fault = prompt_fault(entry, "prompt", number)
     if fault is not None:
         return fault
     index = entry.get("index")
-    if isinstance(index, bool) or not re.fullmatch(r"\w{1,40}", str(index)):
+    named = str(index)
+    if isinstance(index, bool) or not re.fullmatch(r"\w{1,40}", named) or re.search(r"_\d+$", named):
+        # NAME_1.png is a second picture of NAME
         return f'has the "index" {index!r}', "Write a number, which names its picture"
-    if index in seen:
-        return f'repeats the "index" {index} of data_list[{seen[index]}]', "Give each prompt one of its own"
+    if named in seen:
+        return f'repeats the "index" {index} of data_list[{seen[named]}]', "Give each prompt one of its own"
     if not quoted_words(entry["prompt"]):
         return "quotes no text in single quotes", "CVTG-2K's prompts say what to write so: 'Open'"
     return None

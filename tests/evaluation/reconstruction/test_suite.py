@@ -226,6 +226,26 @@ def test_missing_weights_are_told_in_the_words_of_the_command(tmp_path, monkeypa
     assert "give --alexnet" in message and "pass --no-lpips" in message and "reward.options" not in message
 
 
+def test_a_file_that_is_no_alexnet_is_told_on_one_line(tmp_path):
+    (tmp_path / "alexnet.pth").write_text("{}")
+    path = folder_of(tmp_path / "in", grey(51))
+    with pytest.raises(EvaluationError) as told:
+        suite(path, lpips=alexnet(tmp_path / "alexnet.pth")).check_judge()
+    message = str(told.value)
+    assert "alexnet.pth is not a state dict of torchvision's AlexNet" in message and "check --alexnet" in message
+    assert "\n" not in message and "weights_only" not in message and "reward.options" not in message
+
+
+def test_originals_that_cannot_be_used_are_told_in_the_words_of_the_command(tmp_path):
+    with tarfile.open(tmp_path / "in.tar", "w") as tar:
+        for name, data in (("0.png", png(grey(51))), ("1.png", b"")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    remark = run(suite(tmp_path / "in.tar"), tmp_path / "out").remarks[-1]
+    assert remark == f"1 picture cannot be used and counts nowhere, first {tmp_path / 'in.tar'}: 1: 1.png is empty."
+
+
 def test_features_go_through_records_bit_by_bit():
     features = torch.randn(DIMENSION, generator=torch.Generator().manual_seed(0))
     assert torch.equal(_unpacked(json.loads(json.dumps(_packed(features)))), features)

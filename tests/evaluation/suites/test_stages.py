@@ -155,6 +155,35 @@ def test_a_line_that_is_no_record_is_named(tmp_path):
         score(Brightness(), Place(tmp_path), World())
 
 
+def test_a_record_that_is_none_of_the_suites_is_named(tmp_path):
+    everything(Place(tmp_path), Brightness(), Maker())
+    path = tmp_path / "records.jsonl"
+    for spoilt in (b'"median"', b'"mean": "x", "m"'):
+        records = path.read_bytes()
+        path.write_bytes(records.replace(b'"mean"', spoilt, 2).replace(spoilt, b'"mean"', 1))
+        with pytest.raises(EvaluationError, match=r"says of 01/grey.png is no record of --suite brightness .*delete"):
+            score(Brightness(), Place(tmp_path), World())
+        path.write_bytes(records)
+    assert score(Brightness(), Place(tmp_path), World()).figures[0].value == 70.0
+
+
+def test_records_of_other_pictures_or_questions_are_not_scored(tmp_path):
+    for name, level in (("mine", 10), ("yours", 20)):
+        (tmp_path / name / "00").mkdir(parents=True)
+        Image.new("RGB", (4, 4), (level,) * 3).save(tmp_path / name / "00/grey.png")
+    suite, place = Brightness(), Place(tmp_path / "out", tmp_path / "mine")
+    suite.judge_settings = {"asked": 1}
+    judge(suite, place, World())
+    with pytest.raises(EvaluationError, match=r'images: ".*mine" there, ".*yours" now\nGive the settings of then'):
+        score(suite, Place(tmp_path / "out", tmp_path / "yours"), World())
+    suite.judge_settings = {"asked": 2}
+    with pytest.raises(EvaluationError, match=r"asked: 1 there, 2 now"):
+        score(suite, place, World())
+    assert not (tmp_path / "out/results.json").exists()
+    suite.judge_settings = {"asked": 1, "of a judge that is asked nothing": 3}
+    assert score(suite, place, World()).figures[0].value == 10.0
+
+
 def test_other_settings_are_refused_by_name_and_change_nothing(tmp_path):
     everything(Place(tmp_path), Brightness(), Maker(), {"seed": 0, "steps": 5})
     before = contents(tmp_path)

@@ -99,6 +99,8 @@ def test_every_fault_of_cvtg_is_told_with_its_place(tmp_path):
         {"index": 3, "prompt": 'a sign "Go"'},
         {"index": 4},
         7,
+        {"index": "0", "prompt": "a sign 'Go'"},
+        {"index": "0_1", "prompt": "a sign 'Go'"},
     ]
     path.write_text(json.dumps({"data_list": entries}))
     with pytest.raises(EvaluationError) as told:
@@ -110,6 +112,8 @@ def test_every_fault_of_cvtg_is_told_with_its_place(tmp_path):
         "data_list[3] quotes no text in single quotes",
         "data_list[4] key 'prompt' is missing",
         "data_list[5] is no JSON object",
+        'data_list[6] repeats the "index" 0 of data_list[0]',
+        "data_list[7] has the \"index\" '0_1'",  # the second picture of 0 is called so
     ):
         assert said in text
     (tmp_path / "3.json").write_text('{"data_list": {}}')

@@ -4,6 +4,7 @@ drawn."""
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,7 @@ def read_prompts(folder: Path) -> dict[str, str]:
     prompts: dict[str, str] = {}
     items: dict[str, Path] = {}
     problems: list[Problem] = []
-    for path in sorted(folder.glob("*.txt")):
+    for path in sorted(path for path in folder.glob("*.txt") if not path.name.startswith(".")):
         text = read_text(path)
         problems += text.problems[:1]
         line = (text.lines[0].text if text.lines else "") or ""
@@ -87,7 +88,7 @@ def read_questions(path: Path) -> dict[str, list[Question]]:
 
 
 def _read(path: Path, text: str, items: dict[str, list[Question]]) -> list[Problem]:
-    reader = csv.reader(text.splitlines(keepends=True), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)  # a line separator of Unicode ends no line
     problems: list[Problem] = []
     begun = 1
     try:

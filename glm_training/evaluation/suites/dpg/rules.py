@@ -41,11 +41,10 @@ def before_zeroing(answers: Mapping[str, str]) -> dict[int, float]:
 
 def after_zeroing(scores: Mapping[int, float], parents: Mapping[int, Sequence[int]]) -> dict[int, float]:
     """The same, 0 where a parent, or a parent of that, is 0. The order of the questions does not matter."""
-
-    def holds(question: int) -> bool:
-        return scores[question] > 0 and all(holds(parent) for parent in parents[question])
-
-    return {question: float(holds(question)) for question in scores}
+    holding = {question for question, value in scores.items() if value > 0}
+    while lost := {question for question in holding if not holding.issuperset(parents[question])}:
+        holding -= lost
+    return {question: float(question in holding) for question in scores}
 
 
 def score(records: Sequence[Record]) -> Scores:
@@ -69,7 +68,7 @@ def score(records: Sequence[Record]) -> Scores:
                     groups = by_level.setdefault(level, {"before": {}, "after": {}})
                     groups["before"].setdefault(item, []).append(before[question])
                     groups["after"].setdefault(item, []).append(after[question])
-        zeroed[item] = tiles
+        zeroed.setdefault(item, []).extend(tiles)  # an item may have several pictures
         lines.append({"picture": record["picture"], "tiles": tiles, "score": math.fsum(tiles) / len(tiles)})
     figures = [
         mean_of("DPG score", zeroed, of="tiles", scale=100),

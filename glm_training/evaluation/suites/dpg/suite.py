@@ -76,7 +76,7 @@ class DPG:
 
     def find(self, folder: Path) -> list[Picture]:
         """The .png of the folder, and of items without any the one that is missing."""
-        names = sorted(path.name for path in folder.glob("*.png"))
+        names = sorted(path.name for path in folder.glob("*.png") if not path.name.startswith("."))
         if not any(key_of(name) in self._questions for name in names):
             raise EvaluationError(f"--images {folder} holds no .png that is named as an item of --questions")
         there = {key_of(name) for name in names}
@@ -102,8 +102,9 @@ class DPG:
         answers = self._answerer.answer([(tile, asked) for tile in cut])
         for place, said in enumerate(answers):
             for question, answer in zip(questions, said, strict=True):
-                if isinstance(answer, Failure):
-                    return Failure(f"tile {place}, question {question.id}: {answer.reason}")
+                if isinstance(answer, Failure) or not answer.strip():
+                    reason = answer.reason if isinstance(answer, Failure) else f"{self.judged_by} answers nothing"
+                    return Failure(f"tile {place}, question {question.id}: {reason}")
         return {
             "item": item,
             "questions": [question.recorded() for question in questions],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,11 @@ SOURCE = (
 )
 
 Metadata = dict[str, Any]
+
+_KEYS = ("tag", "include", "exclude", "prompt")
+_CLAUSE_KEYS = ("class", "count", "color", "position")
+_ASKED_BY_TAG = {"colors": "color", "color_attr": "color", "position": "position"}
+"""What a clause of a prompt with this tag asks for; without it the picture would be judged for less than it says."""
 
 
 def read_prompts(path: Path) -> list[Metadata]:
@@ -54,7 +60,7 @@ def parsed(text: str, index: int) -> tuple[Metadata | None, tuple[str, str] | No
         return None, ("is empty", "Remove the line: folders are numbered by lines")
     try:
         record = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return None, (f"is not JSON ({error})", "Write one JSON object a line")
     if not isinstance(record, dict):
         return None, ("is not a JSON object", 'Write {"tag": ..., "include": [...], "prompt": ...}')
@@ -71,17 +77,27 @@ def _fault(record: Mapping[str, Any]) -> tuple[str, str] | None:
     exclude = record.get("exclude", [])
     if not isinstance(exclude, list):
         return '"exclude" is no list', "Write a list of clauses, or leave it out"
+    for key in record:
+        near = [] if key in _KEYS else get_close_matches(key, _KEYS, n=1, cutoff=0.8)
+        if near:  # what it asks for would count for nothing
+            return f"has the key {key!r}", f'Did you mean "{near[0]}"?'
     for name, clauses in (("include", include), ("exclude", exclude)):
         for place, clause in enumerate(clauses):
             fault = _clause_fault(clause, place if name == "include" else 0)
             if fault is not None:
                 return f"{name}[{place}] {fault[0]}", fault[1]
+    asked = _ASKED_BY_TAG.get(record["tag"])
+    if asked is not None and not any(asked in clause for clause in include):
+        return f"is of the tag {record['tag']} and asks for no {asked}", f'Write "{asked}" into a clause of "include"'
     return None
 
 
 def _clause_fault(clause: Any, place: int) -> tuple[str, str] | None:
     if not isinstance(clause, dict) or not isinstance(clause.get("class"), str) or not clause["class"].strip():
         return 'has no "class"', 'Write {"class": "bench", "count": 1}'
+    unknown = [key for key in clause if key not in _CLAUSE_KEYS]
+    if unknown:
+        return f"has the unknown key {unknown[0]!r}", f"Known are {', '.join(_CLAUSE_KEYS)}"
     count = clause.get("count")
     if type(count) is not int or count < 1:
         return f'has "count" {count!r}', "Write a whole number from 1"

@@ -32,6 +32,7 @@ from glm_training.evaluation.suites.protocol import (
 )
 
 METADATA, SAMPLES = "metadata.jsonl", "samples"
+_OTHER_PICTURES = (".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 class GenEval:
@@ -86,13 +87,13 @@ class GenEval:
         Raises EvaluationError, naming every file, for metadata that are none or not those of the prompts file.
         """
         problems: list[Problem] = []
-        numbered = {int(path.name): path for path in _below(folder) if path.is_dir() and path.name.isdigit()}
+        numbered = _numbered(folder, problems)
         if not numbered:
             raise EvaluationError(f"--images {folder} holds no folders 00000, 00001, ... in GenEval's layout")
         pictures = []
         for index, place in sorted(numbered.items()):
             metadata = self._metadata(place, index, problems)
-            samples = [path for path in _below(place / SAMPLES) if re.fullmatch(r"\d+\.png", path.name)]
+            samples = _samples(place / SAMPLES, problems)
             if metadata is None:
                 continue
             self._of_index[index] = metadata
@@ -108,7 +109,7 @@ class GenEval:
     def _metadata(self, place: Path, index: int, problems: list[Problem]) -> Metadata | None:
         path = place / METADATA
         try:
-            record, fault = parsed(path.read_text(encoding="utf-8").strip(), index)
+            record, fault = parsed(path.read_text(encoding="utf-8-sig").strip(), index)
         except (OSError, UnicodeDecodeError) as error:
             record, fault = None, (f"cannot be read ({error})", "Put the prompt's line of the prompts file there")
         if fault is None and self._prompts is not None:
@@ -168,6 +169,9 @@ def score(records: Sequence[Record]) -> Scores:
     tags = [mean_of(tag, groups, scale=100) for tag, groups in by_tag.items() if groups]
     scores = Scores([*tags, _overall(tags)], lines)
     scores.figures.append(mean_of("right pictures", by_prompt, scale=100))
+    counts = sorted({len(values) for values in by_prompt.values()})
+    if len(counts) > 1:
+        scores.remarks.append(f"Of a prompt {counts[0]} to {counts[-1]} pictures were judged.")
     any_right = {index: [max(values)] for index, values in by_prompt.items()}
     scores.figures.append(mean_of("prompts with a right picture", any_right, of="prompts", scale=100))
     if len(tags) < len(TAGS):
@@ -200,6 +204,25 @@ def _line(record: Record, right: bool, reasons: Sequence[str]) -> Record:
         "metadata": json.dumps(metadata),
         "details": json.dumps(details),
     }
+
+
+def _numbered(folder: Path, problems: list[Problem]) -> dict[int, Path]:
+    """The folders of the prompts by their numbers."""
+    numbered: dict[int, Path] = {}
+    for path in _below(folder):
+        if path.is_dir() and re.fullmatch(r"[0-9]{1,9}", path.name):
+            there = numbered.setdefault(int(path.name), path)
+            if there is not path:
+                problems.append(Problem(path, f"is number {int(path.name)}, as {there.name} is", "Remove one of them"))
+    return numbered
+
+
+def _samples(folder: Path, problems: list[Problem]) -> list[Path]:
+    """The pictures of a prompt: a number and .png."""
+    found = [path for path in _below(folder) if re.fullmatch(r"[0-9]+\.\w+", path.name)]
+    others = [path for path in found if path.suffix.lower() in _OTHER_PICTURES]
+    problems += [Problem(path, "is no .png, and would not be judged", "Save it as a PNG") for path in others]
+    return [path for path in found if path.suffix == ".png"]
 
 
 def _below(folder: Path) -> list[Path]:

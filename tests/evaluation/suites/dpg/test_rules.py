@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from glm_training.evaluation.suites.dpg.rules import levels, score
+from glm_training.evaluation.suites.dpg.rules import after_zeroing, levels, score
 
 CASES = [json.loads(line) for line in (Path(__file__).parent / "cases.jsonl").read_text().splitlines()]
 
@@ -34,6 +34,27 @@ def test_the_order_of_questions_does_not_matter():
     for case in CASES:
         turned = {**case, "questions": case["questions"][::-1]}
         assert score([record(turned)]).lines == score([record(case)]).lines
+
+
+def test_long_and_branching_dependencies():
+    """A chain of 3000 questions, and 60 in which each depends on the two before: 2^60 ways up."""
+    chain = {question: [question - 1] if question else [] for question in range(3000)}
+    assert after_zeroing(dict.fromkeys(chain, 1.0), chain) == dict.fromkeys(chain, 1.0)
+    assert sum(after_zeroing(dict.fromkeys(chain, 1.0) | {1000: 0.0}, chain).values()) == 1000
+    branching = {question: [q for q in (question - 1, question - 2) if q >= 0] for question in range(60)}
+    assert sum(after_zeroing(dict.fromkeys(branching, 1.0) | {30: 0.0}, branching).values()) == 30
+
+
+def test_every_picture_of_an_item_counts():
+    question = {"id": 1, "parents": [], "tuple": "entity - whole (a)", "question": "?"}
+    records = [
+        {"picture": f"x.{place}.png", "item": "x", "questions": [question], "tiles": [{"1": answer}] * 4}
+        for place, answer in enumerate(("yes", "no", "no"))
+    ]
+    figures = {figure.name: figure for figure in score(records).figures}
+    assert [(figures[name].value, figures[name].count) for name in ("DPG score", "before zeroing")] == [
+        (pytest.approx(1 / 3, rel=1e-12), 12)
+    ] * 2
 
 
 def test_a_picture_counts_as_much_as_another_however_many_questions_it_has():

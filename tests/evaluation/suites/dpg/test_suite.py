@@ -139,6 +139,38 @@ def test_texts_with_commas_line_ends_and_several_parents_are_read(tmp_path):
     assert (last.id, last.parents, last.question) == (3, (1, 2), "Is it, then?")
 
 
+def test_separators_of_unicode_end_no_line(tmp_path):
+    path = tmp_path / "questions.csv"
+    path.write_bytes((HEAD + ROW + ROW.replace("a,t,1", "a,t,2").replace("Is there", "Is\u2028there\x85")).encode())
+    assert read_questions(path)["a"][1].question == "Is\u2028there\x85 a circle?"
+    path.write_bytes(path.read_bytes() + ROW.replace("a,t,1,0", "a,t,3,7").replace("\n", "\r\n").encode())
+    with pytest.raises(EvaluationError, match=r"questions.csv:4: depends on question 7"):
+        read_questions(path)
+
+
+def test_what_a_mac_leaves_beside_files_is_passed_over(tmp_path):
+    (tmp_path / "a.txt").write_text("a circle")
+    (tmp_path / "._a.txt").write_bytes(b"\0\5\x16\7")
+    assert read_prompts(tmp_path) == {"a": "a circle"}
+    (tmp_path / "a.png").write_bytes(b"")
+    (tmp_path / "._a.png").write_bytes(b"")
+    path = tmp_path / "questions.csv"
+    path.write_text(HEAD + ROW)
+    assert [picture.path for picture in suite(None, path).find(tmp_path)] == ["a.png"]
+
+
+@pytest.mark.parametrize("said", ["", "  \n"])
+def test_an_empty_answer_is_none_and_no_no(tmp_path, said):
+    class Silent(ShapesAnswerer):
+        def answer(self, asked):
+            return [[said for _ in questions] for _, questions in asked]
+
+    prompts, questions = read_prompts(TINY / "prompts"), read_questions(TINY / "questions.csv")
+    tested = DPG(prompts, questions, 1, Silent())
+    (found,) = tested.judge([(tested.pictures()[0], Image.new("RGB", (8, 8)))])
+    assert found == Failure("tile 0, question 1: shapes answers nothing")
+
+
 def test_holes_in_the_prompts_are_told_at_once(tmp_path):
     (tmp_path / "a.txt").write_text("\nsecond line")
     (tmp_path / "b.one.txt").write_text("a red circle")

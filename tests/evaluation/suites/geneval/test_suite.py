@@ -134,6 +134,14 @@ def test_a_picture_of_another_size_and_mode_is_judged_too(tmp_path):
         (LINE.replace('"count": 1', '"count": true'), '2: include[0] has "count" True'),
         (LINE.replace('"color": "red"', '"color": "teal"'), "2: include[0] has \"color\" 'teal'. Write one of red"),
         (LINE.replace('"color": "red"', '"position": ["left of", 0]'), '2: include[0] has "position"'),
+        (
+            LINE.replace('"color": "red"', '"colour": "red"'),
+            "2: include[0] has the unknown key 'colour'. Known are class",
+        ),
+        (LINE.replace("]", '], "excludes": []'), "2: has the key 'excludes'. Did you mean \"exclude\"?"),
+        (LINE.replace(', "color": "red"', ""), "2: is of the tag colors and asks for no color"),
+        (LINE.replace('"colors"', '"position"'), "2: is of the tag position and asks for no position"),
+        pytest.param("[" * 100_000, "2: is not JSON (maximum recursion depth", id="deep"),
         (LINE, "2: repeats line 1"),
     ],
 )
@@ -144,6 +152,51 @@ def test_a_hole_in_the_prompts_is_told_with_its_line(tmp_path, line, expected):
         read_prompts(path)
     told = str(raised.value)
     assert f"{path}:{expected}" in told and told.count("prompts.jsonl:") == 1
+
+
+def test_a_note_of_the_users_own_is_no_hole(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(LINE.replace('"prompt"', '"source": "mine", "prompt"'))
+    assert [record["source"] for record in read_prompts(path)] == ["mine"]
+
+
+def in_layout(folder: Path, *numbers: str, samples: tuple[str, ...] = ("0000.png",)) -> Path:
+    for number in numbers:
+        (folder / number / "samples").mkdir(parents=True)
+        (folder / number / "metadata.jsonl").write_text("\ufeff" + LINE + "\r\n", encoding="utf-8")
+        for sample in samples:
+            draw(parse("a red circle"), Jitter(0, 0)).save(folder / number / "samples" / sample)
+    return folder
+
+
+def test_two_folders_of_one_number_are_refused(tmp_path):
+    images = in_layout(tmp_path / "images", "00000", "0", "00001")
+    with pytest.raises(EvaluationError, match=r"images/00000: is number 0, as 0 is. Remove one of them"):
+        suite(None).find(images)
+
+
+def test_folders_that_are_called_otherwise_are_no_prompts(tmp_path):
+    images = in_layout(tmp_path / "images", "00000", "\u00b2", "notes", "x00001")
+    assert [picture.path for picture in suite(None).find(images)] == ["00000/samples/0000.png"]
+
+
+def test_pictures_that_would_not_be_judged_are_named(tmp_path):
+    images = in_layout(tmp_path / "images", "00000", samples=("0000.png", "0001.jpg", "0002.webp", "preview.jpg"))
+    with pytest.raises(EvaluationError) as raised:
+        suite(None).find(images)
+    assert [f"samples/{name}: is no .png" in str(raised.value) for name in ("0001.jpg", "0002.webp")] == [True, True]
+    assert "preview" not in str(raised.value)
+
+
+def test_another_number_of_pictures_of_a_prompt_is_said(tmp_path):
+    images = in_layout(tmp_path / "images", "00000", "00001", samples=("0000.png", "0001.png", "0002.png"))
+    tested, place = suite(None), Place(tmp_path / "out", images)
+    judge(tested, place, World())
+    assert not [remark for remark in score(tested, place, World()).remarks if "of a prompt" in remark.lower()]
+    (images / "00001/samples/0002.png").unlink()
+    (images / "00001/samples/0001.png").unlink()
+    judge(tested, place, World())
+    assert "Of a prompt 1 to 3 pictures were judged." in score(tested, place, World()).remarks
 
 
 def test_all_holes_are_told_at_once(tmp_path):

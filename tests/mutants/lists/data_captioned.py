@@ -47,6 +47,7 @@ MUTATIONS = [
         "data/captioned/test_tar_index.py",
         ('key, _, kind = name.partition(".")', 'key, _, kind = name.rpartition(".")', "masks count as pictures"),
         ("if sample is None or kind in sample:", "if sample is None:", "a name that comes again hides the first"),
+        ('return f"{name} (byte {offset})" if', "return name if", "samples of one name count once"),
         ('or facts["crc"] != zlib.crc32(body)', "", "a damaged index counts"),
         ("{path.absolute()} {stamp}", "{path.absolute()}", "a changed tar is not noticed"),
     ),

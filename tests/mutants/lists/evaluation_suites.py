@@ -108,8 +108,13 @@ MUTATIONS = [
     *of(
         f"{SUITES}/dpg/rules.py",
         (f"{SUITES}/dpg/test_rules.py",),
-        ("all(holds(parent) for parent", "all(scores[parent] > 0 for parent", "zeroing stops at the children"),
-        ("all(holds(parent) for parent", "any(holds(parent) for parent", "one of two parents is enough"),
+        ("    while lost :=", "    if lost :=", "zeroing stops at the children"),
+        (
+            "if not holding.issuperset(parents[question])}",
+            "if parents[question] and holding.isdisjoint(parents[question])}",
+            "one of two parents is enough",
+        ),
+        ("zeroed.setdefault(item, []).extend(tiles)", "zeroed[item] = tiles", "one picture of an item counts"),
         ('.strip(".!").lower() == "yes"', '.lower().startswith("yes")', "yes, but not quite is yes"),
     ),
     *of(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from glm_training.data import Batch
-from glm_training.evaluation.held_out import Evaluation, EvaluationSettings, evaluate
+from glm_training.evaluation.held_out import Evaluation, EvaluationSettings, _interleaved, evaluate
 from glm_training.models.family import Sampling
 from glm_training.rewards import RewardCalculator, RewardResult
 from glm_training.utils.distributed import World
@@ -74,3 +74,9 @@ def test_pictures_are_drawn_as_the_settings_say():
 def test_what_applies_nowhere_has_no_mean():
     scores = {"total": torch.tensor([0.5, 1.0]), "none": torch.full((2,), float("nan"))}
     assert Evaluation(scores, torch.zeros(0, 3, 1, 1)).means() == {"total": 0.75}
+
+
+def test_scores_of_several_processes_come_back_in_the_order_of_the_prompts():
+    """Process r has the prompts r, r + 2, ... of five; the one with two repeats the last."""
+    gathered = ["a0", "a2", "a4", "b1", "b3", "b4"]
+    assert [gathered[place][1] for place in _interleaved(5, 3, 2)] == list("01234")

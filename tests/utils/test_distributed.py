@@ -169,3 +169,9 @@ def test_torchrun_wins_over_slurm(clean_environment):
     for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "0"}.items():
         clean_environment.setenv(name, value)
     assert distributed.read_launch() == distributed.Launch(1, 2, 0, None)
+
+
+def test_one_process_of_all_nodes_is_the_one_that_writes():
+    """Two nodes of two processes each."""
+    worlds = [World(rank, 4, local_rank) for rank, local_rank in ((0, 0), (1, 1), (2, 0), (3, 1))]
+    assert [world.is_main for world in worlds] == [True, False, False, False]

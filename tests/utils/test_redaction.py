@@ -150,6 +150,12 @@ def test_values_of_the_environment_are_masked_wherever_they_stand(monkeypatch):
         assert redact(f"<{form}>") == "<***>"
 
 
+def test_a_secret_that_begins_another_does_not_show_the_others_rest(monkeypatch):
+    monkeypatch.setenv("FIRST_TOKEN", "plum-stone")
+    monkeypatch.setenv("SECOND_TOKEN", "plum-stone-orchard")
+    assert redact("<plum-stone-orchard> <plum-stone>") == "<***> <***>"
+
+
 def test_what_a_shell_says_of_itself_is_no_secret(monkeypatch):
     """A path of the user's is in every message; `PWD` is where he is, no password."""
     for name in (

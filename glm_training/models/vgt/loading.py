@@ -62,6 +62,11 @@ class Source:
     order: str | None = None
     distils: bool = False
 
+    def dtype(self, part: str, others: torch.dtype) -> torch.dtype:
+        """In which the weights of `part` are loaded: fp32 if it is to be trained. Rounded, it would not go on from
+        where the run before it ended."""
+        return torch.float32 if part == self.component else others
+
 
 @dataclass(frozen=True)
 class Models:
@@ -82,7 +87,8 @@ class Hub:
 
 def load_models(name: str, source: Source, *, dtype: torch.dtype, hub: Hub, seed: int) -> Models:
     """The models of `name`: "tiny" or "tiny-random", a folder that was saved here, the authors' file of weights (an
-    autoencoder), or a vision-language model to make them of. Weights in `dtype`. Raises ModelLoadError."""
+    autoencoder), or a vision-language model to make them of. Weights in `dtype`, those of what is to be trained in
+    fp32. Raises ModelLoadError."""
     check_source(name, source)
     if source.component != GENERATOR and (source.component or not _has(name, GENERATOR)):
         if name == "tiny-random" and not source.component:
@@ -91,14 +97,14 @@ def load_models(name: str, source: Source, *, dtype: torch.dtype, hub: Hub, seed
         return Models(*_autoencoder(name, source, dtype=dtype, hub=hub, seed=seed))
     autoencoder, _ = _autoencoder(source.autoencoder or name, Source(), dtype=dtype, hub=hub, seed=seed)
     if _has(name, GENERATOR):
-        generator = Generator.from_pretrained(expanded(name) / GENERATOR, dtype=dtype)
+        generator = Generator.from_pretrained(expanded(name) / GENERATOR, dtype=source.dtype(GENERATOR, dtype))
         if source.component:
             grid, stride = _grid(source, autoencoder.config), autoencoder.config.stride
             order = source.order or generator.config.order
             generator.config = replace(generator.config, grid=grid, stride=stride, order=order)
             generator.align(None if source.repa is None else repa_width(source.repa, hub), seed=seed)
     else:
-        generator = _new_generator(name, source, autoencoder, hub=hub, seed=seed).cast(dtype)
+        generator = _new_generator(name, source, autoencoder, hub=hub, seed=seed).cast(source.dtype(GENERATOR, dtype))
     return Models(autoencoder, generator=generator)
 
 
@@ -222,16 +228,17 @@ def _has(name: str, part: str) -> bool:
 def _autoencoder(
     name: str, source: Source, *, dtype: torch.dtype, hub: Hub, seed: int
 ) -> tuple[Autoencoder, Teacher | None]:
+    own = source.dtype(AUTOENCODER, dtype)
     if name in IN_MEMORY:
         normed = bool(source.channel_norm)
         if name == "tiny":
             autoencoder = Autoencoder(tiny_trainable_config(normed), seed=seed)
         else:
             autoencoder = tiny_random_autoencoder(seed, channel_norm=normed, kl=source.kl)
-        return autoencoder.cast(dtype).eval(), Teacher(autoencoder.tower, dtype)
+        return autoencoder.cast(own).eval(), Teacher(autoencoder.tower, dtype)
     path = expanded(pipeline_in(name, "vgt.autoencoder"))
     if path.is_file():
-        return _published(path, source, dtype)
+        return _published(path, source, own)
     if autoencoder_config(name) is not None:
         return _saved(path / AUTOENCODER if (path / AUTOENCODER).is_dir() else path, source, dtype)
     made = autoencoder_from_parts(
@@ -241,7 +248,7 @@ def _autoencoder(
         kl=source.kl,
         seed=seed,
     )
-    return made.cast(dtype).eval(), Teacher(made.tower, dtype)
+    return made.cast(own).eval(), Teacher(made.tower, dtype)
 
 
 def _saved(folder: Path, source: Source, dtype: torch.dtype) -> tuple[Autoencoder, Teacher | None]:
@@ -251,7 +258,7 @@ def _saved(folder: Path, source: Source, dtype: torch.dtype) -> tuple[Autoencode
         config = replace(config, channel_norm=source.channel_norm)
     with load_errors_explained(f"the VGT autoencoder in {folder}"):
         with no_init_weights():
-            autoencoder = Autoencoder(config).cast(dtype).eval()
+            autoencoder = Autoencoder(config).cast(source.dtype(AUTOENCODER, dtype)).eval()
         load_weights(autoencoder, folder / autoencoders.WEIGHTS_FILE)
     teacher = Teacher.from_pretrained(folder, dtype) if (folder / TEACHER_FILE).is_file() else None
     return autoencoder, teacher

@@ -70,7 +70,7 @@ def test_a_new_generator_fits_the_autoencoder_it_is_given(alone):
 
 
 def test_weights_are_cast_and_trained_ones_are_not_lost(whole, alone):
-    for name, source in ((whole, None), (alone, AUTOENCODER), ("tiny-random", AUTOENCODER)):
+    for name, source in ((whole, None), (alone, None), ("tiny-random", Source("generator", autoencoder=str(alone)))):
         half = loaded(name, source, dtype=torch.bfloat16).autoencoder
         assert half.down_mlp[1].weight.dtype == torch.bfloat16
         # else a picture would be another one in half precision
@@ -78,6 +78,18 @@ def test_weights_are_cast_and_trained_ones_are_not_lost(whole, alone):
     family = loaded(whole, dtype=torch.bfloat16)
     assert family.generator.queries.dtype == torch.bfloat16
     assert family.generator.llm.rotary_emb.inv_freq.dtype == torch.float32, "positions stay exact"
+
+
+def test_what_is_trained_is_loaded_as_it_was_saved(whole, alone):
+    """What the run before left is fp32, whatever the frozen half and the teacher are loaded in."""
+    trained = loaded(alone, AUTOENCODER, dtype=torch.bfloat16)
+    assert_identical(weights(trained.autoencoder), weights(tiny_random_autoencoder(3)))
+    fresh = loaded("tiny-random", AUTOENCODER, dtype=torch.bfloat16, seed=3)
+    assert_identical(weights(fresh.autoencoder), weights(tiny_random_autoencoder(3)))
+    assert {param.dtype for param in fresh.teacher.parameters()} == {torch.bfloat16}
+    family = loaded(whole, GENERATOR, dtype=torch.bfloat16)
+    assert_identical(weights(family.generator), weights(tiny_random_generator(seed=4)))
+    assert {param.dtype for param in family.autoencoder.parameters()} == {torch.bfloat16}
 
 
 def test_a_vision_language_model_gives_both(tmp_path):

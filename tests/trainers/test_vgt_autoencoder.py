@@ -13,6 +13,7 @@ from torch import Tensor
 from glm_training.checkpoint.resume import load_checkpoint
 from glm_training.models.vgt.autoencoder import Autoencoder, Teacher
 from glm_training.models.vgt.family import VGT
+from glm_training.trainers import vgt_autoencoder_trainer
 from glm_training.trainers.run import build_trainer
 from glm_training.trainers.vgt_autoencoder_trainer import DISCRIMINATOR, VGTAutoencoderTrainer
 from glm_training.utils.distributed import init_world
@@ -77,6 +78,32 @@ def test_the_first_loss_is_that_of_its_terms(tmp_path):
     assert judge is trainer.discriminator.component
 
 
+def test_the_discriminators_rate_is_its_own_counted_from_its_start(tmp_path):
+    """A warmup of one step and a line down to 0 at the last, from step 1 on; the autoencoder's where none is named."""
+    keys = ["vgt.gan.start_step=1", "vgt.gan.warmup_steps=1", "training.lr_scheduler=linear", "training.max_steps=5"]
+    for own, rate in (["vgt.gan.learning_rate=0.01"], 0.01), ([], 1e-3):
+        part = autoencoder_trainer(tmp_path, *keys, *GAN, *own).discriminator
+        found = [part.learning_rate(step) for step in range(1, 5)]
+        assert found == pytest.approx([rate / 2, rate, rate / 2, 0.0], abs=1e-12)
+
+
+class MeanDistance(torch.nn.Module):
+    def forward(self, images: Tensor, others: Tensor) -> Tensor:
+        return (images - others).abs().flatten(1).mean(1)
+
+
+def test_each_weight_of_the_configuration_is_that_of_its_term(tmp_path, monkeypatch):
+    """In place of VGG a distance that needs no file."""
+    monkeypatch.setattr(vgt_autoencoder_trainer, "perceptual_networks", lambda config: (MeanDistance(), None))
+    (tmp_path / "vgg.pth").touch()
+    keys = [f"vgt.lpips_weights={tmp_path / 'vgg.pth'}", "vgt.perceptual_weight=3", "vgt.kl=true", "vgt.kl_weight=0.25"]
+    found = autoencoder_trainer(tmp_path, *keys).training_step()
+    terms = {name: found[f"autoencoder/{name}"] for name in ("mse", "lpips", "kl", "distillation")}
+    assert terms["lpips"] > 0 and terms["kl"] > 0
+    total = terms["mse"] + 3 * terms["lpips"] + 0.25 * terms["kl"] + 0.5 * terms["distillation"]
+    assert found["autoencoder/loss"] == pytest.approx(total, rel=1e-5)
+
+
 def test_the_teacher_stays_bit_for_bit_and_pulls(tmp_path):
     trainer = autoencoder_trainer(tmp_path, *SGD)
     teacher = copied(trainer.family.teacher)
@@ -115,6 +142,22 @@ def test_latents_get_noise_of_a_strength_of_each_images_own(tmp_path):
     again, _ = trainer._noise(images[:1], [9])
     assert torch.equal(again[0], noise[1]), "named by the place in the run alone"
     assert autoencoder_trainer(tmp_path)._noise(images, [4, 9]) == (None, None)
+
+
+def test_a_step_draws_the_latents_with_that_noise_and_a_judge_without(tmp_path):
+    trainer = autoencoder_trainer(tmp_path, "vgt.latent_noise=3", "vgt.kl=true")
+    autoencoder = trainer.family.autoencoder
+    images = trainer.dataset.batch(trainer.sampler.peek()).targets
+    noise, posterior = trainer._noise(images, [0, 1])
+    with torch.no_grad():
+        noisy = (autoencoder(images, noise, posterior).images - images).square().mean().item()
+        still = (autoencoder(images).images - images).square().mean().item()
+        judged = [10 ** (-value / 10) for value in trainer.judge()["autoencoder/psnr"].tolist()]
+        drawn = autoencoder(trainer._held_out_images([0, 1, 2])).images.clamp(0, 1)
+    assert abs(noisy - still) > 1e-3 * still
+    assert trainer.training_step()["autoencoder/mse"] == pytest.approx(noisy, rel=1e-5)
+    wanted = (drawn - trainer._held_out_images([0, 1, 2])).square().flatten(1).mean(1).tolist()
+    assert judged == pytest.approx(wanted, rel=1e-4)
 
 
 def test_stage_two_goes_on_from_stage_one_with_its_own_norm(tmp_path):

@@ -78,6 +78,18 @@ def test_captions_are_dropped_by_their_share(tmp_path):
     assert abs((many < 0.4).float().mean().item() - 0.4) < 4 * (0.24 / 4000) ** 0.5
 
 
+def test_a_step_learns_without_the_captions_that_are_dropped(tmp_path):
+    trainer = generator_trainer(tmp_path, "training.batch_size=4", "vgt.caption_dropout=0.5")
+    draws = uniform(3, "vgt/caption", [(place,) for place in range(4)], (1,))[:, 0].tolist()
+    captions = trainer.dataset.batch(trainer.sampler.peek()).prompts
+    wanted = ["" if draw < 0.5 else caption for draw, caption in zip(draws, captions, strict=True)]
+    assert 0 < wanted.count("") < 4
+    read = []
+    trainer.model.register_forward_pre_hook(lambda module, given: read.append(given[0].ids))
+    trainer.training_step()
+    assert torch.equal(read[0], trainer.model.encode_prompts(wanted).ids)
+
+
 def test_the_autoencoder_and_the_tied_embeddings_stay_bit_for_bit(tmp_path):
     trainer = generator_trainer(tmp_path)
     autoencoder, before = copied(trainer.family.autoencoder), copied(trainer.model)

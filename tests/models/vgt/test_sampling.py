@@ -176,6 +176,19 @@ def test_drawing_by_hand(acc_ratio: int, latent_norm: bool, guidance: float) -> 
     torch.testing.assert_close(drawn.flatten(2), latents, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("options", [{}, {"queries_see_each_other": True}])
+def test_a_whole_group_is_drawn_under_what_its_queries_are_asked_to_see(options: dict[str, bool]) -> None:
+    """By default a query sees none of its group."""
+    generator = tiny_random_generator()
+    generator.head = Spoken()
+    noise, prompts = named_noise("noise", 4, 2, 4, 4, 4), generator.encode_prompts(PROMPTS)
+    drawn = sample(generator, prompts, noise, ORDERS, guidance=1.0, acc_ratio=4, **options)
+    tokens, fresh = (written(each.flatten(2).transpose(1, 2), ORDERS) for each in (drawn, noise_only(noise)))
+    with torch.no_grad():
+        spoken = 10 * write_all(generator, tokens, 4, see=bool(options))[..., :4]
+    torch.testing.assert_close(tokens, channel_norm(fresh + spoken, dim=-1), rtol=1e-4, atol=1e-4)
+
+
 def test_without_guidance_the_unconditional_text_is_not_read() -> None:
     generator = lively_generator()
     noise = named_noise("noise", 2, 2, 4, 4, 4)

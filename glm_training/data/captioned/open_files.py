@@ -36,13 +36,15 @@ class OpenFiles:
 
     @contextmanager
     def reading(self, path: Path, stamp: tuple[int, int]) -> Iterator[FileReader]:
-        """Inside, the file at `path` is open. Raises DataError where it is another one than that of `stamp`."""
+        """Inside, the file at `path` is open. Raises DataError where it is another one than that of `stamp`, or is so
+        by the end: what was read inside is of no use then."""
         with self._lock:
             opened = self._open.get(path) or self._opened(path, stamp)
             opened.users += 1
             self._open.move_to_end(path)
         try:
             yield opened.reader
+            _check(path, opened.file, stamp)
         finally:
             with self._lock:
                 opened.users -= 1
@@ -59,9 +61,11 @@ class OpenFiles:
         except OSError as error:
             problem = Problem(path, f"cannot be read: {error.strerror}", "Put it back and resume")
             raise DataError([problem]) from error
-        if stamp_of(os.fstat(file.fileno())) != stamp:
+        try:
+            _check(path, file, stamp)
+        except DataError:
             file.close()
-            raise DataError([Problem(path, "changed since the run began", "Put the old one back, or start it again")])
+            raise
         self._open[path] = _Open(file, FileReader(file))
         return self._open[path]
 
@@ -69,3 +73,8 @@ class OpenFiles:
         idle = [path for path, opened in self._open.items() if opened.users == 0]
         for path in idle[: max(len(self._open) - limit, 0)]:
             self._open.pop(path).file.close()
+
+
+def _check(path: Path, file: BufferedReader, stamp: tuple[int, int]) -> None:
+    if stamp_of(os.fstat(file.fileno())) != stamp:
+        raise DataError([Problem(path, "changed since the run began", "Put the old one back, or start it again")])

@@ -101,7 +101,7 @@ class TarWalk:
             if block == _ZEROS:
                 self._check_rest(place)
                 return
-            header = _header(block) if len(block) == BLOCK else None
+            header = _header(block)
             if header is None:
                 data_end = place = self._resynchronised(place)
                 continue
@@ -194,7 +194,9 @@ def name_at(reader: FileReader, offset: int) -> str:
 
 
 def _header(block: bytes) -> _Header | None:
-    """What a block says as a header; None where its checksum is another one."""
+    """What a block says as a header; None where its checksum is another one, and of a block that is cut."""
+    if len(block) < BLOCK:
+        return None
     size = _number(block[124:136])
     checksum = _number(block[148:156])
     if size is None or checksum is None:

@@ -36,6 +36,8 @@ def settle(out: Path, section: str, settings: Mapping[str, Any], *, remedy: str)
     Raises EvaluationError, naming every difference, where others are there; nothing is written then.
     """
     known = read_settings(out)
+    if not known:
+        _refuse_strangers(out)
     wanted = json.loads(json.dumps(settings))
     if section in known:
         differences = _differences(known[section], wanted)
@@ -46,10 +48,20 @@ def settle(out: Path, section: str, settings: Mapping[str, Any], *, remedy: str)
     write_whole(out / SETTINGS, json.dumps({**known, section: wanted}, indent=1, ensure_ascii=False) + "\n")
 
 
+def _refuse_strangers(out: Path) -> None:
+    """Raises EvaluationError where files lie that an evaluation would write over, or take for its own."""
+    found = [name for name in (RECORDS, RESULTS, LINES) if (out / name).exists()]
+    if found:
+        raise EvaluationError(f"{out / found[0]} is there, and no {SETTINGS} says what made it: give another --out")
+
+
 def check_settled(out: Path, section: str, settings: Mapping[str, Any], *, remedy: str) -> None:
     """Raises EvaluationError, naming every difference, where `out` remembers other values of these `settings`; what it
-    does not remember is none."""
-    known = read_settings(out).get(section, {})
+    does not remember is none. And where it remembers nothing of what is there."""
+    settings_there = read_settings(out)
+    if not settings_there:
+        _refuse_strangers(out)
+    known = settings_there.get(section, {})
     wanted = {name: value for name, value in json.loads(json.dumps(settings)).items() if name in known}
     differences = _differences({name: known[name] for name in wanted}, wanted)
     if differences:

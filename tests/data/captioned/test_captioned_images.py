@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -268,3 +269,21 @@ def test_a_tar_that_changes_while_it_is_read(tmp_path: Path) -> None:
     write_tar(path, captioned(range(4)))
     with pytest.raises(DataError, match="changed since the run began. Put the old one back"):
         data.batch([0])
+
+
+@pytest.mark.parametrize("change", ["cut", "other samples", "as long"])
+def test_a_tar_that_is_written_over_in_place_while_it_is_open(tmp_path: Path, change: str) -> None:
+    """Its old offsets show something else by now, which must not be taken for samples, nor for broken ones."""
+    path = write_tar(tmp_path / "a.tar", captioned(range(3)))
+    data = dataset(path, max_bad_fraction=0.9)
+    assert data.batch([2]).prompts == ["picture 2"]  # and the file stays open
+    if change == "cut":
+        os.truncate(path, 700)
+    else:
+        write_tar(path, captioned(range(4) if change == "other samples" else range(5, 8)))
+        os.utime(path, ns=(0, 0))  # some later time, whatever the clock's ticks
+    for index in range(3):
+        with pytest.raises(DataError, match=r"a.tar: changed since the run began. Put the old one back"):
+            data.batch([index])
+    assert data.skipped.counts() == (0, 0)
+    data.close()

@@ -198,6 +198,22 @@ def test_other_settings_are_refused_by_name_and_change_nothing(tmp_path):
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize("name", ["records.jsonl", "results.json", "results.jsonl"])
+def test_files_of_unknown_origin_are_neither_written_over_nor_taken_for_ours(tmp_path, name):
+    everything(Place(tmp_path / "other"), Brightness(), Maker())
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_bytes((tmp_path / "other/records.jsonl").read_bytes())
+    before = contents(tmp_path / "out")
+    for stage in (
+        lambda place: everything(place, Brightness(), Maker()),
+        lambda place: judge(Brightness(), Place(place.out, tmp_path / "other"), World()),
+        lambda place: score(Brightness(), place, World()),
+    ):
+        with pytest.raises(EvaluationError, match=rf"out/{name} is there, and no settings.json says what made it"):
+            stage(Place(tmp_path / "out"))
+    assert contents(tmp_path / "out") == before
+
+
 def test_pictures_of_unknown_origin_are_not_taken_for_ours(tmp_path):
     (tmp_path / "01").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "01/grey.png")

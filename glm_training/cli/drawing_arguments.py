@@ -31,8 +31,9 @@ def add_drawing_arguments(parser: argparse._ActionsContainer) -> None:
     )
     for side in ("--height", "--width"):
         pixels = whole_number(8, 8192)
-        parser.add_argument(side, type=pixels, metavar="PIXELS", help="a multiple of 32 (the model's own size)")
-    steps = "denoising steps (50, or what a model was distilled to; vgt: 30)"
+        multiple = "a multiple of 32; vgt: of its latents (the model's own size)"
+        parser.add_argument(side, type=pixels, metavar="PIXELS", help=multiple)
+    steps = "denoising steps; vgt: of each latent (50, or what a model was distilled to; vgt: 30)"
     parser.add_argument("--steps", type=whole_number(1, 1000), metavar="N", help=steps)
     guidance = "1 = off (1.5; sdxl: 5; vgt: 4.5; distilled: 1)"
     parser.add_argument("--guidance", type=number(1, 1000), metavar="SCALE", help=guidance)

@@ -72,7 +72,12 @@ def _sample_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("--prompt", type=text, action="append", required=True, help="give it again for more images")
     parser.add_argument(
-        "--source", type=place, action="append", default=[], metavar="IMAGE", help="to edit; one per --prompt"
+        "--source",
+        type=place,
+        action="append",
+        default=[],
+        metavar="IMAGE",
+        help="to edit, or for a VGT autoencoder alone to draw again; one per --prompt",
     )
     add("--out", place, "samples", "FOLDER", "where the pictures go; those that are there stay")
     add("--samples", whole_number(1, 10_000), 1, "N", "images per prompt")

@@ -29,6 +29,8 @@ from glm_training.utils.writable import expanded
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
+_WEIGHT_FILES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
+
 
 class ModelLoadError(RuntimeError):
     """A model could not be loaded; the message says from where, why, and what to do."""
@@ -226,8 +228,8 @@ def fetch_parts(name: str, parts: Sequence[str], *, revision: str | None, local_
 
 
 def looks_like_path(name: str) -> bool:
-    """Whether `name` cannot be a hub id (owner/name)."""
-    return name.startswith((".", "/", "~")) or name.count("/") != 1 or "\\" in name
+    """Whether `name` cannot be a hub id (owner/name) of a model: a file of weights is none either."""
+    return name.startswith((".", "/", "~")) or name.count("/") != 1 or "\\" in name or name.endswith(_WEIGHT_FILES)
 
 
 def _first_line(error: Exception) -> str:

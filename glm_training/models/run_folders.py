@@ -26,10 +26,12 @@ def pipeline_in(name: str | Path, key: str = "model.name") -> str:
     nothing to do with a run, stays as it is for its loader to judge. A command that draws (`key` --model) may name
     `checkpoints/latest`, the newest.
 
-    Raises ModelLoadError, naming the folder to give under `key`, for the folder of a run, of adapters alone, or of a
-    part of a pipeline.
+    Raises ModelLoadError, naming the folder to give under `key`, for the folder of a run, its pointer `latest`, adapters alone,
+    or a part of a pipeline.
     """
-    folder = _newest_pointed_at(expanded(name)) if key == "--model" else expanded(name)
+    folder = _newest_pointed_at(expanded(name))
+    if key != "--model" and folder != expanded(name):
+        raise ModelLoadError(f"{key} {name} is another checkpoint after each save: name {folder}, which it is now")
     if str(name) in ("tiny", "tiny-random") or not folder.is_dir():
         return str(name)
     if (folder / INDEX).is_file():
@@ -38,7 +40,7 @@ def pipeline_in(name: str | Path, key: str = "model.name") -> str:
         return str(folder / PIPELINE)
     if (folder.parent / INDEX).is_file():
         raise ModelLoadError(f"{key} {name} is one part of a pipeline: name {folder.parent}")
-    newest = _newest(folder, lambda step: (step / PIPELINE / INDEX).is_file())
+    newest = newest_checkpoint(folder)
     if newest is not None:
         raise ModelLoadError(
             f"{key} {name} is the folder of a run: name one of its checkpoints, the newest is {newest}"
@@ -84,6 +86,11 @@ def weights_below(folder: Path) -> list[Path]:
     places = [folder, *(root / part for root in (folder, folder / PIPELINE) for part in ("unet", "transformer"))]
     places += [newest / PIPELINE / part for part in ("unet", "transformer")] if newest is not None else []
     return [file for place in places for pattern in _WEIGHTS for file in sorted(place.glob(pattern))]
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint with a pipeline in the folder of a run, or in its `checkpoints`."""
+    return _newest(folder, lambda step: (step / PIPELINE / INDEX).is_file())
 
 
 def _newest(folder: Path, fits: Callable[[Path], object]) -> Path | None:

@@ -117,6 +117,12 @@ def test_what_cannot_be_meant_is_refused(path: str, component: str, changed: dic
     assert path in first_paths(**sections(component, **changed))
 
 
+def test_a_wrong_component_is_the_one_thing_told() -> None:
+    """What only the right one reads is not called useless beside it."""
+    tree = sections("ar", vgt={"autoencoder": "runs/ae", "caption_dropout": 0.2})
+    assert first_paths(**tree) == ["model.component"]
+
+
 def test_other_families_have_no_use_for_the_section() -> None:
     glm = {"model": {"family": "glm_image"}, "data": {"target_images_dir": "x"}}
     assert first_paths(**glm, vgt={"latent_noise": 0.1}) == ["vgt"]

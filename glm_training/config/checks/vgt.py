@@ -37,8 +37,10 @@ def vgt_issues(config: Config) -> Iterator[Issue]:
         yield Issue(
             ("data.images", "model.family"), "VGT learns from captioned images.", "Set it to their folder or tars."
         )
-    yield from _without_effect(config, AUTOENCODER_ALONE if component == "generator" else GENERATOR_ALONE)
-    yield from _autoencoder(config) if component == "autoencoder" else _generator(config)
+    if component == "autoencoder":
+        yield from [*_without_effect(config, GENERATOR_ALONE), *_autoencoder(config)]
+    elif component == "generator":  # any other is refused for what it is
+        yield from [*_without_effect(config, AUTOENCODER_ALONE), *_generator(config)]
 
 
 def _of_another_family(config: Config) -> Iterator[Issue]:

@@ -9,6 +9,8 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from glm_training.config.sections.base import FilePath, Section
 
+OWN_SIZE = "the model's own: 128 for `tiny` (vgt: 64), what its folder says, else 1024 (vgt: 448)"
+
 
 class ImageSizeConfig(Section):
     """Size of generated, target and source images."""
@@ -19,7 +21,7 @@ class ImageSizeConfig(Section):
         le=8192,
         multiple_of=32,
         description="Pixels.",
-        json_schema_extra={"default_text": "the model's own: 128 for `tiny`, what its folder says, else 1024"},
+        json_schema_extra={"default_text": OWN_SIZE},
     )
     width: int = Field(
         default=1024,
@@ -27,7 +29,7 @@ class ImageSizeConfig(Section):
         le=8192,
         multiple_of=32,
         description="Pixels.",
-        json_schema_extra={"default_text": "the model's own: 128 for `tiny`, what its folder says, else 1024"},
+        json_schema_extra={"default_text": OWN_SIZE},
     )
 
 

@@ -280,7 +280,11 @@ class CaptionedImages:
         short, long = sorted(image.size)
         if short <= self.shaping.min_side or long > self.shaping.max_aspect * short:
             reason = f"has {image.width} x {image.height} pixels"
-            remedy = "Lower data.min_side or raise data.max_aspect to use it"
+            remedy = (
+                f"Lower data.min_side ({self.shaping.min_side}) to use it; if all are so small, data.image_size too"
+                if short <= self.shaping.min_side
+                else f"Raise data.max_aspect ({self.shaping.max_aspect:g}) to use it"
+            )
             raise BadSample(Fault(*one.where(row), reason, remedy), unsuitable=True)
         return image, sample.caption or ""
 

@@ -187,6 +187,11 @@ class Autoencoder(nn.Module):
         frequencies, so that the same picture is another one in half precision."""
         return cast_weights(self, dtype)
 
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.down_mlp[1].weight.device
+
     def enable_gradient_checkpointing(self) -> None:
         """Recomputes each layer of the tower and of the decoder in the backward pass. Acts in training mode only."""
         self.tower.encoder.activation_checkpointing_enable({"use_reentrant": False})

@@ -163,8 +163,13 @@ class VGT(Family):
         generator or neither of the two.
         """
         if (self.generator is None) != (sources is not None):
-            has = "an autoencoder alone, which draws given images again" if sources is None else "a generator of images"
-            raise ValueError(f"this VGT has {has}")
+            raise ValueError(
+                "this VGT has an autoencoder alone, which draws given images again: give one with each prompt "
+                "(--source of glm-train sample), or name the folder of a generator"
+                if sources is None
+                else "this VGT has a generator, which draws prompts and no given images: leave those out (--source of "
+                "glm-train sample), or name the folder of an autoencoder alone"
+            )
         ids = list(range(len(prompts))) if prompt_ids is None else list(prompt_ids)
         names = [(p, m) for p in ids for m in range(samples)]
         size = micro_batch_size or len(names)

@@ -21,13 +21,13 @@ from glm_training.models.loading import (
     looks_like_path,
 )
 from glm_training.models.prompt_reading import PromptReading
-from glm_training.models.run_folders import INDEX, pipeline_in
+from glm_training.models.run_folders import INDEX, newest_checkpoint, pipeline_in
 from glm_training.models.vgt import autoencoder as autoencoders
 from glm_training.models.vgt import generator as generators
 from glm_training.models.vgt.autoencoder import TEACHER_FILE, Autoencoder, Teacher
 from glm_training.models.vgt.generator import TOKENIZER_FOLDER, Generator, GeneratorConfig, RepaConfig
 from glm_training.models.vgt.prompt_text import PromptText
-from glm_training.models.vgt.published import autoencoder_from_parts, load_published, published_config
+from glm_training.models.vgt.published import autoencoder_from_parts, check_published, load_published, published_config
 from glm_training.models.vgt.tiny_autoencoder import tiny_random_autoencoder, tiny_trainable_config
 from glm_training.models.vgt.tiny_generator import TINY_WORDS, tiny_generator, tiny_random_generator, tiny_tokenizer
 from glm_training.models.weights import load_weights
@@ -110,6 +110,7 @@ def load_models(name: str, source: Source, *, dtype: torch.dtype, hub: Hub, seed
 
 def check_source(name: str, source: Source) -> None:
     """Everything that can be known before weights are read. Raises ModelLoadError."""
+    check_places(name, source)
     if _has(name, GENERATOR) and not _has(name, AUTOENCODER) and source.autoencoder is None:
         raise ModelLoadError(
             f"{name} has a generator and not the autoencoder that it draws for: put that back as {name}/{AUTOENCODER}"
@@ -155,6 +156,31 @@ def check_source(name: str, source: Source) -> None:
         )
     if source.size is not None and stride is not None and source.component == GENERATOR:
         _require_places(name, source.size, stride)
+
+
+def check_places(name: str, source: Source) -> None:
+    """Whether the models that are named are there, all that can be known without any. Raises ModelLoadError."""
+    named = {"model.name": name} | ({} if source.autoencoder is None else {"vgt.autoencoder": source.autoencoder})
+    for key, each in named.items():
+        if each in IN_MEMORY or not is_local(each):
+            continue
+        path = expanded(pipeline_in(each, key))
+        if not path.exists():  # a run that was shorter than the file says, or has not been
+            beside = newest_checkpoint(path.parent)
+            instead = (
+                ". Correct it, or train first what is to write it"
+                if beside is None
+                else f": the newest checkpoint beside it is {beside}"
+            )
+            raise ModelLoadError(f"{key} {each}: there is no such file or folder{instead}")
+        if path.is_file():
+            with load_errors_explained(f"the published VGT autoencoder in {path} ({key})"):
+                check_published(path)
+    if source.component == GENERATOR and (source.autoencoder or name) == "tiny":
+        raise ModelLoadError(
+            "the autoencoder of `tiny` is untrained, so its latents are not worth learning: train one "
+            "(configs/vgt_tiny_ae_stage1.yaml, then stage2), and name its checkpoint under vgt.autoencoder"
+        )
 
 
 def _require_places(name: str, size: tuple[int, int], stride: int) -> None:
@@ -360,6 +386,7 @@ class PromptReader:
 
 def fetch_small_files(name: str, source: Source, *, hub: Hub) -> None:
     """Brings what can be checked before training of hub ids into the local cache. Raises ModelLoadError."""
+    check_places(name, source)  # told even where the hub cannot be asked, and no more can be checked
     wanted = {name: ("model.name", hub)}
     if source.component == AUTOENCODER and not is_local(name):
         wanted[source.decoder] = ("vgt.decoder", Hub(None, hub.local_files_only))

@@ -60,6 +60,17 @@ def published_config(*, channel_norm: bool = True, kl: bool = False) -> Autoenco
     )  # fmt: skip
 
 
+def check_published(path: Path) -> None:
+    """Whether a file is in the authors' layout, by the names in it. Raises ValueError."""
+    names = sorted(read_weights(path))
+    lacking = [p for p in ("encoder.", "down_mlp.", "decoder.") if not any(name.startswith(p) for name in names)]
+    if lacking:
+        raise ValueError(
+            f"it has no weights called {', '.join(f'{part}*' for part in lacking)}, but {', '.join(names[:_TOLD])}: "
+            "name vgt_ae_internvl3.pth (hf download hustvl/vgt_ae), or a checkpoint of an autoencoder's training"
+        )
+
+
 @torch.no_grad()
 def load_published(autoencoder: Autoencoder, path: Path, *, teacher: Teacher | None = None) -> None:
     """Set all weights of `autoencoder`, and of `teacher` if one is given, from a file in the authors' layout.

@@ -14,7 +14,15 @@ from transformers import InternVLConfig, InternVLForConditionalGeneration, PreTr
 from glm_training.models.loading import ModelLoadError
 from glm_training.models.vgt.autoencoder import Autoencoder
 from glm_training.models.vgt.family import VGT
-from glm_training.models.vgt.loading import Models, PromptReader, Source, check_source, load_models
+from glm_training.models.vgt.loading import (
+    Hub,
+    Models,
+    PromptReader,
+    Source,
+    check_source,
+    fetch_small_files,
+    load_models,
+)
 from glm_training.models.vgt.tiny_autoencoder import tiny_random_autoencoder
 from glm_training.models.vgt.tiny_generator import TINY_WORDS, tiny_random_generator, tiny_tokenizer
 from tests.models.vgt.test_published import TEXT, VISION, saved_dc_ae
@@ -247,3 +255,52 @@ def test_both_random_models_fit_each_other():
     family = loaded("tiny-random", seed=2)
     assert family.components == ("autoencoder", "generator")
     assert_identical(weights(family.autoencoder), weights(tiny_random_autoencoder(2)))
+
+
+# -- typical wrong moves -----------------------------------------------------------------------------------------------
+
+
+def run_of(folder: Path, family: VGT) -> Path:
+    """A run's folder with one checkpoint, at step 300."""
+    checkpoints = folder / "checkpoints"
+    family.save_pretrained(checkpoints / "step-000300" / "pipeline")
+    (checkpoints / "latest").write_text("step-000300\n")
+    return folder
+
+
+@pytest.mark.parametrize("source", [AUTOENCODER, Source("autoencoder", distils=True), GENERATOR])
+def test_a_checkpoint_that_was_never_written_is_named(alone, tmp_path, source):
+    """An earlier stage that has not been, and one that was shorter than the file of the next one says."""
+    absent = f"{tmp_path}/none/checkpoints/step-000600"
+    assert f"model.name {absent}: there is no such file or folder" in refused(absent, source)
+    run = run_of(tmp_path / "run", VGT.load(alone))
+    told = refused(run / "checkpoints" / "step-000600", source)
+    assert told.endswith(f"the newest checkpoint beside it is {run}/checkpoints/step-000300")
+
+
+def test_an_autoencoder_that_is_not_there_is_told_before_the_hub_is_asked():
+    wanted = Source("generator", autoencoder="ckpts/vgt_ae.pth")
+    with pytest.raises(ModelLoadError, match=r"vgt.autoencoder ckpts/vgt_ae.pth: there is no such file"):
+        fetch_small_files("OpenGVLab/InternVL3-1B-hf", wanted, hub=Hub(None, True))
+
+
+def test_the_pointer_of_a_run_is_no_checkpoint(alone, tmp_path):
+    run = run_of(tmp_path / "run", VGT.load(alone))
+    latest = f"{run}/checkpoints/latest"
+    told = refused("tiny-random", Source("generator", autoencoder=latest))
+    assert f"vgt.autoencoder {latest}" in told and told.count(f"{run}/checkpoints/step-000300") == 1
+
+
+def test_a_file_that_is_not_the_published_one_is_named(tmp_path):
+    torch.save({"state_dict": {"visual.proj": torch.zeros(2)}}, tmp_path / "other.pth")
+    (tmp_path / "page.pth").write_text("<html>not found</html>")
+    for key, source in (("other", "down_mlp.*, decoder.*, but visual.proj"), ("page", "is no file of weights")):
+        path = str(tmp_path / f"{key}.pth")
+        assert source in refused("tiny-random", Source("generator", autoencoder=path, size=(64, 64)))
+        assert source in refused(path, AUTOENCODER)
+
+
+def test_the_untrained_autoencoder_of_tiny_is_not_drawn_for():
+    for name, source in (("tiny", GENERATOR), ("tiny-random", Source("generator", autoencoder="tiny"))):
+        assert "vgt_tiny_ae_stage1.yaml" in refused(name, source)
+    check_source("tiny", AUTOENCODER)

@@ -26,8 +26,8 @@ def pipeline_in(name: str | Path, key: str = "model.name") -> str:
     nothing to do with a run, stays as it is for its loader to judge. A command that draws (`key` --model) may name
     `checkpoints/latest`, the newest.
 
-    Raises ModelLoadError, naming the folder to give under `key`, for the folder of a run, its pointer `latest`, adapters alone,
-    or a part of a pipeline.
+    Raises ModelLoadError, naming the folder to give under `key`, for the folder of a run, its pointer `latest`,
+    adapters alone, or a part of a pipeline.
     """
     folder = _newest_pointed_at(expanded(name))
     if key != "--model" and folder != expanded(name):

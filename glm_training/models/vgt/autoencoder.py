@@ -190,7 +190,7 @@ class Autoencoder(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where its weights are."""
-        return self.down_mlp[1].weight.device
+        return next(self.parameters()).device
 
     def enable_gradient_checkpointing(self) -> None:
         """Recomputes each layer of the tower and of the decoder in the backward pass. Acts in training mode only."""

@@ -206,6 +206,14 @@ def test_an_order_is_kept_unless_another_one_is_named(tmp_path):
         trainer._loss(policy, trainer._encode(trainer.dataset.batch([3, 1])), 3, [(8,), (5,)])
         assert torch.equal(asked["order"], wanted)
         assert trainer.model.config.order == (named or "raster")
+        first = []
+        trainer.model.llm.register_forward_pre_hook(
+            lambda module, given, named, seen=first: seen.append(named["inputs_embeds"][0, -1]), with_kwargs=True
+        )
+        trainer.family.draw(["a"], height=32, width=32, seed=5, sampling=Sampling(1.0, 1.0, True, 2, 1.0, 1))
+        place = 0 if named is None else random_orders(5, "generate/order", [(0, 0)], 16)[0, 0]
+        assert place or named is None
+        assert torch.equal(first[0], trainer.model.grids((4, 4))[0][0, place]), "the query it begins with"
 
 
 def test_a_generator_draws_at_the_size_it_was_trained_on(tmp_path):

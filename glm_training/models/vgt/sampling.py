@@ -51,9 +51,9 @@ def sample(
     for DPG); `order` long [L] or [B, L] says in which order the places are written. A row depends on its own prompt,
     noise and order alone. With `guidance` 1 the unconditional text is not read. `acc_ratio` places are written at once,
     L // acc_ratio calls of the language model in all; whether a query then sees those of its group that come before it
-    is `queries_see_each_other` (acc_ratio 1 knows no difference). Training shows no query without its latent: a
-    tiny model draws more pictures right where they are hidden (docs/vgt.md). `on_group(g)` is called before each group after the first, and
-    may raise to abandon the drawing.
+    is `queries_see_each_other` (acc_ratio 1 knows no difference). Training shows no query without its latent: a tiny
+    model draws more pictures right where they are hidden (docs/vgt.md). `on_group(g)` is called before each group after
+    the first, and may raise to abandon the drawing.
 
     Raises ValueError for shapes, an order that leaves places out or settings out of range, and FloatingPointError for
     latents that are not finite.

@@ -38,3 +38,7 @@ def test_two_processes_equal_one_with_the_double_batch(two_processes, component)
     for name, values in trainer.judge().items():
         assert torch.equal(ranks[0][1][name], ranks[1][1][name])
         torch.testing.assert_close(ranks[0][1][name], values, rtol=1e-3, atol=1e-3)
+    if component == "autoencoder":  # averages of the logits, which LeCam's penalty looks at
+        assert torch.equal(ranks[0][2], ranks[1][2])
+        assert ranks[0][2].abs().min() > 0
+        torch.testing.assert_close(ranks[0][2], trainer.averages, rtol=1e-4, atol=1e-7)

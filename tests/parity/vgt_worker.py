@@ -21,5 +21,6 @@ if __name__ == "__main__":
         trainer = trainer_of(Path(sys.argv[1]), *SHARED, *own, component=component, world=world)
         stepped(trainer)
         judged = trainer.judge()
-        torch.save((weights_of(trainer), judged), Path(sys.argv[1]) / f"{component}-{world.rank}.pt")
+        told = (weights_of(trainer), judged, getattr(trainer, "averages", None))
+        torch.save(told, Path(sys.argv[1]) / f"{component}-{world.rank}.pt")
     shutdown(world)

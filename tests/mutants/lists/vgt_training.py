@@ -6,6 +6,7 @@ AUTOENCODER = ("trainers/test_vgt_autoencoder.py",)
 GENERATOR = ("trainers/test_vgt_generator.py",)
 PROCESSES = ("parity/test_vgt_processes.py",)
 LOADING = ("models/vgt/test_loading.py",)
+FAMILY = ("models/vgt/test_family.py",)
 
 MUTATIONS = [
     *of(
@@ -72,7 +73,7 @@ MUTATIONS = [
     ),
     *of(
         "models/vgt/family.py",
-        (*LOADING, *GENERATOR, *AUTOENCODER),
+        (*LOADING, *FAMILY, *GENERATOR, *AUTOENCODER),
         ("rows = [row // samples for row", "rows = [row % len(prompts) for row", "samples of the wrong prompts"),
         ("teacher=self.teacher)", "teacher=None)", "the teacher is not saved"),
         (".clamp(0, 1))", ")", "pictures leave [0, 1]"),

@@ -29,9 +29,12 @@ def test_noise_levels_steps_and_noises_are_drawn_apart(tmp_path):
             assert abs(correlation(noise, other)) < 5 / noise.numel() ** 0.5
 
 
-def test_each_network_is_trained_at_its_own_draws(tmp_path, monkeypatch):
-    """At the level and with the noise that `_draws` gives it, DynaRS switched off."""
-    trainer = trainer_of(tmp_path, "dmdr.update_ratio=1", "dmdr.dynamic_renoise=false", "dmdr.renoise_range=[0.2, 0.6]")
+@pytest.mark.parametrize(("key", "step"), [("dmdr.dynamic_renoise=false", 0), ("dmdr.dynamic_steps=2", 2)])
+def test_each_network_is_trained_at_its_own_draws(tmp_path, monkeypatch, key, step):
+    """At the level and with the noise that `_draws` gives it, where DynaRS is switched off or has ended: then the levels
+    are uniform again."""
+    trainer = trainer_of(tmp_path, "dmdr.update_ratio=1", key, "dmdr.renoise_range=[0.2, 0.6]")
+    trainer.step = step
     draws, seen = trainer._draws([0, 1]), {}
     for name in ("fake_score_loss", "generator_loss"):
         real = getattr(dmdr_trainer, name)
@@ -45,7 +48,7 @@ def test_each_network_is_trained_at_its_own_draws(tmp_path, monkeypatch):
     for name, (noise, level) in (("fake_score_loss", draws.guidance), ("generator_loss", draws.generator)):
         assert torch.equal(seen[name]["noise"], noise)
         torch.testing.assert_close(seen[name]["u"], 0.2 + 0.4 * level)
-    assert seen["generator_loss"]["real_scale"] == trainer.dynamics.real_scale(0)
+    assert seen["generator_loss"]["real_scale"] == trainer.dynamics.real_scale(step)
 
 
 def test_the_fake_score_learns_with_its_adapter_at_fake_scale(tmp_path):

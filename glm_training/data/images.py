@@ -76,7 +76,9 @@ def decode_image(path: Path, data: bytes | None = None) -> Image.Image:
         refusal = _refusal(path, f"is not an image ({formats})", "Convert or replace the file")
         cause: Exception = error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _refusal(path, f"is taken for a decompression bomb: {error}", "Save it smaller") from error
+        raise _refusal(
+            path, f"is taken for a decompression bomb: {str(error).rstrip('.')}", "Save it smaller"
+        ) from error
     except _DECODE_ERRORS as error:
         detail = str(error) or type(error).__name__
         refusal = _refusal(path, f"cannot be decoded (truncated or damaged): {detail}", "Save the image again")

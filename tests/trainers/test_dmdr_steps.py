@@ -31,8 +31,8 @@ def test_noise_levels_steps_and_noises_are_drawn_apart(tmp_path):
 
 @pytest.mark.parametrize(("key", "step"), [("dmdr.dynamic_renoise=false", 0), ("dmdr.dynamic_steps=2", 2)])
 def test_each_network_is_trained_at_its_own_draws(tmp_path, monkeypatch, key, step):
-    """At the level and with the noise that `_draws` gives it, where DynaRS is switched off or has ended: then the levels
-    are uniform again."""
+    """At the level and with the noise that `_draws` gives it, where DynaRS is switched off or has ended: levels are
+    uniform then."""
     trainer = trainer_of(tmp_path, "dmdr.update_ratio=1", key, "dmdr.renoise_range=[0.2, 0.6]")
     trainer.step = step
     draws, seen = trainer._draws([0, 1]), {}

@@ -142,13 +142,13 @@ def test_chunks_are_the_batch_cut_up(tmp_path):
         torch.testing.assert_close(parts["generator"][name], value, rtol=0, atol=2e-6)
 
 
-def test_alignment_adds_half_the_mean_cosine(tmp_path):
+def test_alignment_adds_its_weight_of_the_mean_cosine(tmp_path):
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         encoder = DINOv3ViTModel(DINOv3ViTConfig(**sizes, patch_size=4, image_size=16, num_register_tokens=2)).eval()
     encoder.save_pretrained(tmp_path / "dino")
-    trainer = generator_trainer(tmp_path, f"vgt.repa.model={tmp_path / 'dino'}")
+    trainer = generator_trainer(tmp_path, f"vgt.repa.model={tmp_path / 'dino'}", "vgt.repa.weight=2")
     batch = trainer.dataset.batch([0, 1])
     features = trainer._encode(batch).features
     assert features.shape == (2, 16, 16)
@@ -158,7 +158,7 @@ def test_alignment_adds_half_the_mean_cosine(tmp_path):
         seen = encoder(pixel_values=(small - mean[:, None, None]) / std[:, None, None]).last_hidden_state
     torch.testing.assert_close(features, seen[:, 3:])  # behind the class token and two registers
     figures = trainer.training_step()
-    total = figures["generator/flow_loss"] + 0.5 * figures["generator/repa_loss"]
+    total = figures["generator/flow_loss"] + 2 * figures["generator/repa_loss"]
     assert figures["generator/loss"] == pytest.approx(total, rel=1e-5) and -1 <= figures["generator/repa_loss"] <= 1
 
 
@@ -237,5 +237,5 @@ def test_a_picture_depends_on_its_own_prompt_and_name_alone(tmp_path):
     assert (both[2] - both[3]).abs().max() > 1e-3
     with pytest.raises(ValueError, match="multiples of 8 px"):
         family.draw(["a dog"], **options | {"height": 36})
-    with pytest.raises(ValueError, match="a generator of images"):
+    with pytest.raises(ValueError, match="this VGT has a generator, which draws prompts"):
         family.draw(["a dog"], sources=torch.rand(1, 3, 32, 32), **options)

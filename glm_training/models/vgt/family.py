@@ -199,6 +199,11 @@ class VGT(Family):
         assert generator is not None
         if any(side % stride for side in size):
             raise ValueError(f"images of {size[0]} x {size[1]} px: both sides must be multiples of {stride} px")
+        most = generator.config.query_grid * stride
+        if max(size) > most:
+            raise ValueError(
+                f"images of {size[0]} x {size[1]} px: this generator has places for {most} x {most} px at most"
+            )
         grid = (size[0] // stride, size[1] // stride)
         places = grid[0] * grid[1]
         shape = (sampling.num_inference_steps, generator.config.latent_channels, *grid)

@@ -168,7 +168,7 @@ def check_places(name: str, source: Source) -> None:
         if not path.exists():  # a run that was shorter than the file says, or has not been
             beside = newest_checkpoint(path.parent)
             instead = (
-                ". Correct it, or train first what is to write it"
+                ". Correct it, or train or download first what is to be there (docs/vgt.md)"
                 if beside is None
                 else f": the newest checkpoint beside it is {beside}"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from glm_training.models.family import Sampling
@@ -42,3 +43,11 @@ def test_each_sample_has_the_prompt_the_noise_and_the_order_of_its_name() -> Non
     assert (other[0] - drawn[0]).abs().max() > 1e-2  # the prompt counts
     assert min((a - b).abs().max() for i, a in enumerate(expected) for b in expected[:i]) > 1e-2
     torch.testing.assert_close(drawn, torch.stack(expected), rtol=0, atol=1e-5)
+
+
+def test_a_size_that_the_generator_has_no_places_for_is_told_in_pixels() -> None:
+    """8 x 8 queries of 8 px."""
+    family = VGT(Models(tiny_random_autoencoder(1), generator=tiny_random_generator(seed=1)))
+    sampling = Sampling(1.0, 1.0, True, STEPS, GUIDANCE, PARALLEL)
+    with pytest.raises(ValueError, match="128 x 64 px: this generator has places for 64 x 64 px at most"):
+        family.draw(PROMPTS, height=128, width=64, seed=SEED, sampling=sampling)

@@ -49,8 +49,13 @@ def open_set(options: SetOptions, reading: Reading) -> FolderSet:
     found = FolderSet(options, reading)
     if len(found) == 0:
         problems = [fault.problem() for fault in found.faults[:1]]
-        what = "none of its pictures has a caption" if found.faults else "holds no picture"
-        raise DataError([Problem(options.path, what, f"Add a .txt of the same name beside each; {NAME}"), *problems])
+        if found.faults:
+            told = Problem(
+                options.path, "none of its pictures has a caption", "Add a .txt of the same name beside each"
+            )
+        else:
+            told = Problem(options.path, "holds no picture", f"Give {NAME}")
+        raise DataError([told, *problems])
     return found
 
 

@@ -103,7 +103,7 @@ MUTATIONS = [
     *of(
         "models/run_folders.py",
         ("models/test_run_folders.py",),
-        ('if key == "--model" else expanded(name)', 'if key != "--model" else expanded(name)',
+        ('if key != "--model" and folder', 'if key == "--model" and folder',
          "training from a pointer that moves"),
     ),
 ]  # fmt: skip

@@ -103,3 +103,13 @@ def test_where_no_cold_start_is_to_last_both_strategies_are_at_their_ends(tmp_pa
     found = dmdr_trainer.dynamics(config_of(tmp_path, "dmdr.cold_start_steps=0", "dmdr.reward.decoder=vae"), 8)
     assert [found.real_scale(step) for step in (0, 4, 8)] == [0, 0, 0]
     torch.testing.assert_close(found.levels(torch.tensor([0.0, 0.5, 1.0]), 0), torch.tensor([0.02, 0.5, 0.98]))
+
+
+@pytest.mark.parametrize(("off", "moving"), [("guidance", "renoise"), ("renoise", "guidance")])
+def test_each_strategy_is_switched_off_by_its_own_key(tmp_path, off, moving):
+    """At the first step DynaDG has an adapter in the real score, and DynaRS levels that are not uniform."""
+    found = dmdr_trainer.dynamics(config_of(tmp_path, f"dmdr.dynamic_{off}=false"), 8)
+    uniform = torch.tensor([0.02, 0.26, 0.5, 0.74, 0.98])
+    levels = found.levels(torch.linspace(0, 1, 5), 0)
+    moves = {"guidance": found.real_scale(0) > 0, "renoise": not torch.allclose(levels, uniform, atol=1e-3)}
+    assert moves == {off: False, moving: True}

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from glm_training.checkpoint.manifest import read_manifest, verify_checkpoint
 from glm_training.checkpoint.resume import load_checkpoint, resolve_resume
@@ -75,6 +76,8 @@ def saving(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     trainer = trainer_of(folder, "training.use_reward=false", "checkpoint.save_total_limit=1", *RUNS[request.param])
     with ExitStack() as run_of:
+        run_of.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(1)  # as the forks have: other numbers of threads sum in another order
         directory = run_of.enter_context(held_run_directory(trainer.config, trainer.world, lambda: None))
         trainer._open(directory)
         run_of.enter_context(trainer.logger)

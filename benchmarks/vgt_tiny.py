@@ -24,12 +24,10 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.settings import processor
+from glm_training.models.family import Sampling
 from glm_training.models.vgt.autoencoder import Autoencoder
 from glm_training.models.vgt.family import VGT
-from glm_training.models.vgt.sampling import sample
-from glm_training.models.vgt.sequence import random_orders
 from glm_training.utils.pictures import save_grid, to_pil
-from glm_training.utils.randomness import normal
 
 ROOT = Path(__file__).parents[1]
 CHECKED = 128
@@ -76,33 +74,15 @@ def autoencoder_figures(runs: Path) -> dict[str, Any]:
 
 def overfit_figures(runs: Path) -> dict[str, Any]:
     family, (images, captions) = newest(runs / "vgt_tiny_overfit"), pictures(runs / "four", 4)
-    with torch.no_grad():
-        again = family.autoencoder.decode(family.autoencoder.encode(images)).clamp(0, 1)
+    again = family.reconstruct(images)
     drawn = draw(family, captions, 1, guidance=1.0)
     return {"captions": captions, "psnr_db_against_the_autoencoder": psnr(drawn, again).tolist()}
 
 
-def draw(
-    family: VGT, captions: list[str], parallel: int, guidance: float = GUIDANCE, *, queries_see_each_other: bool = False
-) -> Tensor:
-    """Pictures [N, 3, H, W] of captions, as `VGT.draw` makes them; that one does not show queries to each other."""
-    generator, side = family.generator, family.own_size() // family.autoencoder.stride
-    assert generator is not None
-    drawn = []
-    for start in range(0, len(captions), 64):
-        names = [(row, 0) for row in range(start, min(start + 64, len(captions)))]
-        latents = sample(
-            generator,
-            generator.encode_prompts(captions[start : start + 64]),
-            normal(0, "generate/latents", names, (STEPS, generator.config.latent_channels, side, side)),
-            random_orders(0, "generate/order", names, side * side),
-            guidance=guidance,
-            acc_ratio=parallel,
-            queries_see_each_other=queries_see_each_other,
-        )
-        with torch.no_grad():
-            drawn.append(family.autoencoder.decode(latents).clamp(0, 1))
-    return torch.cat(drawn)
+def draw(family: VGT, captions: list[str], parallel: int, guidance: float = GUIDANCE) -> Tensor:
+    sampling = Sampling(1.0, 1.0, True, STEPS, guidance, parallel)
+    side = family.own_size()
+    return family.draw(captions, height=side, width=side, seed=0, sampling=sampling, micro_batch_size=64)
 
 
 def exactly_right(images: Tensor, captions: list[str]) -> Tensor:
@@ -129,8 +109,7 @@ def share(right: Tensor) -> dict[str, float]:
 
 def prompt_figures(runs: Path) -> dict[str, Any]:
     family, images, captions = asked(runs)
-    with torch.no_grad():
-        again = family.autoencoder.decode(family.autoencoder.encode(images)).clamp(0, 1)
+    again = family.reconstruct(images)
     drawn = draw(family, captions, 1)
     right = exactly_right(drawn, captions)
     moved = captions[1:] + captions[:1]  # each picture is held against another one's caption
@@ -153,8 +132,9 @@ def parallel_figures(runs: Path) -> dict[str, Any]:
     family, _, captions = asked(runs)
     found = {}
     for parallel, seen in ((1, False), (4, False), (4, True), (16, False), (16, True)):
+        family.queries_see_each_other = seen
         started = time.perf_counter()
-        drawn = draw(family, captions, parallel, queries_see_each_other=seen)
+        drawn = draw(family, captions, parallel)
         seconds = round(time.perf_counter() - started, 2)
         name = f"{parallel}{', queries see each other' * seen}"
         found[name] = {"seconds": seconds, **share(exactly_right(drawn, captions))}

@@ -28,8 +28,11 @@ class VGT(Family):
     """A VGT; without `generator` it draws what its autoencoder makes of given images.
 
     Nothing is trainable until `set_trainable`. `teacher`: what the training of the autoencoder distils from, saved with
-    it. `encoder_rate_ratio`: learning rate of the vision encoder as a share of the rest's.
+    it. `encoder_rate_ratio`: learning rate of the vision encoder as a share of the rest's. `queries_see_each_other`: as
+    in `sampling.sample`, for measuring what it is worth.
     """
+
+    queries_see_each_other = False
 
     def __init__(self, models: Models, encoder_rate_ratio: float = 1.0) -> None:
         self.autoencoder, self.generator, self.teacher = models.autoencoder, models.generator, models.teacher
@@ -216,5 +219,6 @@ class VGT(Family):
             order,
             guidance=sampling.guidance_scale,
             acc_ratio=sampling.parallel,
+            queries_see_each_other=self.queries_see_each_other,
             on_group=None if on_step is None else lambda _: on_step(),
         )

@@ -71,19 +71,15 @@ def test_under_bf16_autocast_it_starts_at_ln_2_and_trains(tmp_path, lora) -> Non
     assert sum(not value.equal(before[name]) for name, value in parameters.items()) > len(parameters) / 3
 
 
-def test_a_toy_preference_is_learnt_within_200_steps(tmp_path) -> None:
+@pytest.mark.parametrize(("lora", "rate", "steps"), [("true", 2e-3, 100), ("false", 2e-4, 40)])
+def test_a_toy_preference_is_learnt(tmp_path, lora, rate, steps) -> None:
+    """At rates where a run hangs on its seed alone, not on how the processor rounds."""
     pairs = write_pairs(tmp_path / "bright", bright=True)
-    toy = [f"data.pairs={pairs}", f"evaluation.eval_pairs={pairs}", "training.optimizer=adamw"]
-    fast = ["training.learning_rate=2e-2", "training.adam_beta1=0.9", "training.batch_size=4"]
-    trainer = stepped(tmp_path, "sdxl", *toy, *fast, steps=0)
-    while trainer.step < 200:
-        metrics = trainer.training_step()
-        trainer.step += 1
-        if trainer.step % 10 == 0 and metrics["unet/accuracy"] == 1:
-            held_out = trainer.validate()
-            if held_out["unet/accuracy"] == 1:
-                break
-    assert metrics["unet/accuracy"] == held_out["unet/accuracy"] == 1 and held_out["unet/loss"] < LN2 / 1.3
+    toy = [f"data.pairs={pairs}", f"evaluation.eval_pairs={pairs}", f"lora.enabled={lora}"]
+    adamw = ["training.optimizer=adamw", f"training.learning_rate={rate}", "training.adam_beta1=0.9"]
+    rest = ["training.batch_size=8", "checkpoint.save_lora_only=false"]
+    held_out = stepped(tmp_path, "sdxl", *toy, *adamw, *rest, steps=steps).validate()
+    assert held_out["unet/accuracy"] == 1 and held_out["unet/loss"] < LN2 / 1.3
 
 
 def test_the_reference_of_full_training_is_the_frozen_start(tmp_path) -> None:

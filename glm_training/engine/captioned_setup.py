@@ -5,10 +5,13 @@ from __future__ import annotations
 from math import inf
 
 from glm_training.config import Config
+from glm_training.data import ImageDataset
 from glm_training.data.captioned.dataset import CaptionedImages, Shaping
 from glm_training.data.captioned.held_out import HeldOutImages
 from glm_training.data.captioned.options import Reading, SetOptions
 from glm_training.data.captioned.recognise import open_sets
+from glm_training.engine import setup
+from glm_training.engine.families import prompt_reader
 from glm_training.utils.console import Console
 from glm_training.utils.launch import read_launch
 
@@ -38,7 +41,17 @@ def build_captioned(config: Config, *, captions: bool) -> CaptionedImages:
         max_bad_fraction=data.max_bad_fraction,
         skipped_dir=config.output_dir,
         rank=launch.rank,
+        reader=prompt_reader(config) if captions else None,
     )
+
+
+def build_captioned_training(config: Config) -> tuple[CaptionedImages, ImageDataset]:
+    """The training data of `data.images`, and what is drawn and judged in evaluations: held-out pictures with their
+    captions, or the prompts of `evaluation.eval_prompts_file` where it is given. Raises DataError."""
+    training = build_captioned(config, captions=True)
+    if config.evaluation.eval_prompts_file is not None:
+        return training, setup.build_evaluation_dataset(config, training)
+    return training, build_held_out_images(config, training, captions=True)
 
 
 def build_held_out_images(

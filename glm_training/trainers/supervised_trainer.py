@@ -11,8 +11,9 @@ from torch import Tensor
 
 from glm_training.algorithms.flow_matching import sample_timestep_density
 from glm_training.config import Config
-from glm_training.data import Batch
+from glm_training.data import Batch, ImageDataset, TrainingData
 from glm_training.engine import setup
+from glm_training.engine.captioned_setup import build_captioned_training
 from glm_training.engine.figures import mean_over_processes, stack_means
 from glm_training.engine.parts import Part
 from glm_training.engine.preparation import Prepared
@@ -159,6 +160,12 @@ class SupervisedTrainer(BaseTrainer):
     def __init__(self, config: Config, world: World, prepared: Prepared) -> None:
         super().__init__(config, world, prepared)
         self.supervision = Supervision(config, self.family)
+
+    @staticmethod
+    def build_data(config: Config) -> tuple[TrainingData, ImageDataset]:
+        if config.data.images is None:
+            return BaseTrainer.build_data(config)
+        return build_captioned_training(config)
 
     def training_step(self) -> dict[str, float]:
         return self.supervision.step(self)

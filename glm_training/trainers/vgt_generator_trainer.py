@@ -12,7 +12,7 @@ from torch import Tensor
 from glm_training.config import Config
 from glm_training.data import Batch, ImageDataset, TrainingData
 from glm_training.engine import setup
-from glm_training.engine.captioned_setup import build_captioned, build_held_out_images
+from glm_training.engine.captioned_setup import build_captioned_training
 from glm_training.engine.families import DTYPES
 from glm_training.engine.figures import mean_over_processes, stack_means
 from glm_training.engine.preparation import Prepared
@@ -56,12 +56,7 @@ class VGTGeneratorTrainer(BaseTrainer):
 
     @staticmethod
     def build_data(config: Config) -> tuple[TrainingData, ImageDataset]:
-        """The held-out captions are drawn; those of `evaluation.eval_prompts_file`, which have no pictures, instead of
-        them where it is given."""
-        training = build_captioned(config, captions=True)
-        if config.evaluation.eval_prompts_file is not None:
-            return training, setup.build_evaluation_dataset(config, training)
-        return training, build_held_out_images(config, training, captions=True)
+        return build_captioned_training(config)
 
     # -- a step --------------------------------------------------------------------------------------------------------
 

@@ -40,10 +40,6 @@ def test_several_sets_and_their_resolved_yaml(tmp_path: Path) -> None:
     assert config.data.images is not None
     assert [one.path for one in config.data.images] == [Path("a"), Path.home() / "b"]
     assert loaded(tmp_path, resolved_yaml(config)).data == config.data
-    with pytest.raises(ConfigError) as caught:
-        loaded(tmp_path, resolved_yaml(config).replace("family: vgt", "family: glm_image"))
-    assert "data.images" in [problem.path for problem in caught.value.problems]
-    assert "They are for `model.family: vgt`" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -61,6 +57,20 @@ def test_several_sets_and_their_resolved_yaml(tmp_path: Path) -> None:
 def test_entries_that_are_none(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
         loaded(tmp_path, f"data:\n  images: {text}\n")
+
+
+def test_own_pictures_are_finetuned_on_unless_something_else_is_asked_for(tmp_path: Path) -> None:
+    config = loaded(tmp_path, "data: {images: a}")
+    assert (config.training.use_reward, config.uses_reward(), config.uses_supervision()) == (False, False, True)
+    for text, told in (
+        ("training: {use_reward: true}", "data.images: reward training does not read sets of pictures."),
+        ("training: {method: dmdr}", "data.images: `dmdr` does not read sets of pictures."),
+        ("training: {method: dpo}", "data.images: `dpo` does not read sets of pictures."),
+        ("training: {mode: i2i}", "data.images: edits are not read from sets of pictures."),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            loaded(tmp_path, f"data: {{images: a}}\n{text}\n")
+        assert told in str(caught.value)
 
 
 @pytest.mark.parametrize("key", ["prompts_file", "metadata_file", "pairs", "source_images_dir", "target_images_dir"])

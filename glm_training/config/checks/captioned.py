@@ -17,11 +17,24 @@ def captioned_issues(config: Config) -> Iterator[Issue]:
     if data.images is None:
         yield from _without_images(config)
         return
-    if config.model.family != "vgt":
+    if config.training.method != "finetune":
         yield Issue(
-            ("data.images", "model.family"),
-            f"the trainings of `{config.model.family}` do not read sets of pictures.",
-            "They are for `model.family: vgt`; give `data.prompts_file` or `data.metadata_file`.",
+            ("data.images", "training.method"),
+            f"`{config.training.method}` does not read sets of pictures.",
+            "Set `training.method: finetune`, or give "
+            + ("`data.pairs`." if config.training.method == "dpo" else "`data.prompts_file`."),
+        )
+    elif config.uses_reward():
+        yield Issue(
+            ("data.images", "training.use_reward"),
+            "reward training does not read sets of pictures.",
+            "Set `training.use_reward: false`, or give `data.prompts_file` or `data.metadata_file`.",
+        )
+    elif config.training.mode == "i2i":
+        yield Issue(
+            ("data.images", "training.mode"),
+            "edits are not read from sets of pictures.",
+            "Use `t2i`, or give `data.prompts_file` or `data.metadata_file`.",
         )
     others = {
         "prompts_file": data.prompts_file,

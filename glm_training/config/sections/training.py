@@ -160,7 +160,9 @@ class TrainingConfig(Section):
         default="bf16", description="Autocast type of the forward passes; `no` and `fp32` = no autocast."
     )
     use_reward: bool = Field(
-        default=True, description="Reward training; false = supervised finetuning on the target images."
+        default=True,
+        description="Reward training; false = supervised finetuning on the target images.",
+        json_schema_extra={"default_text": "true (`data.images`: false)"},
     )
     reward_frequency: int = Field(
         default=1,

@@ -6,6 +6,7 @@ place of one that cannot be used of (seed, epoch, index, attempt).
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +25,7 @@ from glm_training.data.dataset import is_flipped, may_flip
 from glm_training.data.examples import Batch
 from glm_training.data.images import decode_image, to_unit_range
 from glm_training.data.problems import DataError
+from glm_training.data.prompt_lengths import PromptReader, check_lengths
 from glm_training.utils.randomness import derive_seed, uniform
 from glm_training.utils.words import counted
 
@@ -74,6 +76,8 @@ class CaptionedImages:
         skipped_dir: folder of the file that names them; None writes none.
         rank: of this process.
         try_first: samples of each set, evenly spread, that are read here; all of a smaller one.
+        reader: says how much of a caption the model reads; a sample whose caption it cannot take is broken. None leaves
+            that open.
 
     Raises DataError where more samples are known to be broken than may be, or a set has none that can be used.
     """
@@ -92,6 +96,7 @@ class CaptionedImages:
         skipped_dir: Path | None = None,
         rank: int = 0,
         try_first: int = TRIED_FIRST,
+        reader: PromptReader | None = None,
     ) -> None:
         self.sets = tuple(sets)
         self.shaping = shaping
@@ -107,10 +112,12 @@ class CaptionedImages:
         self._pin_memory = pin_memory and torch.cuda.is_available()
         self._pending: dict[tuple[int, int], Future[tuple[str, Tensor]]] = {}
         self._pool: ThreadPoolExecutor | None = None
+        self._reader = reader
+        self._reading = threading.Lock()  # tokenizers are lent to one thread at a time
         self.skipped.note(self._faults)
         self.skipped.check()
-        self._try_some(try_first)
-        self.remarks = [remark for one in self.sets for remark in one.remarks] + list(self._told())
+        cut = self._try_some(try_first)
+        self.remarks = [remark for one in self.sets for remark in one.remarks] + list(self._told()) + cut
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -172,14 +179,17 @@ class CaptionedImages:
 
     # -- before training -----------------------------------------------------------------------------------------------
 
-    def _try_some(self, most: int) -> None:
-        """Reads some of each set: a key that no caption has, say, is known before training."""
+    def _try_some(self, most: int) -> list[str]:
+        """Reads some of each set: a key that no caption has, say, is known before training. Returns what of their
+        captions the model does not read, in words."""
         found: list[Fault] = []
+        remarks: list[str] = []
         with ThreadPoolExecutor(max(self._num_workers, 1), thread_name_prefix="decode") as pool:
             for number, one in enumerate(self.sets):
                 count = min(len(one), most)
                 rows = [place * len(one) // count for place in range(count)]
-                bad = [fault for fault in pool.map(lambda row, own=number: self._tried(own, row), rows) if fault]
+                tried = list(pool.map(lambda row, own=number: self._tried(own, row), rows))
+                bad = [fault for fault in tried if isinstance(fault, BadSample)]
                 found += [fault.fault for fault in bad if not fault.unsuitable]
                 if bad and len(bad) == count:
                     what = "all" if count == len(one) else f"all of {count} that were tried"
@@ -189,20 +199,24 @@ class CaptionedImages:
                     )
                     raise DataError(problems, heading)
                 self.skipped.note((fault.fault for fault in bad if fault.unsuitable), unsuitable=True)
+                texts = [(row, None, told) for row, told in zip(rows, tried, strict=True) if isinstance(told, str)]
+                remarks += [] if self._reader is None else check_lengths(Path(one.name), texts, self._reader)[1]
         self.skipped.note(found)
         self.skipped.check()
         self._faults += found
+        return remarks
 
     def tried(self, index: int) -> BadSample | None:
         """Why the sample at `index` cannot be used; None where it can."""
-        return self._tried(*self._row(index))
+        tried = self._tried(*self._row(index))
+        return tried if isinstance(tried, BadSample) else None
 
-    def _tried(self, number: int, row: int) -> BadSample | None:
+    def _tried(self, number: int, row: int) -> BadSample | str:
+        """The caption of a sample that can be used, else why not."""
         try:
-            self._decoded(number, row)
+            return self._decoded(number, row)[1]
         except BadSample as bad:
             return bad
-        return None
 
     def _told(self) -> Iterator[str]:
         broken, unsuitable = self.skipped.counts()
@@ -286,7 +300,18 @@ class CaptionedImages:
                 else f"Raise data.max_aspect ({self.shaping.max_aspect:g}) to use it"
             )
             raise BadSample(Fault(*one.where(row), reason, remedy), unsuitable=True)
-        return image, sample.caption or ""
+        caption = sample.caption or ""
+        self._check_readable(number, row, caption)
+        return image, caption
+
+    def _check_readable(self, number: int, row: int, caption: str) -> None:
+        """Raises BadSample for a caption that the model cannot take."""
+        if self._reader is None or not caption:
+            return
+        with self._reading:
+            fault = self._reader([caption])[0].fault
+        if fault is not None:
+            raise BadSample(Fault(*self.sets[number].where(row), *fault))
 
     def _cut(self, image: Image.Image, caption: str, index: int, epoch: int) -> Tensor:
         shaping = self.shaping

@@ -1,0 +1,67 @@
+"""Supervised training of GLM-Image on `data.images`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from glm_training.config import load_config
+from glm_training.data import DataError
+from glm_training.trainers.base_trainer import BaseTrainer
+from glm_training.trainers.run import build_trainer
+from glm_training.utils.distributed import init_world
+from tests.data.captioned.building import noise
+from tests.runs import PROMPTS, trainer_of, weights_of, write_config
+from tests.same import assert_identical
+
+PLAIN = ["training.use_reward=false", "reward.enabled=false"]
+
+
+def pictures_config(folder: Path, captions: list[str], **data: object) -> Path:
+    """`tests.runs`' run on a folder of its target images, with a caption beside each."""
+    path = write_config(folder)
+    pictures = folder / "pictures"
+    pictures.mkdir()
+    for number, caption in enumerate(captions):
+        image = folder / f"data/target_images/{number}.png"
+        (pictures / image.name).write_bytes(image.read_bytes() if image.exists() else noise(number, (64, 64)))
+        (pictures / f"{number}.txt").write_text(caption, encoding="utf-8")
+    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    del tree["reward"], tree["data"]["prompts_file"], tree["data"]["target_images_dir"]
+    tree["data"] |= {"images": str(pictures), **data}
+    own = folder / "pictures.yaml"
+    own.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return own
+
+
+def pictures_trainer(folder: Path, captions: list[str], **data: object) -> BaseTrainer:
+    return build_trainer(load_config(pictures_config(folder, captions, **data)), init_world(True, None))
+
+
+def test_the_same_pictures_in_either_layout_train_the_same_weights(tmp_path: Path) -> None:
+    numbered = trainer_of(tmp_path, *PLAIN)
+    folder = pictures_trainer(tmp_path, PROMPTS)
+    for trainer in (numbered, folder):
+        for _ in range(2):
+            trainer.training_step()
+    assert_identical(weights_of(numbered), weights_of(folder))
+    assert_identical(numbered.judge(), folder.judge())
+    assert folder.judged() is not None and set(folder.judge()) == {"ar/loss", "dit/loss"}
+
+
+def test_a_caption_that_the_model_cannot_take_is_a_fault_of_its_picture(tmp_path: Path) -> None:
+    captions = [*PROMPTS, "a <|image|> of nothing"]
+    with pytest.raises(DataError) as caught:
+        pictures_trainer(tmp_path, captions)
+    (problem,) = caught.value.problems
+    assert problem.path == tmp_path / "pictures/4.png"
+    assert problem.reason == "the prompt contains the reserved token <|image|>"
+
+
+def test_captions_that_are_not_read_whole_are_told(tmp_path: Path) -> None:
+    long = 'a sign that says "' + "x" * 2100 + '"'
+    trainer = pictures_trainer(tmp_path, [*PROMPTS, long])
+    (note,) = [note for note in trainer.notes if "does not read all" in note]
+    assert note.startswith(f"the model does not read all of 1 of 5 prompts in {tmp_path / 'pictures'}: row 4: a quoted")

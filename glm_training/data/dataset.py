@@ -12,7 +12,7 @@ from torch import Tensor
 
 from glm_training.data.examples import Batch, Example
 from glm_training.data.fingerprint import combined_digest, example_digests
-from glm_training.data.images import load_image_bytes, to_unit_range
+from glm_training.data.images import CroppedImage, load_fitted, to_unit_range
 from glm_training.utils.randomness import derive_seed
 
 CACHE_BYTES = 512 * 2**20
@@ -27,8 +27,13 @@ class TrainingData(Protocol):
 
     def __len__(self) -> int: ...
 
+    def size_of(self, index: int) -> tuple[int, int]:
+        """Height and width in pixels that the pictures of the item at a position have in a batch."""
+        ...
+
     def batch(self, indices: Sequence[int], *, epoch: int | Sequence[int] = 0) -> Any:
-        """The items at positions ``indices``; ``epoch`` decides random crops and flips, one for all or one for each."""
+        """The items at positions ``indices``, of one size; ``epoch`` decides random crops and flips, one for all or one
+        for each."""
         ...
 
     def prefetch(self, indices: Sequence[int], *, epoch: int | Sequence[int] = 0) -> None:
@@ -88,8 +93,8 @@ class ImageDataset:
         self._num_workers = num_workers
         self._pin_memory = pin_memory and torch.cuda.is_available()
         self._keeps_images = len(_unique_paths(self.examples)) * 3 * height * width <= cache_bytes
-        self._images: dict[Path, Tensor] = {}
-        self._pending: dict[Path, Future[Tensor]] = {}
+        self._images: dict[Path, CroppedImage] = {}
+        self._pending: dict[Path, Future[CroppedImage]] = {}
         self._pool: ThreadPoolExecutor | None = None
 
     @property
@@ -99,6 +104,11 @@ class ImageDataset:
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    def size_of(self, index: int) -> tuple[int, int]:
+        """Height and width in pixels of the images of an example in a batch."""
+        self._select([index])
+        return self.height, self.width
 
     def batch(self, indices: Sequence[int], *, epoch: int | Sequence[int] = 0) -> Batch:
         """The examples at positions ``indices``, each in [0, len(self)); repeats are allowed.
@@ -118,11 +128,16 @@ class ImageDataset:
             raise ValueError(f"{len(epochs)} epochs were given for {len(examples)} positions")
         flips = [self._is_flipped(example, count) for example, count in zip(examples, epochs, strict=True)]
         images = self._load(_unique_paths(examples))
+        targets = [images[example.target] for example in examples if example.target is not None]
+        sources = [images[example.source] for example in examples if example.source is not None]
         return Batch(
             indices=list(indices),
             prompts=[example.prompt for example in examples],
-            targets=self._stack([example.target for example in examples], flips, images),
-            sources=self._stack([example.source for example in examples], flips, images),
+            targets=self._stack(targets, flips),
+            sources=self._stack(sources, flips),
+            original_sizes=torch.tensor([image.original_size for image in targets]) if targets else None,
+            # at the centre: what a flip leaves on the left was cut off as wide on the right
+            crops=torch.tensor([image.crop for image in targets]) if targets else None,
         )
 
     def prefetch(self, indices: Sequence[int], *, epoch: int | Sequence[int] = 0) -> None:
@@ -175,10 +190,10 @@ class ImageDataset:
             return
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._num_workers, thread_name_prefix="decode")
-        self._pending[path] = self._pool.submit(load_image_bytes, path, self.height, self.width)
+        self._pending[path] = self._pool.submit(load_fitted, path, self.height, self.width)
 
-    def _load(self, paths: list[Path]) -> dict[Path, Tensor]:
-        """uint8 ``[3, H, W]`` per path, from memory, from a prefetch, or decoded now."""
+    def _load(self, paths: list[Path]) -> dict[Path, CroppedImage]:
+        """The image per path, from memory, from a prefetch, or decoded now."""
         images = {path: self._images[path] for path in paths if path in self._images}
         missing = [path for path in paths if path not in images]
         if self._num_workers > 0:
@@ -187,20 +202,18 @@ class ImageDataset:
             futures = {path: self._pending.pop(path) for path in missing}
             decoded = {path: future.result() for path, future in futures.items()}
         else:
-            decoded = {path: load_image_bytes(path, self.height, self.width) for path in missing}
+            decoded = {path: load_fitted(path, self.height, self.width) for path in missing}
         if self._keeps_images:
             self._images.update(decoded)
         return images | decoded
 
-    def _stack(self, paths: list[Path | None], flips: list[bool], images: dict[Path, Tensor]) -> Tensor | None:
+    def _stack(self, images: list[CroppedImage], flips: list[bool]) -> Tensor | None:
         """float32 ``[B, 3, H, W]``, or None where the dataset has no such images."""
-        rows = [
-            images[path].flip(-1) if flipped else images[path]
-            for path, flipped in zip(paths, flips, strict=True)
-            if path is not None
-        ]
-        if not rows:
+        if not images:
             return None
+        rows = [
+            image.pixels.flip(-1) if flipped else image.pixels for image, flipped in zip(images, flips, strict=True)
+        ]
         batch = to_unit_range(torch.stack(rows))
         return batch.pin_memory() if self._pin_memory else batch
 

@@ -1,6 +1,6 @@
 """The two records every other part of the package meets: one example on disk, one batch in memory."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -33,12 +33,17 @@ class Batch:
         prompts: B texts.
         targets: float32 ``[B, 3, H, W]`` in [0, 1], or None.
         sources: float32 ``[B, 3, H, W]`` in [0, 1], or None.
+        original_sizes: long ``[B, 2]``, (height, width) of the targets' upright files before resizing; None without
+            targets.
+        crops: long ``[B, 2]``, (top, left) of the cut in the resized target, in pixels of that.
     """
 
     indices: list[int]
     prompts: list[str]
     targets: Tensor | None
     sources: Tensor | None
+    original_sizes: Tensor | None = None
+    crops: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch with its images on ``device``; pinned images are copied asynchronously."""
@@ -46,4 +51,4 @@ class Batch:
             None if images is None else images.to(device, non_blocking=images.is_pinned())
             for images in (self.targets, self.sources)
         )
-        return Batch(self.indices, self.prompts, targets, sources)
+        return replace(self, targets=targets, sources=sources)

@@ -13,6 +13,7 @@ The rules, the same for scanning and for training:
 import struct
 import warnings
 import zlib
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
@@ -42,18 +43,44 @@ _DECODE_ERRORS = (
 """What Pillow's readers raise on damaged files; anything else is a fault of ours and is let through."""
 
 
+@dataclass(frozen=True)
+class CroppedImage:
+    """uint8 ``pixels [3, H, W]``, the upright file's (height, width), and the (top, left) of the crop in the resized
+    image, in pixels of that."""
+
+    pixels: Tensor
+    original_size: tuple[int, int]
+    crop: tuple[int, int]
+
+
 def load_image(path: Path, height: int, width: int) -> Tensor:
     """The image at ``path`` as float32 ``[3, height, width]`` in [0, 1]; raises ``DataError`` when it has none."""
-    return to_unit_range(load_image_bytes(path, height, width))
+    return to_unit_range(load_fitted(path, height, width).pixels)
 
 
-def load_image_bytes(path: Path, height: int, width: int) -> Tensor:
-    """As :func:`load_image`, still uint8 ``[3, height, width]``: a quarter of the memory, and no less precise."""
+def load_fitted(path: Path, height: int, width: int) -> CroppedImage:
+    """As :func:`load_image`, still uint8: a quarter of the memory, and no less precise; with where it was cut."""
     if height < 1 or width < 1:
         raise ValueError(f"an image cannot be resized to height {height} x width {width}: both must be at least 1")
-    image = decode_image(path)
-    fitted = ImageOps.fit(image, (width, height), method=Image.Resampling.LANCZOS, centering=(0.5, 0.5))
-    return torch.from_numpy(np.array(fitted, dtype=np.uint8)).permute(2, 0, 1).contiguous()
+    return fitted(decode_image(path), height, width)
+
+
+def fitted(
+    image: Image.Image, height: int, width: int, place: tuple[float, float] = (0.5, 0.5), *, mirrored: bool = False
+) -> CroppedImage:
+    """``image`` resized to cover ``height`` x ``width`` and cut.
+
+    ``place``: which part of the overhang is cut off at the top and at the left, each in [0, 1]. ``mirrored``: then its
+    left edge is what was the right one, and the crop counts from there.
+    """
+    top, left = place
+    cut = ImageOps.fit(image, (width, height), method=Image.Resampling.LANCZOS, centering=(left, top))
+    pixels = torch.from_numpy(np.array(cut, dtype=np.uint8)).permute(2, 0, 1)
+    if mirrored:
+        pixels, left = pixels.flip(-1), 1 - left
+    scale = max(height / image.height, width / image.width)
+    crop = round((image.height * scale - height) * top), round((image.width * scale - width) * left)
+    return CroppedImage(pixels.contiguous(), (image.height, image.width), crop)
 
 
 def to_unit_range(images: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 
 from glm_training.data import DataError, I2IDataset, T2IDataset, describe_drift, load_image, may_flip
 from glm_training.data import dataset as dataset_module
+from glm_training.data.images import CroppedImage
 
 SIZE = {"height": 32, "width": 64}
 
@@ -15,13 +16,13 @@ SIZE = {"height": 32, "width": 64}
 def decoded(monkeypatch) -> list[str]:
     """The names of the files decoded so far."""
     names: list[str] = []
-    original = dataset_module.load_image_bytes
+    original = dataset_module.load_fitted
 
-    def counted(path: Path, height: int, width: int) -> torch.Tensor:
+    def counted(path: Path, height: int, width: int) -> CroppedImage:
         names.append(f"{path.parent.name}/{path.name}")
         return original(path, height, width)
 
-    monkeypatch.setattr(dataset_module, "load_image_bytes", counted)
+    monkeypatch.setattr(dataset_module, "load_fitted", counted)
     return names
 
 
@@ -33,6 +34,26 @@ def test_i2i_batch(files) -> None:
     for row, index in enumerate([2, 0]):
         assert torch.equal(batch.targets[row], load_image(files.targets / f"{index}.png", 32, 64))
         assert torch.equal(batch.sources[row], load_image(files.sources / f"{index}.png", 32, 64))
+
+
+def test_original_sizes_and_crops_are_those_of_the_targets(files) -> None:
+    """40 x 36 pixels cover 64 x 32 as 64 x 57.6: 12.8 rows are cut off at the top, and as many at the bottom."""
+    for augmentation in (False, True):
+        batch = T2IDataset(files.load(), **SIZE, augmentation=augmentation).batch([2, 0, 1], epoch=3)
+        assert batch.original_sizes is not None and batch.crops is not None
+        assert batch.original_sizes.tolist() == [[36, 40]] * 3 and batch.crops.tolist() == [[13, 0]] * 3
+        assert batch.original_sizes.dtype == batch.crops.dtype == torch.int64
+    moved = batch.to("cpu")
+    assert moved.crops is batch.crops and moved.original_sizes is batch.original_sizes
+    without = T2IDataset(files.load(target_images_dir=None, require_targets=False), **SIZE).batch([1])
+    assert without.original_sizes is None and without.crops is None
+
+
+def test_the_size_of_an_item(files) -> None:
+    dataset = T2IDataset(files.load(), **SIZE)
+    assert [dataset.size_of(index) for index in range(4)] == [(32, 64)] * 4
+    with pytest.raises(IndexError, match="outside a dataset of 4"):
+        dataset.size_of(4)
 
 
 def test_t2i_batch_with_and_without_targets(files) -> None:

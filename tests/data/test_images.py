@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 
 from glm_training.data import DataError, load_image
-from glm_training.data.images import decode_image, load_image_bytes
+from glm_training.data.images import decode_image, fitted, load_fitted
 
 WHITE = [255, 255, 255]
 
@@ -56,7 +56,7 @@ def test_load_image_is_float_rgb_in_unit_range(tmp_path: Path) -> None:
 
 def test_an_image_of_the_right_size_keeps_its_pixels(tmp_path: Path) -> None:
     array = np.random.default_rng(0).integers(0, 256, (32, 64, 3), dtype=np.uint8)
-    tensor = load_image_bytes(save(Image.fromarray(array), tmp_path / "a.png"), 32, 64)
+    tensor = load_fitted(save(Image.fromarray(array), tmp_path / "a.png"), 32, 64).pixels
     assert np.array_equal(tensor.permute(1, 2, 0).numpy(), array)
 
 
@@ -179,7 +179,7 @@ def test_the_content_decides_the_format(tmp_path: Path) -> None:
 def test_resize_covers_then_crops_the_centre(tmp_path: Path, size: tuple[int, int], kept: tuple[int, int]) -> None:
     ramp = np.arange(96, dtype=np.uint8)
     grid = np.broadcast_to(ramp[None, :] if size[0] == 96 else ramp[:, None], (size[1], size[0]))
-    tensor = load_image_bytes(save(Image.fromarray(np.ascontiguousarray(grid)), tmp_path / "a.png"), 32, 32)
+    tensor = load_fitted(save(Image.fromarray(np.ascontiguousarray(grid)), tmp_path / "a.png"), 32, 32).pixels
     line = tensor[0, 0] if size[0] == 96 else tensor[0, :, 0]
     assert line.tolist() == list(range(*kept))
 
@@ -187,7 +187,7 @@ def test_resize_covers_then_crops_the_centre(tmp_path: Path, size: tuple[int, in
 def test_the_filter_is_lanczos(tmp_path: Path) -> None:
     array = np.random.default_rng(1).integers(0, 256, (100, 100, 3), dtype=np.uint8)
     image = Image.fromarray(array)
-    found = load_image_bytes(save(image, tmp_path / "a.png"), 32, 32).permute(1, 2, 0).numpy()
+    found = load_fitted(save(image, tmp_path / "a.png"), 32, 32).pixels.permute(1, 2, 0).numpy()
     assert np.array_equal(found, np.asarray(image.resize((32, 32), Image.Resampling.LANCZOS)))
     assert not np.array_equal(found, np.asarray(ImageOps.fit(image, (32, 32), Image.Resampling.BICUBIC)))
 
@@ -236,3 +236,20 @@ def test_folders_pipes_and_nothing_are_errors(tmp_path: Path) -> None:
 def test_a_size_below_one_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="height 0"):
         load_image(tmp_path / "a.png", 0, 32)
+
+
+def test_where_an_image_was_cut(tmp_path: Path) -> None:
+    """200 x 100 covers 50 x 50 as 100 x 50: 50 columns too many. A ramp from 0 to 199 shows which were cut off."""
+    ramp = Image.fromarray(np.tile(np.arange(200, dtype=np.uint8), (100, 1))).convert("RGB")
+    centre = load_fitted(save(ramp, tmp_path / "a.png"), 50, 50)
+    assert centre.original_size == (100, 200) and centre.crop == (0, 25)
+    for place, mirrored, left, first in (
+        ((0.0, 0.0), False, 0, 0.5),
+        ((0.9, 0.2), False, 10, 20.5),  # column 10 of the resized image has columns 20 and 21 of the file
+        ((0.9, 0.2), True, 40, 118.5),  # what was cut off on the right: 100 - 10 - 50
+    ):
+        cut = fitted(ramp, 50, 50, place, mirrored=mirrored)
+        assert cut.crop == (0, left) and cut.pixels.shape == (3, 50, 50)
+        assert abs(cut.pixels[0, 20, 0].item() - first) <= 1  # rounding, and the filter at the edge
+    assert fitted(ramp.rotate(90, expand=True), 25, 50, (0.5, 0.5)).crop == (38, 0)  # half of 100 - 25, rounded
+    assert fitted(ramp, 100, 200, (1.0, 1.0)).crop == (0, 0)

@@ -16,14 +16,13 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
-from torch import Tensor
+from PIL import Image
 
 from glm_training.data.captioned.samples import BadSample, Encoded, Fault, ImageSet
 from glm_training.data.captioned.skipped import SkippedSamples
 from glm_training.data.dataset import is_flipped, may_flip
 from glm_training.data.examples import Batch
-from glm_training.data.images import decode_image, to_unit_range
+from glm_training.data.images import CroppedImage, decode_image, fitted, to_unit_range
 from glm_training.data.problems import DataError
 from glm_training.data.prompt_lengths import PromptReader, check_lengths
 from glm_training.utils.randomness import derive_seed, uniform
@@ -110,7 +109,7 @@ class CaptionedImages:
         self._seed = seed
         self._num_workers = num_workers
         self._pin_memory = pin_memory and torch.cuda.is_available()
-        self._pending: dict[tuple[int, int], Future[tuple[str, Tensor]]] = {}
+        self._pending: dict[tuple[int, int], Future[tuple[str, CroppedImage]]] = {}
         self._pool: ThreadPoolExecutor | None = None
         self._reader = reader
         self._reading = threading.Lock()  # tokenizers are lent to one thread at a time
@@ -121,6 +120,11 @@ class CaptionedImages:
 
     def __len__(self) -> int:
         return int(self._ends[-1])
+
+    def size_of(self, index: int) -> tuple[int, int]:
+        """Height and width in pixels of the picture at `index` in a batch."""
+        self._row(index)
+        return self.shaping.height, self.shaping.width
 
     def where(self, index: int) -> tuple[Path, str]:
         """The file that the sample at an index is in, and its name there."""
@@ -141,12 +145,14 @@ class CaptionedImages:
         self.skipped.begin(self._faults)
         places = self._places(indices, epoch)
         loaded = self._load(places)
-        targets = to_unit_range(torch.stack([pixels for _, pixels in loaded]))
+        targets = to_unit_range(torch.stack([image.pixels for _, image in loaded]))
         return Batch(
             indices=list(indices),
             prompts=[prompt for prompt, _ in loaded],
             targets=targets.pin_memory() if self._pin_memory else targets,
             sources=None,
+            original_sizes=torch.tensor([image.original_size for _, image in loaded]),
+            crops=torch.tensor([image.crop for _, image in loaded]),
         )
 
     def prefetch(self, indices: Sequence[int], *, epoch: int | Sequence[int] = 0) -> None:
@@ -256,7 +262,7 @@ class CaptionedImages:
             self._pool = ThreadPoolExecutor(self._num_workers, thread_name_prefix="decode")
         self._pending[place] = self._pool.submit(self._sample, *place)
 
-    def _load(self, places: list[tuple[int, int]]) -> list[tuple[str, Tensor]]:
+    def _load(self, places: list[tuple[int, int]]) -> list[tuple[str, CroppedImage]]:
         if self._num_workers < 1:
             return [self._sample(*place) for place in places]
         for place in places:
@@ -265,8 +271,8 @@ class CaptionedImages:
         done = {place: future.result() for place, future in futures.items()}
         return [done[place] for place in places]
 
-    def _sample(self, index: int, epoch: int) -> tuple[str, Tensor]:
-        """Caption and uint8 pixels ``[3, H, W]`` of the sample at `index`, or of the one that stands in for it."""
+    def _sample(self, index: int, epoch: int) -> tuple[str, CroppedImage]:
+        """Caption and picture of the sample at `index`, or of the one that stands in for it."""
         number, row = self._row(index)
         faults: list[Fault] = []
         for attempt in range(ATTEMPTS):
@@ -313,15 +319,11 @@ class CaptionedImages:
         if fault is not None:
             raise BadSample(Fault(*self.sets[number].where(row), *fault))
 
-    def _cut(self, image: Image.Image, caption: str, index: int, epoch: int) -> Tensor:
+    def _cut(self, image: Image.Image, caption: str, index: int, epoch: int) -> CroppedImage:
         shaping = self.shaping
-        centring = (0.5, 0.5)
+        place = (0.5, 0.5)
         if shaping.crop == "random":
-            x, y = uniform(self._seed, "captioned crop", [(epoch, index)], (2,))[0].tolist()
-            centring = (x, y)
-        size = (shaping.width, shaping.height)
-        fitted = ImageOps.fit(image, size, method=Image.Resampling.LANCZOS, centering=centring)
-        pixels = torch.from_numpy(np.array(fitted, dtype=np.uint8)).permute(2, 0, 1)
-        if shaping.flip and may_flip(caption) and is_flipped(self._seed, epoch, index):
-            pixels = pixels.flip(-1)
-        return pixels.contiguous()
+            left, top = uniform(self._seed, "captioned crop", [(epoch, index)], (2,))[0].tolist()
+            place = (top, left)
+        mirrored = shaping.flip and may_flip(caption) and is_flipped(self._seed, epoch, index)
+        return fitted(image, shaping.height, shaping.width, place, mirrored=mirrored)

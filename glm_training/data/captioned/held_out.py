@@ -63,7 +63,9 @@ class HeldOutImages(ImageDataset):
         """Prompts and pictures at `indices`, the same in every epoch."""
         self._select(indices)
         batch = replace(self._pictures.batch([self._rows[index] for index in indices]), indices=list(indices))
-        return replace(batch, targets=None, sources=batch.targets) if self._as_sources else batch
+        if not self._as_sources:
+            return batch
+        return replace(batch, targets=None, sources=batch.targets, original_sizes=None, crops=None)
 
     def prefetch(self, indices: Sequence[int], *, epoch: int | Sequence[int] = 0) -> None:
         """Start reading what a coming :meth:`batch` needs."""

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from glm_training.data.examples import Example
-from glm_training.data.images import decode_image, to_unit_range
+from glm_training.data.images import CroppedImage, decode_image, to_unit_range
 from glm_training.data.problems import DataError, Problem
 from glm_training.utils.randomness import uniform
 
@@ -138,15 +138,6 @@ class ResizedImage:
     original_size: tuple[int, int]
 
 
-@dataclass(frozen=True)
-class CroppedImage:
-    """uint8 ``pixels [3, H, W]``, the upright file's (height, width), and the (top, left) of the crop."""
-
-    pixels: Tensor
-    original_size: tuple[int, int]
-    crop: tuple[int, int]
-
-
 def load_resized(image: PairImage, height: int, width: int, digest: str | None = None) -> ResizedImage:
     """The image, decoded by the rules of :mod:`glm_training.data.images`, resized (Lanczos) to cover the size.
 
@@ -251,6 +242,11 @@ class PreferenceDataset:
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    def size_of(self, index: int) -> tuple[int, int]:
+        """Height and width in pixels of both images of a pair in a batch."""
+        self._select([index])
+        return self.height, self.width
 
     def first(self, count: int) -> "PreferenceDataset":
         """The first `count` pairs as a dataset of their own, decoded in the caller's thread."""

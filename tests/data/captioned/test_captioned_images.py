@@ -76,8 +76,25 @@ def test_random_crops_are_a_function_of_seed_epoch_and_index(tmp_path: Path) -> 
     # with a standard deviation of 0.289 / sqrt(40) = 0.046
     lefts = [place / 100 for place in range(101)]
     whole = [pixels(noise(0, (300, 100)), shaping, (left, 0.5)) for left in lefts]
+    crops = [data.batch([row], epoch=epoch).crops for epoch, row in places]
     found = [lefts[min(range(101), key=lambda i: (whole[i] - cut).abs().sum().item())] for cut in cuts]  # noqa: B023
     assert abs(sum(found) / 40 - 0.5) < 0.2 and min(found) < 0.2 and max(found) > 0.8
+    # resized to 96 x 32 it has 64 columns too many; `found` is told to a hundredth of them, `crops` to a whole one
+    assert all(abs(crop[0, 1].item() - 64 * left) < 1.2 for crop, left in zip(crops, found, strict=True))  # type: ignore[index]
+    assert all(crop[0, 0] == 0 for crop in crops)  # type: ignore[index]
+
+
+def test_original_sizes_crops_and_the_size_of_an_item(tmp_path: Path) -> None:
+    """120 x 200 (width x height) covers 48 x 40 as 48 x 80, of which 20 rows are cut off at the top."""
+    data = dataset(
+        write_tar(tmp_path / "a.tar", {"0.png": noise(0, (120, 200)), "0.txt": b"x"}), shaping=Shaping(40, 48)
+    )
+    batch = data.batch([0, 0])
+    assert batch.original_sizes is not None and batch.original_sizes.tolist() == [[200, 120]] * 2
+    assert batch.crops is not None and batch.crops.tolist() == [[20, 0]] * 2
+    assert data.size_of(0) == (40, 48)
+    with pytest.raises(IndexError, match="position 1 is outside"):
+        data.size_of(1)
 
 
 def test_flips_where_the_caption_allows(tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from glm_training.config.errors import Issue
 
 if TYPE_CHECKING:
     from glm_training.config.schema import Config
+    from glm_training.config.sections.data import ImageSetConfig
 
 
 def captioned_issues(config: Config) -> Iterator[Issue]:
@@ -17,25 +18,7 @@ def captioned_issues(config: Config) -> Iterator[Issue]:
     if data.images is None:
         yield from _without_images(config)
         return
-    if config.training.method != "finetune":
-        yield Issue(
-            ("data.images", "training.method"),
-            f"`{config.training.method}` does not read sets of pictures.",
-            "Set `training.method: finetune`, or give "
-            + ("`data.pairs`." if config.training.method == "dpo" else "`data.prompts_file`."),
-        )
-    elif config.uses_reward():
-        yield Issue(
-            ("data.images", "training.use_reward"),
-            "reward training does not read sets of pictures.",
-            "Set `training.use_reward: false`, or give `data.prompts_file` or `data.metadata_file`.",
-        )
-    elif config.training.mode == "i2i":
-        yield Issue(
-            ("data.images", "training.mode"),
-            "edits are not read from sets of pictures.",
-            "Use `t2i`, or give `data.prompts_file` or `data.metadata_file`.",
-        )
+    yield from _training(config)
     others = {
         "prompts_file": data.prompts_file,
         "metadata_file": data.metadata_file,
@@ -57,16 +40,44 @@ def captioned_issues(config: Config) -> Iterator[Issue]:
                 "`eval_images` is given as well.",
                 "Give one of the two.",
             )
-    weights = [one.weight for one in data.images]
+    yield from _mixture(data.images)
+
+
+def _training(config: Config) -> Iterator[Issue]:
+    """Trainings that do not read sets of pictures."""
+    if config.training.method != "finetune":
+        yield Issue(
+            ("data.images", "training.method"),
+            f"`{config.training.method}` does not read sets of pictures.",
+            "Set `training.method: finetune`, or give "
+            + ("`data.pairs`." if config.training.method == "dpo" else "`data.prompts_file`."),
+        )
+    elif config.uses_reward():
+        yield Issue(
+            ("data.images", "training.use_reward"),
+            "reward training does not read sets of pictures.",
+            "Set `training.use_reward: false`, or give `data.prompts_file` or `data.metadata_file`.",
+        )
+    elif config.training.mode == "i2i":
+        yield Issue(
+            ("data.images", "training.mode"),
+            "edits are not read from sets of pictures.",
+            "Use `t2i`, or give `data.prompts_file` or `data.metadata_file`.",
+        )
+
+
+def _mixture(sets: Sequence[ImageSetConfig]) -> Iterator[Issue]:
+    """Weights are for all sets or for none, and say how often each comes."""
+    weights = [one.weight for one in sets]
     if any(weights) and not all(weights):
         silent = weights.index(None)
         yield Issue(
             ("data.images",),
             f"{sum(weight is not None for weight in weights)} of {len(weights)} sets have a weight, and "
-            f"{data.images[silent].path} has none.",
+            f"{sets[silent].path} has none.",
             "Give all of them one, or none.",
         )
-    if any(weights) and any(one.repeats > 1 for one in data.images):
+    if any(weights) and any(one.repeats > 1 for one in sets):
         yield Issue(
             ("data.images",),
             "with weights, how often a set comes is its weight alone, and `repeats` does nothing.",

@@ -167,11 +167,19 @@ def shard_like(whole: Tensor, parameter: Tensor) -> Tensor:
 def optimizer_state_tree(optimizer: Optimizer, parameters: Mapping[str, Parameter]) -> StateTree:
     """What an optimizer remembers of each of `parameters`, by name, and its class. Tensors are the live ones.
 
-    Hyperparameters are left out: they are the configuration's to say, also of a run that goes on.
+    Hyperparameters are left out: they are the configuration's to say, also of a run that goes on. What some optimizers
+    find out for a whole group, `GROUP_MEMORY`, is kept with the names that it is of.
     """
     packed, numbers = optimizer.state_dict(), _numbers(optimizer, parameters)
     state = {name: packed["state"][number] for name, number in numbers.items() if number in packed["state"]}
-    return {"optimizer": type(optimizer).__name__, "state": state}
+    tree: StateTree = {"optimizer": type(optimizer).__name__, "state": state}
+    found = [(names, group) for names, group in _named_groups(optimizer, parameters) if "k" in group]
+    if found:
+        tree["groups"] = [
+            {"parameters": names, "memory": {key: group[key] for key in GROUP_MEMORY if key in group}}
+            for names, group in found
+        ]
+    return tree
 
 
 def load_optimizer_state_tree(optimizer: Optimizer, parameters: Mapping[str, Parameter], tree: StateTree) -> None:
@@ -197,6 +205,9 @@ def load_optimizer_state_tree(optimizer: Optimizer, parameters: Mapping[str, Par
             f"the saved optimizer state has {counted(len(strange), 'parameter')} not trained here, first {strange[0]}; "
             "resume with the trained component and the LoRA targets the checkpoint was made with"
         )
+    memory_of = {name: saved["memory"] for saved in tree.get("groups", []) for name in saved["parameters"]}
+    for names, group in _named_groups(optimizer, parameters):
+        group.update(memory_of.get(names[0], {}))
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict(
         {"state": {numbers[name]: entry for name, entry in state.items()}, "param_groups": groups}
@@ -209,6 +220,17 @@ def load_optimizer_state_tree(optimizer: Optimizer, parameters: Mapping[str, Par
                 moment = value.shape == parameter.shape and key != "step"
                 like = parameter if moment else optimizer.state[parameter][key]
                 optimizer.state[parameter][key] = shard_like(value, like)
+
+
+GROUP_MEMORY = ("k", "d", "d_max", "d_numerator", "weight_sum", "lr_max")
+"""Keys of a group that are found in training, where it has them: Prodigy's steps and estimates of the distance, and
+schedule-free's steps and weight of the average. The others are hyperparameters."""
+
+
+def _named_groups(optimizer: Optimizer, parameters: Mapping[str, Parameter]) -> list[tuple[list[str], dict[str, Any]]]:
+    """The groups, with the names of their parameters."""
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    return [([names[id(parameter)] for parameter in group["params"]], group) for group in optimizer.param_groups]
 
 
 def _numbers(optimizer: Optimizer, parameters: Mapping[str, Parameter]) -> dict[str, int]:

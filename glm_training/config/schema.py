@@ -138,6 +138,8 @@ class Config(Section):
             warmup_steps=first(own.warmup_steps, shared.warmup_steps),
             min_lr_ratio=first(own.min_lr_ratio, 0.0),
             decay_norms_and_biases=self.optimizer.decay_norms_and_biases,
+            cycles=first(own.cycles, shared.lr_cycles),
+            power=first(own.power, shared.lr_power),
         )
 
     def policy_for(self, part: Part) -> ResolvedPolicy:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from glm_training.checkpoint.state_tree import StateTree, load_optimizer_state_tree, optimizer_state_tree
 from glm_training.config.sections.resolved import ResolvedOptimizer
 from glm_training.engine.errors import NonFiniteError, TrainingError
-from glm_training.engine.optimizers import RATE_SCALE, build_optimizer
+from glm_training.engine.optimizers import RATE_SCALE, SCHEDULE_FREE, averaged_weights, build_optimizer
 from glm_training.methods.losses import Context
 from glm_training.models.snapshot import ParameterSnapshot
 from glm_training.utils.distributed import World
@@ -25,16 +25,22 @@ MAX_SKIPPED = 20
 """Updates in a row that fp16 loss scaling may skip: halved as often, its first scale of 65536 is below 1."""
 
 
+Showing = Literal["evaluation", "export"]
+"""What weights are shown for: samples and scores, or pipelines and adapters that are written."""
+
+
 @dataclass
 class WeightAverage:
     """A slow average of the trained weights, in fp32: in bf16 a step of a small share rounds to none.
 
     Until training step `start` it is the weights themselves; then `snapshot` moves by 1 - `decay` at each update.
+    `shown`: where it stands in for the weights.
     """
 
     snapshot: ParameterSnapshot
     decay: float
     start: int
+    shown: frozenset[Showing] = frozenset(("evaluation", "export"))
 
     def follow(self, training_step: int) -> None:
         """Moves on, after the optimizer step of `training_step` (from 0)."""
@@ -136,16 +142,14 @@ class Part:
 
     def learning_rate(self, training_step: int) -> float:
         """The rate of `training_step` (from 0): w warmup steps of k / (w + 1) of it, k = 1 .. w, then all of it; from
-        there constant, linear or cosine down to `min_lr_ratio`, which the last step of the run has. All counted from
-        `first_step`."""
+        there constant, or down to `min_lr_ratio`, which the last step of the run has. All counted from `first_step`."""
         settings, own = self.settings, training_step - self.first_step
         if own < settings.warmup_steps:
             return settings.learning_rate * (own + 1) / (settings.warmup_steps + 1)
         if settings.scheduler == "constant":
             return settings.learning_rate
         span = max(1, self.total_steps - self.first_step - 1 - settings.warmup_steps)
-        progress = min(1.0, (own - settings.warmup_steps) / span)
-        factor = 1 - progress if settings.scheduler == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+        factor = remaining_rate(settings, min(1.0, (own - settings.warmup_steps) / span))
         return settings.learning_rate * (settings.min_lr_ratio + (1 - settings.min_lr_ratio) * factor)
 
     @contextmanager
@@ -165,6 +169,15 @@ class Part:
             return
         with self.old.applied():
             yield
+
+    def as_shown(self, showing: Showing) -> AbstractContextManager[Any]:
+        """Inside, the component has the weights that are shown for `showing`: its average, where one is kept; no
+        gradients then. What trained comes back bit for bit."""
+        if self.ema is not None:
+            return self.ema.snapshot.applied() if showing in self.ema.shown else nullcontext()
+        if self.settings.name != SCHEDULE_FREE:
+            return nullcontext()
+        return ParameterSnapshot(self.parameters, values=averaged_weights(self.optimizer, self.parameters)).applied()
 
     def state(self, *, with_optimizer: bool) -> dict[str, StateTree]:
         """Named states for a checkpoint. The starting model as reference is not among them: the run loads it anew."""
@@ -217,11 +230,24 @@ class Part:
 
 
 @contextmanager
-def as_shown(parts: Mapping[str, Part]) -> Iterator[None]:
-    """Inside, every part has the weights that samples, scores and pipelines show: its average, where one is kept; no
-    gradients then."""
+def as_shown(parts: Mapping[str, Part], showing: Showing) -> Iterator[None]:
+    """Inside, every part is `Part.as_shown`."""
     with ExitStack() as stack:
         for part in parts.values():
-            if part.ema is not None:
-                stack.enter_context(part.ema.snapshot.applied())
+            stack.enter_context(part.as_shown(showing))
         yield
+
+
+def remaining_rate(settings: ResolvedOptimizer, progress: float) -> float:
+    """The share of the learning rate after `progress` in [0, 1] of the steps that follow the warmup: 1 at 0, 0 at 1.
+
+    `cosine_with_restarts` has as many half waves as `cycles`, each from 1 to 0; `polynomial` is (1 - progress) to the
+    `power`.
+    """
+    if settings.scheduler == "linear":
+        return 1 - progress
+    if settings.scheduler == "polynomial":
+        return (1 - progress) ** settings.power
+    if settings.scheduler == "cosine_with_restarts" and progress < 1:
+        progress = settings.cycles * progress % 1
+    return 0.5 * (1 + math.cos(math.pi * progress))

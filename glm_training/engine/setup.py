@@ -25,7 +25,7 @@ from glm_training.data.mixed_sampler import MixedSampler
 from glm_training.data.preference.dataset import PreferenceDataset
 from glm_training.engine.errors import SettingsError
 from glm_training.engine.families import evaluation_sampling, prompt_reader
-from glm_training.engine.parts import Part, WeightAverage
+from glm_training.engine.parts import Part, Showing, WeightAverage
 from glm_training.engine.reward_setup import differentiable_options, reward_options
 from glm_training.engine.validation import Subject
 from glm_training.evaluation.held_out import EvaluationSettings
@@ -89,7 +89,9 @@ def weight_average(config: Config, part: Part) -> WeightAverage | None:
     ema = config.training.ema
     if ema.decay is None:
         return None
-    return WeightAverage(ParameterSnapshot(part.parameters, torch.float32), ema.decay, ema.start_step)
+    wanted: dict[Showing, bool] = {"evaluation": ema.evaluate, "export": ema.export}
+    shown = frozenset(showing for showing, asked in wanted.items() if asked)
+    return WeightAverage(ParameterSnapshot(part.parameters, torch.float32), ema.decay, ema.start_step, shown)
 
 
 def keep_reference(part: Part, module: nn.Module, kind: str) -> None:

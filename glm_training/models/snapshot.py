@@ -21,8 +21,9 @@ class ParameterSnapshot:
     """Values of `params` at one time: a name -> parameter mapping, or parameters in order (named "0", "1", ..).
 
     `dtype` is what the copy is kept in, the parameters' own by default; take fp32 for a slow average of bf16
-    parameters, which would otherwise round every small update away. Parameters that FSDP2 sharded need the `module`
-    they belong to. Raises ValueError for no parameters, and for sharded ones without `module`.
+    parameters, which would otherwise round every small update away. `values` by name stand in the place of a copy.
+    Parameters that FSDP2 sharded need the `module` they belong to. Raises ValueError for no parameters, and for sharded
+    ones without `module`.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class ParameterSnapshot:
         params: Mapping[str, torch.nn.Parameter] | Iterable[torch.nn.Parameter],
         dtype: torch.dtype | None = None,
         module: torch.nn.Module | None = None,
+        values: Mapping[str, Tensor] | None = None,
     ) -> None:
         named = params if isinstance(params, Mapping) else {str(i): param for i, param in enumerate(params)}
         if not named:
@@ -38,7 +40,7 @@ class ParameterSnapshot:
             raise ValueError("a snapshot of sharded parameters needs `module`, the FSDP module they belong to")
         self._module = module
         self._params: dict[str, torch.nn.Parameter] = dict(named)
-        self._values: dict[str, Tensor] = {
+        self._values: dict[str, Tensor] = dict(values or {}) or {
             name: param.detach().to(dtype or param.dtype, copy=True) for name, param in self._params.items()
         }
 

@@ -280,7 +280,7 @@ class BaseTrainer(ABC):
 
     def _evaluate(self) -> None:
         self.in_flight.begin()
-        with self._stopping_together(), self.phase("evaluation"), self.autocast(), as_shown(self.parts):
+        with self._stopping_together(), self.phase("evaluation"), self.autocast(), as_shown(self.parts, "evaluation"):
             judged = self.judge() if self.evaluations.judging_due(self.step) else {}
             found = self.evaluations.run(self.step, judged, self.logger, self.signals.check, self.signals.requested)
             before = self.evaluations.before
@@ -376,7 +376,7 @@ class BaseTrainer(ABC):
                         self.state(),
                         parts=self.parts,
                         exports=self.exports(),
-                        shown=partial(as_shown, self.parts),
+                        shown=partial(as_shown, self.parts, "export"),
                         digests=self.digests,
                     )
                 self.after_save(path)

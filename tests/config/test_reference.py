@@ -181,7 +181,13 @@ def test_every_key_is_described_in_one_line() -> None:
 def test_json_schema() -> None:
     schema = json_schema()
     assert schema["additionalProperties"] is False
-    assert schema["$defs"]["TrainingConfig"]["properties"]["lr_scheduler"]["enum"] == ["constant", "linear", "cosine"]
+    assert schema["$defs"]["TrainingConfig"]["properties"]["lr_scheduler"]["enum"] == [
+        "constant",
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "polynomial",
+    ]
 
 
 CHECKED_ELSEWHERE = {

@@ -89,8 +89,9 @@ def test_optimizer_inheritance() -> None:
         "adam_epsilon": 1e-6,
         "weight_decay": 0.0,
         "max_grad_norm": 2.0,
-        "lr_scheduler": "linear",
+        "lr_scheduler": "cosine_with_restarts",
         "warmup_steps": 7,
+        "lr_cycles": 3,
     }
     own: dict[str, Any] = {
         "learning_rate": 2e-3,
@@ -100,13 +101,15 @@ def test_optimizer_inheritance() -> None:
         "epsilon": 1e-7,
         "weight_decay": 0.3,
         "max_grad_norm": 0.0,
-        "scheduler": "constant",
+        "scheduler": "polynomial",
         "warmup_steps": 0,
         "min_lr_ratio": 0.1,
+        "power": 2.0,
     }
     config = build(training=shared, optimizer={"dit": own})
-    assert config.optimizer_for("ar") == ResolvedOptimizer("sgd", 1e-3, 0.8, 0.9, 1e-6, 0.0, 2.0, "linear", 7, 0.0)
-    assert config.optimizer_for("dit") == ResolvedOptimizer(**own)
+    ar = ResolvedOptimizer("sgd", 1e-3, 0.8, 0.9, 1e-6, 0.0, 2.0, "cosine_with_restarts", 7, 0.0, cycles=3)
+    assert config.optimizer_for("ar") == ar
+    assert config.optimizer_for("dit") == ResolvedOptimizer(**own, cycles=3)
 
 
 def test_policy_inheritance() -> None:

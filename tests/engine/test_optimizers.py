@@ -68,18 +68,21 @@ def move(part: Part, gradient: float, step: int = 0) -> None:
     [
         ("constant", [1 / 3, 2 / 3, 1, 1, 1, 1, 1]),
         ("linear", [1 / 3, 2 / 3, 1, 0.775, 0.55, 0.325, 0.1]),
+        ("polynomial", [1 / 3, 2 / 3, 1, 0.1 + 0.9 * 0.75**3, 0.1 + 0.9 / 8, 0.1 + 0.9 / 64, 0.1]),
+        # two half waves over four steps: each begins at all of it, halfway it has half, and the last step the least
+        ("cosine_with_restarts", [1 / 3, 2 / 3, 1, 0.55, 1, 0.55, 0.1]),
         ("cosine", [1 / 3, 2 / 3, 1, 0.1 + 0.45 * (1 + math.sqrt(0.5)), 0.55, 0.1 + 0.45 * (1 - math.sqrt(0.5)), 0.1]),
     ],
 )
 def test_the_rate_of_every_step(scheduler, expected):
     """Two steps of warmup, the full rate at the third, a tenth of it at the last of seven."""
-    settings = replace(SETTINGS, scheduler=scheduler, warmup_steps=2, min_lr_ratio=0.1, learning_rate=3e-4)
+    settings = replace(SETTINGS, scheduler=scheduler, warmup_steps=2, min_lr_ratio=0.1, learning_rate=3e-4, power=3.0)
     part = part_of(settings, steps=7)
     rates = [part.learning_rate(step) for step in range(7)]
     assert rates == pytest.approx([3e-4 * share for share in expected], rel=1e-12)
 
 
-@pytest.mark.parametrize("scheduler", ["linear", "cosine"])
+@pytest.mark.parametrize("scheduler", ["linear", "cosine", "cosine_with_restarts", "polynomial"])
 @pytest.mark.parametrize(("warmup", "steps", "expected"), [(0, 1, [1.0]), (3, 2, [0.25, 0.5]), (1, 2, [0.5, 1.0])])
 def test_short_runs_have_a_rate_at_every_step(scheduler, warmup, steps, expected):
     part = part_of(replace(SETTINGS, scheduler=scheduler, warmup_steps=warmup, learning_rate=1.0), steps=steps)

@@ -278,7 +278,7 @@ def test_the_average_sets_out_from_the_weights_and_moves_by_its_share() -> None:
         found.append(part.ema.snapshot.state_dict()["second"].item())
     # the weights themselves before its start, then .75 of itself and .25 of the weights
     assert found == pytest.approx([-3.1, 0.75 * -3.1 + 0.25 * -3.2, 0.75 * -3.125 + 0.25 * -3.3], abs=1e-12)
-    with as_shown({"ar": part}):
+    with as_shown({"ar": part}, "evaluation"):
         assert part.parameters["second"].item() == pytest.approx(found[-1], abs=1e-12)
     assert part.parameters["second"].item() == pytest.approx(-3.3, abs=1e-12)
 

@@ -98,7 +98,7 @@ def test_the_average_of_the_weights_is_judged_against_the_frozen_start(tmp_path)
     keys = ["lora.enabled=false", "checkpoint.save_lora_only=false", "training.ema.decay=0.5"]
     trainer = stepped(tmp_path, "sdxl", *keys)
     part = trainer.parts["unet"]
-    with as_shown(trainer.parts):
+    with as_shown(trainer.parts, "evaluation"):
         shown = trainer.judge()
     own = trainer.judge()
     with torch.no_grad():

@@ -11,6 +11,7 @@ from glm_training.config.checks.captioned import captioned_issues
 from glm_training.config.checks.family import COMPONENTS, family_issues, names_images
 from glm_training.config.checks.method import method_issues
 from glm_training.config.checks.monitors import monitor_issues
+from glm_training.config.checks.optimizers import optimizer_issues
 from glm_training.config.docs.describe import walk
 from glm_training.config.errors import Issue
 from glm_training.config.sections.resolved import split_group
@@ -37,6 +38,7 @@ def cross_field_issues(config: Config) -> list[Issue]:
         *_evaluation(config),
         *_lora(config),
         *_accept(config),
+        *optimizer_issues(config),
         *_trackers(config),
         *family_issues(config),
     ]

@@ -51,6 +51,7 @@ def with_dependent_defaults(raw: Any, schema: type[BaseModel]) -> Any:
             reward["weights"] = own or default_weights("i2i" if i2i else "t2i")
     _fill_size(tree)
     _fill_kl(reward)
+    _fill_optimizer(tree)
     if _get(tree["training"], "method") != "dpo" and _get(tree["model"], "family") != "vgt":
         _fill_data(tree["data"], "i2i" if i2i else "t2i")
     _fill_rollout(tree)
@@ -171,6 +172,33 @@ def _fill_kl(reward: Any) -> None:
     method = _get(dit, "method") or "flow_grpo"
     if isinstance(grpo, dict) and "kl_coef" not in grpo and isinstance(method, str) and method in DIT_KL:
         _fill(dit, "kl_coef", DIT_KL[method])
+
+
+OWN_OPTIMIZER_DEFAULTS: dict[str, Tree] = {
+    "prodigy": {"learning_rate": 1.0},
+    "lion": {"beta2": 0.99},
+    "adamw_schedule_free": {"scheduler": "constant"},
+}
+"""What an update rule asks for where nothing is said, under the keys of `optimizer.<part>`."""
+
+_SHARED_KEYS = {"learning_rate": "learning_rate", "beta2": "adam_beta2", "scheduler": "lr_scheduler"}
+
+
+def _fill_optimizer(tree: Tree) -> None:
+    """Prodigy finds the size of its steps, Lion remembers for longer, and schedule-free averages in a schedule's place:
+    what is AdamW's default is none for them."""
+    training, own = tree["training"], tree["optimizer"]
+    for key, value in _own_defaults(_get(training, "optimizer")).items():
+        _fill(training, _SHARED_KEYS[key], value)
+    for part in own if isinstance(own, dict) else ():
+        rate = f"{part}_learning_rate"
+        for key, value in _own_defaults(_get(own[part], "name")).items():
+            if key != "learning_rate" or _get(training, rate) is None:
+                _fill(own[part], key, value)
+
+
+def _own_defaults(name: Any) -> Tree:
+    return OWN_OPTIMIZER_DEFAULTS.get(name, {}) if isinstance(name, str) else {}
 
 
 def _fill_data(data: Any, mode: str) -> None:

@@ -12,12 +12,12 @@ AR_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj
 UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 DIT_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]
 
-OptimizerName = Literal["adamw", "adamw_8bit", "sgd"]
-SchedulerName = Literal["constant", "linear", "cosine"]
+OptimizerName = Literal["adamw", "adamw_8bit", "adafactor", "prodigy", "lion", "muon", "adamw_schedule_free", "sgd"]
+SchedulerName = Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial"]
 
 
 class EMAConfig(Section):
-    """A slow average of the trained weights, in fp32. What samples, scores and pipelines show is the average then."""
+    """A slow average of the trained weights, in fp32. Samples, scores and pipelines show it, unless told otherwise."""
 
     decay: float | None = Field(
         default=None,
@@ -27,6 +27,13 @@ class EMAConfig(Section):
     )
     start_step: int = Field(
         default=0, ge=0, le=1_000_000_000, description="Training steps after which it sets out from the weights."
+    )
+    evaluate: bool = Field(
+        default=True, description="Samples and scores are of the average; false = of the weights under training."
+    )
+    export: bool = Field(
+        default=True,
+        description="Pipelines and adapters are written with the average; false = with the weights under training.",
     )
 
 
@@ -79,6 +86,8 @@ class OptimizerPartConfig(Section):
     min_lr_ratio: float | None = Field(
         default=None, ge=0, le=1, description="The last step has this share of the learning rate; null = 0."
     )
+    cycles: int | None = Field(default=None, ge=1, le=1_000_000, description="Null = `training.lr_cycles`.")
+    power: float | None = Field(default=None, ge=0.01, le=100, description="Null = `training.lr_power`.")
 
 
 class OptimizerConfig(Section):

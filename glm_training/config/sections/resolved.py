@@ -10,7 +10,8 @@ from glm_training.config.sections.optimization import OptimizerName, SchedulerNa
 
 @dataclass(frozen=True)
 class ResolvedOptimizer:
-    """Optimizer and schedule of one half. `max_grad_norm` 0 = no limit; `beta1` is the momentum of sgd."""
+    """Optimizer and schedule of one half. `max_grad_norm` 0 = no limit; `beta1` is the momentum of sgd. `cycles` are of
+    `cosine_with_restarts`, `power` of `polynomial`."""
 
     name: OptimizerName
     learning_rate: float
@@ -23,6 +24,8 @@ class ResolvedOptimizer:
     warmup_steps: int
     min_lr_ratio: float
     decay_norms_and_biases: bool = False
+    cycles: int = 2
+    power: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,7 @@ class TrainingConfig(Section):
         gt=0,
         le=100,
         description="For each half without one of its own; null = the documented one of each half.",
+        json_schema_extra={"default_text": "null (`prodigy`: 1.0)"},
     )
     ar_learning_rate: float | None = Field(
         default=None, gt=0, le=100, description="Of the AR half; null = `learning_rate`, and 5e-6 without that."
@@ -128,10 +129,18 @@ class TrainingConfig(Section):
         default=None, gt=0, le=100, description="Of the DiT half; null = `learning_rate`, and 1e-5 without that."
     )
     optimizer: OptimizerName = Field(
-        default="adamw", description="Update rule; `adamw_8bit` needs bitsandbytes and a GPU."
+        default="adamw",
+        description="Update rule. `adamw_8bit` needs bitsandbytes and a GPU; `prodigy`, `lion` and "
+        "`adamw_schedule_free` need the extras `prodigy`, `lion` and `schedulefree`.",
     )
     adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of the first moment; the momentum of `sgd`.")
-    adam_beta2: float = Field(default=0.999, ge=0, lt=1, description="Decay of the second moment.")
+    adam_beta2: float = Field(
+        default=0.999,
+        ge=0,
+        lt=1,
+        description="Decay of the second moment; of `lion`, of its momentum.",
+        json_schema_extra={"default_text": "0.999 (`lion`: 0.99)"},
+    )
     adam_epsilon: float = Field(
         default=1e-8, ge=1e-30, le=1_000_000, description="Added to the root of the second moment."
     )
@@ -144,7 +153,20 @@ class TrainingConfig(Section):
     max_grad_norm: float = Field(
         default=1.0, ge=0, le=1_000_000, description="Gradients of a half are scaled to this norm; 0 = no limit."
     )
-    lr_scheduler: SchedulerName = Field(default="cosine", description="Course of the learning rate after the warmup.")
+    lr_scheduler: SchedulerName = Field(
+        default="cosine",
+        description="Course of the learning rate after the warmup.",
+        json_schema_extra={"default_text": "`cosine` (`adamw_schedule_free`: `constant`)"},
+    )
+    lr_cycles: int = Field(
+        default=2,
+        ge=1,
+        le=1_000_000,
+        description="`cosine_with_restarts`: times that the rate falls from its full value.",
+    )
+    lr_power: float = Field(
+        default=1.0, ge=0.01, le=100, description="`polynomial`: power of the share of the run that is left."
+    )
     warmup_steps: int = Field(
         default=50,
         ge=0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import inf
 
 from glm_training.config import Config
@@ -10,10 +11,13 @@ from glm_training.data.captioned.dataset import CaptionedImages, Shaping
 from glm_training.data.captioned.held_out import HeldOutImages
 from glm_training.data.captioned.options import Reading, SetOptions
 from glm_training.data.captioned.recognise import open_sets
+from glm_training.data.captioned.samples import ImageSet
+from glm_training.data.captioned.split import hold_out
 from glm_training.engine import setup
 from glm_training.engine.families import prompt_reader
 from glm_training.utils.console import Console
 from glm_training.utils.launch import read_launch
+from glm_training.utils.words import counted
 
 
 def build_captioned(config: Config, *, captions: bool) -> CaptionedImages:
@@ -27,12 +31,18 @@ def build_captioned(config: Config, *, captions: bool) -> CaptionedImages:
         SetOptions(one.path, one.weight, one.repeats, cap_source=one.cap_source, root=one.root) for one in data.images
     ]
     # the held-out set is opened here as well, so that what is wrong with either is told together
-    sets = open_sets([*options, *_held_out(config)], _reading(config, captions))[: len(options)]
+    sets: Sequence[ImageSet] = open_sets([*options, *_held_out(config)], _reading(config, captions))[: len(options)]
     size = data.image_size
+    shaping = Shaping(size.height, size.width, data.crop, data.augmentation, data.min_side, data.max_aspect)
+    reader = prompt_reader(config) if captions else None
+    apart: Sequence[ImageSet] = ()
+    if data.validation:
+        every = CaptionedImages(sets, shaping, max_bad_fraction=data.max_bad_fraction, try_first=0, reader=reader)
+        sets, apart = hold_out(every, data.validation, threads=data.num_workers)
     weights = [one.weight for one in options if one.weight is not None]
-    return CaptionedImages(
+    pictures = CaptionedImages(
         sets,
-        Shaping(size.height, size.width, data.crop, data.augmentation, data.min_side, data.max_aspect),
+        shaping,
         repeats=[one.repeats for one in options],
         weights=weights or None,
         seed=config.seed,
@@ -41,8 +51,17 @@ def build_captioned(config: Config, *, captions: bool) -> CaptionedImages:
         max_bad_fraction=data.max_bad_fraction,
         skipped_dir=config.output_dir,
         rank=launch.rank,
-        reader=prompt_reader(config) if captions else None,
+        reader=reader,
+        apart=apart,
     )
+    if apart:
+        held, total = sum(map(len, apart)), sum(map(len, [*apart, *sets]))
+        judged = min(held, config.evaluation.num_eval_samples)
+        pictures.remarks.append(
+            f"{held} of {counted(total, 'picture')} held out (data.validation {data.validation:g}), of which {judged} "
+            "are judged (evaluation.num_eval_samples)"
+        )
+    return pictures
 
 
 def build_captioned_training(config: Config) -> tuple[CaptionedImages, ImageDataset]:
@@ -57,15 +76,16 @@ def build_captioned_training(config: Config) -> tuple[CaptionedImages, ImageData
 def build_held_out_images(
     config: Config, training: CaptionedImages, *, captions: bool, as_sources: bool = False
 ) -> HeldOutImages:
-    """The first `evaluation.num_eval_samples` pictures of `evaluation.eval_images`, or of the training data without;
+    """The first `evaluation.num_eval_samples` pictures of `evaluation.eval_images`, or without of the training data;
     `as_sources`: as what is drawn again.
 
-    Held-out pictures are taken at any size; of the training data only such as are trained on.
+    Pictures of `eval_images` are taken at any size; of the training data only such as are trained on, those that
+    `data.validation` holds out where there are any.
     Raises DataError.
     """
     size, own = config.data.image_size, _held_out(config)
     if not own:
-        sets = list(training.sets)
+        sets = list(training.apart or training.sets)
         shaping = Shaping(size.height, size.width, min_side=config.data.min_side, max_aspect=config.data.max_aspect)
     else:
         sets = open_sets(own, _reading(config, captions))

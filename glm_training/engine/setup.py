@@ -147,7 +147,8 @@ def evaluated(config: Config, noun: str) -> str:
         noun = "picture"
     prompts = (evaluation.eval_prompts_file, evaluation.eval_images)
     sets = {"pair": (evaluation.eval_pairs,), "prompt": (*prompts, evaluation.eval_pairs)}
-    return f"{'training' if not any(sets.get(noun, prompts)) else 'held-out'} {noun}"
+    held_out = any(sets.get(noun, prompts)) or (config.data.validation and noun != "pair")
+    return f"{'held-out' if held_out else 'training'} {noun}"
 
 
 def judged_subject(config: Config, held_out: ImageDataset, noun: str) -> Subject:

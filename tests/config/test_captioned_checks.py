@@ -73,6 +73,20 @@ def test_own_pictures_are_finetuned_on_unless_something_else_is_asked_for(tmp_pa
         assert told in str(caught.value)
 
 
+def test_some_pictures_are_held_out_unless_others_are_named() -> None:
+    def share(model: dict[str, str] | None = None, **evaluation: str) -> float | None:
+        sections = {"model": model or {}, "data": {"images": "a"}, "evaluation": evaluation}
+        return Config.model_validate(sections).data.validation
+
+    assert (share(), share(eval_images="b"), share(eval_prompts_file="b"), share(VGT)) == (0.05, 0, 0, 0)
+    assert Config.model_validate({}).data.validation == 0
+    assert issues({"images": "a", "validation": 0.1}) == []
+    assert issues({"validation": 0.1}) == ["data.validation: for `data.images` only."]
+    for key in ("eval_images", "eval_prompts_file"):
+        told = [f"data.validation: `evaluation.{key}` names what is held out."]
+        assert issues({"images": "a", "validation": 0.1}, {key: "b"}) == told
+
+
 @pytest.mark.parametrize("key", ["prompts_file", "metadata_file", "pairs", "source_images_dir", "target_images_dir"])
 def test_other_data_beside_it(key: str) -> None:
     assert issues({"images": "a", key: "b"}) == [f"data.{key}: `data.images` is given as well."]

@@ -30,7 +30,7 @@ def pictures_config(folder: Path, captions: list[str], **data: object) -> Path:
         (pictures / f"{number}.txt").write_text(caption, encoding="utf-8")
     tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     del tree["reward"], tree["data"]["prompts_file"], tree["data"]["target_images_dir"]
-    tree["data"] |= {"images": str(pictures), **data}
+    tree["data"] |= {"images": str(pictures), "validation": 0, **data}
     own = folder / "pictures.yaml"
     own.write_text(yaml.safe_dump(tree), encoding="utf-8")
     return own
@@ -49,6 +49,20 @@ def test_the_same_pictures_in_either_layout_train_the_same_weights(tmp_path: Pat
     assert_identical(weights_of(numbered), weights_of(folder))
     assert_identical(numbered.judge(), folder.judge())
     assert folder.judged() is not None and set(folder.judge()) == {"ar/loss", "dit/loss"}
+
+
+def test_what_is_held_out_is_judged_and_never_trained_on(tmp_path: Path) -> None:
+    captions = [f"picture {number}" for number in range(12)]
+    path = pictures_config(tmp_path, captions, validation=0.3)
+    trainer = build_trainer(load_config(path, ["evaluation.num_eval_samples=12"]), init_world(True, None))
+    held_out = [example.prompt for example in trainer.held_out.examples]
+    drawn = {prompt for _ in range(12) for prompt in trainer.next_batch()[0].prompts}
+    assert held_out and sorted(drawn | set(held_out)) == sorted(captions) and drawn.isdisjoint(held_out)
+    judged = trainer.judged()
+    assert judged is not None and judged.name == "held-out target" and list(judged.prompts) == held_out
+    assert len(trainer.judge()["ar/loss"]) == len(held_out)
+    told = f"{len(held_out)} of 12 pictures held out (data.validation 0.3), of which "
+    assert any(note.startswith(told) for note in trainer.notes)
 
 
 def test_a_caption_that_the_model_cannot_take_is_a_fault_of_its_picture(tmp_path: Path) -> None:

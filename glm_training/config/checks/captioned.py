@@ -40,7 +40,17 @@ def captioned_issues(config: Config) -> Iterator[Issue]:
                 "`eval_images` is given as well.",
                 "Give one of the two.",
             )
+        if held_out is not None and data.validation and name != "eval_pairs":
+            yield _split_and_given(f"evaluation.{name}")
+    if evaluation.eval_images is not None and data.validation:
+        yield _split_and_given("evaluation.eval_images")
     yield from _mixture(data.images)
+
+
+def _split_and_given(key: str) -> Issue:
+    return Issue(
+        ("data.validation", key), f"`{key}` names what is held out.", "Set `data.validation` to 0, or remove the other."
+    )
 
 
 def _training(config: Config) -> Iterator[Issue]:
@@ -90,5 +100,7 @@ def _without_images(config: Config) -> Iterator[Issue]:
     for name in ("crop", "min_side", "max_aspect", "index_dir"):
         if getattr(data, name) != getattr(plain, name):
             yield Issue((f"data.{name}", "data.images"), "for `data.images` only.", "Remove it.")
+    if data.validation:
+        yield Issue(("data.validation", "data.images"), "for `data.images` only.", "Remove it.")
     if config.evaluation.eval_images is not None:
         yield Issue(("evaluation.eval_images", "data.images"), "for `data.images` only.", "Remove it.")

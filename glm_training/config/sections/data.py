@@ -137,6 +137,17 @@ class DataConfig(Section):
         default=None,
         description="`images`: where indexes of tars are kept, for several runs; null = `cache` in `output_dir`.",
     )
+    validation: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="`images`: share of the pictures that is held out to judge by, chosen by what is in them, at least "
+        "one; 0 = none.",
+        json_schema_extra={
+            "default_text": "0.05 in supervised finetuning of GLM-Image and SDXL without `evaluation.eval_images`, "
+            "else 0"
+        },
+    )
     num_workers: int = Field(
         default=4, ge=0, le=1024, description="Threads that decode images ahead; 0 = decode when needed."
     )

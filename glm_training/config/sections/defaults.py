@@ -30,6 +30,7 @@ OWN_SIZES = {
     "sdxl": {"tiny-random": 64},
     "vgt": {"tiny": 64, "tiny-random": 32},
 }
+VALIDATION = 0.05
 GROUP_DEFAULT = {"ar": (4, 1), "dit": (1, 4), "both": (2, 2)}
 
 
@@ -55,6 +56,7 @@ def with_dependent_defaults(raw: Any, schema: type[BaseModel]) -> Any:
     if _get(tree["training"], "method") != "dpo" and _get(tree["model"], "family") != "vgt":
         _fill_data(tree["data"], "i2i" if i2i else "t2i")
     _fill_rollout(tree)
+    _fill_validation(tree)
     return tree
 
 
@@ -207,6 +209,17 @@ def _fill_data(data: Any, mode: str) -> None:
     for key, default in (("prompts_file", "prompts.txt"), ("source_images_dir", "source_images")):
         if data.get(key) is None and (key == "prompts_file" or mode == "i2i"):
             data[key] = f"data/{mode}/{default}"
+
+
+def _fill_validation(tree: Tree) -> None:
+    """Own pictures are judged by some that are held out. VGT's corpora are too large to be read for that unasked."""
+    data, evaluation = tree["data"], tree["evaluation"]
+    if not isinstance(data, dict) or data.get("validation") is not None:
+        return
+    finetunes = _get(tree["training"], "use_reward") is False and _get(tree["model"], "family") != "vgt"
+    named = [_get(evaluation, key) for key in ("eval_images", "eval_prompts_file")]
+    splits = data.get("images") is not None and finetunes and not any(named)
+    data["validation"] = VALIDATION if splits else 0.0
 
 
 def _fill_rollout(tree: Tree) -> None:

@@ -77,6 +77,7 @@ class CaptionedImages:
         try_first: samples of each set, evenly spread, that are read here; all of a smaller one.
         reader: says how much of a caption the model reads; a sample whose caption it cannot take is broken. None leaves
             that open.
+        apart: sets that are held out; kept for evaluations, and never drawn from here.
 
     Raises DataError where more samples are known to be broken than may be, or a set has none that can be used.
     """
@@ -96,8 +97,10 @@ class CaptionedImages:
         rank: int = 0,
         try_first: int = TRIED_FIRST,
         reader: PromptReader | None = None,
+        apart: Sequence[ImageSet] = (),
     ) -> None:
         self.sets = tuple(sets)
+        self.apart = tuple(apart)
         self.shaping = shaping
         self.weights = None if weights is None else tuple(weights)
         counts = [1] * len(self.sets) if repeats is None else list(repeats)

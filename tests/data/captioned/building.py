@@ -93,9 +93,9 @@ def dataset(path: Path, *, shaping: Shaping | None = None, captions: bool = True
 
 
 def captioned_config(folder: Path, **sections: object) -> Config:
-    """A configuration that reads tars of twelve pictures in `folder`, which it makes."""
+    """A configuration that reads tars of twelve pictures in `folder`, which it makes, and holds none of them out."""
     images = [{"path": str(tars(folder))}] if not folder.exists() else [{"path": str(folder)}]
     tree: dict[str, object] = {"data": {}, **sections}
     size = {"height": 32, "width": 32}
-    tree["data"] = {"images": images, "image_size": size, "num_workers": 0, **tree["data"]}  # type: ignore[dict-item]
+    tree["data"] = {"images": images, "image_size": size, "num_workers": 0, "validation": 0.0, **tree["data"]}  # type: ignore[dict-item]
     return Config.model_validate(tree)

@@ -17,6 +17,7 @@ from glm_training.config.sections.resolved import ResolvedOptimizer
 from glm_training.engine.errors import NonFiniteError, TrainingError
 from glm_training.engine.optimizers import RATE_SCALE, SCHEDULE_FREE, averaged_weights, build_optimizer
 from glm_training.methods.losses import Context
+from glm_training.models.library_versions import without_buffers_sent
 from glm_training.models.snapshot import ParameterSnapshot
 from glm_training.utils.distributed import World
 from glm_training.utils.words import counted
@@ -79,7 +80,7 @@ class Part:
         if world.world_size > 1:
             # buffers are frozen and were compared at the start: sending them at each forward would be waiting in vain
             self.policy = DistributedDataParallel(
-                component, find_unused_parameters=find_unused_parameters, forward_sync_buffers=False
+                component, find_unused_parameters=find_unused_parameters, **without_buffers_sent()
             )
         self.optimizer = build_optimizer(settings, self.parameters, rate_scales or {})
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=loss_scaling)

@@ -31,6 +31,7 @@ def stock_tokens(ar, pixels, **options):
     image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
     inputs = ar.processor.image_processor(images=[image], return_tensors="pt", **options)
     features = ar.model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output
+    features = torch.cat(features) if isinstance(features, tuple) else features  # of each image, before 5.23
     return ar.model.get_image_tokens(features), tuple(inputs["image_grid_thw"][0, 1:].tolist())
 
 

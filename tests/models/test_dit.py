@@ -117,10 +117,11 @@ def test_batch_equals_single(dit, source, guidance_scale):
     latents, timestep = inputs(3)
     together = dit(latents, timestep, condition, guidance_scale=guidance_scale)
     assert together.dtype == torch.float32
+    bound = 2e-6 * (2 * guidance_scale - 1)  # guidance adds up g and g - 1 times the rounding of its two passes
     for row in range(3):
         one = torch.tensor([row])
         single = dit(latents[one], timestep[one], condition.select(one), guidance_scale=guidance_scale)
-        torch.testing.assert_close(together[one], single, atol=2e-6, rtol=0)
+        torch.testing.assert_close(together[one], single, atol=bound, rtol=0)
     garbage = condition.glyph.masked_fill(~condition.glyph_mask[..., None], 50.0)
     condition.glyph.copy_(garbage)
     again = dit(latents, timestep, condition, guidance_scale=guidance_scale)

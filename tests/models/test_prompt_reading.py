@@ -54,9 +54,9 @@ def test_prompts_that_read_the_same_have_one_embedding(sdxl):
     start = " ".join(["red"] * 74)
     prompts = [f"{start} blue cat", f"{start} blue sign", f"{start} green cat"]
     readings = read_sdxl(*prompts)
-    embeds = encode_prompts(
-        prompts, (sdxl.tokenizer, sdxl.tokenizer_2), (sdxl.text_encoder, sdxl.text_encoder_2)
-    ).prompt_embeds
+    tokenizers, encoders = (sdxl.tokenizer, sdxl.tokenizer_2), (sdxl.text_encoder, sdxl.text_encoder_2)
+    # alone: rows of one pass that hold the same may differ in their last bits
+    embeds = [encode_prompts([prompt], tokenizers, encoders).prompt_embeds for prompt in prompts]
     for one, other, same in ((0, 1, True), (0, 2, False), (1, 2, False)):
         assert (readings[one].read == readings[other].read) is same
         assert torch.equal(embeds[one], embeds[other]) is same

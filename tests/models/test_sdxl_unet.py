@@ -7,6 +7,7 @@ import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from torch.nn.parallel import DistributedDataParallel
 
+from glm_training.models.library_versions import without_buffers_sent
 from glm_training.models.sdxl.family import SDXL
 from glm_training.models.sdxl.schedule import NoiseSchedule
 from glm_training.models.sdxl.tiny import build_tiny, build_tiny_taesd
@@ -280,7 +281,7 @@ def test_ddp_wraps_it(tmp_path) -> None:
     family.set_trainable(unet=True)
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
-        wrapped = DistributedDataParallel(family.unet, forward_sync_buffers=False)
+        wrapped = DistributedDataParallel(family.unet, **without_buffers_sent())
         wrapped(*inputs(family.unet)).square().mean().backward()
         assert all(param.grad is not None for param in family.trainable("unet").values())
     finally:

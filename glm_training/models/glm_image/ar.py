@@ -28,6 +28,7 @@ from glm_training.models.glm_image.positions import (
 )
 from glm_training.models.glm_image.prompt_text import PromptReader
 from glm_training.models.glm_image.token_sampling import TokenSampler, chosen_log_probs, entropies
+from glm_training.models.library_versions import recompute_layers
 from glm_training.models.prompt_reading import shortened
 
 LOGITS_PER_CHUNK = 2**24
@@ -67,7 +68,7 @@ class ARComponent(nn.Module):
 
     def enable_gradient_checkpointing(self) -> None:
         """Recomputes each layer in the backward pass. Acts in training mode (`train()`) only."""
-        self.model.activation_checkpointing_enable({"use_reentrant": False})
+        recompute_layers(self.model)
 
     def limit_stock_generation(self) -> None:
         """Lets the stock `generate` draw what `rollout` draws: codes alone, and all of them.

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.initialization import no_init_weights
 
 from glm_training.algorithms.flow_tokens import channel_norm
+from glm_training.models.library_versions import recompute_layers
 from glm_training.models.loading import ModelLoadError, load_errors_explained, read_typed_config
 from glm_training.models.vgt.tower import TOWERS, InternVLTower, Qwen25VLTower
 from glm_training.models.weights import cast_weights, frozen_copy, load_weights
@@ -194,7 +195,7 @@ class Autoencoder(nn.Module):
 
     def enable_gradient_checkpointing(self) -> None:
         """Recomputes each layer of the tower and of the decoder in the backward pass. Acts in training mode only."""
-        self.tower.encoder.activation_checkpointing_enable({"use_reentrant": False})
+        recompute_layers(self.tower.encoder)
         for level in self.decoder.up_blocks:
             for layer in level:
                 if "forward" not in vars(layer):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config, Qwen2Model
 from transformers.initialization import no_init_weights
 
+from glm_training.models.library_versions import recompute_layers
 from glm_training.models.loading import load_errors_explained, read_typed_config
 from glm_training.models.vgt.flow_head import FlowHead
 from glm_training.models.vgt.prompt_text import PromptText
@@ -232,7 +233,7 @@ class Generator(nn.Module):
 
     def enable_gradient_checkpointing(self) -> None:
         """Recomputes each layer of the language model in the backward pass. Acts in training mode (`train()`) only."""
-        self.llm.activation_checkpointing_enable({"use_reentrant": False})
+        recompute_layers(self.llm)
 
     def encode_prompts(self, prompts: Sequence[str]) -> Prompts:
         """Left-padded, on the model's device; an empty prompt is the unconditional text. A prompt that is too long is

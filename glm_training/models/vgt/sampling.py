@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from glm_training.algorithms.flow_tokens import channel_norm, guidance_weight, integrate
+from glm_training.models.library_versions import with_cache
 from glm_training.models.lora import without_dropout
 from glm_training.models.vgt.generator import Generator
 from glm_training.models.vgt.sequence import (
@@ -124,8 +125,7 @@ class Writer:
                 ],
                 dim=1,
             ),
-            cache=self._cache,
-            use_cache=True,
+            **with_cache(self._generator.llm, self._cache),
         ).last_hidden_state[:, unread:]
         self._cache.crop(1 - group)
         self._read += unread + 1

@@ -1,0 +1,34 @@
+"""What the supported versions of the libraries call differently; the lowest ones are in pyproject.toml.
+
+Each function goes when its older name is below them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from huggingface_hub.errors import HfHubHTTPError
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+HubConnectionError: type[Exception] = HfHubHTTPError.__bases__[0]
+"""What the hub's client raises when it cannot connect: HTTPError of httpx2, of httpx before huggingface_hub 2."""
+
+
+def recompute_layers(model: nn.Module) -> None:
+    """The layers of a transformers model are computed again in the backward pass, in training mode."""
+    enable = getattr(model, "activation_checkpointing_enable", None)  # from transformers 5.23 on
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+
+
+def with_cache(model: nn.Module, cache: Any) -> dict[str, Any]:
+    """The argument of `model`'s forward that hands it a key/value cache."""
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"  # 5.23 renamed it
+    return {name: cache, "use_cache": True}
+
+
+def without_buffers_sent() -> dict[str, bool]:
+    """The option of DistributedDataParallel that keeps buffers from being sent at each forward pass."""
+    named = inspect.signature(DistributedDataParallel.__init__).parameters
+    return {"forward_sync_buffers" if "forward_sync_buffers" in named else "broadcast_buffers": False}  # torch 2.14

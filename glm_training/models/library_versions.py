@@ -11,15 +11,17 @@ from typing import Any
 from huggingface_hub.errors import HfHubHTTPError
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedModel
 
 HubConnectionError: type[Exception] = HfHubHTTPError.__bases__[0]
 """What the hub's client raises when it cannot connect: HTTPError of httpx2, of httpx before huggingface_hub 2."""
 
 
-def recompute_layers(model: nn.Module) -> None:
-    """The layers of a transformers model are computed again in the backward pass, in training mode."""
-    enable = getattr(model, "activation_checkpointing_enable", None)  # from transformers 5.23 on
-    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+def recompute_layers(model: PreTrainedModel) -> None:
+    """The layers of the model are computed again in the backward pass, in training mode."""
+    newer = hasattr(model, "activation_checkpointing_enable")  # from transformers 5.23 on
+    enable: Any = model.activation_checkpointing_enable if newer else model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def with_cache(model: nn.Module, cache: Any) -> dict[str, Any]:
@@ -28,7 +30,7 @@ def with_cache(model: nn.Module, cache: Any) -> dict[str, Any]:
     return {name: cache, "use_cache": True}
 
 
-def without_buffers_sent() -> dict[str, bool]:
+def without_buffers_sent() -> dict[str, Any]:
     """The option of DistributedDataParallel that keeps buffers from being sent at each forward pass."""
     named = inspect.signature(DistributedDataParallel.__init__).parameters
     return {"forward_sync_buffers" if "forward_sync_buffers" in named else "broadcast_buffers": False}  # torch 2.14

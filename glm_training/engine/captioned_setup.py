@@ -28,7 +28,8 @@ def build_captioned(config: Config, *, captions: bool) -> CaptionedImages:
     data, launch = config.data, read_launch()
     assert data.images is not None  # the check of the configuration says so
     options = [
-        SetOptions(one.path, one.weight, one.repeats, cap_source=one.cap_source, root=one.root) for one in data.images
+        SetOptions(one.path, one.weight, one.repeats, cap_source=one.cap_source, root=one.root, split=one.split)
+        for one in data.images
     ]
     # the held-out set is opened here as well, so that what is wrong with either is told together
     sets: Sequence[ImageSet] = open_sets([*options, *_held_out(config)], _reading(config, captions))[: len(options)]
@@ -109,4 +110,13 @@ def _held_out(config: Config) -> list[SetOptions]:
 def _reading(config: Config, captions: bool) -> Reading:
     launch = read_launch()
     tell = Console(enabled=launch.rank == 0).line
-    return Reading(captions, config.index_dir(), config.data.num_workers, launch.rank, launch.world_size, tell)
+    return Reading(
+        captions,
+        config.index_dir(),
+        config.data.num_workers,
+        launch.rank,
+        launch.world_size,
+        sources=config.training.mode == "i2i",
+        local_files_only=config.model.local_files_only,
+        tell=tell,
+    )

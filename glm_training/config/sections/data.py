@@ -36,7 +36,9 @@ class ImageSizeConfig(Section):
 class ImageSetConfig(Section):
     """A set of captioned pictures, an entry of `data.images`."""
 
-    path: FilePath = Field(description="A folder or file: tars, a listing, or pictures with a .txt beside each.")
+    path: FilePath = Field(
+        description="A folder or file (docs/data_at_scale.md), or the id of a dataset on the Hugging Face Hub."
+    )
     weight: float | None = Field(
         default=None, gt=0, le=1_000_000, description="Its share of what is drawn; for all sets or for none."
     )
@@ -46,10 +48,14 @@ class ImageSetConfig(Section):
     cap_source: str | None = Field(
         default=None,
         min_length=1,
-        description="Key of captions in JSON; null = `caption`, or a .txt where there is one.",
+        description="Key of captions in JSON, or column of a table; null = `caption`, or a .txt where there is one; "
+        "of columns `prompt`, `caption`, `text` and their like.",
     )
     root: FilePath | None = Field(
         default=None, description="Folder where the paths of a listing start; null = the listing's own."
+    )
+    split: str | None = Field(
+        default=None, min_length=1, description="Of a Hugging Face dataset; null = `train`, or the only one."
     )
 
 
@@ -111,10 +117,10 @@ class DataConfig(Section):
     images: Annotated[list[ImageSetConfig], BeforeValidator(_image_sets)] | None = Field(
         default=None,
         min_length=1,
-        description="Captioned pictures, in place of prompts: webdataset tars, a listing, or a folder of pictures "
-        "(docs/data_at_scale.md). Told by content.",
+        description="Captioned pictures, in place of prompts: a folder of pictures, metadata.jsonl or another table, "
+        "prompts.txt, webdataset tars, a listing, a Hugging Face dataset (docs/data_at_scale.md). Told by content.",
         json_schema_extra={
-            "allowed": "path, list of paths and of `{path, weight, repeats, cap_source, root}`, or null",
+            "allowed": "path, list of paths and of `{path, weight, repeats, cap_source, root, split}`, or null",
         },
     )
     crop: Literal["center", "random"] = Field(

@@ -6,17 +6,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from glm_training.data.captioned.layouts import folder, listing, tars
+from glm_training.data.captioned.columns import names_pictures
+from glm_training.data.captioned.layouts import arrow, folder, listing, numbered, records, tars
 from glm_training.data.captioned.options import Reading, SetOptions
 from glm_training.data.captioned.samples import ImageSet
-from glm_training.data.captioned.sniff import first_lines, kind_in_folder, kind_of, some_files, some_files_below
+from glm_training.data.captioned.sniff import (
+    TABLE_SUFFIXES,
+    first_lines,
+    kind_in_folder,
+    kind_of,
+    may_list,
+    own_files,
+    some_files,
+    some_files_below,
+    walk_below,
+)
+from glm_training.data.captioned.text_tables import table_head
 from glm_training.data.paths import PathRefused, local_path
 from glm_training.data.problems import DataError, Problem
 
-LAYOUTS: tuple[ModuleType, ...] = (tars, listing, folder)
-"""Asked in this order: each has NAME (in words), `claims` and `open_set`."""
+LAYOUTS: tuple[ModuleType, ...] = (folder, records, numbered, tars, listing, arrow)
+"""Each has NAME, in words; in the order of how common they are."""
 
-_TEXTS = ("text", "JSON object")
+_TEXTS = ("text", "JSON object", "JSON list")
+_PARQUET = "a Parquet table"
 _NEAREST = {"image": folder, "JSON object": listing, "text": folder, "empty": tars}
 
 
@@ -38,34 +51,116 @@ def _open(options: SetOptions, reading: Reading) -> ImageSet:
     path = options.path
     try:
         local_path(str(path))
-        if not path.exists():
-            pattern = any(mark in str(path) for mark in "{*?")
-            hint = "name the folder, it takes all tars in it" if pattern else "correct the path"
-            raise DataError([Problem(path, "there is no such file or folder", hint.capitalize())])
-        files, kinds, claimed = _looked_at(path)
-        if claimed is None or (claimed is folder and path.is_file()):
-            raise DataError([_unknown(options, files, kinds)])
-        opened: ImageSet = claimed.open_set(options, reading)
+        if path.is_dir():
+            return _open_folder(options, reading)
+        if path.exists():
+            return _open_file(options, reading)
+        if arrow.may_be_hub_id(path):
+            return arrow.open_set(options, reading, ())
+        pattern = any(mark in str(path) for mark in "{*?")
+        hint = "name the folder, it takes all tars in it" if pattern else "correct the path"
+        raise DataError([Problem(path, "there is no such file or folder", hint.capitalize())])
     except PathRefused as refusal:
         raise DataError([Problem(path, refusal.reason, refusal.remedy)]) from refusal
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError([Problem(path, f"cannot be read: {reason}", "Correct the path or its permissions")]) from error
+
+
+def _open_file(options: SetOptions, reading: Reading) -> ImageSet:
+    path = options.path
+    kind = kind_of(path)
+    if kind == "tar":
+        return tars.open_set(options, reading)
+    if kind == _PARQUET:
+        return arrow.open_set(options, reading, [path])
+    if _is_record_table(path, kind, options):
+        return records.open_set(options, reading, [path])
+    if kind == "JSON list":
+        return listing.open_set(options, reading)
+    if kind == "text" and numbered.claims(path):
+        return numbered.open_set(options, reading, path)
+    raise DataError([_unknown(options, [path], [kind])])
+
+
+def _open_folder(options: SetOptions, reading: Reading) -> ImageSet:
+    """By what lies in the folder itself; where that tells nothing, by what lies in those below."""
+    path = options.path
+    if any((path / name).is_file() for name in arrow.MARKS):
+        return arrow.open_set(options, reading, [])
+    own = may_list(path, own_files(path))
+    files = [*dict.fromkeys([*some_files(path), *own])]
+    kinds = [kind_in_folder(file) for file in files]
+    found = _by_files(options, reading, files, kinds, own)
+    if found is None and (text := _prompts_text(own)) is not None:
+        return numbered.open_set(options, reading, text)
+    if found is None:
+        below = some_files_below(path)
+        files, kinds = [*files, *below], [*kinds, *map(kind_in_folder, below)]
+        found = _by_files(options, reading, files, kinds, _below(path))
+    if found is None:
+        raise DataError([_unknown(options, files, kinds)])
+    return found
+
+
+def _by_files(
+    options: SetOptions, reading: Reading, files: Sequence[Path], kinds: Sequence[str], may_be_tables: Sequence[Path]
+) -> ImageSet | None:
+    """What some `files` of a folder, of these `kinds`, say that it is."""
+    if "tar" in kinds:
+        return tars.open_set(options, reading)
+    tables = [file for file in may_be_tables if _is_record_table(file, kind_of(file), options)]
+    if tables:
+        return records.open_set(options, reading, tables)
+    parquet = [file for file in may_be_tables if kind_of(file) == _PARQUET]
+    if parquet:
+        return arrow.open_set(options, reading, parquet)
+    if "JSON list" in kinds:
+        return listing.open_set(options, reading)
+    if "image" not in kinds:
+        return None
+    unread = [file for file in may_be_tables if file.suffix.lower() in TABLE_SUFFIXES]
+    try:
+        opened = folder.open_set(options, reading)
+    except DataError as error:
+        problems = [Problem(file, *_no_table(file)) for file in unread[:3]] if reading.captions else []
+        raise DataError([*error.problems, *problems]) from error
+    if unread and reading.captions:
+        opened.remarks.append(f"{options.path}: not read, since it is no table of pictures and captions: {unread[0]}")
     return opened
 
 
-def _looked_at(path: Path) -> tuple[list[Path], list[str], ModuleType | None]:
-    """Files of a path, their kinds, and the layout that they are: by what lies in a folder itself, else below it."""
-    files: list[Path] = []
-    kinds: list[str] = []
-    for some in (some_files, some_files_below) if path.is_dir() else (lambda file: [file],):
-        more = some(path)
-        told = [kind_in_folder(file) if path.is_dir() else kind_of(file) for file in more]
-        files, kinds = files + more, kinds + told
-        claimed = next((layout for layout in LAYOUTS if layout.claims(told)), None)
-        if claimed is not None:
-            return files, kinds, claimed
-    return files, kinds, None
+def _is_record_table(path: Path, kind: str, options: SetOptions) -> bool:
+    head = table_head(path) if kind in _TEXTS else None
+    return head is not None and names_pictures(head.columns, options.cap_source)
+
+
+def _below(path: Path) -> list[Path]:
+    """What may list pictures in the folders below `path`."""
+    return [
+        file for parent, names in walk_below(path) if Path(parent) != path for file in may_list(Path(parent), names)
+    ]
+
+
+def _prompts_text(files: Sequence[Path]) -> Path | None:
+    """The prompts of a folder of numbered pictures: its only text that is one, or the one that is named so."""
+    texts = [file for file in files if kind_of(file) == "text" and numbered.claims(file)]
+    named = [file for file in texts if file.stem.lower() == "prompts"]
+    return next(iter(named or texts), None)
+
+
+def _no_table(path: Path) -> tuple[str, str]:
+    """Why a file that is named like a table says nothing of captions, and the remedy."""
+    kind = kind_of(path)
+    head = table_head(path) if kind in _TEXTS else None
+    if kind not in _TEXTS:
+        return f"is no table that could have the captions but {_in_words(kind)}", "Save it as UTF-8 text"
+    if head is None:
+        return f"is no table that could have the captions; it begins {first_lines(path)}", f"Write {records.NAME}"
+    return (
+        f"has the columns {', '.join(head.columns)}, of which none is known to hold captions beside one with pictures",
+        "Set cap_source to the one with captions, or rename them to file_name and text",
+    )
 
 
 def _unknown(options: SetOptions, files: Sequence[Path], kinds: Sequence[str]) -> Problem:
@@ -74,6 +169,11 @@ def _unknown(options: SetOptions, files: Sequence[Path], kinds: Sequence[str]) -
     known = "; or ".join(layout.NAME for layout in LAYOUTS)
     if not files:
         return Problem(path, "is an empty folder", f"Give {known}")
+    heads = [(file, table_head(file)) for file, kind in zip(files, kinds, strict=True) if kind in _TEXTS]
+    table = next((file for file, head in heads if head is not None and len(head.columns) > 1), None)
+    if table is not None and (path.is_file() or table.suffix.lower() in TABLE_SUFFIXES):
+        reason, remedy = _no_table(table)
+        return Problem(table, reason, remedy)
     if path.is_file() and kinds[0] == "image":
         return Problem(path, "is one picture", f"Name the folder it lies in: {folder.NAME}")
     if any("compressed" in kind for kind in kinds):

@@ -49,10 +49,12 @@ class BadSample(Exception):
 
 @dataclass(frozen=True)
 class Encoded:
-    """A picture as its file's bytes, and its caption on one line; None from a set that is read without captions."""
+    """A picture as its file's bytes, its caption on one line (None from a set that is read without captions), and the
+    picture that it was edited from (None unless sources are read)."""
 
     image: bytes
     caption: str | None
+    source: bytes | None = None
 
 
 class ImageSet(Protocol):
@@ -101,7 +103,7 @@ def caption_of_text(data: bytes, row: int) -> str:
         text = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
     except UnicodeDecodeError as error:
         raise CaptionFault(f"its caption is not UTF-8 (byte {error.start})", "Save it as UTF-8") from error
-    return _checked(text, row)
+    return checked_caption(text, row)
 
 
 def caption_of_json(data: bytes, key: str, row: int) -> str:
@@ -118,10 +120,11 @@ def caption_of_json(data: bytes, key: str, row: int) -> str:
         texts = [name for name, value in record.items() if isinstance(value, str)]
         known = f" (texts: {', '.join(texts[:8])})" if texts else ""
         raise CaptionFault(f"its annotation has {what}{known}", "Set cap_source to the key that holds the caption")
-    return _checked(caption, row)
+    return checked_caption(caption, row)
 
 
-def _checked(text: str, row: int) -> str:
+def checked_caption(text: str, row: int) -> str:
+    """The text on one line; raises CaptionFault."""
     caption = " ".join(text.split())  # one line: files of prompts have one for each
     if not caption:
         raise CaptionFault("its caption is empty", "Write one")
@@ -162,6 +165,19 @@ def read_below(root: str, path: Path) -> bytes:
     except (OSError, ValueError) as error:  # ValueError: NUL in a name
         reason = getattr(error, "strerror", None) or str(error)
         raise BadSample(Fault(path, "", f"cannot be read: {reason}", "Correct its permissions")) from error
+
+
+def file_size(root: Path, name: str) -> int | str:
+    """Bytes of a file below `root`, or why it is none."""
+    top = os.path.abspath(root)
+    path = os.path.normpath(os.path.join(top, name))
+    if not path.startswith(os.path.join(top, "")):
+        return f"{name} does not lie below {root}, where its paths start"
+    try:
+        return os.stat(path).st_size
+    except (OSError, ValueError) as error:
+        hint = "; separate folders with /" if "\\" in name else ""
+        return f"{path} is not there ({getattr(error, 'strerror', None) or error}){hint}"
 
 
 def with_captions(digests: Mapping[str, str], captions: Sequence[tuple[str, Path]], root: str) -> dict[str, str]:

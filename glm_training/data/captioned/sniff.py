@@ -18,6 +18,11 @@ LOOKED_AT = 64
 _LOOKED_AT_BELOW = 8
 """Files of each of those."""
 
+_LEFT_BEHIND = ("__MACOSX", "@eaDir")
+"""Folders that systems leave in archives and on network drives."""
+
+TABLE_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".json")
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jfif")
 
 _IMAGES = re.compile(rb"\x89PNG|\xff\xd8\xff|GIF8|BM.{4}\0\0\0\0|II\*\0|MM\0\*|RIFF.{4}WEBP", re.DOTALL)
@@ -39,6 +44,8 @@ def kind_of(path: Path) -> str:
         return "empty"
     if is_tar(head):
         return "tar"
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "UTF-16"
     if _IMAGES.match(head):
         return "image"
     if _UNREAD_IMAGES.match(head):
@@ -87,7 +94,7 @@ def walk_below(folder: Path) -> Iterator[tuple[str, list[str]]]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in _LEFT_BEHIND)
         yield parent, sorted(name for name in names if not name.startswith("."))
 
 
@@ -98,8 +105,7 @@ def files_below(folder: Path) -> Iterator[Path]:
 
 def some_files(folder: Path) -> list[Path]:
     """Up to LOOKED_AT files, evenly spaced among those that lie in `folder` itself."""
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith("."))
-    return _spread(folder, names, LOOKED_AT)
+    return _spread(folder, own_files(folder), LOOKED_AT)
 
 
 def some_files_below(folder: Path) -> list[Path]:
@@ -108,6 +114,21 @@ def some_files_below(folder: Path) -> list[Path]:
     holding = ((Path(parent), names) for parent, names in walk_below(folder) if names and Path(parent) != folder)
     few = (_spread(parent, names, _LOOKED_AT_BELOW) for parent, names in islice(holding, LOOKED_AT))
     return [path for paths in few for path in paths]
+
+
+def own_files(folder: Path) -> list[str]:
+    """Names of the files that lie in `folder` itself, hidden ones left out."""
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith("."))
+
+
+def may_list(folder: Path, names: Sequence[str]) -> list[Path]:
+    """Of the files of a folder those that may list pictures: no picture by their names, nor beside one. Those named
+    like tables come first."""
+    stems = {os.path.splitext(name)[0] for name in names if name.lower().endswith(IMAGE_SUFFIXES)}
+    rest = [name for name in names if not name.lower().endswith(IMAGE_SUFFIXES)]
+    rest = [name for name in rest if os.path.splitext(name)[0] not in stems]
+    rest.sort(key=lambda name: (not name.lower().endswith(TABLE_SUFFIXES), name))
+    return [folder / name for name in rest[:LOOKED_AT]]
 
 
 def _spread(folder: Path, names: Sequence[str], most: int) -> list[Path]:

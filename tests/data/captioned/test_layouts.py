@@ -227,8 +227,8 @@ REFUSED: dict[str, tuple[Make, str]] = {
         r"a JSON object, which begins \{\"image\": \"a.png\"\}. The nearest layout: a JSON list of \{\"image\"",
     ),
     "a list without the key": (
-        lambda at: put(at, p_json='[{"file": "a.png", "text": "x"}]') / "p.json",
-        r"its records have no key 'image' \(the first one has: file, text\). Write a JSON list of",
+        lambda at: put(at, p_json='[{"scan": "a.png", "words": "x"}]') / "p.json",
+        r"its records have no key 'image' \(the first one has: scan, words\). Write a JSON list of",
     ),
     "a list of texts": (lambda at: put(at, p_json='["a"]') / "p.json", r"no key 'image' \(the first one has: str\)"),
     "an empty list": (lambda at: put(at, p_json="[]") / "p.json", "lists no picture"),

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,11 +36,6 @@ _JSON_FIRST = (4, 5, 0, 1, 2, 3)
 """Places in SUFFIXES."""
 
 _UNREAD = ("unread image", "is of a kind that is not read (HEIC, AVIF or JPEG XL)", "Convert it to PNG, JPEG or WebP")
-
-
-def claims(kinds: Sequence[str]) -> bool:
-    """Whether a folder whose files are of these kinds is this layout."""
-    return "image" in kinds
 
 
 def open_set(options: SetOptions, reading: Reading) -> FolderSet:

@@ -26,6 +26,7 @@ from glm_training.data.captioned.samples import (
     StringTable,
     caption_of_json,
     caption_of_text,
+    file_size,
     read_below,
     with_captions,
 )
@@ -37,11 +38,6 @@ from glm_training.utils.words import counted
 NAME = 'a JSON list of {"image": "a.jpg", "annotation": "a.json"}'
 _KEYS = ("image", "annotation")
 _REMEDY = f"Write {NAME}"
-
-
-def claims(kinds: Sequence[str]) -> bool:
-    """Whether a file, or the files of a folder, of these kinds are this layout."""
-    return "JSON list" in kinds
 
 
 def open_set(options: SetOptions, reading: Reading) -> ListingSet:
@@ -107,7 +103,7 @@ class ListingSet:
         digest = hashlib.sha256(data)
         found = []
         with ThreadPoolExecutor(max(threads, 1), thread_name_prefix="listing") as pool:
-            sizes = pool.map(lambda row: [_size(root, path) for path in row[1:] if path], rows)
+            sizes = pool.map(lambda row: [file_size(root, path) for path in row[1:] if path], rows)
             for row, told in zip(rows, sizes, strict=True):
                 wrong = next((size for size in told if isinstance(size, str)), None)
                 if wrong is None:
@@ -190,16 +186,3 @@ def _fault(value: object, captions: bool) -> str | None:
         except PathRefused as refusal:
             return refusal.reason
     return None
-
-
-def _size(root: Path, name: str) -> int | str:
-    """Bytes of a file, or why it is none."""
-    top = os.path.abspath(root)
-    path = os.path.normpath(os.path.join(top, name))
-    if not path.startswith(os.path.join(top, "")):
-        return f"{name} does not lie below {root}, where its paths start"
-    try:
-        return os.stat(path).st_size
-    except (OSError, ValueError) as error:
-        hint = "; separate folders with /" if "\\" in name else ""
-        return f"{path} is not there ({getattr(error, 'strerror', None) or error}){hint}"

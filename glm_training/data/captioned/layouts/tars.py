@@ -33,11 +33,6 @@ NAME = "tars of pictures, each with its caption (KEY.jpg and KEY.txt, or KEY.jso
 _REPAIR = "Make the tar again"
 
 
-def claims(kinds: Sequence[str]) -> bool:
-    """Whether a file, or the files of a folder, of these kinds are this layout."""
-    return "tar" in kinds
-
-
 def open_set(options: SetOptions, reading: Reading) -> TarSet:
     """The samples of the tar, or of the tars below the folder. Raises DataError with all that no quarantine cures."""
     root = options.path

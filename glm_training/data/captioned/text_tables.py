@@ -1,0 +1,139 @@
+"""Tables in text: JSON lines, one JSON list of records, or CSV with a header, told by how they begin."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from glm_training.data.captioned.columns import plain
+from glm_training.data.problems import DataError, Problem
+
+_HEAD = 1 << 16
+_BOM = b"\xef\xbb\xbf"
+_DELIMITERS = ",;\t|"
+
+
+@dataclass(frozen=True)
+class TableHead:
+    """How a table begins: its kind, the names of its columns, and of a CSV what is between them."""
+
+    kind: Literal["json lines", "json list", "csv"]
+    columns: tuple[str, ...]
+    delimiter: str = ","
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """A record: its line, or of a JSON list its number from 0, and what it says; or why it says nothing."""
+
+    number: int
+    values: dict[str, object] | None
+    fault: str = ""
+
+
+def table_head(path: Path) -> TableHead | None:
+    """How the table at `path` begins; None where it is none. Raises OSError."""
+    with path.open("rb") as file:
+        data = file.read(_HEAD).removeprefix(_BOM)
+    text = data.decode("utf-8", "replace").lstrip()
+    if "\0" in text:
+        return None
+    if text.startswith("["):
+        record = _first_record(text[1:].lstrip())
+        return None if record is None else TableHead("json list", tuple(record))
+    first = text.partition("\n")[0].rstrip("\r")
+    if text.startswith("{"):
+        record = _first_record(first)
+        return None if record is None else TableHead("json lines", tuple(record))
+    return _csv_head(first)
+
+
+def _first_record(text: str) -> dict[str, object] | None:
+    try:
+        value = json.JSONDecoder().raw_decode(text)[0]
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _csv_head(line: str) -> TableHead | None:
+    """A header has at least two names, none of them empty or twice."""
+    for delimiter in _DELIMITERS:
+        try:
+            names = [name.strip() for name in next(csv.reader([line], delimiter=delimiter, strict=True), [])]
+        except csv.Error:
+            continue
+        different = {plain(name) for name in names}
+        is_text = "\ufffd" not in line
+        if is_text and len(names) > 1 and len(different) == len(names) and "" not in different:
+            return TableHead("csv", tuple(names), delimiter)
+    return None
+
+
+def table_rows(path: Path, head: TableHead) -> Iterator[TableRow]:
+    """Every record of the table at `path`. Raises DataError where it stops being one."""
+    if head.kind == "json list":
+        return _list_rows(path)
+    return _line_rows(path) if head.kind == "json lines" else _csv_rows(path, head)
+
+
+def _line_rows(path: Path) -> Iterator[TableRow]:
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            line = raw.removeprefix(_BOM).strip() if number == 1 else raw.strip()
+            if not line:
+                continue
+            try:
+                value = json.loads(line)
+            except UnicodeDecodeError as error:
+                yield TableRow(number, None, f"is not UTF-8 (byte {error.start})")
+            except (ValueError, RecursionError) as error:
+                yield TableRow(number, None, f"is not JSON: {error}")
+            else:
+                yield _record(number, value)
+
+
+def _list_rows(path: Path) -> Iterator[TableRow]:
+    try:
+        values = json.loads(path.read_bytes().removeprefix(_BOM))
+    except json.JSONDecodeError as error:
+        reason = f"is not JSON: {error.msg} at column {error.colno}"
+        raise DataError(
+            [Problem(path, reason, "Correct it, or write one record per line", line=error.lineno)]
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError([Problem(path, f"is not readable as JSON: {error}", "Correct it")]) from error
+    return (_record(number, value) for number, value in enumerate(values))
+
+
+def _record(number: int, value: object) -> TableRow:
+    if isinstance(value, dict):
+        return TableRow(number, value)
+    return TableRow(number, None, f"is no record but a JSON {type(value).__name__}")
+
+
+def _csv_rows(path: Path, head: TableHead) -> Iterator[TableRow]:
+    names = head.columns
+    with path.open("rb") as file:
+        texts = (raw.removeprefix(_BOM).decode("utf-8") for raw in file)  # by line: an error names its own
+        reader = csv.reader(texts, delimiter=head.delimiter)
+        try:
+            header = next(reader)
+            while not header:  # blank lines before it
+                header = next(reader)
+            for fields in reader:
+                if not any(fields):
+                    continue
+                if len(fields) != len(names):
+                    reason = f"has {len(fields)} fields and the header {len(names)}: text with {head.delimiter!r} in "
+                    yield TableRow(reader.line_num, None, f"{reason}it stands in double quotes")
+                else:
+                    yield TableRow(reader.line_num, dict(zip(names, fields, strict=True)))
+        except (csv.Error, UnicodeDecodeError) as error:
+            reason = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else f"is no CSV: {error}"
+            remedy = "Save it as UTF-8" if isinstance(error, UnicodeDecodeError) else "Correct it"
+            raise DataError([Problem(path, reason, remedy, line=reader.line_num + 1)]) from error

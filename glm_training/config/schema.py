@@ -24,6 +24,7 @@ from glm_training.config.sections.resolved import (
 from glm_training.config.sections.reward import RewardConfig
 from glm_training.config.sections.reward_options import REMOTE_PREFIX
 from glm_training.config.sections.run import (
+    CacheConfig,
     CheckpointConfig,
     DistributedConfig,
     EvaluationConfig,
@@ -78,6 +79,7 @@ class Config(Section):
     lora: LoraConfig = LoraConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     distributed: DistributedConfig = DistributedConfig()
+    cache: CacheConfig = CacheConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -261,6 +263,16 @@ class Config(Section):
         """Folder of the indexes of tars."""
         return self.data.index_dir or self.output_dir / "cache"
 
+    def caches(self) -> bool:
+        """Whether what frozen encoders give is kept, in a run that has some."""
+        wanted = first(self.dpo.cache, self.cache.enabled)
+        return wanted and self.model.family != "vgt" and self.training.method != "dmdr"
+
     def encoded_cache_dir(self) -> Path:
-        """Folder of what frozen encoders gave, for preference pairs."""
-        return self.dpo.cache_dir or self.output_dir / "cache"
+        """Folder of what frozen encoders gave."""
+        return self.cache.dir or self.dpo.cache_dir or self.output_dir / "cache"
+
+    def drops_prompts(self) -> bool:
+        """Whether some samples are trained without their prompt."""
+        share = self.dpo.prompt_dropout if self.training.method == "dpo" else self.training.prior_dropout
+        return share > 0

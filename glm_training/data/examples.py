@@ -1,4 +1,4 @@
-"""The two records every other part of the package meets: one example on disk, one batch in memory."""
+"""The records every other part of the package meets: an example on disk, a picture of it, a batch in memory."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +22,45 @@ class Example:
     prompt: str
     target: Path | None
     source: Path | None
+
+
+@dataclass(frozen=True)
+class View:
+    """A picture as a batch shows it, whatever its name and place: what encoders give of it depends on this alone.
+
+    Attributes:
+        digest: SHA-256 (hex) of its file's bytes.
+        size: (height, width) in pixels that it is resized to cover; the overhang is cut off evenly at both sides.
+        flipped: mirrored left to right.
+    """
+
+    digest: str
+    size: tuple[int, int]
+    flipped: bool = False
+
+
+@dataclass
+class ImageRows:
+    """Images cut to one size, with what SDXL's micro-conditioning asks of them.
+
+    Attributes:
+        pixels: float32 ``[rows, 3, H, W]`` in [0, 1].
+        original_sizes: long ``[rows, 2]``, (height, width) of the upright file before resizing.
+        crops: long ``[rows, 2]``, (top, left) pixels cut off after resizing.
+    """
+
+    pixels: Tensor
+    original_sizes: Tensor
+    crops: Tensor
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def first(self, count: int) -> "ImageRows":
+        return self.rows(slice(count))
+
+    def rows(self, which: slice) -> "ImageRows":
+        return ImageRows(self.pixels[which], self.original_sizes[which], self.crops[which])
 
 
 @dataclass

@@ -36,9 +36,16 @@ T = TypeVar("T")
 LIBRARIES = ("torch", "torchvision", "transformers", "diffusers", "peft", "tokenizers", "numpy", "pillow")
 """Whose versions change what is computed: refused where they differ. Python and the GPUs may differ."""
 
-PER_PROCESS = ("data.num_workers", "data.pin_memory", "model.local_files_only", "model.device_map", "dpo.cache_dir")
+PER_PROCESS = (
+    "data.num_workers",
+    "data.pin_memory",
+    "model.local_files_only",
+    "model.device_map",
+    "cache.dir",
+    "dpo.cache_dir",
+)
 """Keys that each node may have its own way: they cannot change what is trained, nor when processes meet. What
-`dpo.cache_dir` holds is named by its content."""
+`cache.dir` holds is named by its content."""
 
 DATA = (
     "data.prompts_file",

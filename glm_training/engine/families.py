@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from glm_training.config import Config
 from glm_training.data import PromptReader
+from glm_training.engine.encoding.encoder import FrozenEncoder, GLMEncoder, SDXLEncoder
 from glm_training.engine.errors import SettingsError
 from glm_training.models.family import Family, Sampling
 from glm_training.models.glm_image import loading as glm_loading
@@ -134,7 +135,8 @@ class FamilyKit:
 
     `options`: keywords that its `load` takes besides those of all. `check`: what can be known of `model.name` before
     weights are read; ModelLoadError. `fetch`: brings the small files that this needs of hub ids into the local cache.
-    `skeleton`: a component without weights, for a family with adapters; `conditions`: for one that is distilled.
+    `skeleton`: a component without weights, for a family with adapters; `conditions`: for one that is distilled;
+    `encoder`: for one whose encoders may run ahead of training.
     """
 
     load: Callable[..., Family]
@@ -144,6 +146,7 @@ class FamilyKit:
     fetch: Callable[[str, Config], None]
     skeleton: Callable[[str, str, str | None], nn.Module | None] | None = None
     conditions: Callable[[Config, Any], Conditions] | None = None
+    encoder: Callable[[Config, Any], FrozenEncoder] | None = None
 
 
 def _fetch_pipeline(
@@ -188,6 +191,7 @@ FAMILIES = {
         partial(_fetch_pipeline, GLMPromptReader, glm_loading.NETWORKS),
         glm_loading.load_skeleton,
         PlanConditions,
+        GLMEncoder,
     ),
     "sdxl": FamilyKit(
         SDXL.load,
@@ -197,6 +201,7 @@ FAMILIES = {
         partial(_fetch_pipeline, SDXLPromptReader, sdxl_loading.NETWORKS),
         sdxl_loading.load_skeleton,
         TextConditions,
+        SDXLEncoder,
     ),
     "vgt": FamilyKit(
         VGT.load,
@@ -206,7 +211,7 @@ FAMILIES = {
         lambda name, config: vgt_loading.fetch_small_files(name, vgt_source(config), hub=_vgt_hub(config)),
     ),
 }
-"""By `model.family`. A family is added here, and to `preference.pair_families.ENCODERS` for preference tuning."""
+"""By `model.family`. A family is added here, and to `preference.pair_families.PAIRS` for preference tuning."""
 
 
 def load_family(config: Config, world: World) -> Family:
@@ -273,6 +278,14 @@ def check_model(config: Config) -> list[str]:
     if problems:
         raise SettingsError("\n".join(problems))
     return []
+
+
+def build_encoder(config: Config, family: Family) -> FrozenEncoder:
+    """What looks at the family's pictures and texts."""
+    encoder = FAMILIES[config.model.family].encoder
+    if encoder is None:
+        raise SettingsError(f"model.family {config.model.family} encodes nothing ahead")
+    return encoder(config, family)
 
 
 def build_conditions(config: Config, family: Family) -> Conditions:

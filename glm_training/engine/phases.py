@@ -41,7 +41,7 @@ REMEDIES: dict[Phase, tuple[str, ...]] = {
     "DiT update": (*UPDATE, *BATCH, *SIZE),
     "supervised step": ("training.batch_size", *UPDATE[1:], *SIZE),
     "encoding": SIZE,
-    "preference step": ("dpo.vae_batch_size", "training.batch_size", *UPDATE[1:], *SIZE),
+    "preference step": ("training.batch_size", *UPDATE[1:], *SIZE),
     "distillation step": ("training.batch_size", *UPDATE[1:], "dmdr.guidance_rank", *SIZE),
     "VGT step": ("training.batch_size", "training.gradient_checkpointing", "training.optimizer", *SIZE),
     "evaluation": ("rollout.micro_batch_size", "evaluation.samples_per_prompt", "evaluation.guidance_scale", *SIZE),
@@ -52,7 +52,6 @@ REMEDIES: dict[Phase, tuple[str, ...]] = {
 ADVICE = {
     "rollout.micro_batch_size": "fewer samples per forward pass; the results stay the same",
     "rollout.vae_batch_size": "fewer images decoded at once; the results stay the same",
-    "dpo.vae_batch_size": "fewer images encoded at once; the results stay the same",
     "dmdr.guidance_rank": "smaller adapters of the guidance network",
     "training.gradient_checkpointing": "true: activations are recomputed, not kept",
     "training.batch_size": "fewer prompts at once, with more training.gradient_accumulation_steps",
@@ -70,7 +69,6 @@ ADVICE = {
 SPENT: dict[str, tuple[Any, ...]] = {
     "rollout.micro_batch_size": (1,),
     "rollout.vae_batch_size": (1,),
-    "dpo.vae_batch_size": (1,),
     "training.gradient_checkpointing": (True,),
     "training.batch_size": (1,),
     "training.gradient_accumulation_steps": (1,),
@@ -122,8 +120,6 @@ def _remedies(phase: Phase, config: Config) -> list[str]:
     lines = []
     for key in REMEDIES[phase]:
         value: Any = reduce(getattr, key.split("."), config)
-        if key == "dpo.vae_batch_size" and config.dpo.cache:
-            continue  # everything was encoded ahead, one at a time
         if value not in SPENT.get(key, ()):
             lines.append(f"{key} (now {'null' if value is None else value}): {ADVICE[key]}")
     return lines

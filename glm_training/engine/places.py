@@ -59,8 +59,8 @@ class Place:
 
 
 def places(config: Config) -> list[Place]:
-    """Every folder that the run must have for itself, `output_dir` first. The cache of `dpo` is not among them: its
-    files are named by content and appear whole, so runs may share it."""
+    """Every folder that the run must have for itself, `output_dir` first. The cache of what encoders give is not
+    among them: its files are named by content and appear whole, so runs may share it."""
     found = [Place(OUTPUT, config.output_dir), Place(CHECKPOINTS, config.checkpoint_dir())]
     if config.checkpoint.save_lora:
         found.append(Place(ADAPTERS, config.lora_dir()))
@@ -129,6 +129,8 @@ def _folders(config: Config, is_main: bool) -> list[tuple[str, Path, bool]]:
         found += [(OUTPUT, config.output_dir / name, False) for name in inside]
     if config.data.images is not None:
         found.append(("data.index_dir", config.index_dir(), config.data.index_dir is not None))
-    if config.training.method == "dpo" and config.dpo.cache:
-        found.append(("dpo.cache_dir", config.encoded_cache_dir(), config.dpo.cache_dir is not None))
+    if config.caches():
+        older = config.cache.dir is None and config.dpo.cache_dir is not None
+        key = "dpo.cache_dir" if older else "cache.dir"
+        found.append((key, config.encoded_cache_dir(), older or config.cache.dir is not None))
     return found

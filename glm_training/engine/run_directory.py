@@ -353,7 +353,7 @@ def _free_sibling(folder: Path) -> Path:
 def _needed_in(folder: Path, config: Config, locks: FolderLocks) -> list[str]:
     """What may not be renamed with `folder`: the current folder, what the configuration reads, runs of others."""
     needed = ["the current folder"] if Path.cwd().is_relative_to(folder) else []
-    written = {place.key: place.folder for place in places(config)} | {"dpo.cache_dir": config.encoded_cache_dir()}
+    written = [*(place.key for place in places(config)), "cache.dir", "dpo.cache_dir"]
     settings = config.model_dump()
     for key in iter_keys():
         value: Any = reduce(getitem, key.split("."), settings)

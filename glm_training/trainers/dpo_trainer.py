@@ -17,6 +17,7 @@ from glm_training.data import ImageDataset, T2IDataset
 from glm_training.data.preference.dataset import PreferenceDataset, distinct_prompts, pair_digest
 from glm_training.data.preference.scan import load_pairs
 from glm_training.engine import setup
+from glm_training.engine.encoding.ahead import Progress
 from glm_training.engine.errors import TrainingError
 from glm_training.engine.families import prompt_reader
 from glm_training.engine.figures import mean_over_processes, stack_means
@@ -34,8 +35,8 @@ from glm_training.methods.preference import (
 from glm_training.methods.supervised import TokenCrossEntropy
 from glm_training.models.denoising import Levels
 from glm_training.models.lora import has_lora
-from glm_training.preference.encoded_pairs import EncodedPairs, Progress
-from glm_training.preference.pair_families import build_encoder
+from glm_training.preference.encoded_pairs import EncodedPairs
+from glm_training.preference.pair_families import build_pairs
 from glm_training.preference.reference_log_probs import ReferenceLogProbs
 from glm_training.trainers.base_trainer import BaseTrainer
 from glm_training.utils.distributed import World
@@ -59,7 +60,7 @@ class DPOTrainer(BaseTrainer):
 
     def __init__(self, config: Config, world: World, prepared: Prepared) -> None:
         super().__init__(config, world, prepared)
-        self.encoder = build_encoder(config, self.family, world)
+        self.encoder = build_pairs(config, self.family, world)
         self.denoiser = self.family.denoiser(*self.encoder.size)
         self.references = ReferenceLogProbs(world)
 
@@ -257,7 +258,7 @@ class DPOTrainer(BaseTrainer):
     def _evaluate(self) -> None:
         """With the encoders on the device, where anything is drawn."""
         draws = self.evaluations.scores_due(self.step) or self.evaluations.samples_due(self.step)
-        with self.encoder.awake() if draws else nullcontext():
+        with self.encoder.encoding.awake() if draws else nullcontext():
             super()._evaluate()
 
 
@@ -281,6 +282,10 @@ def _pairs(config: Config, path: Path) -> PreferenceDataset:
         pin_memory=data.pin_memory,
     )
     dataset.remarks = report.remarks if reader is not None else [setup.unread(config)]
+    if config.dpo.crop == "random" and config.caches():
+        dataset.remarks.append("dpo.crop is random: images are encoded at every step, and prompts once")
+    if config.dpo.vae_batch_size is not None:
+        dataset.remarks.append("dpo.vae_batch_size does nothing: images are encoded one at a time")
     if report.ties:
         dataset.remarks.append(f"{report.ties} of {counted(report.total, 'pair')} in {path}: ties, which were dropped")
     if report.quarantined:

@@ -119,7 +119,12 @@ def test_contents_not_paths_are_compared(tmp_path):
 def test_what_each_node_may_have_its_own_way(tmp_path, monkeypatch):
     monkeypatch.setattr(agreement, "_contents", lambda path, pattern="*": Fact(Path(path).name, str(path)))
     free = ["data.num_workers=7", "data.pin_memory=false", "model.device_map=cpu", "model.local_files_only=true"]
-    free += [f"dpo.cache_dir={tmp_path}/cache", f"data.target_images_dir={tmp_path}", "model.taesd=null"]
+    free += [
+        f"cache.dir={tmp_path}/cache",
+        f"dpo.cache_dir={tmp_path}/cache",
+        f"data.target_images_dir={tmp_path}",
+        "model.taesd=null",
+    ]
     facts = setting_facts(config_of(tmp_path))
     assert setting_facts(config_of(tmp_path, *free)) == facts
     for override in ("training.max_steps=9", "logging.eval_interval=7", "evaluation.seed=1", "output_dir=x"):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from glm_training.engine.encoded_cache import EncodedCache, content_key, weights_fingerprint
+from glm_training.engine.encoding.cache import EncodedCache, content_key, weights_fingerprint
 from glm_training.engine.errors import TrainingError
 from glm_training.models.sdxl.tiny import build_tiny
 from glm_training.utils.failures import begin_telling
@@ -107,11 +107,11 @@ def test_a_disk_that_takes_no_more_is_explained(tmp_path, monkeypatch) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(TrainingError, match="No space left on device.*dpo.cache_dir.*dpo.cache: false"):
+    with pytest.raises(TrainingError, match="No space left on device.*cache.dir.*cache.enabled: false"):
         cache.put(KEY, TENSORS)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
     (tmp_path / "file").write_text("")
-    with pytest.raises(TrainingError, match="dpo.cache_dir: .* cannot be made"):
+    with pytest.raises(TrainingError, match="cache.dir: .* cannot be made"):
         EncodedCache(tmp_path / "file/cache")
 
 
@@ -123,7 +123,7 @@ def test_what_goes_missing_in_training_is_used_also_where_the_disk_takes_no_more
             kept = cache.replace(content_key("image", n=value), {"latents": torch.full((2,), value)})
             assert torch.equal(kept["latents"], torch.full((2,), value))
     assert not cache.lists(content_key("image", n=1.0))
-    assert caplog.text.count("writing to dpo.cache_dir failed") == 1
+    assert caplog.text.count("writing to cache.dir failed") == 1
     cache.replace(content_key("image", n=1.0), {"latents": torch.ones(2)})
     assert EncodedCache(tmp_path / "cache").get(content_key("image", n=1.0)) is not None
 

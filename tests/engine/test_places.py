@@ -91,7 +91,10 @@ def test_a_folder_without_permission_is_found(tmp_path):
 
 def test_other_processes_are_asked_for_their_cache_alone(tmp_path):
     (tmp_path / "file").write_text("")
-    keys = ["training.method=dpo", f"output_dir={tmp_path}/file"]
-    assert place_problems(config_of(tmp_path, *keys, f"dpo.cache_dir={tmp_path}/cache"), is_main=False) == []
+    keys = ["training.use_reward=false", f"output_dir={tmp_path}/file"]
+    for key in ("cache.dir", "dpo.cache_dir"):
+        assert place_problems(config_of(tmp_path, *keys, f"{key}={tmp_path}/cache"), is_main=False) == []
+        (problem,) = place_problems(config_of(tmp_path, *keys, f"{key}=/dev/null/cache"), is_main=False)
+        assert problem.startswith(f"{key}: ")
     (problem,) = place_problems(config_of(tmp_path, *keys), is_main=False)
-    assert problem.startswith("dpo.cache_dir: ")
+    assert problem.startswith("cache.dir: ")

@@ -101,4 +101,4 @@ def test_two_processes_equal_one_with_the_double_batch(two_processes, case) -> N
                 assert rank["held_out"][name] == pytest.approx(value, abs=2e-4), name
     images = 8 if "sft" not in case else 4
     filled = len(list((two_processes / f"cache-{case}").rglob("*.safetensors")))
-    assert filled == images + (4 if family == "sdxl" else 0), "each image and prompt once"
+    assert filled == images + (4 if family == "sdxl" else 2), "each image, prompt and quoted word once"

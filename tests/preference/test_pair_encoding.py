@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,16 +11,18 @@ import pytest
 import torch
 from PIL import Image
 
+from glm_training.data.examples import View
 from glm_training.data.problems import DataError
-from glm_training.engine.encoded_cache import EncodedCache
+from glm_training.engine.encoding.ahead import Encoding
+from glm_training.engine.encoding.cache import EncodedCache
 from glm_training.engine.errors import TrainingError
-from glm_training.models.glm_image.ar import ARComponent
 from glm_training.models.sdxl.family import SDXL
 from glm_training.preference.encoded_pairs import PairEncoder
 from tests.preference_runs import stepped, trainer_of, write_pairs
 from tests.runs import weights_of
 
 FAMILIES = ["sdxl", "glm_image"]
+UNCACHED = ["dpo.cache=false", "dpo.cache_dir=null"]
 
 
 def files(folder: Path) -> list[Path]:
@@ -39,9 +42,8 @@ def no_encoding(monkeypatch):
         def refuse(*_: object) -> None:
             raise AssertionError("encoded")
 
-        monkeypatch.setattr(type(encoder), "encode_images", refuse)
-        if isinstance(encoder.__dict__.get("unet"), torch.nn.Module):
-            monkeypatch.setattr(type(encoder), "encode_texts", refuse)
+        for name in ("picture", "text"):
+            monkeypatch.setattr(type(encoder.encoding.encoder), name, refuse)
 
     return start
 
@@ -49,11 +51,11 @@ def no_encoding(monkeypatch):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_cache_changes_nothing_and_is_filled_once(tmp_path, family, no_encoding) -> None:
     cached = stepped(tmp_path, family)
-    plain = stepped(tmp_path, family, "dpo.cache=false", "dpo.cache_dir=null")
+    plain = stepped(tmp_path, family, *UNCACHED)
     start = trainer_of(tmp_path, family)
     assert largest_difference(cached, start) > 1e-4, "nothing was learnt"
-    assert largest_difference(cached, plain) <= 1e-6
-    assert len(files(tmp_path)) == (12 if family == "sdxl" else 8), "8 images; prompts of SDXL"
+    assert largest_difference(cached, plain) == 0
+    assert len(files(tmp_path)) == (12 if family == "sdxl" else 10), "8 images; 4 prompts, or CAFE and no quoted word"
     again = trainer_of(tmp_path, family)
     no_encoding(again.encoder)
     again.prepare()
@@ -78,24 +80,22 @@ def test_what_the_latents_depend_on_is_in_their_names(tmp_path, family) -> None:
     assert len(files(tmp_path)) == count, "a renamed image is the same image"
 
 
-def test_the_name_of_an_entry_has_the_crop_and_the_encoder_that_made_it(tmp_path) -> None:
-    encoder = stepped(tmp_path, "sdxl", steps=0).encoder
-    image = next(iter(encoder.digests))
+def test_the_name_of_an_entry_has_how_it_is_shown_and_the_encoder_that_made_it(tmp_path) -> None:
+    encoding = stepped(tmp_path, "sdxl", steps=0).encoder.encoding
+    view = View("abc", (64, 64))
 
     def names() -> tuple[str, str]:
-        return encoder._image_key(image), encoder._text_key("a cat")
+        return encoding.picture_key(view), encoding.text_key("a cat")
 
-    plain, config = names(), encoder.config
-    encoder.config = config.model_copy(update={"dpo": config.dpo.model_copy(update={"crop": "random"})})
-    cropped = names()
-    assert cropped[0] != plain[0] and cropped[1] == plain[1]
-    encoder.config = config
+    plain = names()
+    for other in (View(view.digest, view.size, flipped=True), View(view.digest, (64, 96)), View("other", view.size)):
+        assert encoding.picture_key(other) != plain[0]
     for place, kind in enumerate(("image", "text")):
-        was = encoder._facts[kind]
-        encoder._facts[kind] = "another encoder"
+        was = encoding._facts[kind]
+        encoding._facts[kind] = "another encoder"
         changed = names()
         assert changed[place] != plain[place] and changed[1 - place] == plain[1 - place]
-        encoder._facts[kind] = was
+        encoding._facts[kind] = was
     assert names() == plain
 
 
@@ -113,6 +113,7 @@ SETTINGS = {
     "the vision tower's": (
         "glm_image", "image", lambda f: setattr(f.ar.model.model.visual.config, "hidden_act", "relu")
     ),
+    "the text encoder's": ("glm_image", "text", lambda f: setattr(f.dit.text_encoder.config, "num_heads", 7)),
     "the quantizer's": (
         "glm_image", "image", lambda f: setattr(f.ar.model.model.vqmodel.config, "num_embeddings", 7)
     ),
@@ -122,34 +123,17 @@ SETTINGS = {
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_what_encoders_compute_is_in_their_fingerprint_and_where_they_came_from_is_not(tmp_path, setting) -> None:
     family, kind, change = SETTINGS[setting]
-    encoder, again = (trainer_of(tmp_path, family).encoder for _ in range(2))
+    encoder, again = (trainer_of(tmp_path, family).encoder.encoding.encoder for _ in range(2))
     assert encoder.fingerprints() == again.fingerprints()
     model = again.unet if family == "sdxl" else again.family
-    for module in again.sleepers():
+    for module in again.sleepers(pictures=True):
         for part in module.modules():
             if hasattr(getattr(part, "config", None), "_name_or_path"):
                 part.config._name_or_path = "/elsewhere"
-    again.encode_texts(["a cat"])  # sets how its tokenizers pad
+    again.text(again.texts(["a cat"])[0])  # sets how its tokenizers pad
     assert encoder.fingerprints() == again.fingerprints(), "a path, or what a call left behind"
     change(SimpleNamespace(unet=model) if family == "sdxl" else model)
     assert encoder.fingerprints()[kind] != again.fingerprints()[kind]
-
-
-def test_no_more_images_than_asked_for_pass_the_vision_tower_at_once(tmp_path, monkeypatch) -> None:
-    seen: list[int] = []
-    tokenize = ARComponent.tokenize_images
-
-    def counted(self, images, grid):
-        seen.append(len(images))
-        return tokenize(self, images, grid)
-
-    monkeypatch.setattr(ARComponent, "tokenize_images", counted)
-    uncached = ["dpo.cache=false", "dpo.cache_dir=null", "model.component=ar", "training.batch_size=3"]
-    trainer = trainer_of(tmp_path, "glm_image", *uncached, "dpo.vae_batch_size=2")
-    chunked = trainer.encoder.encode(trainer.dataset.batch([0, 1, 2]))
-    assert max(seen) == 2 and sum(seen) == 6 * len(trainer.encoder.grids)
-    whole = trainer_of(tmp_path, "glm_image", *uncached, "dpo.vae_batch_size=6")
-    assert torch.equal(chunked.tokens, whole.encoder.encode(whole.dataset.batch([0, 1, 2])).tokens)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -165,8 +149,8 @@ def test_an_entry_that_is_gone_or_damaged_in_training_is_made_anew(tmp_path, fam
     trainer.training_step()
     trainer.step += 1
     trainer.training_step()
-    assert largest_difference(trainer, whole) <= 1e-6
-    assert trainer.encoder.cache.get(files(tmp_path)[0].stem) is not None
+    assert largest_difference(trainer, whole) == 0
+    assert trainer.encoder.encoding.cache.get(files(tmp_path)[0].stem) is not None
 
 
 def overwrite(path: Path) -> None:
@@ -174,7 +158,7 @@ def overwrite(path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("cache", [[], ["dpo.cache=false", "dpo.cache_dir=null"]], ids=["cached", "uncached"])
+@pytest.mark.parametrize("cache", [[], UNCACHED], ids=["cached", "uncached"])
 def test_an_image_that_changes_after_the_scan_does_not_pass_for_the_old_one(tmp_path, workers, cache) -> None:
     trainer = trainer_of(tmp_path, "sdxl", f"data.num_workers={workers}", *cache)
     trainer.dataset.image_digests()
@@ -196,18 +180,36 @@ def test_an_image_that_changes_in_training_is_not_encoded_under_the_old_name(tmp
     for folder, dataset in (("pairs", trainer.dataset), ("held_out", trainer.dataset.held_out)):
         image = tmp_path / folder / "images/0_rejected.png"
         overwrite(image)
-        trainer.encoder.cache = EncodedCache(tmp_path / "another")
+        trainer.encoder.encoding.cache = EncodedCache(tmp_path / "another")
         with pytest.raises(DataError, match=f"{folder}/images/0_rejected.png: changed since the start of the run"):
             trainer.encoder.encode(dataset.batch([0]))
 
 
-def test_chunks_of_the_vae_give_the_whole(tmp_path) -> None:
-    uncached = ["dpo.cache=false", "dpo.cache_dir=null"]
-    chunked = stepped(tmp_path, "sdxl", "dpo.vae_batch_size=1", *uncached)
-    whole = stepped(tmp_path, "sdxl", "dpo.vae_batch_size=8", *uncached)
-    ours, theirs = (t.encoder.encode(t.dataset.batch([0, 1, 2, 3])) for t in (chunked, whole))
-    torch.testing.assert_close(ours.clean, theirs.clean, atol=1e-5, rtol=1e-5)
-    assert largest_difference(chunked, whole) <= 1e-6
+def test_random_crops_are_encoded_at_every_step_and_prompts_once(tmp_path) -> None:
+    trainer = stepped(tmp_path, "sdxl", "dpo.crop=random", "data.num_workers=0")
+    assert len(files(tmp_path)) == 4 and trainer.dataset.decodes
+    assert any("dpo.crop is random: images are encoded at every step" in note for note in trainer.notes)
+    moved = trainer.encoder.encoding.encoder.sleepers(pictures=trainer.encoder.encoding.keeps_pictures)
+    assert moved == [trainer.family.unet.text_encoder, trainer.family.unet.text_encoder_2]
+    plain = stepped(tmp_path, "sdxl", "dpo.crop=random", *UNCACHED)
+    assert largest_difference(trainer, plain) == 0
+
+
+def test_a_cache_larger_than_the_disk_is_told_before_anything_is_encoded(tmp_path, monkeypatch) -> None:
+    trainer = trainer_of(tmp_path, "sdxl")
+    encoder = trainer.encoder.encoding.encoder
+    view, text = View("a", (64, 64)), "a cat"
+    stepped(tmp_path, "sdxl", steps=0)
+    sizes = [path.stat().st_size for path in files(tmp_path)]
+    wanted = sum(8 * [encoder.picture_bytes(*view.size)] + 4 * [encoder.text_bytes(text)])
+    assert sum(sizes) <= wanted <= sum(sizes) + 12 * 300, "entries have a head of a few hundred bytes"
+    for path in files(tmp_path):
+        path.unlink()
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=wanted - 1))
+    with pytest.raises(TrainingError, match="8 images take about 0.00 GiB and .* left: .*cache.dir.*cache.enabled"):
+        trainer.prepare()
+    assert not files(tmp_path)
 
 
 def test_rows_are_those_of_their_pairs(tmp_path) -> None:
@@ -257,13 +259,16 @@ def test_encoders_sleep_while_it_trains(tmp_path, monkeypatch) -> None:
     """Devices stand in for each other: this machine has a CPU alone."""
     moves: list[tuple[int, str]] = []
     trainer = trainer_of(tmp_path, "sdxl", "training.max_steps=3", "logging.log_images=true")
-    monkeypatch.setattr(PairEncoder, "_move", lambda self, device: moves.append((len(self.sleepers()), str(device))))
+    asleep_now = lambda self: len(self.encoder.sleepers(pictures=self.keeps_pictures))  # noqa: E731
+    monkeypatch.setattr(Encoding, "_move", lambda self, device: moves.append((asleep_now(self), str(device))))
     trainer.train()
     asleep = [number for number, _ in moves]
     assert asleep == [3] * 5, "asleep after encoding, awake for the samples before the first step and after the last"
-    assert isinstance(trainer.family, SDXL) and trainer.encoder._asleep
+    assert isinstance(trainer.family, SDXL) and trainer.encoder.encoding._asleep
     half = stepped(tmp_path, "glm_image", "model.component=dit", steps=0).encoder
-    assert half.family.ar in half.sleepers() and half.family.dit.text_encoder not in half.sleepers()
+    asleep = half.encoding.encoder.sleepers(pictures=True)
+    assert asleep == [half.family.ar, half.family.dit.vae, half.family.dit.text_encoder]
+    assert half.encoding.encoder.sleepers(pictures=False) == [half.family.dit.text_encoder]
 
 
 def test_a_stop_while_encoding_keeps_what_was_encoded(tmp_path) -> None:
@@ -276,7 +281,7 @@ def test_a_stop_while_encoding_keeps_what_was_encoded(tmp_path) -> None:
     trainer = trainer_of(tmp_path, "sdxl")
     with pytest.raises(Stop):
         trainer.encoder.fill([trainer.dataset], trainer.console, stop)
-    assert len(files(tmp_path)) == 1 and not trainer.encoder._asleep
+    assert len(files(tmp_path)) == 1 and not trainer.encoder.encoding._asleep
     stepped(tmp_path, "sdxl", steps=0)
     assert len(files(tmp_path)) == 12
 
@@ -288,16 +293,16 @@ def test_an_entry_is_the_same_bytes_whatever_was_encoded_beside_it(tmp_path, fam
     bytes_of = {path.name: path.read_bytes() for path in files(tmp_path)}
     for path in files(tmp_path)[::2]:
         path.unlink()
-    stepped(tmp_path, family, "dpo.vae_batch_size=3", steps=0)
+    stepped(tmp_path, family, steps=0)
     assert {path.name: path.read_bytes() for path in files(tmp_path)} == bytes_of
     for path in files(tmp_path)[1::2]:
         path.write_bytes(b"damaged")
-    whole.encoder.cache = EncodedCache(tmp_path / "cache")
+    whole.encoder.encoding.cache = EncodedCache(tmp_path / "cache")
     whole.encoder.encode(whole.dataset.batch([0, 1, 2, 3]))
     assert {path.name: path.read_bytes() for path in files(tmp_path)} == bytes_of
 
 
 def test_a_cache_that_cannot_be_made_is_explained(tmp_path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(TrainingError, match="dpo.cache_dir"):
+    with pytest.raises(TrainingError, match="cache.dir"):
         trainer_of(tmp_path, "sdxl", f"dpo.cache_dir={tmp_path}/file/cache")

@@ -182,7 +182,7 @@ def test_sft_learns_the_preferred_images_without_a_reference(tmp_path, family) -
         assert evaluated[1][f"eval/{part}/loss"] < evaluated[0][f"eval/{part}/loss"]
         assert f"eval/{part}/accuracy" not in evaluated[0]
     entries = len(list((tmp_path / "cache").rglob("*.safetensors")))
-    assert entries == 4 + (4 if family == "sdxl" else 0), "preferred images, and prompts of SDXL, alone are encoded"
+    assert entries == 4 + (4 if family == "sdxl" else 2), "preferred images, prompts and quoted words alone are encoded"
 
 
 def test_turbo_noises_at_four_levels_only(tmp_path) -> None:

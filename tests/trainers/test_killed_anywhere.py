@@ -26,11 +26,11 @@ import pytest
 
 from glm_training.checkpoint import disk
 from glm_training.cli.stopping import stoppable
+from glm_training.engine.encoding.ahead import Encoding
 from glm_training.engine.evaluations import Evaluations
 from glm_training.engine.figures import is_timed
 from glm_training.engine.parts import Part
 from glm_training.engine.run_directory import chosen_point
-from glm_training.preference.encoded_pairs import PairEncoder
 from glm_training.trainers.base_trainer import BaseTrainer
 from glm_training.trainers.dmdr_trainer import DMDRTrainer
 from glm_training.trainers.dpo_trainer import DPOTrainer
@@ -96,7 +96,7 @@ COMMON: dict[str, tuple[Any, str]] = {
 }
 PHASES: dict[Callable[[Path], BaseTrainer], dict[str, tuple[Any, str]]] = {
     reward: {"rollout": (RewardTrainer, "draw"), "scoring": (RewardTrainer, "score"), **COMMON},
-    preference: {"encoding": (PairEncoder, "_put"), "judging": (DPOTrainer, "_loss"), **COMMON},
+    preference: {"encoding": (Encoding, "encode"), "judging": (DPOTrainer, "_loss"), **COMMON},
     supervised: {"encoding": (Supervision, "_encode"), **COMMON},
     distillation: {"distillation step": (DMDRTrainer, "_accumulate"), **COMMON},
     autoencoder: {"adversary": (VGTAutoencoderTrainer, "_train_opponent"), **COMMON},

@@ -23,7 +23,7 @@ COMPONENTS = {
 
 def family_issues(config: Config) -> list[Issue]:
     """Everything about `model.family` and `training.method` that does not go together."""
-    issues = [*_component(config), *vgt_issues(config)]
+    issues = [*_component(config), *vgt_issues(config), *_cache(config)]
     if config.model.family == "vgt":
         return [*issues, *_held_out_scores(config)]
     if config.training.method != "finetune":
@@ -68,6 +68,18 @@ def _component(config: Config) -> Iterator[Issue]:
         yield Issue(("data.pairs", "training.method"), "pairs are for `dpo`.", "Set `training.method: dpo`.")
     if method != "dpo" and config.evaluation.eval_pairs is not None:
         yield Issue(("evaluation.eval_pairs", "training.method"), "pairs are for `dpo`.", "Remove it.")
+
+
+def _cache(config: Config) -> Iterator[Issue]:
+    """The cache of what encoders give, by its keys and by those that preference tuning had for it."""
+    cache, dpo = config.cache, config.dpo
+    if dpo.cache is not None and not cache.enabled and dpo.cache:
+        yield Issue(("dpo.cache", "cache.enabled"), "the older name of `cache.enabled` says otherwise.", "Remove it.")
+    if cache.dir is not None and dpo.cache_dir is not None and cache.dir != dpo.cache_dir:
+        yield Issue(("dpo.cache_dir", "cache.dir"), "the older name of `cache.dir` says otherwise.", "Remove it.")
+    for key, given in (("cache.dir", cache.dir), ("dpo.cache_dir", dpo.cache_dir)):
+        if given is not None and not config.caches():
+            yield Issue((key, "cache.enabled"), "nothing is cached.", "Remove it, or set `cache.enabled: true`.")
 
 
 def names_images(dataset: Path) -> bool:
@@ -134,12 +146,6 @@ def _dpo(config: Config) -> Iterator[Issue]:
                 "Set it to 0.",
             )
     yield from _dpo_without_effect(config)
-    if dpo.crop == "random" and dpo.cache:
-        yield Issue(
-            ("dpo.crop", "dpo.cache"),
-            "random crops differ in every epoch and cannot be cached.",
-            "Use `dpo.crop: center`, or `dpo.cache: false`.",
-        )
     if dpo.crop == "random" and dpo.loss == "dpo" and "ar" in config.parts():
         yield Issue(
             ("dpo.crop", "model.component"),
@@ -158,8 +164,6 @@ def _dpo_without_effect(config: Config) -> Iterator[Issue]:
         yield Issue(
             ("dpo.prompt_dropout", "model.component"), "the AR half is drawn from without guidance.", "Remove it."
         )
-    if dpo.cache_dir is not None and not dpo.cache:
-        yield Issue(("dpo.cache_dir", "dpo.cache"), "nothing is cached.", "Remove it, or set `dpo.cache: true`.")
 
 
 def _dmdr(config: Config) -> Iterator[Issue]:

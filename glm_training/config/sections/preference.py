@@ -40,18 +40,11 @@ class DPOConfig(Section):
         description="Share of pairs trained without their prompt, on what guidance leads away from in sampling.",
     )
     crop: Literal["center", "random"] = Field(
-        default="center", description="Which part of an image of another shape is used; `random` is not cached."
+        default="center",
+        description="Which part of an image of another shape is used; `random` crops are encoded at every step.",
     )
-    vae_batch_size: int = Field(
-        default=4,
-        ge=1,
-        le=65536,
-        description="Images encoded at once where there is no cache, which is filled one by one.",
+    vae_batch_size: int | None = Field(
+        default=None, ge=1, le=65536, description="Of older files: images are encoded one at a time."
     )
-    cache: bool = Field(
-        default=True,
-        description="Encode images and prompts once, before training, and keep them on disk; false = at every step.",
-    )
-    cache_dir: FilePath | None = Field(
-        default=None, description="Where; runs may share it. Null = `cache` in `output_dir`."
-    )
+    cache: bool | None = Field(default=None, description="Older name of `cache.enabled`.")
+    cache_dir: FilePath | None = Field(default=None, description="Older name of `cache.dir`.")

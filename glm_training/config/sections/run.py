@@ -20,6 +20,17 @@ class DistributedConfig(Section):
     find_unused_parameters: bool = Field(default=False, description="Let DDP look for parameters without gradient.")
 
 
+class CacheConfig(Section):
+    """What frozen encoders give of pictures and texts, in supervised, reward and preference training."""
+
+    enabled: bool = Field(
+        default=True,
+        description="Encode pictures and texts once, before training, and keep that on disk while the encoders sleep; "
+        "false = at every step, to the same numbers.",
+    )
+    dir: FilePath | None = Field(default=None, description="Where; runs may share it. Null = `cache` in `output_dir`.")
+
+
 class CheckpointConfig(Section):
     """What is kept of the training."""
 

@@ -15,9 +15,8 @@ from typing import Literal, Protocol
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
-from glm_training.data.examples import Example
+from glm_training.data.examples import Example, ImageRows
 from glm_training.data.images import CroppedImage, decode_image, to_unit_range
 from glm_training.data.problems import DataError, Problem
 from glm_training.utils.randomness import uniform
@@ -93,27 +92,6 @@ def distinct_prompts(pairs: Sequence[PreferencePair], limit: int) -> list[Exampl
     """The first `limit` different prompts, without images: what samples of a run are drawn for."""
     prompts = list(dict.fromkeys(pair.prompt for pair in pairs))
     return [Example(index, prompt, None, None) for index, prompt in enumerate(prompts[:limit])]
-
-
-@dataclass
-class ImageRows:
-    """Images cut to one size, with what SDXL's micro-conditioning asks of them.
-
-    Attributes:
-        pixels: float32 ``[rows, 3, H, W]`` in [0, 1].
-        original_sizes: long ``[rows, 2]``, (height, width) of the upright file before resizing.
-        crops: long ``[rows, 2]``, (top, left) pixels cut off after resizing.
-    """
-
-    pixels: Tensor
-    original_sizes: Tensor
-    crops: Tensor
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def first(self, count: int) -> "ImageRows":
-        return ImageRows(self.pixels[:count], self.original_sizes[:count], self.crops[:count])
 
 
 @dataclass

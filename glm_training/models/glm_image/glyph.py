@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -91,7 +91,7 @@ class GlyphCache:
     """Glyph embeddings per set of quoted spans. The text encoder is frozen, so each is computed once.
 
     Holds the `capacity` most recently used embeddings on the text encoder's device, and forgets all of them when the
-    text encoder is replaced or moves to another device or dtype.
+    text encoder is replaced or moves to another device or dtype. `made`: who encodes in its place, `[G, D]` for spans.
     """
 
     def __init__(self, capacity: int = 512) -> None:
@@ -100,6 +100,7 @@ class GlyphCache:
         self.capacity = capacity
         self._entries: OrderedDict[tuple[str, ...], Tensor] = OrderedDict()
         self._valid_for: tuple[int, torch.device, torch.dtype] | None = None
+        self.made: Callable[[tuple[str, ...]], Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -132,7 +133,8 @@ class GlyphCache:
     ) -> Tensor:
         entry = self._entries.get(spans)
         if entry is None:
-            entry = encode_spans(spans, text_encoder, tokenizer, device)
+            made = self.made
+            entry = encode_spans(spans, text_encoder, tokenizer, device) if made is None else made(spans).to(device)
             self._entries[spans] = entry
             if len(self._entries) > self.capacity:
                 self._entries.popitem(last=False)

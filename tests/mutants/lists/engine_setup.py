@@ -154,7 +154,7 @@ MUTATIONS = [
         ("negative_words=reward.negative_words", 'negative_words=""', "negative_words have no effect"),
     ),
     *of(
-        "engine/encoded_cache.py",
+        "engine/encoding/cache.py",
         "engine/test_encoded_cache.py",
         (
             "json.dumps([FORMAT, kind, facts], sort_keys=True)",

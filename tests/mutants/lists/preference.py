@@ -4,6 +4,23 @@ from tests.mutants.catalogue import of
 
 MUTATIONS = [
     *of(
+        "engine/encoding/ahead.py",
+        "preference/test_pair_encoding.py",
+        ("image=view.digest, size=view.size,", "image=view.digest,", "cache keys without the size"),
+        ('{"flipped": True} if view.flipped else {}', "{}", "a picture and its mirror image have one name"),
+        ('encoder=self._facts["image"]', "encoder=0", "image keys without the encoder"),
+        ('"text", text=text, encoder=self._facts["text"]', '"text", text=text', "text keys without the encoder"),
+        ("[*new_views, *new_texts][rank::size]", "[*new_views][:1]", "only one image is encoded ahead"),
+        ("slice(row, row + 1)", "slice(row, None)", "rows have the tensors of others"),
+    ),
+    *of(
+        "engine/encoding/encoder.py",
+        "preference/test_pair_encoding.py",
+        ("if pictures else [unet.text_encoder, unet.text_encoder_2]", "", "a VAE that is in use sleeps"),
+        ("for grid in grids], dim=1)", "for grid in grids[::-1]], dim=1)", "the preview's tokens come last"),
+        ('in [*prompts, ""]', "in prompts", "no quoted word is not encoded ahead"),
+    ),
+    *of(
         "preference/reference_log_probs.py",
         "preference/test_reference_log_probs.py",
         ("values.T.flatten()", "values.flatten()", "chosen and rejected are interleaved"),
@@ -17,10 +34,6 @@ MUTATIONS = [
             "preference/test_pair_encoding.py",
             "trainers/test_dpo_trainer.py::test_sft_learns_the_preferred_images_without_a_reference",
         ),
-        ("image=self.digests[image], size=self.size,", "image=self.digests[image],", "cache keys without the size"),
-        ("crop=self.config.dpo.crop, ", "", "cache keys without the crop"),
-        ('encoder=self._facts["image"]', "encoder=0", "image keys without the encoder"),
-        ('"text", text=text, encoder=self._facts["text"]', '"text", text=text', "text keys without the encoder"),
         (
             "[pair.rejected for pair in pairs if self.rejected]",
             "[pair.rejected for pair in pairs]",
@@ -31,8 +44,7 @@ MUTATIONS = [
             "[pair.rejected for pair in pairs] + [pair.preferred",
             "roles swapped",
         ),
-        ("mine = lacking[rank::size]", "mine = lacking[:1]", "only one image is encoded ahead"),
-        ("digest=self.digests[image]", "digest=None", "a changed image is encoded under its old name"),
+        ("digest=view.digest", "digest=None", "a changed image is encoded under its old name"),
         (
             'self.rejected = config.dpo.loss == "dpo"',
             'self.rejected = config.dpo.loss != "dpo"',
@@ -53,7 +65,6 @@ MUTATIONS = [
             "prompts of other pairs",
         ),
         ("prompts * copies", "[p for p in prompts for _ in range(copies)]", "quoted words of other pairs"),
-        ("torch.cat(tokens)", "torch.cat(tokens[::-1])", "tokens of other images"),
         (
             'images["original_sizes"], images["crops"], self.size',
             'self.size, images["crops"], images["original_sizes"]',

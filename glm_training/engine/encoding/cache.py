@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import time
 import uuid
 from collections import OrderedDict
@@ -68,8 +69,21 @@ class EncodedCache:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise TrainingError(f"dpo.cache_dir: {folder} cannot be made: {error.strerror}") from error
+            raise TrainingError(f"cache.dir: {folder} cannot be made: {error.strerror}") from error
         _sweep(folder)
+
+    def check_room(self, wanted: int, what: str) -> None:
+        """Raises TrainingError where the disk has less than `wanted` bytes left for `what`."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)  # somebody may have cleared the cache
+            free = shutil.disk_usage(self.folder).free
+        except OSError:
+            return  # putting something there says what is wrong
+        if wanted > free:
+            raise TrainingError(
+                f"cache.dir: {what} take about {wanted / 2**30:.2f} GiB and {self.folder} has {free / 2**30:.2f} GiB "
+                "left: free some space, name another folder (cache.dir), or set cache.enabled: false"
+            )
 
     def get(self, key: str) -> dict[str, Tensor] | None:
         """What was put under `key`, on the CPU; None when there is nothing whole. Not to be changed in place."""
@@ -93,7 +107,7 @@ class EncodedCache:
         """`tensors` on the CPU, kept under `key` in place of an entry that is gone: in the middle of training, so what
         the disk does not take is told, and made again when it is next met."""
         kept = _held(tensors)
-        with beside_training("writing to dpo.cache_dir", "what it lacks is encoded again each time it is met"):
+        with beside_training("writing to cache.dir", "what it lacks is encoded again each time it is met"):
             self._put(key, kept)
         return kept
 
@@ -105,7 +119,7 @@ class EncodedCache:
         except OSError as error:
             raise TrainingError(
                 f"{path} cannot be written: {error.strerror}. The cache takes about {_size(kept) / 2**20:.2f} MiB per "
-                "item: free some space, name another folder (dpo.cache_dir), or set dpo.cache: false. What was encoded "
+                "item: free some space, name another folder (cache.dir), or set cache.enabled: false. What was encoded "
                 "so far is kept"
             ) from error
         self._remember(key, kept)

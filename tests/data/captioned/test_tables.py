@@ -198,10 +198,6 @@ REFUSED: dict[str, tuple[Files, str]] = {
         PAIR | {"list.csv": b"file_name,text\n" + b"a.png,a dot\n" * 60 + b"b.png,caf\xe9\n"},
         r"list.csv:62: is not UTF-8. Save it as UTF-8",
     ),
-    "not UTF-8 from the beginning": (
-        PAIR | {"list.csv": b"file_name,text\nb.png,caf\xe9\n"},
-        "but of no known kind. Save it as UTF-8 text",
-    ),
     "URLs": (
         {"x.csv": "image,text\nhttps://host/a.png,a dot"},
         r"line 2: https://host/a.png is a URL, and URLs are not read",

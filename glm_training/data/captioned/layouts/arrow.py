@@ -202,6 +202,9 @@ class ArrowSet:
     def _bad(self, row: int, reason: str, remedy: str) -> BadSample:
         return BadSample(Fault(*self.where(row), reason, remedy))
 
+    def part(self, row: int, offset: int, size: int) -> bytes:
+        return self.read(row).image[offset : offset + size]
+
     def where(self, row: int) -> tuple[Path, str]:
         return self._path, f"row {row}"
 

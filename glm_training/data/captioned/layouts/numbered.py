@@ -80,6 +80,9 @@ class NumberedSet:
         image, *source = (read_below(str(path.parent), path) for path in one.images.values())
         return Encoded(image, one.prompt if self._reading.captions else None, source[0] if source else None)
 
+    def part(self, row: int, offset: int, size: int) -> bytes:
+        return self.read(row).image[offset : offset + size]
+
     def where(self, row: int) -> tuple[Path, str]:
         one = self._rows[row]
         return self._text, f"line {one.line} ({one.images['target'].name})"

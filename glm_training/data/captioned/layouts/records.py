@@ -165,6 +165,9 @@ class RecordSet:
             raise BadSample(Fault(path, place, f"{bad.fault.path} {bad.fault.reason}", bad.fault.remedy)) from bad
         return Encoded(image, self._texts[row] if self._captions else None, source)
 
+    def part(self, row: int, offset: int, size: int) -> bytes:
+        return self.read(row).image[offset : offset + size]
+
     def where(self, row: int) -> tuple[Path, str]:
         origin = int(self._origins[row])
         return self._tables[origin], f"{self._units[origin]} {self._lines[row]} ({self._images[row]})"

@@ -7,6 +7,7 @@ from math import inf
 
 from glm_training.config import Config
 from glm_training.data import ImageDataset
+from glm_training.data.captioned.captions import Captioning
 from glm_training.data.captioned.dataset import CaptionedImages, Shaping
 from glm_training.data.captioned.held_out import HeldOutImages
 from glm_training.data.captioned.options import Reading, SetOptions
@@ -54,6 +55,7 @@ def build_captioned(config: Config, *, captions: bool) -> CaptionedImages:
         rank=launch.rank,
         reader=reader,
         apart=apart,
+        captioning=Captioning(data.trigger_word, data.caption_dropout),
     )
     if apart:
         held, total = sum(map(len, apart)), sum(map(len, [*apart, *sets]))
@@ -92,7 +94,12 @@ def build_held_out_images(
         sets = open_sets(own, _reading(config, captions))
         shaping = Shaping(size.height, size.width, min_side=0, max_aspect=inf)
     pictures = CaptionedImages(
-        sets, shaping, num_workers=config.data.num_workers, max_bad_fraction=config.data.max_bad_fraction, try_first=0
+        sets,
+        shaping,
+        num_workers=config.data.num_workers,
+        max_bad_fraction=config.data.max_bad_fraction,
+        try_first=0,
+        captioning=Captioning(config.data.trigger_word),
     )
     count, threads = config.evaluation.num_eval_samples, config.data.num_workers
     held_out = HeldOutImages(pictures, count, num_workers=threads, as_sources=as_sources)
@@ -116,6 +123,7 @@ def _reading(config: Config, captions: bool) -> Reading:
         config.data.num_workers,
         launch.rank,
         launch.world_size,
+        optional=config.data.trigger_word is not None,
         sources=config.training.mode == "i2i",
         local_files_only=config.model.local_files_only,
         tell=tell,

@@ -111,9 +111,25 @@ def test_weights_are_for_all_or_for_none() -> None:
 
 def test_keys_that_do_nothing_without_it() -> None:
     data = {"crop": "random", "min_side": 10, "max_aspect": 3.0, "index_dir": "x"}
+    data |= {"trigger_word": "sks", "caption_dropout": 0.1}
     assert issues(data, {"eval_images": "b"}) == [
         *(f"data.{key}: for `data.images` only." for key in data), "evaluation.eval_images: for `data.images` only."
     ]  # fmt: skip
+
+
+def test_captions_that_nobody_reads() -> None:
+    assert issues({"images": "a", "trigger_word": "sks", "caption_dropout": 0.5}) == [
+        "data.trigger_word: an autoencoder reads no captions.",
+        "data.caption_dropout: an autoencoder reads no captions.",
+    ]
+    for model, told in (
+        ({**VGT, "component": "generator"}, ["data.caption_dropout: VGT has a key of its own."]),
+        ({}, []),
+    ):
+        config = Config.model_validate({"model": model, "data": {"images": "a", "caption_dropout": 0.5}})
+        assert [f"{issue.paths[0]}: {issue.message}" for issue in captioned_issues(config)] == told
+    config = Config.model_validate({"data": {"images": "a", "trigger_word": "sks "}})
+    assert [issue.message for issue in captioned_issues(config)] == ["is one line, without white space around it."]
 
 
 @pytest.mark.parametrize(("size", "least"), [(64, 63), (96, 80), (32, 31)])

@@ -65,6 +65,14 @@ def test_what_is_held_out_is_judged_and_never_trained_on(tmp_path: Path) -> None
     assert any(note.startswith(told) for note in trainer.notes)
 
 
+def test_empty_captions_are_trained_on(tmp_path: Path) -> None:
+    trainer = pictures_trainer(tmp_path, PROMPTS, caption_dropout=1.0, trigger_word="sks")
+    assert trainer.dataset.batch([0, 1]).prompts == ["", ""]
+    assert [example.prompt for example in trainer.held_out.examples] == [f"sks, {prompt}" for prompt in PROMPTS[:2]]
+    figures = trainer.training_step()
+    assert 0 < figures["ar/loss"] < 20 and 0 < figures["dit/loss"] < 20
+
+
 def test_a_caption_that_the_model_cannot_take_is_a_fault_of_its_picture(tmp_path: Path) -> None:
     captions = [*PROMPTS, "a <|image|> of nothing"]
     with pytest.raises(DataError) as caught:

@@ -44,7 +44,21 @@ def captioned_issues(config: Config) -> Iterator[Issue]:
             yield _split_and_given(f"evaluation.{name}")
     if evaluation.eval_images is not None and data.validation:
         yield _split_and_given("evaluation.eval_images")
+    yield from _captions(config)
     yield from _mixture(data.images)
+
+
+def _captions(config: Config) -> Iterator[Issue]:
+    data = config.data
+    if config.model.component == "autoencoder":
+        for name in ("trigger_word", "caption_dropout"):
+            if getattr(data, name):
+                yield Issue((f"data.{name}", "model.component"), "an autoencoder reads no captions.", "Remove it.")
+    elif config.model.family == "vgt" and data.caption_dropout:
+        yield Issue(("data.caption_dropout", "model.family"), "VGT has a key of its own.", "Use `vgt.caption_dropout`.")
+    word = data.trigger_word
+    if word is not None and " ".join(word.split()) != word:
+        yield Issue(("data.trigger_word",), "is one line, without white space around it.", "Take that out.")
 
 
 def _split_and_given(key: str) -> Issue:
@@ -97,7 +111,7 @@ def _mixture(sets: Sequence[ImageSetConfig]) -> Iterator[Issue]:
 
 def _without_images(config: Config) -> Iterator[Issue]:
     data, plain = config.data, type(config.data)()
-    for name in ("crop", "min_side", "max_aspect", "index_dir"):
+    for name in ("crop", "min_side", "max_aspect", "index_dir", "trigger_word", "caption_dropout"):
         if getattr(data, name) != getattr(plain, name):
             yield Issue((f"data.{name}", "data.images"), "for `data.images` only.", "Remove it.")
     if data.validation:

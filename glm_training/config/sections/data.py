@@ -143,6 +143,14 @@ class DataConfig(Section):
         default=None,
         description="`images`: where indexes of tars are kept, for several runs; null = `cache` in `output_dir`.",
     )
+    trigger_word: str | None = Field(
+        default=None,
+        min_length=1,
+        description="`images`: goes before each caption that does not hold it, and is the caption of pictures without.",
+    )
+    caption_dropout: float = Field(
+        default=0.0, ge=0, le=1, description="`images`: share of pictures that are trained on with an empty caption."
+    )
     validation: float | None = Field(
         default=None,
         ge=0,

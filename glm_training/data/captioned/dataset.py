@@ -10,7 +10,7 @@ import threading
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from glm_training.data.captioned.captions import Captioning
 from glm_training.data.captioned.samples import BadSample, Encoded, Fault, ImageSet
 from glm_training.data.captioned.skipped import SkippedSamples
 from glm_training.data.dataset import is_flipped, may_flip
@@ -78,6 +79,7 @@ class CaptionedImages:
         reader: says how much of a caption the model reads; a sample whose caption it cannot take is broken. None leaves
             that open.
         apart: sets that are held out; kept for evaluations, and never drawn from here.
+        captioning: what is made of captions; None leaves them as they are.
 
     Raises DataError where more samples are known to be broken than may be, or a set has none that can be used.
     """
@@ -98,9 +100,11 @@ class CaptionedImages:
         try_first: int = TRIED_FIRST,
         reader: PromptReader | None = None,
         apart: Sequence[ImageSet] = (),
+        captioning: Captioning | None = None,
     ) -> None:
         self.sets = tuple(sets)
         self.apart = tuple(apart)
+        self.captioning = captioning or Captioning()
         self.shaping = shaping
         self.weights = None if weights is None else tuple(weights)
         counts = [1] * len(self.sets) if repeats is None else list(repeats)
@@ -169,9 +173,10 @@ class CaptionedImages:
             self._start(place)
 
     def read(self, index: int) -> Encoded:
-        """The sample at `index`, as it is; raises BadSample."""
+        """The sample at `index` as it is, but for the trigger word; raises BadSample."""
         number, row = self._row(index)
-        return self.sets[number].read(row)
+        sample = self.sets[number].read(row)
+        return sample if sample.caption is None else replace(sample, caption=self.captioning.prompt(sample.caption))
 
     def example_digests(self) -> dict[str, str]:
         """Tar, listing or folder -> SHA-256, for :func:`describe_drift`; see :meth:`ImageSet.digests`."""
@@ -288,7 +293,8 @@ class CaptionedImages:
                 self.skipped.add(bad.fault, unsuitable=bad.unsuitable)
                 faults.append(bad.fault)
                 continue
-            return caption, self._cut(image, caption, index, epoch)
+            dropped = self.captioning.is_dropped(self._seed, epoch, index)
+            return "" if dropped else caption, self._cut(image, caption, index, epoch)
         heading = f"{self.sets[number].name}: {ATTEMPTS} samples drawn one after the other cannot be used:"
         raise DataError([fault.problem() for fault in dict.fromkeys(faults)], heading)
 
@@ -309,7 +315,7 @@ class CaptionedImages:
                 else f"Raise data.max_aspect ({self.shaping.max_aspect:g}) to use it"
             )
             raise BadSample(Fault(*one.where(row), reason, remedy), unsuitable=True)
-        caption = sample.caption or ""
+        caption = "" if sample.caption is None else self.captioning.prompt(sample.caption)
         self._check_readable(number, row, caption)
         return image, caption
 

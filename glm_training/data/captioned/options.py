@@ -35,6 +35,7 @@ class Reading:
 
     Attributes:
         captions: whether every sample needs a caption; else none is read.
+        optional: whether a sample may do without a caption: it is then empty.
         sources: whether every sample needs the picture that it was edited from; else none is read.
         local_files_only: whether nothing is fetched from the hub.
         index_dir: where indexes of tars are kept; None keeps none.
@@ -48,6 +49,7 @@ class Reading:
     threads: int = 1
     rank: int = 0
     world_size: int = 1
+    optional: bool = False
     sources: bool = False
     local_files_only: bool = False
     tell: Callable[[str], None] | None = None

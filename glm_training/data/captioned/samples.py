@@ -97,17 +97,18 @@ class CaptionFault(Exception):
         super().__init__(f"{reason}. {remedy}.")
 
 
-def caption_of_text(data: bytes, row: int) -> str:
-    """The text of a file, white space and line ends as single spaces; raises CaptionFault."""
+def caption_of_text(data: bytes, row: int, *, optional: bool = False) -> str:
+    """The text of a file, white space and line ends as single spaces; `optional`: it may be empty. Raises
+    CaptionFault."""
     try:
         text = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
     except UnicodeDecodeError as error:
         raise CaptionFault(f"its caption is not UTF-8 (byte {error.start})", "Save it as UTF-8") from error
-    return checked_caption(text, row)
+    return checked_caption(text, row, optional=optional)
 
 
-def caption_of_json(data: bytes, key: str, row: int) -> str:
-    """The text under `key` of a JSON object; raises CaptionFault."""
+def caption_of_json(data: bytes, key: str, row: int, *, optional: bool = False) -> str:
+    """The text under `key` of a JSON object; `optional`: it may be empty. Raises CaptionFault."""
     try:
         record = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -120,14 +121,16 @@ def caption_of_json(data: bytes, key: str, row: int) -> str:
         texts = [name for name, value in record.items() if isinstance(value, str)]
         known = f" (texts: {', '.join(texts[:8])})" if texts else ""
         raise CaptionFault(f"its annotation has {what}{known}", "Set cap_source to the key that holds the caption")
-    return checked_caption(caption, row)
+    return checked_caption(caption, row, optional=optional)
 
 
-def checked_caption(text: str, row: int) -> str:
-    """The text on one line; raises CaptionFault."""
+def checked_caption(text: str, row: int, *, optional: bool = False) -> str:
+    """The text on one line; `optional`: it may be empty. Raises CaptionFault."""
     caption = " ".join(text.split())  # one line: files of prompts have one for each
     if not caption:
-        raise CaptionFault("its caption is empty", "Write one")
+        if optional:
+            return ""
+        raise CaptionFault("its caption is empty", "Write one, or set data.trigger_word")
     fault = text_fault(caption, row)
     if fault is not None:
         raise CaptionFault(*fault)

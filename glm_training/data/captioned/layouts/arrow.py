@@ -133,7 +133,7 @@ class ArrowSet:
         self.faults: list[Fault] = []
         self.remarks: list[str] = []
         self._options, self._columns = options, columns
-        self._path = options.path
+        self._path, self._optional = options.path, reading.optional
         folder = options.path if options.path.is_dir() or not files else files[0].parent
         self._root = folder if options.root is None else options.root
         self._real_root = os.path.realpath(self._root)
@@ -179,7 +179,7 @@ class ArrowSet:
         if not isinstance(text, str):
             raise self._bad(row, f"{self._caption!r} is no text but {type(text).__name__}", "Set cap_source")
         try:
-            return Encoded(image, checked_caption(text, row), source)
+            return Encoded(image, checked_caption(text, row, optional=self._optional), source)
         except CaptionFault as fault:
             raise self._bad(row, fault.reason, fault.remedy) from fault
 

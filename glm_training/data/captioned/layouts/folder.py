@@ -45,7 +45,9 @@ def open_set(options: SetOptions, reading: Reading) -> FolderSet:
         problems = [fault.problem() for fault in found.faults[:1]]
         if found.faults:
             told = Problem(
-                options.path, "none of its pictures has a caption", "Add a .txt of the same name beside each"
+                options.path,
+                "none of its pictures has a caption",
+                "Add a .txt of the same name beside each, or set data.trigger_word",
             )
         else:
             told = Problem(options.path, "holds no picture", f"Give {NAME}")
@@ -61,7 +63,7 @@ class FolderSet:
         self.faults: list[Fault] = []
         self.remarks: list[str] = []
         self._options = options
-        self._captions = reading.captions
+        self._captions, self._optional = reading.captions, reading.optional
         self._root = options.path
         self._real_root = os.path.realpath(options.path)
         self._digests: dict[str, str] = {}
@@ -103,7 +105,7 @@ class FolderSet:
             except OSError as error:  # a link to nothing
                 self.faults.append(Fault(path, "", f"cannot be read: {error.strerror}", "Put the file there"))
                 continue
-            if kind == len(SUFFIXES) and self._captions:
+            if kind == len(SUFFIXES) and self._captions and not self._optional:
                 self.faults.append(Fault(path, "", "has no caption", f"Write it into {path.with_suffix('.txt').name}"))
                 continue
             found.append((name if below == "." else os.path.join(below, name), kind))
@@ -128,12 +130,15 @@ class FolderSet:
         image = read_below(self._real_root, self._root / self._paths[row])
         if not self._captions:
             return Encoded(image, None)
+        if self._kinds[row] == len(SUFFIXES):
+            return Encoded(image, "")
         beside = self._caption(row)
         data = read_below(self._real_root, beside)
         try:
             if beside.suffix.lower() == ".json":
-                return Encoded(image, caption_of_json(data, self._options.cap_source or DEFAULT_KEY, row))
-            return Encoded(image, caption_of_text(data, row))
+                key = self._options.cap_source or DEFAULT_KEY
+                return Encoded(image, caption_of_json(data, key, row, optional=self._optional))
+            return Encoded(image, caption_of_text(data, row, optional=self._optional))
         except CaptionFault as fault:
             raise BadSample(Fault(beside, "", fault.reason, fault.remedy)) from fault
 
@@ -143,7 +148,8 @@ class FolderSet:
     def digests(self) -> dict[str, str]:
         if not self._captions:
             return dict(self._digests)
-        beside = [self._caption(row) for row in range(min(len(self), HASHED_CAPTIONS + 1))]
+        told = [row for row in range(min(len(self), HASHED_CAPTIONS + 1)) if self._kinds[row] < len(SUFFIXES)]
+        beside = [self._caption(row) for row in told]
         return with_captions(self._digests, [(str(path.parent), path) for path in beside], self._real_root)
 
     def _caption(self, row: int) -> Path:

@@ -61,7 +61,7 @@ class ListingSet:
         self.faults: list[Fault] = []
         self.remarks: list[str] = []
         self._options = options
-        self._captions = reading.captions
+        self._captions, self._optional = reading.captions, reading.optional
         self._digests: dict[str, str] = {}
         self._roots: list[Path] = []
         images: list[str] = []
@@ -127,8 +127,9 @@ class ListingSet:
         data = read_below(real_root, path)
         try:
             if path.suffix.lower() == ".txt" or (path.suffix.lower() != ".json" and not data.lstrip().startswith(b"{")):
-                return Encoded(image, caption_of_text(data, row))
-            return Encoded(image, caption_of_json(data, self._options.cap_source or DEFAULT_KEY, row))
+                return Encoded(image, caption_of_text(data, row, optional=self._optional))
+            key = self._options.cap_source or DEFAULT_KEY
+            return Encoded(image, caption_of_json(data, key, row, optional=self._optional))
         except CaptionFault as fault:
             raise BadSample(Fault(path, "", fault.reason, fault.remedy)) from fault
 

@@ -55,7 +55,7 @@ class RecordSet:
         self._real_roots = [os.path.realpath(root) for root in self._roots]
         self._digests: dict[str, str] = {}
         self._units: dict[int, str] = {}
-        self._captions, self._sources = reading.captions, reading.sources
+        self._captions, self._sources, self._optional = reading.captions, reading.sources, reading.optional
         rows: list[tuple[int, int, tuple[str, str, str]]] = []
         problems: list[Problem] = []
         for number, table in enumerate(tables):
@@ -131,7 +131,7 @@ class RecordSet:
         if not isinstance(text, str):
             return f"{columns.caption!r} is no text" if columns.caption in row.values else f"has no {columns.caption!r}"
         try:
-            return paths[0], checked_caption(text, row.number), paths[1]
+            return paths[0], checked_caption(text, row.number, optional=self._optional), paths[1]
         except CaptionFault as fault:
             return fault.reason
 

@@ -46,7 +46,7 @@ def open_set(options: SetOptions, reading: Reading) -> TarSet:
             continue
         faults += [Fault(path, what, reason, _REPAIR) for what, reason in index.faults]
         usable.append(index)
-    found = TarSet(options, usable, captions=reading.captions, faults=faults, remarks=remarks)
+    found = TarSet(options, usable, reading, faults=faults, remarks=remarks)
     if len(found) == 0:
         raise DataError([_nothing(options, usable, found)])
     return found
@@ -90,13 +90,14 @@ class TarSet:
     """See :class:`ImageSet`. ``pictures``: how many there are, with and without captions."""
 
     def __init__(
-        self, options: SetOptions, indexes: list[TarIndex], *, captions: bool, faults: list[Fault], remarks: list[str]
+        self, options: SetOptions, indexes: list[TarIndex], reading: Reading, *, faults: list[Fault], remarks: list[str]
     ) -> None:
         self.name = str(options.path)
         self.faults = faults
         self.remarks = remarks
         self._options = options
-        self._captions = captions
+        self._captions = captions = reading.captions
+        self._optional = reading.optional
         self._paths = [index.path for index in indexes]
         self._stamps = [index.stamp for index in indexes]
         self._repeated = [index.repeated for index in indexes]
@@ -108,7 +109,7 @@ class TarSet:
         parts: list[np.ndarray] = []
         for tar, (index, has_caption) in enumerate(zip(indexes, told, strict=True)):
             rows = index.rows
-            if captions:
+            if captions and not reading.optional:
                 self.faults += self._silent(tar, rows["image"][~has_caption]) if speaks else []
                 rows = rows[has_caption]
             parts.append(self._columns(rows, captions))
@@ -127,13 +128,16 @@ class TarSet:
                 image = file.at(int(at["image"]) * BLOCK, int(at["image_size"]))
                 if not self._captions:
                     return Encoded(image, None)
+                if self._optional and at["caption_size"] == 0:
+                    return Encoded(image, "")
                 caption = file.at(int(at["caption"]) * BLOCK, int(at["caption_size"]))
         except OSError as error:
             raise self._bad(row, f"cannot be read: {error.strerror}", "Look at the disk") from error
         try:
             if at["json"]:
-                return Encoded(image, caption_of_json(caption, self._options.cap_source or DEFAULT_KEY, row))
-            return Encoded(image, caption_of_text(caption, row))
+                key = self._options.cap_source or DEFAULT_KEY
+                return Encoded(image, caption_of_json(caption, key, row, optional=self._optional))
+            return Encoded(image, caption_of_text(caption, row, optional=self._optional))
         except CaptionFault as fault:
             raise self._bad(row, fault.reason, fault.remedy) from fault
 
@@ -167,7 +171,7 @@ class TarSet:
 
     def _silent(self, tar: int, images: np.ndarray) -> list[Fault]:
         """The samples of a tar that have no caption."""
-        remedy = "Add it as .txt or in .json"
+        remedy = "Add it as .txt or in .json, set data.trigger_word"
         return [Fault(self._paths[tar], self._key(tar, int(image)), "has no caption", remedy) for image in images]
 
     def _key(self, tar: int, image: int) -> str:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from itertools import accumulate
 
+import torch
 from torch import Tensor
 
 from glm_training.data.sampler import StatefulSampler, shuffled
@@ -77,8 +78,27 @@ class MixedSampler(StatefulSampler):
             places -= counts[-1]
         return counts
 
+    @property
+    def round_length(self) -> int:
+        """Samples in a block."""
+        return BLOCK
+
+    @property
+    def rounds_are_alike(self) -> bool:
+        """Each block has other items."""
+        return False
+
+    def round(self, number: int) -> tuple[Tensor, Tensor]:
+        """The index of each sample of a block, in order, and its epoch."""
+        drawn = torch.tensor([self._at(number * BLOCK + offset) for offset in range(BLOCK)])
+        return drawn[:, 0], drawn[:, 1]
+
     def steps_for(self, epochs: int) -> int:
         """Draws in whole blocks that see every sample of every set at least `epochs` times, counted from the start."""
+        return -(-self.rounds_for(epochs) * BLOCK // self.global_batch_size)
+
+    def rounds_for(self, epochs: int) -> int:
+        """Blocks that see every sample of every set at least `epochs` times."""
         wanted = [epochs * length for length in self.lengths]
         low, high = 0, 1
 
@@ -90,7 +110,7 @@ class MixedSampler(StatefulSampler):
         while low < high:
             middle = (low + high) // 2
             low, high = (low, middle) if enough(middle) else (middle + 1, high)
-        return -(-low * BLOCK // self.global_batch_size)
+        return low
 
     def _at(self, place: int) -> tuple[int, int]:
         block, offset = divmod(place, BLOCK)

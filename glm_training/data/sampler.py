@@ -71,6 +71,27 @@ class StatefulSampler:
         """The epoch of the next sample of the global sequence, from 0."""
         return self.position // self.num_items
 
+    @property
+    def round_length(self) -> int:
+        """Samples in a round: each of these begins anew with what there is to draw."""
+        return self.num_items
+
+    @property
+    def rounds_are_alike(self) -> bool:
+        """Whether the same items come in every round, whatever their order."""
+        return True
+
+    def rounds_for(self, epochs: int) -> int:
+        """Rounds that see every sample at least ``epochs`` times."""
+        return epochs
+
+    def round(self, number: int) -> tuple[Tensor, Tensor]:
+        """The index of each sample of a round, in order, and its epoch."""
+        order = torch.arange(self.num_items)
+        if self.shuffle:
+            order = shuffled(self.num_items, self.seed, "sampler", number)
+        return order, torch.full_like(order, number)
+
     def steps_for(self, epochs: int) -> int:
         """Draws that see every example at least ``epochs`` times, counted from the start; only the last overshoots."""
         return ceil(epochs * self.num_items / self.global_batch_size)
@@ -95,6 +116,14 @@ class StatefulSampler:
     def peek_epochs(self) -> list[int]:
         """The epoch of each position that :meth:`next` will return: for the flips of ``ImageDataset.batch``."""
         return [self._at(place)[1] for place in self._places()]
+
+    def peek_positions(self) -> list[int]:
+        """The place of each sample that :meth:`next` will return, in the sequence of all processes' samples."""
+        return list(self._places())
+
+    def rows_ahead(self, draws: int) -> int:
+        """Samples of the next ``draws`` draws of all processes together."""
+        return draws * self.global_batch_size
 
     def state_dict(self) -> dict[str, int]:
         """``{"position": samples drawn by all processes}``."""

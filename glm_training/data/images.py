@@ -36,7 +36,7 @@ MAX_PIXELS = 89_478_485
 MAX_REREAD_BYTES = 2**28
 """A file above this is not read a second time, without its metadata."""
 
-_DECODE_ERRORS = (
+DECODE_ERRORS = (
     OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, OverflowError,
     struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning,
 )  # fmt: skip
@@ -106,7 +106,7 @@ def decode_image(path: Path, data: bytes | None = None) -> Image.Image:
         raise _refusal(
             path, f"is taken for a decompression bomb: {str(error).rstrip('.')}", "Save it smaller"
         ) from error
-    except _DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         detail = str(error) or type(error).__name__
         refusal = _refusal(path, f"cannot be decoded (truncated or damaged): {detail}", "Save the image again")
         cause = error
@@ -121,7 +121,7 @@ def _decode(path: Path, source: Path | BytesIO) -> Image.Image:
         _check_pixel_count(path, image)
         _scale_colour_key(image)
         image.load()
-        return _to_rgb(path, _upright(image))
+        return _to_rgb(path, upright(image))
 
 
 def _decode_bare(path: Path, data: bytes | None) -> Image.Image | None:
@@ -135,15 +135,15 @@ def _decode_bare(path: Path, data: bytes | None) -> Image.Image | None:
         stripped = bare(data) or data
         whole = ended_jpeg(stripped) or stripped
         return None if whole == data else _decode(path, BytesIO(whole))
-    except (*_DECODE_ERRORS, UnidentifiedImageError):
+    except (*DECODE_ERRORS, UnidentifiedImageError):
         return None
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
     """Turned as its EXIF says; as it is, where that says nothing that can be read."""
     try:
         return ImageOps.exif_transpose(image)
-    except _DECODE_ERRORS:
+    except DECODE_ERRORS:
         return image
 
 

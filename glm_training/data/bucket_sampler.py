@@ -130,7 +130,8 @@ class BucketSampler(StatefulSampler):
         indices, epochs = self._draws.round(number)
         by_size = torch.argsort(self._buckets[indices], stable=True)
         counts = torch.bincount(self._buckets[indices]).tolist()
-        starts, stops = [], []
+        starts: list[int] = []
+        stops: list[int] = []
         first = 0
         for count in counts:
             own = range(first, first + count, self.batch_size)

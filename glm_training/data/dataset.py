@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -49,12 +49,20 @@ class TrainingData(Protocol):
         ...
 
 
+class _Wanted(NamedTuple):
+    """An image file and the size it is to have."""
+
+    path: Path
+    height: int
+    width: int
+
+
 class ImageDataset:
     """Scanned examples as batches; :class:`T2IDataset` and :class:`I2IDataset` are the two kinds.
 
     Args:
         examples: from :func:`load_examples`; either all have a target or none has.
-        height, width: pixels of every image in a batch.
+        height, width: pixels of every image in a batch, but of examples that have a ``size`` of their own.
         augmentation: mirror about half of the examples, target and source alike, as a pure function of (``seed``,
             epoch, ``Example.index``); never those that :func:`may_flip` rules out.
         seed: the run seed.
@@ -92,9 +100,9 @@ class ImageDataset:
         self._seed = seed
         self._num_workers = num_workers
         self._pin_memory = pin_memory and torch.cuda.is_available()
-        self._keeps_images = len(_unique_paths(self.examples)) * 3 * height * width <= cache_bytes
-        self._images: dict[Path, CroppedImage] = {}
-        self._pending: dict[Path, Future[CroppedImage]] = {}
+        self._keeps_images = sum(3 * image.height * image.width for image in self._wanted(self.examples)) <= cache_bytes
+        self._images: dict[_Wanted, CroppedImage] = {}
+        self._pending: dict[_Wanted, Future[CroppedImage]] = {}
         self._pool: ThreadPoolExecutor | None = None
 
     @property
@@ -107,8 +115,7 @@ class ImageDataset:
 
     def size_of(self, index: int) -> tuple[int, int]:
         """Height and width in pixels of the images of an example in a batch."""
-        self._select([index])
-        return self.height, self.width
+        return self._size(self._select([index])[0])
 
     def batch(self, indices: Sequence[int], *, epoch: int | Sequence[int] = 0) -> Batch:
         """The examples at positions ``indices``, each in [0, len(self)); repeats are allowed.
@@ -120,16 +127,18 @@ class ImageDataset:
 
         Raises:
             DataError: when a file that was scanned has gone or changed.
-            IndexError, ValueError: for positions or epochs out of place.
+            IndexError, ValueError: for positions or epochs out of place, and for examples of several sizes.
         """
         examples = self._select(indices)
+        check_one_size([self._size(example) for example in examples])
         epochs = [epoch] * len(examples) if isinstance(epoch, int) else list(epoch)
         if len(epochs) != len(examples):
             raise ValueError(f"{len(epochs)} epochs were given for {len(examples)} positions")
         flips = [self._is_flipped(example, count) for example, count in zip(examples, epochs, strict=True)]
-        images = self._load(_unique_paths(examples))
-        targets = [images[example.target] for example in examples if example.target is not None]
-        sources = [images[example.source] for example in examples if example.source is not None]
+        images = self._load(self._wanted(examples))
+        size = self._size(examples[0])
+        targets = [images[_Wanted(example.target, *size)] for example in examples if example.target is not None]
+        sources = [images[_Wanted(example.source, *size)] for example in examples if example.source is not None]
         return Batch(
             indices=list(indices),
             prompts=[example.prompt for example in examples],
@@ -144,12 +153,12 @@ class ImageDataset:
         """Start decoding the images of a coming :meth:`batch` in the background; earlier unused ones are let go."""
         if self._num_workers < 1:
             return
-        wanted = _unique_paths(self._select(indices))
-        for path in [path for path in self._pending if path not in wanted]:
-            self._pending.pop(path).cancel()
-        for path in wanted:
-            if path not in self._images:
-                self._start(path)
+        wanted = self._wanted(self._select(indices))
+        for image in [image for image in self._pending if image not in wanted]:
+            self._pending.pop(image).cancel()
+        for image in wanted:
+            if image not in self._images:
+                self._start(image)
 
     def example_digests(self) -> dict[str, str]:
         """Index -> SHA-256 per example, for :func:`describe_drift`; reads every file."""
@@ -185,24 +194,37 @@ class ImageDataset:
     def _is_flipped(self, example: Example, epoch: int) -> bool:
         return self._augmentation and may_flip(example.prompt) and is_flipped(self._seed, epoch, example.index)
 
-    def _start(self, path: Path) -> None:
-        if path in self._pending:
+    def _size(self, example: Example) -> tuple[int, int]:
+        return (self.height, self.width) if example.size is None else example.size
+
+    def _wanted(self, examples: Sequence[Example]) -> list[_Wanted]:
+        """The images of `examples`, each once."""
+        every = (
+            _Wanted(path, *self._size(example))
+            for example in examples
+            for path in (example.target, example.source)
+            if path is not None
+        )
+        return list(dict.fromkeys(every))
+
+    def _start(self, image: _Wanted) -> None:
+        if image in self._pending:
             return
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._num_workers, thread_name_prefix="decode")
-        self._pending[path] = self._pool.submit(load_fitted, path, self.height, self.width)
+        self._pending[image] = self._pool.submit(load_fitted, *image)
 
-    def _load(self, paths: list[Path]) -> dict[Path, CroppedImage]:
-        """The image per path, from memory, from a prefetch, or decoded now."""
-        images = {path: self._images[path] for path in paths if path in self._images}
-        missing = [path for path in paths if path not in images]
+    def _load(self, wanted: list[_Wanted]) -> dict[_Wanted, CroppedImage]:
+        """Each image, from memory, from a prefetch, or decoded now."""
+        images = {image: self._images[image] for image in wanted if image in self._images}
+        missing = [image for image in wanted if image not in images]
         if self._num_workers > 0:
-            for path in missing:
-                self._start(path)
-            futures = {path: self._pending.pop(path) for path in missing}
-            decoded = {path: future.result() for path, future in futures.items()}
+            for image in missing:
+                self._start(image)
+            futures = {image: self._pending.pop(image) for image in missing}
+            decoded = {image: future.result() for image, future in futures.items()}
         else:
-            decoded = {path: load_fitted(path, self.height, self.width) for path in missing}
+            decoded = {image: load_fitted(*image) for image in missing}
         if self._keeps_images:
             self._images.update(decoded)
         return images | decoded
@@ -218,9 +240,15 @@ class ImageDataset:
         return batch.pin_memory() if self._pin_memory else batch
 
 
-def _unique_paths(examples: Sequence[Example]) -> list[Path]:
-    paths = (path for example in examples for path in (example.target, example.source) if path is not None)
-    return list(dict.fromkeys(paths))
+def sizes_of(data: TrainingData) -> list[tuple[int, int]]:
+    """Height and width of every item's pictures in a batch."""
+    return [data.size_of(index) for index in range(len(data))]
+
+
+def check_one_size(sizes: Sequence[tuple[int, int]]) -> None:
+    """Raises ``ValueError`` unless the items of a batch have one size."""
+    if len(set(sizes)) > 1:
+        raise ValueError(f"the items of a batch have one size, not {sorted(set(sizes))}")
 
 
 def _check_all_or_none(role: str, paths: list[Path | None], expected: bool | None) -> None:

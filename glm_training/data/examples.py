@@ -16,12 +16,14 @@ class Example:
         prompt: the text, without surrounding white space.
         target: the image rewards compare with, links resolved; None in a dataset without targets.
         source: the image to edit, links resolved; None for text-to-image.
+        size: (height, width) in pixels of its images in a batch; None where all examples have one size.
     """
 
     index: int
     prompt: str
     target: Path | None
     source: Path | None
+    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,17 @@
 """Read a dataset and decode all of it before training starts: every fault in one report, with path, line and remedy."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from glm_training.data.buckets import Buckets, Size
 from glm_training.data.examples import Example
 from glm_training.data.images import decode_image
 from glm_training.data.json_records import read_json_lines, read_json_list
 from glm_training.data.layout import is_record, layout_of
-from glm_training.data.listing import Listing, Mode, Request, Row, read_numbered
+from glm_training.data.listing import Listing, Mode, Request, Role, Row, read_numbered
 from glm_training.data.metadata import EXAMPLE, metadata_in, read_metadata
 from glm_training.data.paths import PathRefused, local_path
 from glm_training.data.problems import DataError, Problem, format_problems
@@ -20,6 +21,7 @@ from glm_training.utils.words import counted
 
 logger = logging.getLogger(__name__)
 
+_ROLES: tuple[Role, ...] = ("target", "source")
 SIZE_MULTIPLE = 32
 """One large-grid token covers 32 x 32 pixels."""
 
@@ -80,6 +82,7 @@ def scan_dataset(
     num_workers: int = 0,
     max_bad_fraction: float = 0.0,
     reader: PromptReader | None = None,
+    buckets: Buckets | None = None,
 ) -> ScanReport:
     """Read the listing, decode every image and report.
 
@@ -96,6 +99,8 @@ def scan_dataset(
         max_bad_fraction: the part of the examples, in [0, 1], that may be at fault. Up to it they are logged and left
             out, their files untouched; above it, and for faults of the dataset as a whole, the scan fails.
         reader: says how much of each prompt the model reads; None leaves that open.
+        buckets: give each example the size of its target's shape, or of its source's without a target, in which neither
+            is enlarged; an example without a bucket is at fault. None: all have one size.
 
     Raises:
         DataError: with every problem found.
@@ -117,9 +122,13 @@ def scan_dataset(
         prompts = [(row.index, row.line, row.prompt) for row in listing.rows if row.prompt is not None]
         problems, remarks = check_lengths(listing.path, prompts, reader)
         listing.problems += problems
-    listing.problems += _decode_problems(listing, num_workers)
+    shapes: dict[Path, Size] = {}
+    listing.problems += _decode_problems(listing, num_workers, shapes)
+    sizes = {} if buckets is None else _sizes(listing, shapes, buckets)
     listing.problems.sort(key=lambda problem: -1 if problem.index is None else problem.index)
-    return replace(_settle(listing, max_bad_fraction), remarks=remarks)
+    report = _settle(listing, max_bad_fraction)
+    examples = [replace(example, size=sizes.get(example.index)) for example in report.examples]
+    return replace(report, examples=examples, remarks=remarks)
 
 
 def _read_listing(request: Request) -> Listing:
@@ -179,10 +188,36 @@ def _size_problems(path: Path, height: int, width: int) -> Iterable[Problem]:
             yield Problem(path, reason, f"Set it to {nearest}")
 
 
-def _decode_problems(listing: Listing, num_workers: int) -> Iterable[Problem]:
-    """Decode each file once, and report its fault at every line that uses it."""
+def _sizes(listing: Listing, shapes: Mapping[Path, Size], buckets: Buckets) -> dict[int, Size]:
+    """Index -> size of the examples that have images, all of them decoded; adds to the problems of the listing what has
+    no bucket."""
+    sizes: dict[int, Size] = {}
+    for row in listing.rows:
+        roles = [(role, path) for role in _ROLES if (path := row.images.get(role)) is not None]
+        own = [shapes[path] for _, path in roles if path in shapes]
+        if not own or len(own) < len(roles):
+            continue
+        size = buckets.size(*own)
+        if size is not None:
+            sizes[row.index] = size
+            continue
+        least = min(range(len(own)), key=lambda place: min(own[place]))
+        (role, path), (reason, remedy) = roles[least], buckets.why_none(own[least])
+        reason = f"{role} image {reason}"
+        listing.problems.append(Problem(listing.path, reason, remedy, line=row.line, index=row.index, image=path))
+    return sizes
+
+
+def _decode_problems(listing: Listing, num_workers: int, shapes: dict[Path, Size]) -> Iterable[Problem]:
+    """Decode each file once, and report its fault at every line that uses it; `shapes` gets (height, width) of the
+    others."""
     paths = sorted({path for row in listing.rows for path in row.images.values()})
-    faults = {path: fault for path, fault in _map(_decode_fault, paths, num_workers) if fault is not None}
+    faults: dict[Path, Problem] = {}
+    for path, found in _map(_decoded_shape, paths, num_workers):
+        if isinstance(found, Problem):
+            faults[path] = found
+        else:
+            shapes[path] = found
     for row in listing.rows:
         for role, path in row.images.items():
             if path in faults:
@@ -191,17 +226,17 @@ def _decode_problems(listing: Listing, num_workers: int) -> Iterable[Problem]:
                 yield replace(fault, path=listing.path, line=row.line, index=row.index, image=path, reason=reason)
 
 
-def _decode_fault(path: Path) -> tuple[Path, Problem | None]:
+def _decoded_shape(path: Path) -> tuple[Path, Problem | Size]:
     try:
-        decode_image(path)
+        image = decode_image(path)
     except DataError as error:
         return path, error.problems[0]
-    return path, None
+    return path, (image.height, image.width)
 
 
 def _map(
-    function: Callable[[Path], tuple[Path, Problem | None]], paths: list[Path], num_workers: int
-) -> Iterable[tuple[Path, Problem | None]]:
+    function: Callable[[Path], tuple[Path, Problem | Size]], paths: list[Path], num_workers: int
+) -> Iterable[tuple[Path, Problem | Size]]:
     if num_workers < 1:
         return [function(path) for path in paths]
     with ThreadPoolExecutor(num_workers, thread_name_prefix="scan") as pool:

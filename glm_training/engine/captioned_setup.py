@@ -35,7 +35,10 @@ def build_captioned(config: Config, *, captions: bool) -> CaptionedImages:
     # the held-out set is opened here as well, so that what is wrong with either is told together
     sets: Sequence[ImageSet] = open_sets([*options, *_held_out(config)], _reading(config, captions))[: len(options)]
     size = data.image_size
-    shaping = Shaping(size.height, size.width, data.crop, data.augmentation, data.min_side, data.max_aspect)
+    pixels = size.height, size.width
+    shaping = Shaping(
+        *pixels, data.crop, data.augmentation, data.min_side, data.max_aspect, buckets=setup.buckets(config)
+    )
     reader = prompt_reader(config) if captions else None
     apart: Sequence[ImageSet] = ()
     if data.validation:
@@ -55,6 +58,7 @@ def build_captioned(config: Config, *, captions: bool) -> CaptionedImages:
         rank=launch.rank,
         reader=reader,
         apart=apart,
+        measure=True,
         captioning=Captioning(data.trigger_word, data.caption_dropout),
     )
     if apart:
@@ -86,13 +90,14 @@ def build_held_out_images(
     `data.validation` holds out where there are any.
     Raises DataError.
     """
-    size, own = config.data.image_size, _held_out(config)
+    size, own, buckets = config.data.image_size, _held_out(config), setup.buckets(config)
     if not own:
         sets = list(training.apart or training.sets)
-        shaping = Shaping(size.height, size.width, min_side=config.data.min_side, max_aspect=config.data.max_aspect)
+        least, longest = config.data.min_side, config.data.max_aspect
+        shaping = Shaping(size.height, size.width, min_side=least, max_aspect=longest, buckets=buckets)
     else:
         sets = open_sets(own, _reading(config, captions))
-        shaping = Shaping(size.height, size.width, min_side=0, max_aspect=inf)
+        shaping = Shaping(size.height, size.width, min_side=0, max_aspect=inf, buckets=buckets)
     pictures = CaptionedImages(
         sets,
         shaping,

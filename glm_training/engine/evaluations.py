@@ -12,10 +12,11 @@ from torch import Tensor
 
 from glm_training.config import Config, compared
 from glm_training.data import ImageDataset
+from glm_training.data.dataset import sizes_of
 from glm_training.engine import setup
-from glm_training.engine.summary import EVALUATIONS, scores_of, told, write_pictures, write_summary
-from glm_training.engine.validation import Subject
-from glm_training.evaluation.held_out import Evaluation, draw, evaluate
+from glm_training.engine.summary import EVALUATIONS, images_of, scores_of, told, write_pictures, write_summary
+from glm_training.engine.validation import Subject, by_size
+from glm_training.evaluation.held_out import Evaluation, combined, draw, evaluate
 from glm_training.models.family import Family
 from glm_training.rewards import RewardBatch, RewardCalculator
 from glm_training.utils.console import Console
@@ -23,7 +24,7 @@ from glm_training.utils.distributed import World, broadcast_object
 from glm_training.utils.failures import beside_training
 from glm_training.utils.logging import RunLogger
 from glm_training.utils.metrics_file import METRICS
-from glm_training.utils.pictures import as_saved, save_image
+from glm_training.utils.pictures import Pictures, as_saved, each, save_image
 from glm_training.utils.step_lines import StepLines, keep_until, line_of
 
 Scorer = Callable[[RewardBatch], dict[str, Tensor]]
@@ -137,7 +138,7 @@ class Evaluations:
         else:
             return None
         # in 8 bits, as a checkpoint keeps them: a resumed run compares with the same pictures
-        evaluation = replace(evaluation, images=as_saved(evaluation.images), judged=judged)
+        evaluation = replace(evaluation, images=each(evaluation.images, as_saved), judged=judged)
         if self.before is None:
             self.before, self.before_step = evaluation, step
         if self.due(step):
@@ -157,35 +158,54 @@ class Evaluations:
         prompts = tuple(example.prompt for example in self.held_out.examples)
         return Subject(setup.evaluated(self.config, "prompt"), prompts, self.held_out.fingerprint()), self.judged
 
-    def shown_sources(self) -> Tensor | None:
-        """The source images [p, 3, H, W] of the pictures that are kept, in i2i."""
+    def shown_sources(self) -> Pictures | None:
+        """The source images of the pictures that are kept, in i2i."""
         kept = min(self.config.logging.num_log_images, len(self.held_out))
-        return self.held_out.batch(range(kept)).sources
+        return images_of(self.held_out, kept)[0] or None
 
     def _score(self, on_step: Callable[[], None], stopped: Callable[[], bool]) -> Evaluation:
         def also(batch: RewardBatch) -> dict[str, Tensor]:
             return {name: values for scorer in self.also.values() for name, values in scorer(batch).items()}
 
         self.family.eval()
-        return evaluate(
-            self.family,
-            self.calculator,
-            self.held_out.batch(range(len(self.held_out))),
-            setup.evaluation_settings(self.config),
-            self.world,
-            keep_images=self.config.logging.num_log_images,
-            on_step=on_step,
-            stopped=stopped,
-            also=also,
-        )
+        kept = self.config.logging.num_log_images
+        groups = by_size(sizes_of(self.held_out))
+        found = [
+            evaluate(
+                self.family,
+                self.calculator,
+                self.held_out.batch(rows),
+                setup.evaluation_settings(self.config, self.held_out.size_of(rows[0])),
+                self.world,
+                keep_images=sum(row < kept for row in rows),
+                on_step=on_step,
+                stopped=stopped,
+                also=also,
+            )
+            for rows in groups
+        ]
+        return found[0] if len(found) == 1 else combined(groups, found)
 
-    def _draw(self, on_step: Callable[[], None]) -> Tensor:
-        rows = range(min(self.config.logging.num_log_images, len(self.held_out)))
+    def _draw(self, on_step: Callable[[], None]) -> Pictures:
+        kept = min(self.config.logging.num_log_images, len(self.held_out))
         self.family.eval()
-        settings = setup.evaluation_settings(self.config)
-        return draw(self.family, self.held_out.batch(rows), rows, settings, samples=1, on_step=on_step).cpu()
+        groups = by_size(sizes_of(self.held_out)[:kept])
+        drawn = [
+            draw(
+                self.family,
+                self.held_out.batch(rows),
+                range(len(rows)),
+                setup.evaluation_settings(self.config, self.held_out.size_of(rows[0])),
+                samples=1,
+                on_step=on_step,
+            ).cpu()
+            for rows in groups
+        ]
+        if len(drawn) == 1:
+            return drawn[0]
+        return combined(groups, [Evaluation({}, images) for images in drawn]).images
 
-    def _write(self, step: int, images: Tensor, logger: RunLogger) -> None:
+    def _write(self, step: int, images: Pictures, logger: RunLogger) -> None:
         prompts = [example.prompt for example in self.held_out.examples[: len(images)]]
         folder = self.samples_dir(step)
         for i, image in enumerate(images):
@@ -223,7 +243,7 @@ class Evaluations:
             "step": self.before_step,
             "scores": dict(self.before.scores),
             "judged": dict(self.before.judged),
-            "images": self.before.images.mul(255).round().to(torch.uint8),
+            "images": each(self.before.images, lambda images: images.mul(255).round().to(torch.uint8)),
             "settings": self._settings(),
         }
 
@@ -238,7 +258,9 @@ class Evaluations:
                 "are not compared with new ones: the run takes its first scores anew where it resumes"
             )
             return
-        self.before = Evaluation(state["scores"], state["images"].float() / 255, state["judged"])
+        self.before = Evaluation(
+            state["scores"], each(state["images"], lambda images: images.float() / 255), state["judged"]
+        )
         self.before_step = state["step"]
 
     def _settings(self) -> dict[str, Any]:
@@ -263,6 +285,7 @@ def scoring_settings(config: Config, held_out: ImageDataset) -> dict[str, Any]:
         "model.ar.top_p": sampling.top_p,
         "model.ar.do_sample": sampling.do_sample,
         "data.image_size": [config.data.image_size.height, config.data.image_size.width],
+        **({"data.buckets": config.data.buckets.model_dump(mode="json")} if config.data.buckets.enabled else {}),
         "reward.metrics": config.scored_weights(),
         "reward.calculator": reward.calculator,
         "reward.options": compared(config)["reward"]["options"],

@@ -77,6 +77,13 @@ class Interval:
         self._kept = {name: (value, weight) for name, (value, weight) in state.items()}
 
 
+def mean_divisor(total: int, rows: int, world: World) -> float:
+    """By what the mean loss of a chunk of `rows` rows is divided, so that the gradients of a step, which all processes
+    then average, are those of the plain mean over its `total` rows: the number of chunks, where all have equally many.
+    """
+    return total / (rows * world.world_size)
+
+
 def mean_over_processes(world: World, metrics: dict[str, float], rows: float = 1.0) -> dict[str, float]:
     """Means of each figure over the processes that have it, each counting by the `rows` it has seen; the largest where
     the name ends in ``_max``."""

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from glm_training.config import Config
+from glm_training.config.sections.data import BUCKET_MULTIPLES
 from glm_training.data import (
     Example,
     I2IDataset,
@@ -20,7 +21,10 @@ from glm_training.data import (
     TrainingData,
     scan_dataset,
 )
+from glm_training.data.bucket_sampler import BucketSampler
+from glm_training.data.buckets import Buckets
 from glm_training.data.captioned.dataset import CaptionedImages
+from glm_training.data.dataset import sizes_of
 from glm_training.data.mixed_sampler import MixedSampler
 from glm_training.data.preference.dataset import PreferenceDataset
 from glm_training.engine.errors import SettingsError
@@ -112,6 +116,15 @@ def autocast(config: Config, world: World) -> AbstractContextManager[Any]:
     return nullcontext() if dtype is None else torch.autocast(world.device.type, dtype)
 
 
+def buckets(config: Config) -> Buckets | None:
+    """How the sizes of pictures are chosen; None where all have one size."""
+    data = config.data
+    if not data.buckets.enabled:
+        return None
+    area = data.image_size.height * data.image_size.width
+    return Buckets(area, BUCKET_MULTIPLES[config.model.family], data.buckets.smallest, data.buckets.upscale)
+
+
 def build_dataset(config: Config) -> ImageDataset:
     """The training data, scanned whole; DataError lists every problem."""
     data = config.data
@@ -127,6 +140,7 @@ def build_dataset(config: Config) -> ImageDataset:
         num_workers=data.num_workers,
         max_bad_fraction=data.max_bad_fraction,
         reader=reader,
+        buckets=buckets(config),
     )
     dataset = _dataset(config, report.examples, augmentation=data.augmentation)
     dataset.remarks = report.remarks if reader is not None else [unread(config)]
@@ -180,6 +194,7 @@ def build_evaluation_dataset(config: Config, training: ImageDataset | CaptionedI
         require_targets=evaluation.enabled and may_compare,
         num_workers=data.num_workers,
         reader=prompt_reader(config),
+        buckets=buckets(config),
     )
     dataset = _dataset(config, report.examples[: evaluation.num_eval_samples], augmentation=False)
     dataset.remarks = report.remarks
@@ -201,25 +216,15 @@ def _dataset(config: Config, examples: Sequence[Example], *, augmentation: bool)
 
 def build_sampler(config: Config, world: World, data: TrainingData) -> StatefulSampler:
     """Which items of `data` each step of the run takes."""
-    shuffle = config.data.shuffle
+    shuffle, size = config.data.shuffle, config.training.batch_size
+    place = {"seed": config.seed, "rank": world.rank, "world_size": world.world_size}
     if isinstance(data, CaptionedImages) and data.weights is not None:
-        return MixedSampler(
-            data.set_lengths,
-            data.weights,
-            config.training.batch_size,
-            seed=config.seed,
-            shuffle=shuffle,
-            rank=world.rank,
-            world_size=world.world_size,
-        )
-    return StatefulSampler(
-        len(data),
-        config.training.batch_size,
-        seed=config.seed,
-        shuffle=shuffle,
-        rank=world.rank,
-        world_size=world.world_size,
-    )
+        drawn: StatefulSampler = MixedSampler(data.set_lengths, data.weights, size, shuffle=shuffle, **place)
+    else:
+        drawn = StatefulSampler(len(data), size, shuffle=shuffle, **place)
+    if not config.data.buckets.enabled:
+        return drawn
+    return BucketSampler(drawn, sizes_of(data))
 
 
 def count_steps(config: Config, sampler: StatefulSampler) -> int:
@@ -343,11 +348,11 @@ def data_told(config: Config, training: TrainingData, prompts: ImageDataset) -> 
     return told
 
 
-def evaluation_settings(config: Config) -> EvaluationSettings:
-    """How the pictures of evaluations are drawn."""
+def evaluation_settings(config: Config, size: tuple[int, int]) -> EvaluationSettings:
+    """How the pictures of evaluations are drawn that have a size."""
     return EvaluationSettings(
-        height=config.data.image_size.height,
-        width=config.data.image_size.width,
+        height=size[0],
+        width=size[1],
         samples=config.evaluation.samples_per_prompt,
         seed=config.evaluation.seed,
         sampling=evaluation_sampling(config),

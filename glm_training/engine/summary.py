@@ -17,7 +17,7 @@ from glm_training.evaluation.held_out import Evaluation
 from glm_training.utils.console import Console
 from glm_training.utils.distributed import World
 from glm_training.utils.failures import beside_training
-from glm_training.utils.pictures import save_grid
+from glm_training.utils.pictures import Pictures, save_grid
 from glm_training.utils.words import counted, number
 
 EVALUATIONS = "evaluations.jsonl"
@@ -129,15 +129,20 @@ def _direction(name: str) -> bool | None:
     return HIGHER_IS_BETTER.get(name.rpartition("/")[2])
 
 
-def write_pictures(path: Path, held_out: ImageDataset, columns: Mapping[str, Tensor], noun: str) -> None:
-    """A grid of the first prompts' pictures: a row per prompt, a column per entry of `columns` ([n, 3, H, W] in [0, 1],
-    by heading), with the source before and the target after them where there is one. `noun`: what a prompt is called,
-    said in the corner."""
+def images_of(held_out: ImageDataset, count: int) -> tuple[list[Tensor], list[Tensor]]:
+    """The sources and the targets of the first `count` prompts, each of its own size; none where there are none."""
+    batches = [held_out.batch([row]) for row in range(count)]
+    sources = [batch.sources[0] for batch in batches if batch.sources is not None]
+    return sources, [batch.targets[0] for batch in batches if batch.targets is not None]
+
+
+def write_pictures(path: Path, held_out: ImageDataset, columns: Mapping[str, Pictures], noun: str) -> None:
+    """A grid of the first prompts' pictures: a row per prompt, a column per entry of `columns` (by heading), with the
+    source before and the target after them where there is one. `noun`: what a prompt is called, said in the corner."""
     shown = min(len(images) for images in columns.values())
-    batch = held_out.batch(range(shown))
-    sources = {} if batch.sources is None else {"source": batch.sources}
-    targets = {} if batch.targets is None else {"target": batch.targets}
-    every = {**sources, **columns, **targets}
+    sources, targets = images_of(held_out, shown)
+    named: dict[str, Pictures] = {"source": sources, **columns, "target": targets}
+    every = {heading: images for heading, images in named.items() if len(images)}
     rows = [list(row) for row in zip(*(images[:shown] for images in every.values()), strict=True)]
     labels = [example.prompt for example in held_out.examples[:shown]]
     save_grid(path, rows, labels, list(every), counted(shown, noun))

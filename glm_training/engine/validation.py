@@ -35,20 +35,37 @@ class Subject:
         return counted(len(self.prompts), self.name)
 
 
-def passes(count: int, size: int, world: World, wanted: Sequence[int] | None = None) -> list[tuple[list[int], bool]]:
-    """This process' passes over the rows 0..count-1, `size` at once, and whether each counts.
+def passes(
+    count: int,
+    size: int,
+    world: World,
+    wanted: Sequence[int] | None = None,
+    *,
+    pixels: Sequence[tuple[int, int]] | None = None,
+) -> list[tuple[list[int], bool]]:
+    """This process' passes over the rows 0..count-1, `size` at once, and whether each counts. `pixels`: height and
+    width of each row's pictures, of which those of a pass have one; None where all have.
 
     The same rows go through the network together whatever the number of processes, and whichever rows are `wanted` (all
     of them by default): only passes without any of those are left out. Networks in shards, and stops, need all
     processes in step: one that has fewer passes than the others repeats one.
     """
-    groups = [list(range(start, min(start + size, count))) for start in range(0, count, size)]
+    alike = [list(range(count))] if pixels is None else by_size(pixels)
+    groups = [rows[start : start + size] for rows in alike for start in range(0, len(rows), size)]
     if wanted is not None:
         asked = set(wanted)
         groups = [group for group in groups if asked & set(group)]
     mine = groups[world.rank :: world.world_size]
     most = len(groups[:: world.world_size])
     return [(group, True) for group in mine] + [(groups[0], False)] * (most - len(mine))
+
+
+def by_size(sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """The rows of each size, in order; sizes in the order in which they come first."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for row, size in enumerate(sizes):
+        groups.setdefault(size, []).append(row)
+    return list(groups.values())
 
 
 class RowFigures:

@@ -13,6 +13,7 @@ from glm_training.models.family import Family, Sampling
 from glm_training.rewards import RewardBatch, RewardCalculator, RewardSampleError, score_batch
 from glm_training.utils.distributed import World, gather_tensor
 from glm_training.utils.failures import tell_once
+from glm_training.utils.pictures import Pictures
 
 
 @dataclass(frozen=True)
@@ -30,17 +31,31 @@ class EvaluationSettings:
 @dataclass
 class Evaluation:
     """`scores`: metric name ("total" and each component) -> [P] means over the samples of a prompt, NaN where the
-    metric does not apply. `images` [p, 3, H, W] in [0, 1] are the first sample of the first prompts, none where nothing
-    was drawn. `judged`: figures [V] of held-out pairs or targets, by name."""
+    metric does not apply. `images` are the first sample of the first p prompts, none where nothing was drawn. `judged`:
+    figures [V] of held-out pairs or targets, by name."""
 
     scores: dict[str, Tensor]
-    images: Tensor
+    images: Pictures
     judged: dict[str, Tensor] = field(default_factory=dict)
 
     def means(self) -> dict[str, float]:
         """Mean over prompts, or over what is judged, of each figure that applies anywhere."""
         every = {**self.scores, **self.judged}
         return {name: values.nanmean().item() for name, values in every.items() if not values.isnan().all()}
+
+
+def combined(groups: Sequence[Sequence[int]], found: Sequence[Evaluation]) -> Evaluation:
+    """One evaluation of several, each of the prompts at some places, of which it kept the images of the first ones."""
+    places = torch.tensor([place for group in groups for place in group])
+    names = dict.fromkeys(name for each in found for name in each.scores)
+    scores = {name: torch.full((len(places),), torch.nan) for name in names}
+    for group, each in zip(groups, found, strict=True):
+        for name, values in each.scores.items():
+            scores[name][list(group)] = values
+    kept: dict[int, Tensor] = {}
+    for group, each in zip(groups, found, strict=True):
+        kept |= zip(group, each.images, strict=False)
+    return Evaluation(scores, [kept[place] for place in sorted(kept)])
 
 
 @torch.no_grad()

@@ -128,10 +128,9 @@ class BaseTrainer(ABC):
         """The means of `judge`."""
         return {name: values.mean().item() for name, values in self.judge().items()}
 
-    def images_per_step(self) -> int:
-        """Images that a step trains on, over all processes."""
-        training = self.config.training
-        return training.batch_size * training.gradient_accumulation_steps * self.world.world_size
+    def images_of(self, items: int) -> int:
+        """Images that a step trains on that draws so many items, over all processes."""
+        return items
 
     def remarks(self) -> list[str]:
         """Lines to tell after a step, besides its figures."""
@@ -198,6 +197,7 @@ class BaseTrainer(ABC):
         started = time.perf_counter()
         # a step that is dropped gives its prompts back: the resume draws them again
         place = self.sampler.state_dict()
+        items = self.sampler.rows_ahead(self.config.training.gradient_accumulation_steps)
         self.in_flight.begin()
         try:
             with self._stopping_together():
@@ -207,7 +207,7 @@ class BaseTrainer(ABC):
             raise
         self.step += 1
         seconds = time.perf_counter() - started
-        rate = {"images_per_second": Mean(self.images_per_step() / seconds, seconds)}
+        rate = {"images_per_second": Mean(self.images_of(items) / seconds, seconds)}
         self.interval.add({**rate, **metrics, "time/step_seconds": seconds})
         figures = self.interval.figures()
         self.in_flight.begin()  # the step is whole: what fails from here on takes nothing of it back
@@ -312,10 +312,8 @@ class BaseTrainer(ABC):
     def next_batch(self) -> tuple[Any, list[int]]:
         """The next batch of this process, of the kind its data has, and its items' places in the run's sequence of
         samples."""
-        first = self.sampler.position + self.world.rank * self.sampler.batch_size
-        epochs = self.sampler.peek_epochs()
+        positions, epochs = self.sampler.peek_positions(), self.sampler.peek_epochs()
         indices = self.sampler.next()
-        positions = list(range(first, first + len(indices)))
         self.in_flight.drawn.append(Drawn(indices, positions))
         batch = self.dataset.batch(indices, epoch=epochs)
         self.dataset.prefetch(self.sampler.peek(), epoch=self.sampler.peek_epochs())

@@ -104,8 +104,8 @@ class DPOTrainer(BaseTrainer):
         if self._compares_sequences() and STATE in state:
             self.references.load(state[STATE])
 
-    def images_per_step(self) -> int:
-        return super().images_per_step() * (2 if self.config.dpo.loss == "dpo" else 1)
+    def images_of(self, items: int) -> int:
+        return items * (2 if self.config.dpo.loss == "dpo" else 1)
 
     # -- a step --------------------------------------------------------------------------------------------------------
 

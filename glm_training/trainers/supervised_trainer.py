@@ -12,9 +12,10 @@ from torch import Tensor
 from glm_training.algorithms.flow_matching import sample_timestep_density
 from glm_training.config import Config
 from glm_training.data import Batch, ImageDataset, TrainingData
+from glm_training.data.dataset import sizes_of
 from glm_training.engine import setup
 from glm_training.engine.captioned_setup import build_captioned_training
-from glm_training.engine.figures import mean_over_processes, stack_means
+from glm_training.engine.figures import mean_divisor, mean_over_processes, stack_means
 from glm_training.engine.parts import Part
 from glm_training.engine.preparation import Prepared
 from glm_training.engine.validation import LEVELS, RowFigures, Subject, passes
@@ -55,23 +56,27 @@ class Supervision:
     def step(self, trainer: BaseTrainer) -> dict[str, float]:
         """One optimizer step of every part, over all accumulation chunks; the figures of the log."""
         chunks = self.config.training.gradient_accumulation_steps
+        rows, seen = trainer.sampler.rows_ahead(chunks), 0
         collected: dict[str, list[tuple[int, dict[str, Tensor]]]] = {name: [] for name in trainer.parts}
         figures: dict[str, float] = {}
         self.family.train()
         with trainer.phase("supervised step"):
             for chunk in range(chunks):
                 with trainer.autocast():
-                    batch = self._encode(*trainer.next_batch())
+                    drawn, positions = trainer.next_batch()
+                    batch = self._encode(drawn, positions)
                 trainer.check_stop()
+                divisor = mean_divisor(rows, len(positions), trainer.world)
+                seen += len(positions)
                 for name, part in trainer.parts.items():
                     with part.accumulating(last=chunk == chunks - 1):
                         with trainer.autocast(), self._dropout_masks(trainer, name, chunk):
                             term = self._loss(part, batch)
                         trainer.check_stop()  # the last backward pass waits for all: each must have come this far
-                        part.backward(term.loss / chunks)
+                        part.backward(term.loss / divisor)
                     collected[name].append((term.rows, term.metrics | {"loss": term.loss.detach()}))
             for name, part in trainer.parts.items():
-                metrics = mean_over_processes(trainer.world, stack_means(collected[name])) | trainer.update(part)
+                metrics = mean_over_processes(trainer.world, stack_means(collected[name]), seen) | trainer.update(part)
                 figures |= {f"{name}/{key}": value for key, value in metrics.items()}
         return figures
 
@@ -180,7 +185,8 @@ class SupervisedTrainer(BaseTrainer):
         """The loss of each part on every target; raises StopRequested, on all processes together."""
         found = RowFigures(len(self.held_out))
         self.family.eval()
-        for rows, counts in passes(len(self.held_out), self.config.training.batch_size, self.world):
+        count, pixels = len(self.held_out), sizes_of(self.held_out)
+        for rows, counts in passes(count, self.config.training.batch_size, self.world, pixels=pixels):
             self.signals.check()
             figures = self.supervision.judge(self.parts, self.held_out.batch(rows), self.config.evaluation.seed)
             for each in figures:

@@ -8,11 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from glm_training.utils.distributed import World
 from glm_training.utils.failures import begin_telling, beside_training, tell_once
 from glm_training.utils.metrics_file import MetricsFile
+from glm_training.utils.pictures import Pictures
 from glm_training.utils.redaction import RedactingFormatter, redact
 from glm_training.utils.trackers import Service, TensorBoardTracker, Tracker, TrackerError
 
@@ -112,14 +111,15 @@ class RunLogger:
             self._metrics.write(step, scalars)
             self._tell(lambda tracker: tracker.log(step, scalars))
 
-    def images(self, step: int, tag: str, images: Tensor, captions: Sequence[str]) -> None:
-        """Images ``[B, 3, H, W]`` in [0, 1] with a caption each, for the trackers.
+    def images(self, step: int, tag: str, images: Pictures, captions: Sequence[str]) -> None:
+        """Images with a caption each, for the trackers.
 
         Raises:
             ValueError: when shapes or counts do not fit.
         """
-        if images.ndim != 4 or images.shape[1] != 3 or len(captions) != len(images):
-            raise ValueError(f"images are [B, 3, H, W] with B captions, not {list(images.shape)} with {len(captions)}")
+        shapes = [list(image.shape) for image in images]
+        if any(len(shape) != 3 or shape[0] != 3 for shape in shapes) or len(captions) != len(images):
+            raise ValueError(f"images are [B, 3, H, W] with B captions, not {shapes} with {len(captions)}")
         self._tell(lambda tracker: tracker.images(step, tag, images, captions))
 
     def text(self, message: str) -> None:

@@ -1,6 +1,6 @@
 """Picture files: one image, or a labelled grid of images."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +12,10 @@ MARGIN = 8
 LABEL_WIDTH = 220
 FONT_SIZE = 15
 INK, QUIET, PAPER = (20, 20, 20), (110, 110, 110), (255, 255, 255)
+
+
+Pictures = Tensor | list[Tensor]
+"""Images [n, 3, H, W] in [0, 1]; a list of [3, H, W] where their sizes differ."""
 
 
 def to_pil(image: Tensor | Image.Image) -> Image.Image:
@@ -27,6 +31,11 @@ def to_pil(image: Tensor | Image.Image) -> Image.Image:
 def as_saved(images: Tensor) -> Tensor:
     """Images [..., H, W] as a file of 8 bits gives them back: fp32 in [0, 1], NaN as 0."""
     return images.detach().float().nan_to_num(0.0).clamp(0, 1).mul(255).round() / 255
+
+
+def each(images: Pictures, change: Callable[[Tensor], Tensor]) -> Pictures:
+    """`images`, all of them changed: together, or one by one where their sizes differ."""
+    return [change(image) for image in images] if isinstance(images, list) else change(images)
 
 
 def save_image(path: Path, image: Tensor | Image.Image) -> None:

@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import Tensor
-
-from glm_training.utils.pictures import to_pil
+from glm_training.utils.pictures import Pictures, to_pil
 from glm_training.utils.redaction import redact, redact_values
 
 WANDB_ID, SWANLAB_ID, TRACKIO_NAME = "wandb_id.txt", "swanlab_id.txt", "trackio_name.txt"
@@ -33,8 +31,8 @@ class Tracker(Protocol):
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         """Figures of a step, by tag."""
 
-    def images(self, step: int, tag: str, images: Tensor, captions: Sequence[str]) -> None:
-        """Images ``[B, 3, H, W]`` in [0, 1] of a step, under ``tag/0``, ``tag/1``..."""
+    def images(self, step: int, tag: str, images: Pictures, captions: Sequence[str]) -> None:
+        """Images of a step, under ``tag/0``, ``tag/1``..."""
 
     def close(self) -> None:
         """Send what is left."""
@@ -70,7 +68,7 @@ class TensorBoardTracker:
             self._writer.add_scalar(tag, value, step)
         self._writer.flush()
 
-    def images(self, step: int, tag: str, images: Tensor, captions: Sequence[str]) -> None:
+    def images(self, step: int, tag: str, images: Pictures, captions: Sequence[str]) -> None:
         for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
             self._writer.add_image(f"{tag}/{index}", image.detach().float().cpu().clamp(0, 1), step)
             self._writer.add_text(f"{tag}/{index}", redact(caption), step)
@@ -146,7 +144,7 @@ class WandbTracker:
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         self._run.log({"step": step, **scalars})
 
-    def images(self, step: int, tag: str, images: Tensor, captions: Sequence[str]) -> None:
+    def images(self, step: int, tag: str, images: Pictures, captions: Sequence[str]) -> None:
         pictures = [
             self._wandb.Image(to_pil(image), caption=redact(caption))
             for image, caption in zip(images, captions, strict=True)
@@ -212,7 +210,7 @@ class SwanLabTracker:
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         self._run.log(dict(scalars), step=step)
 
-    def images(self, step: int, tag: str, images: Tensor, captions: Sequence[str]) -> None:
+    def images(self, step: int, tag: str, images: Pictures, captions: Sequence[str]) -> None:
         pictures = [
             self._swanlab.Image(to_pil(image), caption=redact(caption))
             for image, caption in zip(images, captions, strict=True)
@@ -273,7 +271,7 @@ class TrackioTracker:
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         self._run.log(dict(scalars), step=step)
 
-    def images(self, step: int, tag: str, images: Tensor, captions: Sequence[str]) -> None:
+    def images(self, step: int, tag: str, images: Pictures, captions: Sequence[str]) -> None:
         pictures = {
             f"{tag}/{index}": self._trackio.Image(to_pil(image), caption=redact(caption))
             for index, (image, caption) in enumerate(zip(images, captions, strict=True))

@@ -133,7 +133,7 @@ def test_prefetched_images_nobody_asks_for_are_let_go(files) -> None:
     with T2IDataset(files.load(), **SIZE, num_workers=1, cache_bytes=0) as dataset:
         for position in (0, 1, 2):
             dataset.prefetch([position])
-        assert [path.name for path in dataset._pending] == ["2.png"]
+        assert [image.path.name for image in dataset._pending] == ["2.png"]
 
 
 def test_without_threads_prefetch_does_nothing(files, decoded) -> None:

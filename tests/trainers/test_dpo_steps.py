@@ -9,7 +9,6 @@ import torch
 
 from glm_training.methods.losses import MethodLoss
 from glm_training.preference.encoded_pairs import EncodedPairs
-from glm_training.utils.distributed import World
 from tests.preference_runs import trainer_of
 
 AR = ["model.component=ar", "lora.enabled=true", "lora.rank=2"]
@@ -128,6 +127,6 @@ def test_held_out_pairs_are_judged_once_in_each_quarter_of_the_levels(tmp_path):
 @pytest.mark.parametrize(("loss", "images"), [("dpo", 2), ("sft", 1)])
 def test_a_step_trains_on_both_images_of_a_pair_or_the_preferred_one(tmp_path, loss, images):
     trainer = trainer_of(tmp_path, "sdxl", f"dpo.loss={loss}", "training.gradient_accumulation_steps=3")
-    assert trainer.images_per_step() == 2 * 3 * images
-    trainer.world = World(0, 4)
-    assert trainer.images_per_step() == 2 * 3 * 4 * images
+    assert trainer.images_of(trainer.sampler.rows_ahead(3)) == 2 * 3 * images
+    trainer.sampler.world_size = 4
+    assert trainer.images_of(trainer.sampler.rows_ahead(3)) == 2 * 3 * 4 * images

@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from glm_training.config.checks.buckets import bucket_issues
 from glm_training.config.checks.captioned import captioned_issues
 from glm_training.config.checks.family import COMPONENTS, family_issues, names_images
 from glm_training.config.checks.method import method_issues
@@ -35,6 +36,7 @@ def cross_field_issues(config: Config) -> list[Issue]:
         *_text_accuracy(config),
         *_images(config),
         *captioned_issues(config),
+        *bucket_issues(config),
         *_evaluation(config),
         *_lora(config),
         *_accept(config),

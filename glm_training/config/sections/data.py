@@ -33,6 +33,29 @@ class ImageSizeConfig(Section):
     )
 
 
+BUCKET_MULTIPLES = {"glm_image": 32, "sdxl": 64}
+"""Pixels of which both sides of a bucket are multiples, of the families whose pictures may have any shape."""
+
+
+class BucketsConfig(Section):
+    """Pictures in their own shapes: aspect-ratio buckets. `image_size` is then the area that none exceeds."""
+
+    enabled: bool = Field(
+        default=False,
+        description="Each picture has the largest size of its own shape within the area of `image_size` and within "
+        "itself, in multiples of 32 px (SDXL: 64); batches have one size. For finetuning, `dpo` and rewards.",
+        json_schema_extra={"default_text": "true for `images` of GLM-Image and SDXL without `image_size`, else false"},
+    )
+    upscale: bool = Field(default=False, description="Smaller pictures are enlarged to that area.")
+    smallest: int = Field(
+        default=64,
+        ge=32,
+        le=8192,
+        multiple_of=32,
+        description="Pixels of the shortest side of a bucket; a picture with a shorter one is left out, or at fault.",
+    )
+
+
 class ImageSetConfig(Section):
     """A set of captioned pictures, an entry of `data.images`."""
 
@@ -178,3 +201,4 @@ class DataConfig(Section):
         description="Share of prompts, or of `images`, that may be left out because they are at fault; 0 = none.",
     )
     image_size: ImageSizeConfig = ImageSizeConfig()
+    buckets: BucketsConfig = BucketsConfig()

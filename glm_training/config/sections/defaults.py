@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from glm_training.config.sections.data import BUCKET_MULTIPLES
 from glm_training.utils.writable import expanded
 
 Tree = dict[str, Any]
@@ -50,6 +51,7 @@ def with_dependent_defaults(raw: Any, schema: type[BaseModel]) -> Any:
         own = _part_weights(reward)
         if own or _has_reward_steps(tree):  # else nobody named a metric: held-out scores are those that can be had
             reward["weights"] = own or default_weights("i2i" if i2i else "t2i")
+    _fill_buckets(tree)
     _fill_size(tree)
     _fill_kl(reward)
     _fill_optimizer(tree)
@@ -92,6 +94,14 @@ def own_size(family: str, name: str) -> int | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # loading says what is wrong with the files
     return _usable(size)
+
+
+def _fill_buckets(tree: Tree) -> None:
+    """Own pictures keep their shapes, unless the file gives them one size."""
+    buckets, family = _get(tree["data"], "buckets"), _get(tree["model"], "family") or "glm_image"
+    if isinstance(buckets, dict) and buckets.get("enabled") is None:
+        own = _get(tree["data"], "images") is not None and not _get(tree["data"], "image_size")
+        buckets["enabled"] = own and family in BUCKET_MULTIPLES
 
 
 def _usable(size: Any) -> int | None:

@@ -12,16 +12,18 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 import numpy as np
 import torch
 from PIL import Image
 
+from glm_training.data.buckets import Buckets, Size
 from glm_training.data.captioned.captions import Captioning
 from glm_training.data.captioned.samples import BadSample, Encoded, Fault, ImageSet
+from glm_training.data.captioned.sizes import PictureSizes
 from glm_training.data.captioned.skipped import SkippedSamples
-from glm_training.data.dataset import is_flipped, may_flip
+from glm_training.data.dataset import check_one_size, is_flipped, may_flip
 from glm_training.data.examples import Batch
 from glm_training.data.images import CroppedImage, decode_image, fitted, to_unit_range
 from glm_training.data.problems import DataError
@@ -51,6 +53,7 @@ class Shaping:
         flip: mirror about half of the pictures; never one that :func:`may_flip` rules out by its caption.
         min_side: a picture whose shorter side is not longer than this is left out.
         max_aspect: one whose longer side is more than this many times the shorter is left out.
+        buckets: say the height and width of each picture, in place of those; one that has no bucket is left out.
     """
 
     height: int
@@ -59,6 +62,20 @@ class Shaping:
     flip: bool = False
     min_side: int = 80
     max_aspect: float = 10.0
+    buckets: Buckets | None = None
+
+    def unsuitable(self, size: Size) -> tuple[str, str] | None:
+        """Why a whole picture of upright (height, width) is left out, and what to do to use it; None where it is
+        not."""
+        short, long = sorted(size)
+        reason = f"has {size[1]} x {size[0]} pixels"
+        if short <= self.min_side:
+            return reason, f"Lower data.min_side ({self.min_side}) to use it; if all are so small, data.image_size too"
+        if long > self.max_aspect * short:
+            return reason, f"Raise data.max_aspect ({self.max_aspect:g}) to use it"
+        if self.buckets is not None and self.buckets.size(size) is None:
+            return self.buckets.why_none(size)
+        return None
 
 
 class CaptionedImages:
@@ -76,6 +93,8 @@ class CaptionedImages:
         skipped_dir: folder of the file that names them; None writes none.
         rank: of this process.
         try_first: samples of each set, evenly spread, that are read here; all of a smaller one.
+        measure: with buckets: read the header of every picture here, and leave out those that have no bucket. Without
+            it a size is read when it is asked for.
         reader: says how much of a caption the model reads; a sample whose caption it cannot take is broken. None leaves
             that open.
         apart: sets that are held out; kept for evaluations, and never drawn from here.
@@ -98,6 +117,7 @@ class CaptionedImages:
         skipped_dir: Path | None = None,
         rank: int = 0,
         try_first: int = TRIED_FIRST,
+        measure: bool = False,
         reader: PromptReader | None = None,
         apart: Sequence[ImageSet] = (),
         captioning: Captioning | None = None,
@@ -108,9 +128,8 @@ class CaptionedImages:
         self.shaping = shaping
         self.weights = None if weights is None else tuple(weights)
         counts = [1] * len(self.sets) if repeats is None else list(repeats)
-        self.set_lengths = tuple(len(one) * count for one, count in zip(self.sets, counts, strict=True))
-        self._ends = np.cumsum(self.set_lengths).tolist()
         self._faults = [fault for one in self.sets for fault in one.faults]
+        self._unsuitable: list[Fault] = []
         total = sum(map(len, self.sets)) + len(self._faults)
         self.skipped = SkippedSamples(skipped_dir, total, max_bad_fraction, rank)
         self._seed = seed
@@ -120,6 +139,12 @@ class CaptionedImages:
         self._pool: ThreadPoolExecutor | None = None
         self._reader = reader
         self._reading = threading.Lock()  # tokenizers are lent to one thread at a time
+        buckets = shaping.buckets
+        self._sizes = None if buckets is None else PictureSizes(self.sets, buckets, shaping.unsuitable)
+        self._usable = self._measured() if measure else [None] * len(self.sets)
+        lengths = [len(one if rows is None else rows) for one, rows in zip(self.sets, self._usable, strict=True)]
+        self.set_lengths = tuple(length * count for length, count in zip(lengths, counts, strict=True))
+        self._ends = np.cumsum(self.set_lengths).tolist()
         self.skipped.note(self._faults)
         self.skipped.check()
         cut = self._try_some(try_first)
@@ -129,9 +154,12 @@ class CaptionedImages:
         return int(self._ends[-1])
 
     def size_of(self, index: int) -> tuple[int, int]:
-        """Height and width in pixels of the picture at `index` in a batch."""
-        self._row(index)
-        return self.shaping.height, self.shaping.width
+        """Height and width in pixels of the picture at `index` in a batch; with buckets those of its own shape.
+
+        Raises BadSample for a picture that has no bucket, unless all were measured.
+        """
+        number, row = self._row(index)
+        return (self.shaping.height, self.shaping.width) if self._sizes is None else self._sizes.of(number, row)
 
     def where(self, index: int) -> tuple[Path, str]:
         """The file that the sample at an index is in, and its name there."""
@@ -147,10 +175,11 @@ class CaptionedImages:
 
         Raises:
             DataError: where more samples are broken than may be, or none can be found for a place.
-            IndexError, ValueError: for positions or epochs out of place.
+            IndexError, ValueError: for positions or epochs out of place, and for pictures of several sizes.
         """
-        self.skipped.begin(self._faults)
+        self.skipped.begin(self._faults, self._unsuitable)
         places = self._places(indices, epoch)
+        check_one_size([self.size_of(index) for index in indices])
         loaded = self._load(places)
         targets = to_unit_range(torch.stack([image.pixels for _, image in loaded]))
         return Batch(
@@ -193,6 +222,26 @@ class CaptionedImages:
 
     # -- before training -----------------------------------------------------------------------------------------------
 
+    def _measured(self) -> list[np.ndarray | None]:
+        """The rows of each set that have a size; takes note of the others."""
+        if self._sizes is None:
+            return [None] * len(self.sets)
+        usable: list[np.ndarray | None] = []
+        for number, one in enumerate(self.sets):
+            rows, bad = self._sizes.measure(number, self._num_workers)
+            self._faults += [found.fault for found in bad if not found.unsuitable]
+            self._unsuitable += [found.fault for found in bad if found.unsuitable]
+            if not len(rows):
+                self._refuse_set(one, bad, "all")
+            usable.append(rows)
+        self.skipped.note(self._unsuitable, unsuitable=True)
+        return usable
+
+    def _refuse_set(self, one: ImageSet, bad: Sequence[BadSample], what: str) -> NoReturn:
+        problems = [found.fault.problem() for found in bad[:ALIKE_SHOWN]]
+        heading = f"{one.name}: {counted(len(one), 'sample')}, and {what} cannot be used, the first of them:"
+        raise DataError(problems, heading)
+
     def _try_some(self, most: int) -> list[str]:
         """Reads some of each set: a key that no caption has, say, is known before training. Returns what of their
         captions the model does not read, in words."""
@@ -206,12 +255,7 @@ class CaptionedImages:
                 bad = [fault for fault in tried if isinstance(fault, BadSample)]
                 found += [fault.fault for fault in bad if not fault.unsuitable]
                 if bad and len(bad) == count:
-                    what = "all" if count == len(one) else f"all of {count} that were tried"
-                    problems = [fault.fault.problem() for fault in bad[:ALIKE_SHOWN]]
-                    heading = (
-                        f"{one.name}: {counted(len(one), 'sample')}, and {what} cannot be used, the first of them:"
-                    )
-                    raise DataError(problems, heading)
+                    self._refuse_set(one, bad, "all" if count == len(one) else f"all of {count} that were tried")
                 self.skipped.note((fault.fault for fault in bad if fault.unsuitable), unsuitable=True)
                 texts = [(row, None, told) for row, told in zip(rows, tried, strict=True) if isinstance(told, str)]
                 remarks += [] if self._reader is None else check_lengths(Path(one.name), texts, self._reader)[1]
@@ -238,9 +282,11 @@ class CaptionedImages:
             yield f"{counted(broken, 'sample')} left out as broken, each named in skipped_samples.jsonl"
         if unsuitable:
             shaping = self.shaping
+            which = "of the pictures that were tried" if self._sizes is None else "of the pictures"
+            least = "" if shaping.buckets is None else f", no bucket ({shaping.buckets.smallest} px and more)"
             yield (
-                f"of the pictures that were tried {unsuitable} left out: a side of at most {shaping.min_side} px "
-                f"(data.min_side), or sides of more than {shaping.max_aspect:g} to 1 (data.max_aspect)"
+                f"{which} {unsuitable} left out: a side of at most {shaping.min_side} px "
+                f"(data.min_side){least}, or sides of more than {shaping.max_aspect:g} to 1 (data.max_aspect)"
             )
 
     # -- reading -------------------------------------------------------------------------------------------------------
@@ -250,8 +296,9 @@ class CaptionedImages:
         if not 0 <= index < len(self):
             raise IndexError(f"position {index} is outside a dataset of {len(self)} samples")
         number = bisect_right(self._ends, index)
-        start = self._ends[number] - self.set_lengths[number]
-        return number, (index - start) % len(self.sets[number])
+        place = index - self._ends[number] + self.set_lengths[number]
+        rows = self._usable[number]
+        return number, place % len(self.sets[number]) if rows is None else int(rows[place % len(rows)])
 
     def _places(self, indices: Sequence[int], epoch: int | Sequence[int]) -> list[tuple[int, int]]:
         if not indices:
@@ -282,11 +329,12 @@ class CaptionedImages:
     def _sample(self, index: int, epoch: int) -> tuple[str, CroppedImage]:
         """Caption and picture of the sample at `index`, or of the one that stands in for it."""
         number, row = self._row(index)
+        size, others = self.size_of(index), self._others(number, row)
         faults: list[Fault] = []
         for attempt in range(ATTEMPTS):
             if attempt:
                 drawn = derive_seed(self._seed, "captioned replacement", epoch, index, attempt)
-                row = drawn % len(self.sets[number])
+                row = int(others[drawn % len(others)])
             try:
                 image, caption = self._decoded(number, row)
             except BadSample as bad:
@@ -294,9 +342,17 @@ class CaptionedImages:
                 faults.append(bad.fault)
                 continue
             dropped = self.captioning.is_dropped(self._seed, epoch, index)
-            return "" if dropped else caption, self._cut(image, caption, index, epoch)
+            return "" if dropped else caption, self._cut(image, caption, size, index, epoch)
         heading = f"{self.sets[number].name}: {ATTEMPTS} samples drawn one after the other cannot be used:"
         raise DataError([fault.problem() for fault in dict.fromkeys(faults)], heading)
+
+    def _others(self, number: int, row: int) -> Sequence[int] | np.ndarray:
+        """Rows of a set that may stand in for one of them: of measured pictures those of its size, if there are any."""
+        rows = self._usable[number]
+        if self._sizes is None or rows is None:
+            return range(len(self.sets[number]))
+        alike = self._sizes.alike(number, row)
+        return alike if len(alike) > 1 else rows
 
     def _decoded(self, number: int, row: int) -> tuple[Image.Image, str]:
         one = self.sets[number]
@@ -306,15 +362,9 @@ class CaptionedImages:
         except DataError as error:
             problem = error.problems[0]
             raise BadSample(Fault(*one.where(row), problem.reason, problem.remedy)) from error
-        short, long = sorted(image.size)
-        if short <= self.shaping.min_side or long > self.shaping.max_aspect * short:
-            reason = f"has {image.width} x {image.height} pixels"
-            remedy = (
-                f"Lower data.min_side ({self.shaping.min_side}) to use it; if all are so small, data.image_size too"
-                if short <= self.shaping.min_side
-                else f"Raise data.max_aspect ({self.shaping.max_aspect:g}) to use it"
-            )
-            raise BadSample(Fault(*one.where(row), reason, remedy), unsuitable=True)
+        unsuitable = self.shaping.unsuitable((image.height, image.width))
+        if unsuitable is not None:
+            raise BadSample(Fault(*one.where(row), *unsuitable), unsuitable=True)
         caption = "" if sample.caption is None else self.captioning.prompt(sample.caption)
         self._check_readable(number, row, caption)
         return image, caption
@@ -328,11 +378,11 @@ class CaptionedImages:
         if fault is not None:
             raise BadSample(Fault(*self.sets[number].where(row), *fault))
 
-    def _cut(self, image: Image.Image, caption: str, index: int, epoch: int) -> CroppedImage:
+    def _cut(self, image: Image.Image, caption: str, size: Size, index: int, epoch: int) -> CroppedImage:
         shaping = self.shaping
         place = (0.5, 0.5)
         if shaping.crop == "random":
             left, top = uniform(self._seed, "captioned crop", [(epoch, index)], (2,))[0].tolist()
             place = (top, left)
         mirrored = shaping.flip and may_flip(caption) and is_flipped(self._seed, epoch, index)
-        return fitted(image, shaping.height, shaping.width, place, mirrored=mirrored)
+        return fitted(image, *size, place, mirrored=mirrored)

@@ -43,7 +43,8 @@ class HeldOutImages(ImageDataset):
                         pictures.skipped.note([found.fault], unsuitable=found.unsuitable)
                     elif len(examples) < count:
                         self._digests[str(len(examples))] = found[1]
-                        examples.append(Example(len(examples), found[0], None, None))
+                        size = pictures.size_of(row)
+                        examples.append(Example(len(examples), found[0], None, None, size))
                         self._rows.append(row)
                 pictures.skipped.check()
                 if len(examples) == count:

@@ -74,6 +74,10 @@ class ImageSet(Protocol):
         """The sample; raises BadSample where it is not there, DataError where the data changed since the start."""
         ...
 
+    def part(self, row: int, offset: int, size: int) -> bytes:
+        """Up to `size` bytes of the sample's picture from `offset`, fewer where it ends; raises as `read` does."""
+        ...
+
     def where(self, row: int) -> tuple[Path, str]:
         """The file a sample is in and its name there, which together name it."""
         ...
@@ -153,9 +157,9 @@ class StringTable:
         return os.fsdecode(self._bytes[self._starts[row] : self._starts[row + 1]])
 
 
-def read_below(root: str, path: Path) -> bytes:
-    """The file's bytes. `root`: the folder, links resolved, that it must lie below, once its links are too. Raises
-    BadSample."""
+def read_below(root: str, path: Path, offset: int = 0, size: int = -1) -> bytes:
+    """The file's bytes, or up to `size` of them from `offset`. `root`: the folder, links resolved, that it must lie
+    below, once its links are too. Raises BadSample."""
     try:
         real = os.path.realpath(path)
         if not real.startswith(os.path.join(root, "")):
@@ -163,8 +167,9 @@ def read_below(root: str, path: Path) -> bytes:
         if not os.path.isfile(real):  # opening a pipe would wait for ever
             reason = "is not a regular file" if os.path.exists(real) else "does not exist"
             raise BadSample(Fault(path, "", reason, "Put it there"))
-        with open(real, "rb") as file:
-            return file.read()
+        with open(real, "rb", buffering=0) as file:
+            file.seek(offset)
+            return file.read(size) or b""
     except (OSError, ValueError) as error:  # ValueError: NUL in a name
         reason = getattr(error, "strerror", None) or str(error)
         raise BadSample(Fault(path, "", f"cannot be read: {reason}", "Correct its permissions")) from error

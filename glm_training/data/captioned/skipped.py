@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from glm_training.data.captioned.samples import Fault
@@ -70,9 +70,9 @@ class SkippedSamples:
         if faults:
             raise DataError([fault.problem() for fault in faults], self._heading(count))
 
-    def begin(self, found: list[Fault]) -> None:
-        """The run has begun: what was `found` before is written, by the main process, unless an earlier part of the run
-        has done so; what comes is written from here on."""
+    def begin(self, found: Sequence[Fault], unsuitable: Sequence[Fault] = ()) -> None:
+        """The run has begun: what was `found` broken or `unsuitable` before is written, by the main process, unless an
+        earlier part of the run has done so; what comes is written from here on."""
         with self._lock:
             if self._written is not None:
                 return
@@ -80,8 +80,9 @@ class SkippedSamples:
             if self._folder is not None:
                 with beside_training(f"reading {NAME}.jsonl"):
                     self._read()
-            for fault in found if self._rank == 0 else ():
-                self._write((str(fault.path), fault.key), fault, "broken")
+            for kind, faults in (("broken", found), ("unsuitable", unsuitable)):
+                for fault in faults if self._rank == 0 else ():
+                    self._write((str(fault.path), fault.key), fault, kind)
 
     def _read(self) -> None:
         assert self._folder is not None and self._written is not None

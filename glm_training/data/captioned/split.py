@@ -33,6 +33,9 @@ class SomeRows:
     def read(self, row: int) -> Encoded:
         return self._whole.read(int(self._rows[row]))
 
+    def part(self, row: int, offset: int, size: int) -> bytes:
+        return self._whole.part(int(self._rows[row]), offset, size)
+
     def where(self, row: int) -> tuple[Path, str]:
         return self._whole.where(int(self._rows[row]))
 

@@ -20,6 +20,7 @@ from glm_training.evaluation.image_statistics import NAMES, group_diversity, ima
 from glm_training.reinforcement.monitors.limits import METRIC, limits_of
 from glm_training.rewards.structure import ssim
 from glm_training.utils.distributed import World, gather_tensor
+from glm_training.utils.pictures import Pictures
 
 
 @dataclass
@@ -99,10 +100,10 @@ class Monitors:
             self._judge(step, f"{half}_kl", figures.get(f"{half}/kl"), self.window)
 
     def after_evaluation(
-        self, step: int, before: Evaluation, now: Evaluation, sources: Tensor | None
+        self, step: int, before: Evaluation, now: Evaluation, sources: Pictures | None
     ) -> dict[str, float]:
-        """Judges an evaluation against the first one; `sources` [p, 3, H, W] of the kept pictures, in i2i. Returns the
-        figures for the log."""
+        """Judges an evaluation against the first one; `sources` of the kept pictures, in i2i. Returns the figures for
+        the log."""
         if not self.active:
             return {}
         figures: dict[str, float] = {}
@@ -115,7 +116,9 @@ class Monitors:
         self._judge_evaluation(step, {**figures, **scores}, before, sources)
         return figures
 
-    def recall(self, step: int, logged: Mapping[str, float | None], before: Evaluation, sources: Tensor | None) -> None:
+    def recall(
+        self, step: int, logged: Mapping[str, float | None], before: Evaluation, sources: Pictures | None
+    ) -> None:
         """Judges an evaluation by what was logged of it, without a word: one that a run made after the checkpoint which
         it now goes on from."""
         if not self.active:
@@ -126,7 +129,7 @@ class Monitors:
         self.messages, self.halt = messages, halt
 
     def _judge_evaluation(
-        self, step: int, figures: Mapping[str, float], before: Evaluation, sources: Tensor | None
+        self, step: int, figures: Mapping[str, float], before: Evaluation, sources: Pictures | None
     ) -> None:
         """`figures` as they are logged: those of the pictures, and the scores under `eval/`."""
         self._judge(step, "picture_change", figures.get("monitor/picture_change"), 1)
@@ -191,7 +194,7 @@ def _label(name: str) -> str:
     return f"{name.removeprefix(METRIC)} (not trained on)" if name.startswith(METRIC) else name
 
 
-def _similarity(images: Tensor, others: Tensor) -> float:
+def _similarity(images: Pictures, others: Pictures) -> float:
     """Mean SSIM of pairs of pictures, one pair at a time: fp64 copies of large ones add up."""
-    pairs = zip(images.cpu().split(1), others.cpu().split(1), strict=True)
+    pairs = ((image[None].cpu(), other[None].cpu()) for image, other in zip(images, others, strict=True))
     return torch.cat([ssim(image.float(), other.float()) for image, other in pairs]).mean().item()

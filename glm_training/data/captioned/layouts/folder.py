@@ -142,6 +142,9 @@ class FolderSet:
         except CaptionFault as fault:
             raise BadSample(Fault(beside, "", fault.reason, fault.remedy)) from fault
 
+    def part(self, row: int, offset: int, size: int) -> bytes:
+        return read_below(self._real_root, self._root / self._paths[row], offset, size)
+
     def where(self, row: int) -> tuple[Path, str]:
         return self._root / self._paths[row], ""
 

@@ -133,6 +133,10 @@ class ListingSet:
         except CaptionFault as fault:
             raise BadSample(Fault(path, "", fault.reason, fault.remedy)) from fault
 
+    def part(self, row: int, offset: int, size: int) -> bytes:
+        origin = self._origins[row]
+        return read_below(self._real_roots[origin], self._roots[origin] / self._images[row], offset, size)
+
     def where(self, row: int) -> tuple[Path, str]:
         return self._files[self._origins[row]], f"record {self._records[row]} ({self._images[row]})"
 

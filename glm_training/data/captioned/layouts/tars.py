@@ -141,6 +141,15 @@ class TarSet:
         except CaptionFault as fault:
             raise self._bad(row, fault.reason, fault.remedy) from fault
 
+    def part(self, row: int, offset: int, size: int) -> bytes:
+        tar, at = bisect_right(self._ends, row), self._rows[row]
+        left = max(int(at["image_size"]) - offset, 0)
+        try:
+            with self._files.reading(self._paths[tar], self._stamps[tar]) as file:
+                return file.at(int(at["image"]) * BLOCK + offset, min(size, left))
+        except OSError as error:
+            raise self._bad(row, f"cannot be read: {error.strerror}", "Look at the disk") from error
+
     def where(self, row: int) -> tuple[Path, str]:
         tar = bisect_right(self._ends, row)
         return self._paths[tar], self._key(tar, int(self._rows[row]["image"]))

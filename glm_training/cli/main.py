@@ -1,4 +1,4 @@
-"""`glm-train`: train, validate, sample, evaluate."""
+"""`glm-train`: train, validate, download, sample, evaluate."""
 
 from __future__ import annotations
 
@@ -41,6 +41,14 @@ def main() -> None:
         "every problem at once and exits with 2 if there is one.",
     )
     training.add_config_arguments(validate)
+    download = commands.add_parser(
+        "download",
+        help="fetch the model and the metrics' files that a YAML file needs",
+        description="Fetch what a run needs from elsewhere: the model, and the files of its metrics, with their sizes "
+        "and checksums. What is here stays; a download that broke off goes on. For machines that train without a "
+        "network: run it where there is one, with the same HF_HOME and TORCH_HOME.",
+    )
+    training.add_config_arguments(download)
     sample = commands.add_parser(
         "sample",
         help="draw images with a model",
@@ -61,8 +69,8 @@ def main() -> None:
         parser.error(f"unrecognized arguments: {' '.join(stray)}")
     if rest:  # overrides after an option that follows other overrides; subparsers cannot mix them by themselves
         arguments.overrides += rest
-    if arguments.command in ("train", "validate"):
-        gather_files(train if arguments.command == "train" else validate, arguments)
+    if arguments.command in ("train", "validate", "download"):
+        gather_files({"train": train, "validate": validate, "download": download}[arguments.command], arguments)
     sys.exit(stoppable(lambda: _run(arguments)))
 
 
@@ -91,6 +99,10 @@ def _run(arguments: argparse.Namespace) -> int:
         from glm_training.cli.validate import validate
 
         return validate(arguments.config, arguments.overrides, arguments.mode)
+    if arguments.command == "download":
+        from glm_training.cli.download import download
+
+        return download(arguments.config, arguments.overrides, arguments.mode)
     if arguments.command == "evaluate":
         from glm_training.cli.evaluate import evaluate
 

@@ -32,6 +32,7 @@ from glm_training.models.vgt import loading as vgt_loading
 from glm_training.models.vgt.family import VGT
 from glm_training.models.weights import check_weights
 from glm_training.utils.distributed import World
+from glm_training.utils.hub_files import Choose, Exactly, HubFiles, PipelineParts, hub_id, model_folder
 from glm_training.utils.randomness import uniform
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -135,8 +136,8 @@ class FamilyKit:
 
     `options`: keywords that its `load` takes besides those of all. `check`: what can be known of `model.name` before
     weights are read; ModelLoadError. `fetch`: brings the small files that this needs of hub ids into the local cache.
-    `skeleton`: a component without weights, for a family with adapters; `conditions`: for one that is distilled;
-    `encoder`: for one whose encoders may run ahead of training.
+    `files`: all that its loaders take from the hub. `skeleton`: a component without weights, for a family with
+    adapters; `conditions`: for one that is distilled; `encoder`: for one whose encoders may run ahead of training.
     """
 
     load: Callable[..., Family]
@@ -144,6 +145,7 @@ class FamilyKit:
     prompt_reader: type[GLMPromptReader] | type[SDXLPromptReader] | type[vgt_loading.PromptReader]
     check: Callable[[str, Config], None]
     fetch: Callable[[str, Config], None]
+    files: Callable[[str, Config], dict[str, tuple[str | None, Choose]]]
     skeleton: Callable[[str, str, str | None], nn.Module | None] | None = None
     conditions: Callable[[Config, Any], Conditions] | None = None
     encoder: Callable[[Config, Any], FrozenEncoder] | None = None
@@ -160,6 +162,10 @@ def _fetch_pipeline(
 def _decoder(config: Config) -> dict[str, str]:
     """The small decoder that is given apart from the model."""
     return {} if config.model.taesd is None else {"taesd": config.model.taesd}
+
+
+def _pipeline(parts: Sequence[str], config: Config, *, variants: bool) -> Choose:
+    return PipelineParts(tuple(parts), variants and config.model.torch_dtype != "float32")
 
 
 def vgt_source(config: Config) -> vgt_loading.Source:
@@ -189,6 +195,7 @@ FAMILIES = {
         GLMPromptReader,
         lambda name, config: glm_loading.check_source(name),
         partial(_fetch_pipeline, GLMPromptReader, glm_loading.NETWORKS),
+        lambda name, config: {"model.name": (name, _pipeline(glm_loading.KIND.parts, config, variants=False))},
         glm_loading.load_skeleton,
         PlanConditions,
         GLMEncoder,
@@ -199,6 +206,10 @@ FAMILIES = {
         SDXLPromptReader,
         lambda name, config: sdxl_loading.check_source(name, config.model.taesd),
         partial(_fetch_pipeline, SDXLPromptReader, sdxl_loading.NETWORKS),
+        lambda name, config: {
+            "model.name": (name, _pipeline(sdxl_loading.KIND.parts, config, variants=True)),
+            "model.taesd": (config.model.taesd, Exactly(("config.json", "diffusion_pytorch_model.safetensors"))),
+        },
         sdxl_loading.load_skeleton,
         TextConditions,
         SDXLEncoder,
@@ -209,6 +220,11 @@ FAMILIES = {
         vgt_loading.PromptReader,
         lambda name, config: vgt_loading.check_source(name, vgt_source(config)),
         lambda name, config: vgt_loading.fetch_small_files(name, vgt_source(config), hub=_vgt_hub(config)),
+        lambda name, config: {
+            "model.name": (name, model_folder),
+            "vgt.decoder": (config.vgt.decoder, model_folder),
+            "vgt.repa.model": (config.vgt.repa.model, model_folder),
+        },
     ),
 }
 """By `model.family`. A family is added here, and to `preference.pair_families.PAIRS` for preference tuning."""
@@ -246,6 +262,17 @@ def fetch_small_files(config: Config) -> None:
     Raises ModelLoadError where the hub says that it cannot give the model; ModelNotHere where it cannot be asked.
     """
     FAMILIES[config.model.family].fetch(pipeline_in(config.model.name), config)
+
+
+def model_files(config: Config) -> list[HubFiles]:
+    """What the loaders of the model take from the hub, by the key that names it."""
+    settings = config.model
+    places = FAMILIES[settings.family].files(pipeline_in(settings.name), config)
+    return [
+        HubFiles(key, repository, choose, settings.revision if key == "model.name" else None)
+        for key, (name, choose) in places.items()
+        if name is not None and (repository := hub_id(name)) is not None
+    ]
 
 
 def check_model(config: Config) -> list[str]:

@@ -15,12 +15,14 @@ from glm_training.engine import setup
 from glm_training.engine.agreement import agree_on_data, together
 from glm_training.engine.errors import USER_ERRORS, SettingsError
 from glm_training.engine.families import check_model, fetch_small_files
+from glm_training.engine.fetching import fetch_scorers, scorers_to_fetch
 from glm_training.engine.held_out_metrics import HeldOutMetrics, held_out_metrics
 from glm_training.engine.optimizers import check_optimizer
 from glm_training.engine.places import check_places
 from glm_training.engine.resuming import agreed_resume
 from glm_training.models.loading import ModelNotHere
 from glm_training.rewards import DifferentiableScorers, RewardCalculator
+from glm_training.utils.console import Console
 from glm_training.utils.distributed import World, pick_device
 
 BuildData = Callable[[Config], tuple[TrainingData, ImageDataset]]
@@ -111,7 +113,10 @@ def _prepare(
         steps = setup.count_steps(config, sampler)
         notes += [*dataset.remarks, *held_out.remarks]
         prepared = Prepared(dataset, held_out, dataset.example_digests(), sampler, steps, notes=notes)
-    if prepared is not None:
+    # nothing large is fetched for a run that will not start
+    if prepared is not None and not (findings.errors and scorers_to_fetch(config)):
+        with findings.collecting():
+            fetch_scorers(config, Console(enabled=world.is_main).line)
         for load in (_load_rewards, _load_watched, _load_scorers):
             with findings.collecting():
                 load(config, world, prepared)

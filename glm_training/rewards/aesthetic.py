@@ -9,15 +9,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from glm_training.rewards.clip import image_embeddings, load_clip
+from glm_training.rewards.clip import clip_files, image_embeddings, load_clip
 from glm_training.rewards.options import AestheticOptions
 from glm_training.rewards.types import MetricScores, RewardBackendError, RewardBatch, load_all
+from glm_training.utils.downloads import AddressFile
+from glm_training.utils.hub_files import Wanted
 from glm_training.utils.writable import expanded
 
 MLP_FILE = "sac+logos+ava1-l14-linearMSE.pth"
 MLP_URL = (
     "https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/sac%2Blogos%2Bava1-l14-linearMSE.pth"
 )
+MLP_SHA256 = "21dd590f3ccdc646f0d53120778b296013b096a035a2718c9cb0d511bff0f1e0"
 
 
 class AestheticPredictor(nn.Module):
@@ -55,6 +58,12 @@ class Aesthetic:
         self._clip: Any = None
         self._predictor: AestheticPredictor | None = None
 
+    def wanted(self) -> list[Wanted]:
+        """CLIP, and the predictor where no file of one is given."""
+        predictor = AddressFile("aesthetic", MLP_URL, _cached(), MLP_SHA256)
+        own = [] if self._options.mlp_weights is not None else [predictor]
+        return [*own, *clip_files(self._options.clip_name, "aesthetic")]
+
     def check(self) -> None:
         """Load CLIP and the predictor. Raises RewardBackendError naming what to fetch and the key to set."""
         if self._predictor is None:
@@ -77,7 +86,7 @@ class Aesthetic:
         self._clip = load_clip(self._options.clip_name, "aesthetic", "aesthetic.clip_name", self._device)
 
     def _mlp_path(self) -> Path:
-        cached = Path(torch.hub.get_dir()) / "checkpoints" / MLP_FILE
+        cached = _cached()
         path = expanded(self._options.mlp_weights) if self._options.mlp_weights is not None else cached
         if not path.is_file():
             raise RewardBackendError(
@@ -97,3 +106,8 @@ class Aesthetic:
                 f"Download {MLP_URL} anew and check reward.options.aesthetic.mlp_weights"
             ) from error
         return predictor.float().requires_grad_(False).eval().to(self._device)
+
+
+def _cached() -> Path:
+    """Beside torch hub's files."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / MLP_FILE

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from glm_training.rewards.types import RewardBackendError, load_all
+from glm_training.utils.hub_files import HubFiles, Wanted, hub_id, tokenizer_files, transformers_weights
 
 CHUNK = 16
 """Images, or texts, per forward pass."""
@@ -81,7 +82,7 @@ def load_clip(name: str, metric: str, key: str, device: torch.device) -> Any:
     from transformers import CLIPModel
 
     try:
-        # Local files only: a cluster node without network fails at once, and ranks do not download in parallel.
+        # Local files only: a run fetches what is missing before, once for all processes and with its checksum.
         clip = CLIPModel.from_pretrained(name, local_files_only=True, dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise RewardBackendError(
@@ -89,6 +90,12 @@ def load_clip(name: str, metric: str, key: str, device: torch.device) -> Any:
             f"`hf download {name}`, or set reward.options.{key} to a folder that holds it"
         ) from error
     return clip.requires_grad_(False).eval().to(device)
+
+
+def clip_files(name: str, metric: str) -> list[Wanted]:
+    """What `load_clip` loads, where ``name`` is a hub id."""
+    repository = hub_id(name)
+    return [] if repository is None else [HubFiles(metric, repository, transformers_weights)]
 
 
 def load_tokenizer(name: str, metric: str, key: str) -> Any:
@@ -144,6 +151,12 @@ class ClipPair:
         """``model`` and ``tokenizer``: hub id or folder, and the option under ``reward.options`` that names it."""
         self._metric, self._model, self._tokenizer, self._device = metric, model, tokenizer, device
         self._loaded: tuple[Any, Any] | None = None
+
+    def wanted(self) -> list[Wanted]:
+        """The files of both."""
+        words = hub_id(self._tokenizer[0])
+        tokenizer = [] if words is None else [HubFiles(self._metric, words, tokenizer_files)]
+        return [*clip_files(self._model[0], self._metric), *tokenizer]
 
     def load(self) -> tuple[Any, Any]:
         """Model and tokenizer. Raises RewardBackendError listing what is missing."""

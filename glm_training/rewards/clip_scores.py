@@ -8,6 +8,7 @@ import torch
 from glm_training.rewards.clip import ClipPair
 from glm_training.rewards.options import ClipScoreOptions, PickScoreOptions
 from glm_training.rewards.types import MetricScores, RewardBatch
+from glm_training.utils.hub_files import Wanted
 
 PICK_SCALE = 26.0
 """Brings the usual PickScores, 18 to 24, near 0.7 to 0.9."""
@@ -21,6 +22,10 @@ class ClipScore:
     def __init__(self, options: ClipScoreOptions, device: torch.device) -> None:
         name = (options.clip_name, "clip_score.clip_name")
         self._pair = ClipPair("clip_score", name, name, device)
+
+    def wanted(self) -> list[Wanted]:
+        """The model and its tokenizer."""
+        return self._pair.wanted()
 
     def check(self) -> None:
         """Load the model and its tokenizer. Raises RewardBackendError naming what to fetch and the key to set."""
@@ -48,6 +53,10 @@ class PickScore:
             (options.processor_name, "pick_score.processor_name"),
             device,
         )
+
+    def wanted(self) -> list[Wanted]:
+        """The model and its tokenizer."""
+        return self._pair.wanted()
 
     def check(self) -> None:
         """Load the model and its tokenizer. Raises RewardBackendError naming what to fetch and the key to set."""

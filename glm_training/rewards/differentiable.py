@@ -23,6 +23,7 @@ from glm_training.rewards.hps_v2 import HPS_V2
 from glm_training.rewards.open_clip_model import Checkpoint, OpenClipModel, Preprocess
 from glm_training.rewards.options import DifferentiableOptions
 from glm_training.rewards.types import RewardBatch, load_all
+from glm_training.utils.hub_files import Wanted
 
 CLIP_H = Checkpoint(
     "clip_h",
@@ -44,6 +45,10 @@ class DifferentiableScorers:
             "hps_v2": (OpenClipModel(HPS_V2, hps_v2.weights, hps_v2.architecture, device), pad_square),
         }
         self._scorers = {name: known[name] for name in options.weights}
+
+    def wanted(self) -> list[Wanted]:
+        """The checkpoints of which no file is given."""
+        return [file for model, _ in self._scorers.values() for file in model.wanted()]
 
     def check(self) -> None:
         """Load the models. Raises one RewardBackendError naming all that must be installed, fetched or set."""

@@ -8,6 +8,7 @@ from glm_training.rewards.clip import pad_square
 from glm_training.rewards.open_clip_model import Checkpoint, OpenClipModel
 from glm_training.rewards.options import HpsV2Options
 from glm_training.rewards.types import MetricScores, RewardBatch
+from glm_training.utils.hub_files import Wanted
 
 HPS_V2 = Checkpoint(
     "hps_v2",
@@ -28,6 +29,10 @@ class HpsV2:
 
     def __init__(self, options: HpsV2Options, device: torch.device) -> None:
         self._model = OpenClipModel(HPS_V2, options.weights, options.architecture, device)
+
+    def wanted(self) -> list[Wanted]:
+        """The checkpoint, where no file of one is given."""
+        return self._model.wanted()
 
     def check(self) -> None:
         """Load the model. Raises RewardBackendError naming the extra to install, or what to fetch and the key."""

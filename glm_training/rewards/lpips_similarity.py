@@ -1,7 +1,7 @@
 """LPIPS similarity: 1 - LPIPS(AlexNet) between the generated and the target image (Zhang et al., 2018, version 0.1).
 
-The linear heads ship in the ``lpips`` package. The AlexNet backbone does not ship with anything: it is read from the
-torch hub cache or from a path, never downloaded.
+The linear heads ship in the ``lpips`` package. The AlexNet backbone is read from the torch hub cache, to which a run
+fetches it before, or from a path.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from torch import nn
 
 from glm_training.rewards.options import LpipsOptions
 from glm_training.rewards.types import MetricScores, RewardBackendError, RewardBatch
+from glm_training.utils.downloads import AddressFile
+from glm_training.utils.hub_files import Wanted
 from glm_training.utils.writable import expanded
 
 ALEXNET_URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
@@ -100,6 +102,12 @@ class LpipsSimilarity:
         self._device = device
         self._model: Lpips | None = None
 
+    def wanted(self) -> list[Wanted]:
+        """The AlexNet of torch hub."""
+        if self._weights is not None:
+            return []
+        return [AddressFile("lpips", ALEXNET_URL, _cached(), ALEXNET_URL.rpartition("-")[2].removesuffix(".pth"))]
+
     def check(self) -> None:
         """Load the network. Raises RewardBackendError naming the file to fetch and the key to set."""
         if self._model is None:
@@ -123,13 +131,12 @@ class LpipsSimilarity:
         return MetricScores(torch.cat(values).cpu())
 
     def _backbone_path(self) -> Path:
-        file_name = ALEXNET_URL.rsplit("/", 1)[1]
-        cached = Path(torch.hub.get_dir()) / "checkpoints" / file_name
+        cached = _cached()
         path = expanded(self._weights) if self._weights is not None else cached
         if not path.is_file():
             raise RewardBackendError(
                 f"lpips: AlexNet weights not found at {path}. Download {ALEXNET_URL} and save it as {cached}, or set "
-                f"reward.options.lpips.backbone_weights to where {file_name} lies"
+                f"reward.options.lpips.backbone_weights to where {cached.name} lies"
             )
         return path
 
@@ -143,6 +150,11 @@ class LpipsSimilarity:
                 f"lpips: {path} is not a state dict of torchvision's AlexNet ({first}). Download {ALEXNET_URL} anew "
                 "and check reward.options.lpips.backbone_weights"
             ) from error
+
+
+def _cached() -> Path:
+    """Where torch hub keeps the AlexNet."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET_URL.rpartition("/")[2]
 
 
 def _heads_path() -> Path:

@@ -2,23 +2,22 @@
 
     python -m glm_training.rewards.ocr_models ru hi
 
-has RapidOCR fetch the models of these languages to where they are looked for.
+fetches RapidOCR's models of these languages to where they are looked for; a run does so by itself.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import struct
 import sys
 import unicodedata
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from glm_training.rewards.types import RewardBackendError
 from glm_training.utils.console import Console
+from glm_training.utils.downloads import AddressFile, DownloadError
 from glm_training.utils.writable import expanded
 
 DEFAULT_LANGUAGE = "ch"
@@ -50,29 +49,16 @@ _SCRIPTS = {
 """First word of a character's Unicode name -> the language whose model has such characters."""
 
 
-@dataclass(frozen=True)
-class Recogniser:
-    """A recogniser of RapidOCR: its file as it would be fetched."""
-
-    url: str
-    sha256: str
-
-    @property
-    def path(self) -> Path:
-        """Where RapidOCR keeps it."""
-        import rapidocr
-
-        return Path(rapidocr.__file__).parent / "models" / self.url.rpartition("/")[2]
-
-
 def languages_for(characters: Iterable[str]) -> list[str]:
     """The languages whose RapidOCR models have the scripts of `characters`, where there are some."""
     scripts = (unicodedata.name(character, "").replace("-", " ").partition(" ")[0] for character in characters)
     return list(dict.fromkeys(_SCRIPTS[script] for script in scripts if script in _SCRIPTS))
 
 
-def recogniser_of(language: str) -> Recogniser:
-    """RapidOCR's recogniser for a language or script. Raises RewardBackendError naming those that there are."""
+def recogniser_of(language: str) -> AddressFile:
+    """RapidOCR's recogniser for a language or script, where RapidOCR keeps it. Raises RewardBackendError naming those
+    that there are."""
+    import rapidocr
     from rapidocr import ModelType, OCRVersion
     from rapidocr.inference_engine.base import FileInfo, InferSession
     from rapidocr.utils.typings import EngineType, TaskType
@@ -84,7 +70,9 @@ def recogniser_of(language: str) -> Recogniser:
             found: Any = InferSession.get_model_url(wanted)
         except ValueError:
             continue
-        return Recogniser(found["model_dir"], found["SHA256"])
+        url = found["model_dir"]
+        place = Path(rapidocr.__file__).parent / "models" / url.rpartition("/")[2]
+        return AddressFile("text_accuracy", url, place, found["SHA256"])
     raise RewardBackendError(
         f"text_accuracy: RapidOCR has no model for the language {language!r} of {_KEY}.languages; it has "
         f"{', '.join(_supported())}. A model of your own goes into {_KEY}.model_files"
@@ -121,7 +109,7 @@ def recogniser_file(language: str, model_files: Mapping[str, Path | str]) -> Pat
     if not model.path.is_file():
         raise RewardBackendError(
             f"text_accuracy: the model for the language {language!r} is not here: {model.path}. Where there is a "
-            f"network run {fetch}, which has RapidOCR fetch {model.url}; or set {_KEY}.model_files.{language} to where "
+            f"network run {fetch}, which fetches {model.url}; or set {_KEY}.model_files.{language} to where "
             f"{model.path.name} lies"
         )
     _check_recogniser(model.path, f"remove it and fetch it anew by {fetch}")
@@ -172,26 +160,14 @@ def tesseract_characters(file: Path) -> frozenset[str]:
 
 
 def fetch(language: str) -> Path:
-    """Has RapidOCR fetch the model of `language`, whole or not at all. Raises RewardBackendError."""
-    from rapidocr.utils.download_file import DownloadFile, DownloadFileException, DownloadFileInput
-    from rapidocr.utils.log import logger
-
+    """Fetches the model of `language` to where RapidOCR keeps it. Raises RewardBackendError."""
     model = recogniser_of(language)
-    if model.path.is_file():
-        return model.path
-    partial = model.path.with_name(f".{model.path.name}.{os.getpid()}")
     try:
-        DownloadFile.run(DownloadFileInput(model.url, partial, logger, model.sha256))
-        if not DownloadFile.check_file_sha256(partial, model.sha256):
-            raise RewardBackendError(f"what came from {model.url} is not the model: its SHA-256 differs")
-        os.replace(partial, model.path)
-    except (DownloadFileException, OSError) as error:
+        model.fetch()
+    except DownloadError as error:
         raise RewardBackendError(
-            f"{model.url} could not be fetched to {model.path} ({error}); fetch it elsewhere and set "
-            f"{_KEY}.model_files.{language} to the file"
+            f"{error}; fetch {model.url} elsewhere and set {_KEY}.model_files.{language} to the file"
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
     return model.path
 
 

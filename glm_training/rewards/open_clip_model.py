@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from glm_training.rewards.clip import CHUNK
 from glm_training.rewards.types import RewardBackendError, load_all
+from glm_training.utils.hub_files import Exactly, HubFiles, Wanted
 from glm_training.utils.writable import expanded
 
 Preprocess = Callable[[torch.Tensor, int], torch.Tensor]
@@ -66,6 +67,13 @@ class OpenClipModel:
         self._device = device
         self._model: Any = None
         self._tokenizer: Any = None
+
+    def wanted(self) -> list[Wanted]:
+        """The checkpoint, where no file of one is given."""
+        wanted = self._checkpoint
+        return (
+            [] if self._weights is not None else [HubFiles(wanted.metric, wanted.repository, Exactly((wanted.file,)))]
+        )
 
     def load(self) -> None:
         """Load the model. Raises RewardBackendError naming the extra to install, or what to fetch and the key."""

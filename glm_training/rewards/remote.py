@@ -20,6 +20,7 @@ from glm_training.rewards.client import Client, Service, Words, encode_png
 from glm_training.rewards.exchange import Unanswered
 from glm_training.rewards.options import RemoteOptions
 from glm_training.rewards.types import LARGEST_SCORE, MetricScores, RewardBatch, to_pil
+from glm_training.utils.hub_files import Wanted
 from glm_training.utils.words import counted
 
 
@@ -70,6 +71,10 @@ class RemoteReward:
         """True when the sample has every image to be sent."""
         there = {"target": has_target, "source": has_source}
         return all(there[name] for name in self._options.send)
+
+    def wanted(self) -> list[Wanted]:
+        """Nothing: the server has it."""
+        return []
 
     def check(self) -> None:
         """Ask the server whether it is there, once. Raises RewardBackendError with the key to look at."""

@@ -45,6 +45,7 @@ from glm_training.rewards.types import (
     load_all,
     weighted_total,
 )
+from glm_training.utils.hub_files import Wanted
 from glm_training.utils.words import counted
 
 METRICS = ("lpips", "aesthetic", "text_accuracy", "structure", "clip_score", "pick_score", "hps_v2")
@@ -137,6 +138,10 @@ class RewardCalculator:
         stop_at(failures, batch, self.options.on_error)
         values[sorted(failures)] = math.nan
         return RewardResult(values.clone(), {CUSTOM: values}, failures)
+
+    def wanted(self) -> list[Wanted]:
+        """Files of the metrics that can be fetched; of a subclass that scores by itself none."""
+        return [] if self.is_custom else [file for metric in self._metrics.values() for file in metric.wanted()]
 
     def check(self) -> None:
         """Load every metric's backend. Raises one RewardBackendError that lists all that are missing, with remedies.
@@ -267,6 +272,10 @@ class _CustomMetric:
             raise RewardConfigError(
                 f"reward {spec!r} is called {shown(self.name, 40)!r}, which {why}; give {kind.__name__} another `name`"
             )
+
+    def wanted(self) -> list[Wanted]:
+        """Nothing that is known here."""
+        return []
 
     def check(self) -> None:
         """The user's own check."""

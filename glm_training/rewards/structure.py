@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from glm_training.rewards.options import StructureOptions
 from glm_training.rewards.types import MetricScores, RewardBatch
+from glm_training.utils.hub_files import Wanted
 
 WINDOW = 7
 _CHUNK = 8
@@ -54,6 +55,10 @@ class Structure:
         return {"source": "a source image", "target": "a target image", None: "a source or a target image"}[
             self._reference
         ]
+
+    def wanted(self) -> list[Wanted]:
+        """Nothing."""
+        return []
 
     def check(self) -> None:
         """Nothing to load."""

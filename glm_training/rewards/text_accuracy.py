@@ -6,16 +6,19 @@ import math
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 
 import torch
 
 from glm_training.rewards.ocr import load_reader, read_lines, read_texts
-from glm_training.rewards.ocr_models import languages_for
+from glm_training.rewards.ocr_models import DEFAULT_LANGUAGE, languages_for, recogniser_of
 from glm_training.rewards.options import TextAccuracyOptions
 from glm_training.rewards.quoted_text import is_seen, quoted_text
-from glm_training.rewards.types import MetricScores, RewardBatch, RewardSampleError
+from glm_training.rewards.types import MetricScores, RewardBackendError, RewardBatch, RewardSampleError
+from glm_training.utils.hub_files import Wanted
 
 _SHOWN = 10
 """How many prompts a message names."""
@@ -196,6 +199,19 @@ class TextAccuracy:
             f"Add the languages that have them{which} to reward.options.text_accuracy.languages, or take such text out "
             f"of the quotation marks; {outcome}"
         )
+
+    def wanted(self) -> list[Wanted]:
+        """The recognisers of the languages that RapidOCR has, where no file of one is given."""
+        options = self._options
+        if options.engine != "rapidocr" or find_spec("rapidocr") is None:
+            return []
+        given = {language for language, _ in options.model_files}
+        found: list[Wanted] = []
+        for language in options.languages:
+            if language not in given and language != DEFAULT_LANGUAGE:
+                with suppress(RewardBackendError):  # `check` tells of a language that there is not
+                    found.append(recogniser_of(language))
+        return found
 
     def check(self) -> None:
         """Raises RewardBackendError when the OCR engine is missing."""

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from glm_training.utils.hub_files import Wanted
+
 LARGEST_SCORE = torch.finfo(torch.float32).max
 """Size of the largest score: what follows computes in fp32."""
 
@@ -117,6 +119,9 @@ class Metric(Protocol):
     @property
     def needs(self) -> str:
         """What a sample must have for the metric to apply, in words, for messages."""
+
+    def wanted(self) -> list[Wanted]:
+        """Files that the backend loads, where they can be fetched; those that the configuration names are not."""
 
     def check(self) -> None:
         """Load the backend, or raise RewardBackendError with the remedy."""

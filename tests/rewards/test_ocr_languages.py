@@ -32,8 +32,9 @@ from glm_training.rewards import (
     word_accuracy,
 )
 from glm_training.rewards.ocr import load_reader, logical_order
-from glm_training.rewards.ocr_models import Recogniser, fetch, languages_for, recogniser_of, tesseract_characters
+from glm_training.rewards.ocr_models import fetch, languages_for, recogniser_of, tesseract_characters
 from glm_training.rewards.text_accuracy import unreadable
+from glm_training.utils.downloads import AddressFile
 from tests.runs import config_of, write_config
 
 ALPHABET = frozenset("abcdefghijklmnopqrstuvwxyz0123456789.,'\"-!?é" + "İßﬁ½①")
@@ -325,15 +326,16 @@ def test_a_fetched_model_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.
             """Nothing is logged."""
 
     (tmp_path / "models").mkdir()
-    monkeypatch.setattr(rapidocr, "__file__", str(tmp_path / "__init__.py"))
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
         Thread(target=server.handle_request, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/ru.onnx"
-        model = Recogniser(url, hashlib.sha256(content).hexdigest())
+        path = tmp_path / "models" / "ru.onnx"
+        model = AddressFile("text_accuracy", url, path, hashlib.sha256(content).hexdigest())
         monkeypatch.setattr(ocr_models, "recogniser_of", lambda language: model)
         if whole:
             assert fetch("ru") == tmp_path / "models" / "ru.onnx"
         else:
-            with pytest.raises(RewardBackendError, match="SHA-256 differs"):
+            with pytest.raises(RewardBackendError, match="is not ru.onnx: its SHA-256 is .*model_files.ru"):
                 fetch("ru")
-    assert [path.name for path in (tmp_path / "models").iterdir()] == (["ru.onnx"] if whole else [])
+    left = [path.name for path in (tmp_path / "models").iterdir() if path.suffix != ".lock"]
+    assert left == (["ru.onnx"] if whole else [])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from torch import Tensor
 from glm_training.evaluation.suites.protocol import EvaluationError
 from glm_training.models.weights import read_weights
 from glm_training.rewards.types import to_uint8
+from glm_training.utils.downloads import AddressFile, DownloadError
+from glm_training.utils.hub_files import is_offline
 
 DIMENSION = 2048
 """Numbers of a picture's features, those of the last pooling."""
@@ -74,11 +75,10 @@ def _cached() -> Path:
     where = (
         f"the weights of Inception are not at {path}. Download {URL} and save them there, or name them as --inception"
     )
-    if os.environ.get("HF_HUB_OFFLINE") == "1":
+    if is_offline():
         raise EvaluationError(where)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(URL, str(path), hash_prefix="6726825d", progress=False)
-    except (OSError, RuntimeError) as error:
+        AddressFile("rFID", URL, path, "6726825d").fetch()
+    except DownloadError as error:
         raise EvaluationError(f"{where} ({error})") from error
     return path

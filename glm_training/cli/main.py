@@ -1,4 +1,4 @@
-"""`glm-train`: train, validate, download, sample, evaluate."""
+"""`glm-train`: train, validate, data, download, sample, evaluate."""
 
 from __future__ import annotations
 
@@ -41,6 +41,13 @@ def main() -> None:
         "every problem at once and exits with 2 if there is one.",
     )
     training.add_config_arguments(validate)
+    data = commands.add_parser(
+        "data",
+        help="show what a YAML file's data are: sizes, captions, copies, faults, a contact sheet",
+        description="Read all data of a YAML file and show what was understood. Writes a contact sheet to the folder "
+        "data in output_dir, and overwrites nothing. Exits with 2 where a run would not start.",
+    )
+    training.add_config_arguments(data)
     download = commands.add_parser(
         "download",
         help="fetch the model and the metrics' files that a YAML file needs",
@@ -69,8 +76,9 @@ def main() -> None:
         parser.error(f"unrecognized arguments: {' '.join(stray)}")
     if rest:  # overrides after an option that follows other overrides; subparsers cannot mix them by themselves
         arguments.overrides += rest
-    if arguments.command in ("train", "validate", "download"):
-        gather_files({"train": train, "validate": validate, "download": download}[arguments.command], arguments)
+    parsers = {"train": train, "validate": validate, "data": data, "download": download}
+    if arguments.command in parsers:
+        gather_files(parsers[arguments.command], arguments)
     sys.exit(stoppable(lambda: _run(arguments)))
 
 
@@ -103,6 +111,10 @@ def _run(arguments: argparse.Namespace) -> int:
         from glm_training.cli.download import download
 
         return download(arguments.config, arguments.overrides, arguments.mode)
+    if arguments.command == "data":
+        from glm_training.cli.data import data
+
+        return data(arguments.config, arguments.overrides, arguments.mode)
     if arguments.command == "evaluate":
         from glm_training.cli.evaluate import evaluate
 

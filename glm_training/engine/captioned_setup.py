@@ -14,6 +14,7 @@ from glm_training.data.captioned.options import Reading, SetOptions
 from glm_training.data.captioned.recognise import open_sets
 from glm_training.data.captioned.samples import ImageSet
 from glm_training.data.captioned.split import hold_out
+from glm_training.data.prompt_lengths import PromptReader
 from glm_training.engine import setup
 from glm_training.engine.families import prompt_reader
 from glm_training.utils.console import Console
@@ -28,27 +29,17 @@ def build_captioned(config: Config, *, captions: bool) -> CaptionedImages:
     """
     data, launch = config.data, read_launch()
     assert data.images is not None  # the check of the configuration says so
-    options = [
-        SetOptions(one.path, one.weight, one.repeats, cap_source=one.cap_source, root=one.root, split=one.split)
-        for one in data.images
-    ]
-    # the held-out set is opened here as well, so that what is wrong with either is told together
-    sets: Sequence[ImageSet] = open_sets([*options, *_held_out(config)], _reading(config, captions))[: len(options)]
-    size = data.image_size
-    pixels = size.height, size.width
-    shaping = Shaping(
-        *pixels, data.crop, data.augmentation, data.min_side, data.max_aspect, buckets=setup.buckets(config)
-    )
     reader = prompt_reader(config) if captions else None
+    every = every_picture(config, captions=captions, reader=reader)
+    sets: Sequence[ImageSet] = every.sets
     apart: Sequence[ImageSet] = ()
     if data.validation:
-        every = CaptionedImages(sets, shaping, max_bad_fraction=data.max_bad_fraction, try_first=0, reader=reader)
         sets, apart = hold_out(every, data.validation, threads=data.num_workers)
-    weights = [one.weight for one in options if one.weight is not None]
+    weights = [one.weight for one in data.images if one.weight is not None]
     pictures = CaptionedImages(
         sets,
-        shaping,
-        repeats=[one.repeats for one in options],
+        every.shaping,
+        repeats=[one.repeats for one in data.images],
         weights=weights or None,
         seed=config.seed,
         num_workers=data.num_workers,
@@ -69,6 +60,39 @@ def build_captioned(config: Config, *, captions: bool) -> CaptionedImages:
             "are judged (evaluation.num_eval_samples)"
         )
     return pictures
+
+
+def every_picture(
+    config: Config, *, captions: bool, reader: PromptReader | None, tolerant: bool = False
+) -> CaptionedImages:
+    """All of `data.images`, held-out ones too, each once; no picture is read here. `tolerant`: all of them may be
+    broken. Raises DataError."""
+    data = config.data
+    assert data.images is not None
+    options = [
+        SetOptions(one.path, one.weight, one.repeats, cap_source=one.cap_source, root=one.root, split=one.split)
+        for one in data.images
+    ]
+    # the held-out set is opened here as well, so that what is wrong with either is told together
+    sets = open_sets([*options, *_held_out(config)], _reading(config, captions))[: len(options)]
+    size = data.image_size
+    return CaptionedImages(
+        sets,
+        Shaping(
+            size.height,
+            size.width,
+            data.crop,
+            data.augmentation,
+            data.min_side,
+            data.max_aspect,
+            buckets=setup.buckets(config),
+        ),
+        seed=config.seed,
+        max_bad_fraction=1.0 if tolerant else data.max_bad_fraction,
+        try_first=0,
+        reader=reader,
+        captioning=Captioning(data.trigger_word),
+    )
 
 
 def build_captioned_training(config: Config) -> tuple[CaptionedImages, ImageDataset]:

@@ -11,6 +11,7 @@ MIN_CELL, MAX_CELL = 160, 384
 MARGIN = 8
 LABEL_WIDTH = 220
 FONT_SIZE = 15
+SHEET_CELL, SHEET_LINES = 192, 3
 INK, QUIET, PAPER = (20, 20, 20), (110, 110, 110), (255, 255, 255)
 
 
@@ -88,6 +89,28 @@ def save_grid(
         for column, cell in enumerate(row):
             canvas.paste(cell, (left + column * (width + MARGIN), top))
         top += height + MARGIN
+    save_image(path, canvas)
+
+
+def save_sheet(path: Path, images: Sequence[Tensor | Image.Image], labels: Sequence[str], columns: int = 6) -> None:
+    """Write a contact sheet: pictures of any sizes in rows of `columns`, each with up to `SHEET_LINES` lines of its
+    label below it; folders are made. Raises ValueError when the counts do not agree."""
+    if len(images) != len(labels):
+        raise ValueError(f"{len(labels)} labels for {len(images)} images")
+    font = ImageFont.load_default(size=FONT_SIZE)
+    cell, below = SHEET_CELL, _text_height("\n" * (SHEET_LINES - 1))
+    step = (cell + MARGIN, cell + below + MARGIN)
+    rows = -(-len(images) // columns)
+    canvas = Image.new("RGB", (min(columns, len(images)) * step[0] + MARGIN, rows * step[1] + MARGIN), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for place, (image, label) in enumerate(zip(images, labels, strict=True)):
+        picture = to_pil(image)
+        picture.thumbnail((cell, cell), Image.Resampling.LANCZOS)
+        left, top = place % columns * step[0] + MARGIN, place // columns * step[1] + MARGIN
+        canvas.paste(picture, (left, top + cell - picture.height))
+        lines = _wrap(label, font, cell).split("\n")
+        text = "\n".join(lines[:SHEET_LINES]) + ("..." if len(lines) > SHEET_LINES else "")
+        draw.multiline_text((left, top + cell), text, INK, font)
     save_image(path, canvas)
 
 

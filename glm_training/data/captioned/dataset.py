@@ -207,6 +207,10 @@ class CaptionedImages:
         sample = self.sets[number].read(row)
         return sample if sample.caption is None else replace(sample, caption=self.captioning.prompt(sample.caption))
 
+    def look(self, index: int) -> tuple[Image.Image, str]:
+        """The sample at `index` decoded, in its own size, and its prompt; raises BadSample."""
+        return self._decoded(*self._row(index))
+
     def example_digests(self) -> dict[str, str]:
         """Tar, listing or folder -> SHA-256, for :func:`describe_drift`; see :meth:`ImageSet.digests`."""
         return {name: digest for one in self.sets for name, digest in one.digests().items()}

@@ -60,11 +60,13 @@ class Encoded:
 class ImageSet(Protocol):
     """Samples of one path, numbered from 0 in an order that depends on the data alone.
 
-    ``name``: the path as the user wrote it. ``faults``: what cannot be used, known without reading a picture; those are
-    not among the rows. ``remarks``: what is worth telling, one line each. Reading is safe from several threads.
+    ``name``: the path as the user wrote it. ``layout``: what it is, in words. ``faults``: what cannot be used, known
+    without reading a picture; those are not among the rows. ``remarks``: what is worth telling, one line each. Reading
+    is safe from several threads.
     """
 
     name: str
+    layout: str
     faults: list[Fault]
     remarks: list[str]
 

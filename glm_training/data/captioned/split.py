@@ -21,7 +21,7 @@ class SomeRows:
     here."""
 
     def __init__(self, whole: ImageSet, rows: Sequence[int], *, known_faults: bool) -> None:
-        self.name = whole.name
+        self.name, self.layout = whole.name, whole.layout
         self.faults = list(whole.faults) if known_faults else []
         self.remarks = list(whole.remarks) if known_faults else []
         self._whole = whole

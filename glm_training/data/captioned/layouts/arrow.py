@@ -124,6 +124,8 @@ def _explained(path: Path, remedy: str, load: Callable[[], Any], what: str = "ca
 class ArrowSet:
     """See :class:`ImageSet`."""
 
+    layout = NAME
+
     def __init__(
         self, options: SetOptions, reading: Reading, table: Any, columns: Columns, files: Sequence[Path]
     ) -> None:

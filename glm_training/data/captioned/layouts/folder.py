@@ -58,6 +58,8 @@ def open_set(options: SetOptions, reading: Reading) -> FolderSet:
 class FolderSet:
     """See :class:`ImageSet`. In memory a sample is its path below the folder and 9 bytes."""
 
+    layout = NAME
+
     def __init__(self, options: SetOptions, reading: Reading) -> None:
         self.name = str(options.path)
         self.faults: list[Fault] = []

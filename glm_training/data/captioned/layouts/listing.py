@@ -56,6 +56,8 @@ def open_set(options: SetOptions, reading: Reading) -> ListingSet:
 class ListingSet:
     """See :class:`ImageSet`. In memory a sample is its two paths, as the list has them, and 24 bytes."""
 
+    layout = NAME
+
     def __init__(self, options: SetOptions, reading: Reading, files: Sequence[Path]) -> None:
         self.name = str(options.path)
         self.faults: list[Fault] = []

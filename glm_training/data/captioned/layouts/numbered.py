@@ -48,6 +48,8 @@ def open_set(options: SetOptions, reading: Reading, text: Path) -> NumberedSet:
 class NumberedSet:
     """See :class:`ImageSet`."""
 
+    layout = NAME
+
     def __init__(
         self, options: SetOptions, reading: Reading, listing: Listing, faults: list[Fault], bad: set[int | None]
     ) -> None:

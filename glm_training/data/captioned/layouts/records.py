@@ -46,6 +46,8 @@ def open_set(options: SetOptions, reading: Reading, tables: Sequence[Path]) -> R
 class RecordSet:
     """See :class:`ImageSet`. In memory a sample is its paths and its caption, as the table has them, and 16 bytes."""
 
+    layout = NAME
+
     def __init__(self, options: SetOptions, reading: Reading, tables: Sequence[Path]) -> None:
         self.name = str(options.path)
         self.faults: list[Fault] = []

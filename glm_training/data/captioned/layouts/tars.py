@@ -89,6 +89,8 @@ def _nothing(options: SetOptions, indexes: Sequence[TarIndex], found: TarSet) ->
 class TarSet:
     """See :class:`ImageSet`. ``pictures``: how many there are, with and without captions."""
 
+    layout = NAME
+
     def __init__(
         self, options: SetOptions, indexes: list[TarIndex], reading: Reading, *, faults: list[Fault], remarks: list[str]
     ) -> None:

@@ -219,7 +219,7 @@ def _tell_faults(config: Config, found: Survey) -> int:
     """Says what cannot be used; the exit code."""
     if found.unsuitable:
         shown = [f"{fault.problem()}" for fault in found.unsuitable[:SHOWN]]
-        _say("left out", f"{counted(len(found.unsuitable)XX", *shown)
+        _say("left out", f"{counted(len(found.unsuitable), 'picture')}, too small or too long:", *shown)
     if not found.broken:
         _say("faults", "none")
         return 0 if found.seen else EXIT_CONFIG

@@ -16,6 +16,27 @@ from glm_training.cli.stopping import stoppable
 from glm_training.utils.redaction import mask_logs_and_tracebacks
 from glm_training.utils.streams import guard_standard_streams
 
+TRAIN = "train as a YAML file says (the same as python train.py)"
+BESIDE_TRAINING = {
+    "validate": (
+        "check a YAML file, its data and its rewards without training",
+        "Check a YAML file, decode all of its data and load its rewards, without loading the model. Tells every "
+        "problem at once and exits with 2 if there is one.",
+    ),
+    "data": (
+        "show what a YAML file's data are: sizes, captions, copies, faults, a contact sheet",
+        "Read all data of a YAML file and show what was understood. Writes a contact sheet to the folder data in "
+        "output_dir, and overwrites nothing. Exits with 2 where a run would not start.",
+    ),
+    "download": (
+        "fetch the model and the metrics' files that a YAML file needs",
+        "Fetch what a run needs from elsewhere: the model, and the files of its metrics, with their sizes and "
+        "checksums. What is here stays; a download that broke off goes on. For machines that train without a network: "
+        "run it where there is one, with the same HF_HOME and TORCH_HOME.",
+    ),
+}
+"""Commands that read a configuration as `train` does: help in the list, and of each."""
+
 
 def main() -> None:
     """Entry point."""
@@ -28,34 +49,11 @@ def main() -> None:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    train = commands.add_parser(
-        "train",
-        help="train as a YAML file says (the same as python train.py)",
-        description="Train as a YAML file says.",
-    )
-    training.add_arguments(train)
-    validate = commands.add_parser(
-        "validate",
-        help="check a YAML file, its data and its rewards without training",
-        description="Check a YAML file, decode all of its data and load its rewards, without loading the model. Tells "
-        "every problem at once and exits with 2 if there is one.",
-    )
-    training.add_config_arguments(validate)
-    data = commands.add_parser(
-        "data",
-        help="show what a YAML file's data are: sizes, captions, copies, faults, a contact sheet",
-        description="Read all data of a YAML file and show what was understood. Writes a contact sheet to the folder "
-        "data in output_dir, and overwrites nothing. Exits with 2 where a run would not start.",
-    )
-    training.add_config_arguments(data)
-    download = commands.add_parser(
-        "download",
-        help="fetch the model and the metrics' files that a YAML file needs",
-        description="Fetch what a run needs from elsewhere: the model, and the files of its metrics, with their sizes "
-        "and checksums. What is here stays; a download that broke off goes on. For machines that train without a "
-        "network: run it where there is one, with the same HF_HOME and TORCH_HOME.",
-    )
-    training.add_config_arguments(download)
+    of_files = {"train": commands.add_parser("train", help=TRAIN, description="Train as a YAML file says.")}
+    training.add_arguments(of_files["train"])
+    for name, (short, description) in BESIDE_TRAINING.items():
+        of_files[name] = commands.add_parser(name, help=short, description=description)
+        training.add_config_arguments(of_files[name])
     sample = commands.add_parser(
         "sample",
         help="draw images with a model",
@@ -76,9 +74,8 @@ def main() -> None:
         parser.error(f"unrecognized arguments: {' '.join(stray)}")
     if rest:  # overrides after an option that follows other overrides; subparsers cannot mix them by themselves
         arguments.overrides += rest
-    parsers = {"train": train, "validate": validate, "data": data, "download": download}
-    if arguments.command in parsers:
-        gather_files(parsers[arguments.command], arguments)
+    if arguments.command in of_files:
+        gather_files(of_files[arguments.command], arguments)
     sys.exit(stoppable(lambda: _run(arguments)))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -74,7 +74,7 @@ class ImageDataset:
     Raises ``ValueError`` when the examples do not suit. Use from one thread; :meth:`close` ends the threads.
     """
 
-    has_sources: ClassVar[bool]
+    has_sources: bool
 
     def __init__(
         self,
@@ -264,7 +264,7 @@ def _check_all_or_none(role: str, paths: list[Path | None], expected: bool | Non
 class T2IDataset(ImageDataset):
     """Batches of prompts with targets ``[B, 3, H, W]`` or None; ``sources`` is always None."""
 
-    has_sources: ClassVar[bool] = False
+    has_sources = False
 
 
 class I2IDataset(ImageDataset):
@@ -274,7 +274,7 @@ class I2IDataset(ImageDataset):
     both files have the same aspect ratio.
     """
 
-    has_sources: ClassVar[bool] = True
+    has_sources = True
 
 
 def may_flip(prompt: str) -> bool:

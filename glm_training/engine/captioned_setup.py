@@ -51,6 +51,7 @@ def build_captioned(config: Config, *, captions: bool) -> CaptionedImages:
         apart=apart,
         measure=True,
         captioning=Captioning(data.trigger_word, data.caption_dropout),
+        sources=every.sources,
     )
     if apart:
         held, total = sum(map(len, apart)), sum(map(len, [*apart, *sets]))
@@ -92,6 +93,7 @@ def every_picture(
         try_first=0,
         reader=reader,
         captioning=Captioning(data.trigger_word),
+        sources=config.training.mode == "i2i",
     )
 
 
@@ -129,6 +131,7 @@ def build_held_out_images(
         max_bad_fraction=config.data.max_bad_fraction,
         try_first=0,
         captioning=Captioning(config.data.trigger_word),
+        sources=training.sources,
     )
     count, threads = config.evaluation.num_eval_samples, config.data.num_workers
     held_out = HeldOutImages(pictures, count, num_workers=threads, as_sources=as_sources)

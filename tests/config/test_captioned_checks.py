@@ -66,7 +66,6 @@ def test_own_pictures_are_finetuned_on_unless_something_else_is_asked_for(tmp_pa
         ("training: {use_reward: true}", "data.images: reward training does not read sets of pictures."),
         ("training: {method: dmdr}", "data.images: `dmdr` does not read sets of pictures."),
         ("training: {method: dpo}", "data.images: `dpo` does not read sets of pictures."),
-        ("training: {mode: i2i}", "data.images: edits are not read from sets of pictures."),
     ):
         with pytest.raises(ConfigError) as caught:
             loaded(tmp_path, f"data: {{images: a}}\n{text}\n")

@@ -51,6 +51,26 @@ def test_the_same_pictures_in_either_layout_train_the_same_weights(tmp_path: Pat
     assert folder.judged() is not None and set(folder.judge()) == {"ar/loss", "dit/loss"}
 
 
+def test_edits_in_either_layout_train_the_same_weights(tmp_path: Path) -> None:
+    numbered = trainer_of(tmp_path, *PLAIN, mode="i2i")
+    tree = yaml.safe_load((tmp_path / "i2i.yaml").read_text(encoding="utf-8"))
+    del (
+        tree["reward"],
+        tree["data"]["prompts_file"],
+        tree["data"]["target_images_dir"],
+        tree["data"]["source_images_dir"],
+    )
+    tree["data"] |= {"images": str(tmp_path / "data"), "validation": 0}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    own = build_trainer(load_config(tmp_path / "own.yaml"), init_world(True, None))
+    for trainer in (numbered, own):
+        trainer.training_step()
+    assert_identical(weights_of(numbered), weights_of(own))
+    assert_identical(numbered.judge(), own.judge())
+    assert own.held_out.has_sources and own.held_out.has_targets
+    assert_identical(own.held_out.batch([1]).sources, numbered.held_out.batch([1]).sources)
+
+
 def test_what_is_held_out_is_judged_and_never_trained_on(tmp_path: Path) -> None:
     captions = [f"picture {number}" for number in range(12)]
     path = pictures_config(tmp_path, captions, validation=0.3)

@@ -82,12 +82,6 @@ def _training(config: Config) -> Iterator[Issue]:
             "reward training does not read sets of pictures.",
             "Set `training.use_reward: false`, or give `data.prompts_file` or `data.metadata_file`.",
         )
-    elif config.training.mode == "i2i":
-        yield Issue(
-            ("data.images", "training.mode"),
-            "edits are not read from sets of pictures.",
-            "Use `t2i`, or give `data.prompts_file` or `data.metadata_file`.",
-        )
 
 
 def _mixture(sets: Sequence[ImageSetConfig]) -> Iterator[Issue]:

@@ -6,29 +6,28 @@ place of one that cannot be used of (seed, epoch, index, attempt).
 
 from __future__ import annotations
 
-import threading
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NoReturn
 
 import numpy as np
 import torch
-from PIL import Image
+from torch import Tensor
 
-from glm_training.data.buckets import Buckets, Size
 from glm_training.data.captioned.captions import Captioning
+from glm_training.data.captioned.decoding import Decoded, Drawn, SampleDecoder, Shaping
 from glm_training.data.captioned.samples import BadSample, Encoded, Fault, ImageSet
 from glm_training.data.captioned.sizes import PictureSizes
 from glm_training.data.captioned.skipped import SkippedSamples
-from glm_training.data.dataset import check_one_size, is_flipped, may_flip
+from glm_training.data.dataset import check_one_size
 from glm_training.data.examples import Batch
-from glm_training.data.images import CroppedImage, decode_image, fitted, to_unit_range
+from glm_training.data.images import CroppedImage, to_unit_range
 from glm_training.data.problems import DataError
 from glm_training.data.prompt_lengths import PromptReader, check_lengths
-from glm_training.utils.randomness import derive_seed, uniform
+from glm_training.utils.randomness import derive_seed
 from glm_training.utils.words import counted
 
 Crop = Literal["center", "random"]
@@ -41,41 +40,6 @@ ALIKE_SHOWN = 5
 
 TRIED_FIRST = 256
 """Samples of each set that are read before training."""
-
-
-@dataclass(frozen=True)
-class Shaping:
-    """How pictures become rows of a batch.
-
-    Attributes:
-        height, width: pixels. A picture is resized (Lanczos) to cover them, and the overhang is cut off.
-        crop: where it is cut: evenly at both sides, or anywhere.
-        flip: mirror about half of the pictures; never one that :func:`may_flip` rules out by its caption.
-        min_side: a picture whose shorter side is not longer than this is left out.
-        max_aspect: one whose longer side is more than this many times the shorter is left out.
-        buckets: say the height and width of each picture, in place of those; one that has no bucket is left out.
-    """
-
-    height: int
-    width: int
-    crop: Crop = "center"
-    flip: bool = False
-    min_side: int = 80
-    max_aspect: float = 10.0
-    buckets: Buckets | None = None
-
-    def unsuitable(self, size: Size) -> tuple[str, str] | None:
-        """Why a whole picture of upright (height, width) is left out, and what to do to use it; None where it is
-        not."""
-        short, long = sorted(size)
-        reason = f"has {size[1]} x {size[0]} pixels"
-        if short <= self.min_side:
-            return reason, f"Lower data.min_side ({self.min_side}) to use it; if all are so small, data.image_size too"
-        if long > self.max_aspect * short:
-            return reason, f"Raise data.max_aspect ({self.max_aspect:g}) to use it"
-        if self.buckets is not None and self.buckets.size(size) is None:
-            return self.buckets.why_none(size)
-        return None
 
 
 class CaptionedImages:
@@ -99,6 +63,7 @@ class CaptionedImages:
             that open.
         apart: sets that are held out; kept for evaluations, and never drawn from here.
         captioning: what is made of captions; None leaves them as they are.
+        sources: whether the sets were opened with the pictures that their samples were edited from.
 
     Raises DataError where more samples are known to be broken than may be, or a set has none that can be used.
     """
@@ -121,10 +86,12 @@ class CaptionedImages:
         reader: PromptReader | None = None,
         apart: Sequence[ImageSet] = (),
         captioning: Captioning | None = None,
+        sources: bool = False,
     ) -> None:
         self.sets = tuple(sets)
         self.apart = tuple(apart)
         self.captioning = captioning or Captioning()
+        self.sources = sources
         self.shaping = shaping
         self.weights = None if weights is None else tuple(weights)
         counts = [1] * len(self.sets) if repeats is None else list(repeats)
@@ -135,10 +102,10 @@ class CaptionedImages:
         self._seed = seed
         self._num_workers = num_workers
         self._pin_memory = pin_memory and torch.cuda.is_available()
-        self._pending: dict[tuple[int, int], Future[tuple[str, CroppedImage]]] = {}
+        self._pending: dict[tuple[int, int], Future[Drawn]] = {}
         self._pool: ThreadPoolExecutor | None = None
         self._reader = reader
-        self._reading = threading.Lock()  # tokenizers are lent to one thread at a time
+        self._decoder = SampleDecoder(shaping, self.captioning, reader, seed)
         buckets = shaping.buckets
         self._sizes = None if buckets is None else PictureSizes(self.sets, buckets, shaping.unsuitable)
         self._usable = self._measured() if measure else [None] * len(self.sets)
@@ -181,15 +148,19 @@ class CaptionedImages:
         places = self._places(indices, epoch)
         check_one_size([self.size_of(index) for index in indices])
         loaded = self._load(places)
-        targets = to_unit_range(torch.stack([image.pixels for _, image in loaded]))
         return Batch(
             indices=list(indices),
-            prompts=[prompt for prompt, _ in loaded],
-            targets=targets.pin_memory() if self._pin_memory else targets,
-            sources=None,
-            original_sizes=torch.tensor([image.original_size for _, image in loaded]),
-            crops=torch.tensor([image.crop for _, image in loaded]),
+            prompts=[one.prompt for one in loaded],
+            targets=self._stacked([one.target for one in loaded]),
+            sources=self._stacked([one.source for one in loaded if one.source is not None]) if self.sources else None,
+            original_sizes=torch.tensor([one.target.original_size for one in loaded]),
+            crops=torch.tensor([one.target.crop for one in loaded]),
         )
+
+    def _stacked(self, images: Sequence[CroppedImage]) -> Tensor:
+        """float32 [B, 3, H, W] in [0, 1]."""
+        batch = to_unit_range(torch.stack([image.pixels for image in images]))
+        return batch.pin_memory() if self._pin_memory else batch
 
     def prefetch(self, indices: Sequence[int], *, epoch: int | Sequence[int] = 0) -> None:
         """Start reading what a coming :meth:`batch` with the same arguments needs; earlier unused ones are let go."""
@@ -207,9 +178,10 @@ class CaptionedImages:
         sample = self.sets[number].read(row)
         return sample if sample.caption is None else replace(sample, caption=self.captioning.prompt(sample.caption))
 
-    def look(self, index: int) -> tuple[Image.Image, str]:
-        """The sample at `index` decoded, in its own size, and its prompt; raises BadSample."""
-        return self._decoded(*self._row(index))
+    def look(self, index: int) -> Decoded:
+        """The sample at `index`, its pictures in their own sizes; raises BadSample."""
+        number, row = self._row(index)
+        return self._decoder.decoded(self.sets[number], row)
 
     def example_digests(self) -> dict[str, str]:
         """Tar, listing or folder -> SHA-256, for :func:`describe_drift`; see :meth:`ImageSet.digests`."""
@@ -276,7 +248,7 @@ class CaptionedImages:
     def _tried(self, number: int, row: int) -> BadSample | str:
         """The caption of a sample that can be used, else why not."""
         try:
-            return self._decoded(number, row)[1]
+            return self._decoder.decoded(self.sets[number], row).prompt
         except BadSample as bad:
             return bad
 
@@ -321,7 +293,7 @@ class CaptionedImages:
             self._pool = ThreadPoolExecutor(self._num_workers, thread_name_prefix="decode")
         self._pending[place] = self._pool.submit(self._sample, *place)
 
-    def _load(self, places: list[tuple[int, int]]) -> list[tuple[str, CroppedImage]]:
+    def _load(self, places: list[tuple[int, int]]) -> list[Drawn]:
         if self._num_workers < 1:
             return [self._sample(*place) for place in places]
         for place in places:
@@ -330,8 +302,8 @@ class CaptionedImages:
         done = {place: future.result() for place, future in futures.items()}
         return [done[place] for place in places]
 
-    def _sample(self, index: int, epoch: int) -> tuple[str, CroppedImage]:
-        """Caption and picture of the sample at `index`, or of the one that stands in for it."""
+    def _sample(self, index: int, epoch: int) -> Drawn:
+        """The sample at `index`, or the one that stands in for it."""
         number, row = self._row(index)
         size, others = self.size_of(index), self._others(number, row)
         faults: list[Fault] = []
@@ -340,13 +312,12 @@ class CaptionedImages:
                 drawn = derive_seed(self._seed, "captioned replacement", epoch, index, attempt)
                 row = int(others[drawn % len(others)])
             try:
-                image, caption = self._decoded(number, row)
+                decoded = self._decoder.decoded(self.sets[number], row)
             except BadSample as bad:
                 self.skipped.add(bad.fault, unsuitable=bad.unsuitable)
                 faults.append(bad.fault)
                 continue
-            dropped = self.captioning.is_dropped(self._seed, epoch, index)
-            return "" if dropped else caption, self._cut(image, caption, size, index, epoch)
+            return self._decoder.drawn(decoded, size, index, epoch)
         heading = f"{self.sets[number].name}: {ATTEMPTS} samples drawn one after the other cannot be used:"
         raise DataError([fault.problem() for fault in dict.fromkeys(faults)], heading)
 
@@ -357,36 +328,3 @@ class CaptionedImages:
             return range(len(self.sets[number]))
         alike = self._sizes.alike(number, row)
         return alike if len(alike) > 1 else rows
-
-    def _decoded(self, number: int, row: int) -> tuple[Image.Image, str]:
-        one = self.sets[number]
-        sample = one.read(row)
-        try:
-            image = decode_image(Path(one.name), sample.image)
-        except DataError as error:
-            problem = error.problems[0]
-            raise BadSample(Fault(*one.where(row), problem.reason, problem.remedy)) from error
-        unsuitable = self.shaping.unsuitable((image.height, image.width))
-        if unsuitable is not None:
-            raise BadSample(Fault(*one.where(row), *unsuitable), unsuitable=True)
-        caption = "" if sample.caption is None else self.captioning.prompt(sample.caption)
-        self._check_readable(number, row, caption)
-        return image, caption
-
-    def _check_readable(self, number: int, row: int, caption: str) -> None:
-        """Raises BadSample for a caption that the model cannot take."""
-        if self._reader is None or not caption:
-            return
-        with self._reading:
-            fault = self._reader([caption])[0].fault
-        if fault is not None:
-            raise BadSample(Fault(*self.sets[number].where(row), *fault))
-
-    def _cut(self, image: Image.Image, caption: str, size: Size, index: int, epoch: int) -> CroppedImage:
-        shaping = self.shaping
-        place = (0.5, 0.5)
-        if shaping.crop == "random":
-            left, top = uniform(self._seed, "captioned crop", [(epoch, index)], (2,))[0].tolist()
-            place = (top, left)
-        mirrored = shaping.flip and may_flip(caption) and is_flipped(self._seed, epoch, index)
-        return fitted(image, *size, place, mirrored=mirrored)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
 
 from glm_training.data.captioned.dataset import CaptionedImages
 from glm_training.data.captioned.samples import BadSample
@@ -25,7 +24,7 @@ class HeldOutImages(ImageDataset):
     drawn, and stand in a batch as sources. Raises DataError.
     """
 
-    has_sources: ClassVar[bool] = False
+    has_sources = False
 
     def __init__(
         self, pictures: CaptionedImages, count: int, *, num_workers: int = 0, as_sources: bool = False
@@ -55,6 +54,7 @@ class HeldOutImages(ImageDataset):
         shaping = pictures.shaping
         super().__init__(examples, height=shaping.height, width=shaping.width)
         self.remarks = list(pictures.remarks)
+        self.has_sources = pictures.sources
 
     @property
     def has_targets(self) -> bool:
@@ -87,4 +87,6 @@ class HeldOutImages(ImageDataset):
             return bad
         sample = self._pictures.read(row)
         text = (sample.caption or "").encode("utf-8")
-        return sample.caption or "", hashlib.sha256(b"%d:%b%b" % (len(text), text, sample.image)).hexdigest()
+        digest = hashlib.sha256(b"%d:%b%b" % (len(text), text, sample.image))
+        digest.update(sample.source or b"")
+        return sample.caption or "", digest.hexdigest()

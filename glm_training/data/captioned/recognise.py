@@ -28,6 +28,10 @@ from glm_training.data.problems import DataError, Problem
 LAYOUTS: tuple[ModuleType, ...] = (folder, records, numbered, tars, listing, arrow)
 """Each has NAME, in words; in the order of how common they are."""
 
+_WITH_SOURCES = (records.NAME, numbered.NAME, arrow.NAME)
+EDITS = "a table with the columns source, target and prompt, or a prompts.txt with source_images beside target_images"
+"""Layouts of edits, in words."""
+
 _TEXTS = ("text", "JSON object", "JSON list")
 _PARQUET = "a Parquet table"
 _NEAREST = {"image": folder, "JSON object": listing, "text": folder, "empty": tars}
@@ -51,10 +55,12 @@ def _open(options: SetOptions, reading: Reading) -> ImageSet:
     path = options.path
     try:
         local_path(str(path))
-        if path.is_dir():
-            return _open_folder(options, reading)
         if path.exists():
-            return _open_file(options, reading)
+            opened = _open_folder(options, reading) if path.is_dir() else _open_file(options, reading)
+            if reading.sources and opened.layout not in _WITH_SOURCES:
+                told = f"is read as {opened.layout}: no pictures to edit"
+                raise DataError([Problem(path, told, f"Give {EDITS}, or train in mode t2i")])
+            return opened
         if arrow.may_be_hub_id(path):
             return arrow.open_set(options, reading, ())
         pattern = any(mark in str(path) for mark in "{*?")

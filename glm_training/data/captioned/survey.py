@@ -97,12 +97,12 @@ def _spread(count: int, most: int) -> Sequence[int]:
 
 def _seen(pictures: CaptionedImages, index: int) -> Seen | BadSample:
     try:
-        image, prompt = pictures.look(index)
+        found = pictures.look(index)
         size = pictures.size_of(index)
         digest = hashlib.sha256(pictures.read(index).image).digest()
     except BadSample as bad:
         return bad
-    return Seen(index, pictures.where(index), (image.height, image.width), size, prompt, digest)
+    return Seen(index, pictures.where(index), (found.image.height, found.image.width), size, found.prompt, digest)
 
 
 def words_of(prompts: Sequence[str]) -> Iterator[int]:

@@ -6,8 +6,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from glm_training.data.captioned.dataset import CaptionedImages, Shaping
 from glm_training.data.captioned.options import Reading, SetOptions
 from glm_training.data.captioned.recognise import open_sets
 from glm_training.data.captioned.samples import ImageSet
@@ -252,6 +255,32 @@ def test_edits_need_sources(tmp_path: Path) -> None:
         DataError, match="has no column with pictures to edit; it has file_name, text. Name it source, "
     ):
         opened(tmp_path, sources=True)
+
+
+def test_layouts_without_sources_do_not_edit(tmp_path: Path) -> None:
+    put(tmp_path, {"a.png": picture(1), "a.txt": "a dot"})
+    with pytest.raises(DataError, match="no pictures to edit. Give a table with the columns source, target and prompt"):
+        opened(tmp_path, sources=True)
+
+
+def test_both_pictures_of_an_edit_are_cut_and_mirrored_alike(tmp_path: Path) -> None:
+    """The sides of the source are other ones, in proportion: what is at the same place of both stays so."""
+    image = np.zeros((96, 192, 3), np.uint8)
+    image[:, :96] = (255, 0, 0)
+    image[:32] = (0, 255, 0)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    Image.fromarray(image).resize((384, 192), Image.Resampling.NEAREST).save(tmp_path / "b.png")
+    put(tmp_path, {"x.csv": "source,target,prompt\nb.png,a.png,a dot"})
+    shaping = Shaping(64, 64, crop="random", flip=True)
+    data = CaptionedImages([opened(tmp_path, sources=True)], shaping, sources=True)
+    seen = set()
+    for epoch in range(16):
+        batch = data.batch([0], epoch=epoch)
+        assert batch.targets is not None and batch.sources is not None
+        apart = (batch.targets - batch.sources).abs().amax(dim=1)[0]
+        assert (apart > 0.2).float().mean() < 4 / 64  # but at the edges of colours, where the filters differ
+        seen.add((batch.targets[0, 0, 60, 0].item() > 0.5, batch.targets[0, 0, 60, -1].item() > 0.5))
+    assert len(seen) > 1
 
 
 def test_an_id_of_the_hub_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,7 +71,7 @@ class PairEncoder(ABC):
         for dataset in datasets:
             dataset.expected |= self.digests
         pairs = [pair for dataset in datasets for pair in dataset.pairs]
-        self._images = {self._view(image): image for image in self._images_of(pairs)}
+        self._images = {self._view(image, pair): image for image, pair in self._images_of(pairs)}
         prompts = list(dict.fromkeys(pair.prompt for pair in pairs))
         self.encoding.fill(dict.fromkeys(self._images, self._load), prompts, console, on_step)
         if self.encoding.keeps_pictures:
@@ -84,15 +84,19 @@ class PairEncoder(ABC):
         if batch.images is not None:
             found = self.encoding.alone(batch.images.first(len(images)))
         else:
-            found = self.encoding.pictures([self._view(image) for image in images], self._load)
+            found = self.encoding.pictures([self._view(image, pair) for image, pair in images], self._load)
         return self.assemble(batch.pairs, found, drop)
 
-    def _images_of(self, pairs: Sequence[PreferencePair]) -> list[PairImage]:
-        """The rows of `pairs`: the preferred images, then the rejected ones where they are used."""
-        return [pair.preferred for pair in pairs] + [pair.rejected for pair in pairs if self.rejected]
+    def size_of(self, pairs: Sequence[PreferencePair]) -> tuple[int, int]:
+        """Height and width in pixels of the images of a batch of pairs."""
+        return next((pair.size for pair in pairs if pair.size is not None), self.size)
 
-    def _view(self, image: PairImage) -> View:
-        return View(self.digests[image], self.size)
+    def _images_of(self, pairs: Sequence[PreferencePair]) -> list[tuple[PairImage, PreferencePair]]:
+        """The rows of `pairs`: the preferred images, then the rejected ones where they are used, each with its pair."""
+        return [(pair.preferred, pair) for pair in pairs] + [(pair.rejected, pair) for pair in pairs if self.rejected]
+
+    def _view(self, image: PairImage, pair: PreferencePair) -> View:
+        return View(self.digests[image], self.size_of([pair]))
 
     def _load(self, view: View) -> ImageRows:
         return stack_rows([load_cropped(self._images[view], *view.size, digest=view.digest)])

@@ -40,7 +40,7 @@ class SDXLPairs(PairEncoder):
             kept = ~torch.tensor(dropped, device=device)
             rows = {name: tensor * kept.view(-1, *[1] * (tensor.ndim - 1)) for name, tensor in rows.items()}
         text = SDXLText(rows["prompt_embeds"], rows["pooled"])
-        ids = add_time_ids(images["original_sizes"], images["crops"], self.size, rows=len(images["crops"]))
+        ids = add_time_ids(images["original_sizes"], images["crops"], self.size_of(pairs), rows=len(images["crops"]))
         if self.rejected:
             text = SDXLText.cat([text, text])
         return EncodedPairs(pairs, images["latents"].to(device), UNetCondition(text, ids.to(device)))
@@ -56,11 +56,11 @@ class GLMPairs(PairEncoder):
     def __init__(self, config: Config, family: GLMImage, world: World) -> None:
         super().__init__(config, world, build_encoder(config, family))
         self.family = family
-        self.grids = family.ar.grids(*self.size, "t2i")
         self.trains_ar, self.trains_dit = ("ar" in config.parts(), "dit" in config.parts())
 
     def assemble(self, pairs: list[PreferencePair], images: Encoded, drop: Tensor | None) -> EncodedPairs:
-        device, prompts, grid = self.world.device, [pair.prompt for pair in pairs], self.grids[-1]
+        device, prompts, size = self.world.device, [pair.prompt for pair in pairs], self.size_of(pairs)
+        grid = self.family.ar.grids(*size, "t2i")[-1]
         encoded, tokens = EncodedPairs(pairs), images["tokens"].to(device)
         copies = 2 if self.rejected else 1
         if self.trains_dit:
@@ -72,7 +72,7 @@ class GLMPairs(PairEncoder):
         if self.trains_ar:
             encoded.tokens = tokens
             rows = torch.arange(len(pairs), device=device).repeat(copies)
-            encoded.prompt = self.family.ar.encode_prompts(prompts, *self.size).select(rows)
+            encoded.prompt = self.family.ar.encode_prompts(prompts, *size).select(rows)
         return encoded
 
 

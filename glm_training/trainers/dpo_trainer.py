@@ -14,13 +14,14 @@ from torch import Tensor
 from glm_training.checkpoint.state_tree import StateTree
 from glm_training.config import Config
 from glm_training.data import ImageDataset, T2IDataset
+from glm_training.data.dataset import sizes_of
 from glm_training.data.preference.dataset import PreferenceDataset, distinct_prompts, pair_digest
 from glm_training.data.preference.scan import load_pairs
 from glm_training.engine import setup
 from glm_training.engine.encoding.ahead import Progress
 from glm_training.engine.errors import TrainingError
 from glm_training.engine.families import prompt_reader
-from glm_training.engine.figures import mean_over_processes, stack_means
+from glm_training.engine.figures import mean_divisor, mean_over_processes, stack_means
 from glm_training.engine.parts import Part
 from glm_training.engine.preparation import Prepared
 from glm_training.engine.validation import LEVELS, RowFigures, Subject, passes
@@ -33,7 +34,7 @@ from glm_training.methods.preference import (
     sequence_log_probs,
 )
 from glm_training.methods.supervised import TokenCrossEntropy
-from glm_training.models.denoising import Levels
+from glm_training.models.denoising import Denoiser, Levels
 from glm_training.models.lora import has_lora
 from glm_training.preference.encoded_pairs import EncodedPairs
 from glm_training.preference.pair_families import build_pairs
@@ -61,7 +62,7 @@ class DPOTrainer(BaseTrainer):
     def __init__(self, config: Config, world: World, prepared: Prepared) -> None:
         super().__init__(config, world, prepared)
         self.encoder = build_pairs(config, self.family, world)
-        self.denoiser = self.family.denoiser(*self.encoder.size)
+        self.denoisers: dict[tuple[int, int], Denoiser] = {}
         self.references = ReferenceLogProbs(world)
 
     # -- what it is built of -------------------------------------------------------------------------------------------
@@ -112,6 +113,7 @@ class DPOTrainer(BaseTrainer):
     def training_step(self) -> dict[str, float]:
         """One optimizer step of every part, over all accumulation chunks; the figures of the log."""
         chunks = self.config.training.gradient_accumulation_steps
+        rows, seen = self.sampler.rows_ahead(chunks), 0
         collected: dict[str, list[tuple[int, dict[str, Tensor]]]] = {name: [] for name in self.parts}
         figures: dict[str, float] = {}
         self.family.train()
@@ -122,17 +124,19 @@ class DPOTrainer(BaseTrainer):
                 draws = uniform(self.config.seed, "dpo/level", names, (2,))
                 encoded = self.encoder.encode(batch, draws[:, 1] < self.config.dpo.prompt_dropout)
                 noise = self._noise(encoded, self.config.seed, "dpo/noise", names)
-                levels = self._levels(draws[:, 0])
+                levels = self._levels(draws[:, 0], self.encoder.size_of(batch.pairs))
                 self.check_stop()
+                divisor = mean_divisor(rows, len(positions), self.world)
+                seen += len(positions)
                 for name, part in self.parts.items():
                     with part.accumulating(last=chunk == chunks - 1):
                         with self.autocast():
                             term = self._loss(part, part.policy, encoded, noise, levels)
                         self.check_stop()  # the last backward pass waits for all: each must have come this far
-                        part.backward(term.loss / chunks)
+                        part.backward(term.loss / divisor)
                     collected[name].append((term.rows, term.metrics | {"loss": term.loss.detach()}))
             for name, part in self.parts.items():
-                metrics = mean_over_processes(self.world, stack_means(collected[name])) | self.update(part)
+                metrics = mean_over_processes(self.world, stack_means(collected[name]), seen) | self.update(part)
                 figures |= {f"{name}/{key}": value for key, value in metrics.items()}
         return figures
 
@@ -149,10 +153,11 @@ class DPOTrainer(BaseTrainer):
             reference = self.references.rows(self._pair_digests(pairs))
             return SequencePreference(dpo.ar_beta).loss(network, pairs.prompt, pairs.tokens, reference)
         assert pairs.clean is not None and noise is not None
+        denoiser = self._denoiser(self.encoder.size_of(pairs.pairs))
         if dpo.loss == "sft":
-            finetuning = DiffusionFinetuning(self.denoiser, dpo.min_snr_gamma)
+            finetuning = DiffusionFinetuning(denoiser, dpo.min_snr_gamma)
             return finetuning.loss(network, pairs.clean, pairs.condition, noise=noise, levels=levels)
-        method = DiffusionPreference(self.denoiser, dpo.beta, dpo.min_snr_gamma)
+        method = DiffusionPreference(denoiser, dpo.beta, dpo.min_snr_gamma)
         policies = Policies(network, part.component, part.as_reference)
         return method.loss(policies, pairs.clean, pairs.condition, noise=noise, levels=levels)
 
@@ -162,13 +167,19 @@ class DPOTrainer(BaseTrainer):
             return None
         return normal(seed, purpose, names, tuple(pairs.clean.shape[1:]), device=self.world.device)
 
-    def _levels(self, u: Tensor) -> Levels:
-        """The noise levels at draws `u` [B] in [0, 1), on the device."""
+    def _levels(self, u: Tensor, size: tuple[int, int]) -> Levels:
+        """The noise levels at draws `u` [B] in [0, 1) of images of a (height, width), on the device."""
+        denoiser = self._denoiser(size)
         if self.config.dpo.timesteps == "turbo":
-            levels = self.denoiser.sampling_levels(TURBO_LEVELS).select((u * TURBO_LEVELS).long())
+            levels = denoiser.sampling_levels(TURBO_LEVELS).select((u * TURBO_LEVELS).long())
         else:
-            levels = self.denoiser.levels(u)
+            levels = denoiser.levels(u)
         return levels.to(self.world.device)
+
+    def _denoiser(self, size: tuple[int, int]) -> Denoiser:
+        if size not in self.denoisers:
+            self.denoisers[size] = self.family.denoiser(*size)
+        return self.denoisers[size]
 
     # -- the AR half's reference ---------------------------------------------------------------------------------------
 
@@ -191,7 +202,8 @@ class DPOTrainer(BaseTrainer):
                 f"{counted(len(lacking), 'new pair')} since the start of the run, and the starting weights to compare "
                 "with are gone: train adapters (lora.ar.enabled), or start a new run"
             )
-        own = passes(len(dataset), self.config.training.batch_size, self.world, [places[digest] for digest in lacking])
+        wanted, pixels = [places[digest] for digest in lacking], sizes_of(dataset)
+        own = passes(len(dataset), self.config.training.batch_size, self.world, wanted, pixels=pixels)
         self.console.line(f"asking the starting model about {counted(len(lacking), 'pair')} once")
         progress = Progress(self.console, sum(len(rows) for rows, counts in own if counts), "compared")
         found: dict[str, tuple[float, float]] = {}
@@ -239,7 +251,8 @@ class DPOTrainer(BaseTrainer):
         dataset, seed = self._judged_pairs(), self.config.evaluation.seed
         found = RowFigures(len(dataset))
         self.family.eval()
-        for rows, counts in passes(len(dataset), self.config.training.batch_size, self.world):
+        pixels = sizes_of(dataset)
+        for rows, counts in passes(len(dataset), self.config.training.batch_size, self.world, pixels=pixels):
             self.signals.check()
             batch = dataset.batch(rows)
             encoded = self.encoder.encode(batch)
@@ -250,7 +263,7 @@ class DPOTrainer(BaseTrainer):
                 for name, part in self.parts.items():
                     if name == "ar" and level > 0:
                         continue  # has no levels
-                    each = self._loss(part, part.component, encoded, noise, self._levels(u)).each
+                    each = self._loss(part, part.component, encoded, noise, self._levels(u, pixels[rows[0]])).each
                     found.add(rows, {f"{name}/{key}": values for key, values in each.items()}, counts=counts)
         self.signals.check()
         return found.gathered(self.world)
@@ -271,6 +284,7 @@ def _pairs(config: Config, path: Path) -> PreferenceDataset:
         max_bad_fraction=data.max_bad_fraction,
         num_workers=data.num_workers,
         reader=reader,
+        buckets=setup.buckets(config),
     )
     dataset = PreferenceDataset(
         report.pairs,

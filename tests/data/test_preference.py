@@ -20,6 +20,7 @@ from glm_training.data.preference.dataset import (
     distinct_prompts,
     image_digest,
     load_cropped,
+    stack_rows,
 )
 from glm_training.data.preference.scan import load_pairs
 from glm_training.data.preference.table import read_table
@@ -309,7 +310,10 @@ def test_batches(folder) -> None:
     assert 0 <= batch.images.pixels.min() and batch.images.pixels.max() <= 1
     assert batch.images.original_sizes.tolist() == [[36, 40], [36, 40], [128, 64], [36, 40]]
     assert batch.images.crops[2:].tolist() == [[16, 0], [0, 2]]
-    assert torch.equal(dataset.load([dataset.pairs[1].rejected]).pixels[0], batch.images.pixels[2])
+    assert torch.equal(
+        stack_rows([load_cropped(dataset.pairs[1].rejected, dataset.height, dataset.width)]).pixels[0],
+        batch.images.pixels[2],
+    )
     assert len({tuple(row.flatten()[:9].tolist()) for row in batch.images.pixels}) == 4
     for positions, error in (([], ValueError), ([4], IndexError), ([-1], IndexError)):
         with pytest.raises(error):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from glm_training.data.preference.dataset import load_cropped, stack_rows
 from glm_training.models.sdxl.types import UNetCondition
 from tests.preference_runs import PROMPTS, trainer_of
 
@@ -23,7 +24,7 @@ def test_sdxl_rows_are_preferred_then_rejected_images_with_their_own_sizes(tmp_p
     pairs = [trainer.dataset.pairs[1], trainer.dataset.pairs[2]]
     images = [pair.preferred for pair in pairs] + [pair.rejected for pair in pairs]
     for row, image in enumerate(images):
-        pixels = trainer.dataset.load([image]).pixels
+        pixels = stack_rows([load_cropped(image, 64, 64)]).pixels
         torch.testing.assert_close(found.clean[row], trainer.family.unet.encode_images(pixels)[0], atol=1e-5, rtol=1e-5)
     assert isinstance(found.condition, UNetCondition)
     # 64 x 72 px files, cut in the middle to 64 x 64
@@ -55,7 +56,7 @@ def test_glm_rows_have_the_tokens_of_their_image_and_the_prompt_of_their_pair(tm
     ar, dit = trainer.family.ar, trainer.family.dit
     prompts = ar.encode_prompts(PROMPTS[1:3], 64, 64)
     for row, image in enumerate(images):
-        pixels = trainer.dataset.load([image]).pixels
+        pixels = stack_rows([load_cropped(image, 64, 64)]).pixels
         tokens = ar.targets(pixels, prompts.select(torch.tensor([row % 2])))[0]
         assert torch.equal(found.tokens[row], tokens)
         assert torch.equal(found.condition.prior_tokens[row], tokens[prompts.preview_length :])

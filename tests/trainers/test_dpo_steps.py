@@ -66,7 +66,7 @@ def term_of(trainer, name: str):
         parameter.data.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)))
     pairs = encoded(trainer)
     noise = trainer._noise(pairs, 0, "a test", [(0,), (1,)])
-    return trainer._loss(part, part.policy, pairs, noise, trainer._levels(torch.tensor([0.3, 0.8])))
+    return trainer._loss(part, part.policy, pairs, noise, trainer._levels(torch.tensor([0.3, 0.8]), (64, 64)))
 
 
 @pytest.mark.parametrize(("family", "key", "name"), [("sdxl", "beta", "unet"), ("glm_image", "ar_beta", "ar")])
@@ -118,7 +118,7 @@ def test_held_out_pairs_are_judged_once_in_each_quarter_of_the_levels(tmp_path):
     trainer.prepare()
     levels = []
     real = trainer._levels
-    trainer._levels = lambda u: levels.append(u.tolist()) or real(u)  # type: ignore[method-assign]
+    trainer._levels = lambda u, size: levels.append(u.tolist()) or real(u, size)  # type: ignore[method-assign]
     trainer.judge()
     assert [[int(4 * u) for u in row] for row in levels] == [[quarter] * 4 for quarter in range(4)]
     assert len({u * 4 % 1 for row in levels for u in row}) == 16, "drawn apart"

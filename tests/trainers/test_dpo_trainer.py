@@ -187,9 +187,9 @@ def test_sft_learns_the_preferred_images_without_a_reference(tmp_path, family) -
 
 def test_turbo_noises_at_four_levels_only(tmp_path) -> None:
     trainer = trainer_of(tmp_path, "sdxl", "dpo.timesteps=turbo")
-    assert trainer._levels(torch.tensor([0.0, 0.3, 0.6, 0.99])).timestep.tolist() == [999, 749, 499, 249]
+    assert trainer._levels(torch.tensor([0.0, 0.3, 0.6, 0.99]), (64, 64)).timestep.tolist() == [999, 749, 499, 249]
     uniform = trainer_of(tmp_path, "sdxl")
-    assert uniform._levels(torch.tensor([0.0, 0.3, 0.6, 0.9995])).timestep.tolist() == [0, 300, 600, 999]
+    assert uniform._levels(torch.tensor([0.0, 0.3, 0.6, 0.9995]), (64, 64)).timestep.tolist() == [0, 300, 600, 999]
 
 
 def test_min_snr_and_dropout_change_what_is_learnt(tmp_path) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from glm_training.data.dataset import check_one_size
 from glm_training.data.examples import Example, ImageRows
 from glm_training.data.images import CroppedImage, decode_image, to_unit_range
 from glm_training.data.problems import DataError, Problem
@@ -66,12 +67,14 @@ class PreferencePair:
         prompt: the text, without surrounding white space.
         preferred: the better image.
         rejected: the other one.
+        size: (height, width) in pixels of both in a batch; None where all pairs have one size.
     """
 
     index: int
     prompt: str
     preferred: PairImage
     rejected: PairImage
+    size: tuple[int, int] | None = None
 
 
 def image_digest(image: PairImage) -> str:
@@ -89,9 +92,13 @@ def pair_digest(pair: PreferencePair, images: Mapping[PairImage, str]) -> str:
 
 
 def distinct_prompts(pairs: Sequence[PreferencePair], limit: int) -> list[Example]:
-    """The first `limit` different prompts, without images: what samples of a run are drawn for."""
-    prompts = list(dict.fromkeys(pair.prompt for pair in pairs))
-    return [Example(index, prompt, None, None) for index, prompt in enumerate(prompts[:limit])]
+    """The first `limit` different prompts, without images: what samples of a run are drawn for, each at the size of its
+    first pair."""
+    sizes: dict[str, tuple[int, int] | None] = {}
+    for pair in pairs:
+        sizes.setdefault(pair.prompt, pair.size)
+    first = list(sizes.items())[:limit]
+    return [Example(index, prompt, None, None, size) for index, (prompt, size) in enumerate(first)]
 
 
 @dataclass
@@ -170,12 +177,16 @@ def stack_rows(images: Iterable[CroppedImage]) -> ImageRows:
     )
 
 
+_Wanted = tuple[PairImage, int, int]
+"""An image, and the height and width that it is to cover."""
+
+
 class PreferenceDataset:
     """Pairs as batches.
 
     Args:
         pairs: from :func:`glm_training.data.preference.scan.load_pairs`.
-        height, width: pixels of every image in a batch.
+        height, width: pixels of every image in a batch, but of pairs that have a ``size`` of their own.
         crop: ``center``, or ``random`` at a place that depends on (``seed``, epoch, ``PreferencePair.index``, which of
             the two) alone.
         seed: the run seed.
@@ -215,7 +226,7 @@ class PreferenceDataset:
         self._num_workers = num_workers
         self._pin_memory = pin_memory and torch.cuda.is_available()
         self._digests: dict[PairImage, str] = {}
-        self._pending: dict[PairImage, Future[ResizedImage]] = {}
+        self._pending: dict[_Wanted, Future[ResizedImage]] = {}
         self._pool: ThreadPoolExecutor | None = None
 
     def __len__(self) -> int:
@@ -223,8 +234,7 @@ class PreferenceDataset:
 
     def size_of(self, index: int) -> tuple[int, int]:
         """Height and width in pixels of both images of a pair in a batch."""
-        self._select([index])
-        return self.height, self.width
+        return self._size(self._select([index])[0])
 
     def first(self, count: int) -> "PreferenceDataset":
         """The first `count` pairs as a dataset of their own, decoded in the caller's thread."""
@@ -261,9 +271,10 @@ class PreferenceDataset:
 
         Raises:
             DataError: when an image that was scanned has gone or changed.
-            IndexError, ValueError: for positions or epochs out of place.
+            IndexError, ValueError: for positions or epochs out of place, and for pairs of several sizes.
         """
         pairs = self._select(indices)
+        check_one_size([self._size(pair) for pair in pairs])
         epochs = [epoch] * len(pairs) if isinstance(epoch, int) else list(epoch)
         if len(epochs) != len(pairs):
             raise ValueError(f"{len(epochs)} epochs were given for {len(pairs)} positions")
@@ -271,22 +282,14 @@ class PreferenceDataset:
 
     def prefetch(self, indices: Sequence[int], *, epoch: int | Sequence[int] = 0) -> None:
         """Start decoding the images of a coming :meth:`batch` in the background; earlier unused ones are let go."""
-        if self.decodes:
-            self.read_ahead([image for pair in self._select(indices) for image in (pair.preferred, pair.rejected)])
-
-    def read_ahead(self, images: Sequence[PairImage]) -> None:
-        """Start decoding `images` in the background; earlier ones that are not among them are let go."""
-        if self._num_workers < 1:
+        if not self.decodes or self._num_workers < 1:
             return
-        wanted = set(images)
+        pairs = self._select(indices)
+        wanted = {(image, *self._size(pair)) for pair in pairs for image in (pair.preferred, pair.rejected)}
         for image in [image for image in self._pending if image not in wanted]:
             self._pending.pop(image).cancel()
         for image in wanted:
             self._start(image)
-
-    def load(self, images: Sequence[PairImage]) -> ImageRows:
-        """The images' centres as rows, decoded in the threads."""
-        return stack_rows(cropped(image, self.height, self.width) for image in self._resized(images))
 
     def close(self) -> None:
         """Stop the threads; a later batch starts new ones."""
@@ -307,9 +310,10 @@ class PreferenceDataset:
         """The preferred images, then the rejected ones."""
         images = [pair.preferred for pair in pairs] + [pair.rejected for pair in pairs]
         positions = [place for which in (0, 1) for place in self._positions(pairs, epochs, which)]
+        size = self._size(pairs[0])
         rows = stack_rows(
-            cropped(image, self.height, self.width, position)
-            for image, position in zip(self._resized(images), positions, strict=True)
+            cropped(image, *size, position)
+            for image, position in zip(self._resized(images, size), positions, strict=True)
         )
         if self._pin_memory:
             rows.pixels = rows.pixels.pin_memory()
@@ -322,18 +326,22 @@ class PreferenceDataset:
         draws = uniform(self._seed, "preference crop", names, (2,))
         return [(float(top), float(left)) for top, left in draws]
 
-    def _resized(self, images: Sequence[PairImage]) -> list[ResizedImage]:
-        if self._num_workers < 1:
-            return [load_resized(image, self.height, self.width, self.expected.get(image)) for image in images]
-        for image in images:
-            self._start(image)
-        done = {image: self._pending.pop(image).result() for image in dict.fromkeys(images)}
-        return [done[image] for image in images]
+    def _size(self, pair: PreferencePair) -> tuple[int, int]:
+        return (self.height, self.width) if pair.size is None else pair.size
 
-    def _start(self, image: PairImage) -> None:
-        if image not in self._pending:
-            digest = self.expected.get(image)
-            self._pending[image] = self._threads().submit(load_resized, image, self.height, self.width, digest)
+    def _resized(self, images: Sequence[PairImage], size: tuple[int, int]) -> list[ResizedImage]:
+        if self._num_workers < 1:
+            return [load_resized(image, *size, self.expected.get(image)) for image in images]
+        wanted = [(image, *size) for image in images]
+        for image in wanted:
+            self._start(image)
+        done = {image: self._pending.pop(image).result() for image in dict.fromkeys(wanted)}
+        return [done[image] for image in wanted]
+
+    def _start(self, wanted: _Wanted) -> None:
+        if wanted not in self._pending:
+            digest = self.expected.get(wanted[0])
+            self._pending[wanted] = self._threads().submit(load_resized, *wanted, digest)
 
     def _threads(self) -> ThreadPoolExecutor:
         if self._pool is None:

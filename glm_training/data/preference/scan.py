@@ -2,11 +2,12 @@
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from glm_training.data.buckets import Buckets, Size
 from glm_training.data.images import decode_image
 from glm_training.data.metadata import METADATA_NAME
 from glm_training.data.paths import PathRefused, local_path
@@ -21,6 +22,8 @@ from glm_training.utils.words import counted
 logger = logging.getLogger(__name__)
 
 FEEDBACK_NAME = "human_feedback.json"
+UNLIKE = 1.25
+"""Times that one image of a pair is longer for its width than the other, from where on that is told."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ def load_pairs(
     max_bad_fraction: float = 0.0,
     num_workers: int = 0,
     reader: PromptReader | None = None,
+    buckets: Buckets | None = None,
 ) -> PreferenceReport:
     """Read the pairs at ``path`` and decode every image.
 
@@ -63,6 +67,8 @@ def load_pairs(
             their files untouched; above it, and for faults of the dataset as a whole, the scan fails.
         num_workers: images decoded at the same time, in threads; 0 decodes in the caller's thread.
         reader: says how much of each prompt the model reads; None leaves that open.
+        buckets: give each pair the size of its preferred image's shape, in which neither image is enlarged; a pair
+            without a bucket is at fault. Needs ``check_images``. None: all have one size.
 
     Raises:
         DataError: with every problem found, each with file, line and remedy; also when only ties are left.
@@ -76,8 +82,12 @@ def load_pairs(
         prompts = [(pair.index, listing.lines.get(pair.index), pair.prompt) for pair in listing.pairs]
         problems, remarks = check_lengths(listing.path, prompts, reader)
         listing.problems += problems
+    shapes: dict[PairImage, Size] = {}
     if check_images:
-        listing.problems += _decode_problems(listing, num_workers)
+        listing.problems += _decode_problems(listing, num_workers, shapes)
+    if buckets is not None:
+        listing.pairs = [_sized(listing, pair, shapes, buckets) for pair in listing.pairs]
+        remarks += _unlike(listing, shapes)
     listing.problems.sort(key=lambda problem: -1 if problem.index is None else problem.index)
     return replace(_settle(listing, max_bad_fraction), remarks=remarks)
 
@@ -110,19 +120,53 @@ def _read_listing(value: str | Path, split: str) -> PairListing:
     raise DataError([Problem(path, reason, remedy)])
 
 
-def _decode_problems(listing: PairListing, num_workers: int) -> Iterator[Problem]:
-    """Decode each image once, and report its fault at every row that uses it."""
+def _sized(
+    listing: PairListing, pair: PreferencePair, shapes: Mapping[PairImage, Size], buckets: Buckets
+) -> PreferencePair:
+    """The pair with its size; adds to the problems of the listing where it has none."""
+    images = (pair.preferred, pair.rejected)
+    if not all(image in shapes for image in images):
+        return pair  # it is at fault already
+    size = buckets.size(*(shapes[image] for image in images))
+    if size is None:
+        least = min(images, key=lambda image: min(shapes[image]))
+        role = "preferred" if least is pair.preferred else "rejected"
+        reason, remedy = buckets.why_none(shapes[least])
+        line, file = listing.lines.get(pair.index), least.path if isinstance(least, FileImage) else None
+        reason = f"{role} image {reason}"
+        listing.problems.append(Problem(listing.path, reason, remedy, line=line, index=pair.index, image=file))
+    return replace(pair, size=size)
+
+
+def _unlike(listing: PairListing, shapes: Mapping[PairImage, Size]) -> list[str]:
+    """A remark on pairs whose images are cut alike though their shapes differ much."""
+    found = []
+    for pair in listing.pairs:
+        if pair.size is not None:
+            (h, w), (height, width) = shapes[pair.preferred], shapes[pair.rejected]
+            if max(h * width, height * w) > UNLIKE * min(h * width, height * w):
+                found.append(f"row {pair.index}: {w} x {h} and {width} x {height}")
+    if not found:
+        return []
+    pairs = f"{counted(len(found), 'pair')} of {listing.path}"
+    return [f"{pairs} with images of different shapes ({'; '.join(found[:3])}): cut to that of the preferred one"]
+
+
+def _decode_problems(listing: PairListing, num_workers: int, shapes: dict[PairImage, Size]) -> Iterator[Problem]:
+    """Decode each image once, and report its fault at every row that uses it; `shapes` gets (height, width) of the
+    others."""
     images = list(dict.fromkeys(image for pair in listing.pairs for image in (pair.preferred, pair.rejected)))
     if num_workers < 1:
-        faults = [_decode_fault(image) for image in images]
+        found = [_decoded_shape(image) for image in images]
     else:
         with ThreadPoolExecutor(num_workers, thread_name_prefix="scan") as pool:
-            faults = list(pool.map(_decode_fault, images))
-    known = dict(zip(images, faults, strict=True))
+            found = list(pool.map(_decoded_shape, images))
+    known = dict(zip(images, found, strict=True))
+    shapes |= {image: shape for image, shape in known.items() if not isinstance(shape, Problem)}
     for pair in listing.pairs:
         for role, image in (("preferred", pair.preferred), ("rejected", pair.rejected)):
             fault = known[image]
-            if fault is None:
+            if not isinstance(fault, Problem):
                 continue
             line = listing.lines.get(pair.index)
             file = image.path if isinstance(image, FileImage) else None
@@ -130,12 +174,12 @@ def _decode_problems(listing: PairListing, num_workers: int) -> Iterator[Problem
             yield replace(fault, path=listing.path, line=line, index=pair.index, image=file, reason=reason)
 
 
-def _decode_fault(image: PairImage) -> Problem | None:
+def _decoded_shape(image: PairImage) -> Problem | Size:
     try:
-        decode_image(image.path, image.read())
+        decoded = decode_image(image.path, image.read())
     except DataError as error:
         return error.problems[0]
-    return None
+    return decoded.height, decoded.width
 
 
 def _settle(listing: PairListing, max_bad_fraction: float) -> PreferenceReport:

@@ -144,7 +144,7 @@ MUTATIONS = [
             "draws[:, 0] < self.config.dpo.prompt_dropout",
             "prompts are dropped at low noise",
         ),
-        ("levels = self._levels(draws[:, 0])", "levels = self._levels(draws[:, 1])", "levels drawn with the dropout"),
+        ("levels = self._levels(draws[:, 0], ", "levels = self._levels(draws[:, 1], ", "levels drawn with the dropout"),
         (
             "if part.reference is None else part.as_reference(), self.autocast()",
             "if True else part.as_reference(), self.autocast()",

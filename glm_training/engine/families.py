@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from glm_training.config import Config
+from glm_training.config.checks.family import COMPONENTS
 from glm_training.data import PromptReader
 from glm_training.engine.encoding.encoder import FrozenEncoder, GLMEncoder, SDXLEncoder
 from glm_training.engine.errors import SettingsError
+from glm_training.models.adapters import StartingAdapter, merge_into, start_from, starting_adapters
 from glm_training.models.family import Family, Sampling
 from glm_training.models.glm_image import loading as glm_loading
 from glm_training.models.glm_image.conditioning import TOKEN_PIXELS
@@ -47,10 +49,14 @@ def build_family(config: Config, world: World) -> Family:
     Optimizers need fp32: a step of 1e-5 is lost in bf16 weights. The other weights stay in `model.torch_dtype`.
     """
     family = load_family(config, world)
+    merge_into(family, adapters_to_merge(config))
+    begun = {each.part: each for each in adapters_to_train_on(config)}
     for part in config.parts():
         lora = config.lora_for(part)
         if lora.enabled:
             add_lora(family.module(part), lora.targets, lora.rank, lora.alpha, lora.dropout, seed=config.seed)
+            if part in begun:
+                start_from(family.module(part), begun[part])
     family.set_trainable(**dict.fromkeys(config.parts(), True))
     for part in config.parts():
         for parameter in family.trainable(part).values():
@@ -58,6 +64,18 @@ def build_family(config: Config, world: World) -> Family:
         if config.training.gradient_checkpointing:
             family.component(part).enable_gradient_checkpointing()
     return family
+
+
+def adapters_to_merge(config: Config) -> list[StartingAdapter]:
+    """Those of `model.adapters`, for any component of the family. Raises ModelLoadError."""
+    components = [part for part in COMPONENTS[config.model.family] if part != "both"]
+    return starting_adapters("model.adapters", config.model.adapters, components)
+
+
+def adapters_to_train_on(config: Config) -> list[StartingAdapter]:
+    """Those of `lora.start_from`, for the trained parts that have adapters. Raises ModelLoadError."""
+    place, parts = config.lora.start_from, [part for part in config.parts() if config.lora_for(part).enabled]
+    return [] if place is None else starting_adapters("lora.start_from", [place], parts)
 
 
 def evaluation_sampling(config: Config) -> Sampling:

@@ -12,6 +12,7 @@ from glm_training.checkpoint.resume import ResumePoint
 from glm_training.config import Config
 from glm_training.data import ImageDataset, StatefulSampler, TrainingData
 from glm_training.engine import setup
+from glm_training.engine.adapters import adapter_digests, check_adapters
 from glm_training.engine.agreement import agree_on_data, together
 from glm_training.engine.errors import USER_ERRORS, SettingsError
 from glm_training.engine.families import check_model, fetch_small_files
@@ -94,7 +95,7 @@ def prepare(
 def _prepare(
     config: Config, world: World, build_data: BuildData, check_settings: CheckSettings, loads: bool
 ) -> Prepared:
-    findings, notes = Findings(), list[str]()
+    findings, notes, adapters = Findings(), list[str](), dict[str, str]()
     with findings.collecting():
         check_places(config, is_main=world.is_main)
     with findings.collecting():
@@ -106,13 +107,15 @@ def _prepare(
             service.check()
     with findings.collecting():
         notes += _look_at_model(config, loads)
+        notes += check_adapters(config)
+        adapters = adapter_digests(config)
     prepared: Prepared | None = None
     with findings.collecting():
         dataset, held_out = build_data(config)
         sampler = setup.build_sampler(config, world, dataset)
         steps = setup.count_steps(config, sampler)
         notes += [*dataset.remarks, *held_out.remarks]
-        prepared = Prepared(dataset, held_out, dataset.example_digests(), sampler, steps, notes=notes)
+        prepared = Prepared(dataset, held_out, dataset.example_digests() | adapters, sampler, steps, notes=notes)
     # nothing large is fetched for a run that will not start
     if prepared is not None and not (findings.errors and scorers_to_fetch(config)):
         with findings.collecting():

@@ -34,7 +34,7 @@ from glm_training.engine.reward_setup import differentiable_options, reward_opti
 from glm_training.engine.validation import Subject
 from glm_training.evaluation.held_out import EvaluationSettings
 from glm_training.models.family import Family
-from glm_training.models.lora import adapters_disabled, has_lora
+from glm_training.models.lora import adapters_disabled, has_lora, starts_as_base
 from glm_training.models.run_folders import pipeline_in
 from glm_training.models.sdxl.loading import taesd_in
 from glm_training.models.snapshot import ParameterSnapshot
@@ -99,9 +99,9 @@ def weight_average(config: Config, part: Part) -> WeightAverage | None:
 
 
 def keep_reference(part: Part, module: nn.Module, kind: str) -> None:
-    """What the part is compared with: `start`, the model it starts as, or `ema`, its slow average. The start of
+    """What the part is compared with: `start`, the model it starts as, or `ema`, its slow average. The start of fresh
     adapters is the model with them switched off: no copy."""
-    if kind == "start" and has_lora(module):
+    if kind == "start" and has_lora(module) and starts_as_base(module):
         part.reference = partial(adapters_disabled, module)
         return
     snapshot = ParameterSnapshot(part.parameters)

@@ -119,18 +119,34 @@ def merged(module: nn.Module) -> Iterator[None]:
     originals: list[Tensor] = []
     try:
         for name, layer in wrapped:
-            base = layer.get_base_layer()
-            originals.append(base.weight.detach().to("cpu", copy=True))
-            delta = layer.scaling[ADAPTER] * (
-                layer.lora_B[ADAPTER].weight.float() @ layer.lora_A[ADAPTER].weight.float()
-            )
-            base.weight.data.copy_(base.weight.float() + delta)
-            module.set_submodule(name, base)
+            originals.append(layer.get_base_layer().weight.detach().to("cpu", copy=True))
+            _merge(module, name, layer)
         yield
     finally:
         for (name, layer), original in zip(wrapped, originals, strict=False):
             layer.get_base_layer().weight.data.copy_(original)
             module.set_submodule(name, layer)
+
+
+def merge_lora(module: nn.Module) -> None:
+    """Makes the module a plain one for good, with B A added to its weights, as `merged` does for a while."""
+    for name, layer in _layers(module):
+        _merge(module, name, layer)
+    for mark in ("peft_config", "_hf_peft_config_loaded"):  # what PEFT, and diffusers, put on it
+        vars(module).pop(mark, None)
+
+
+@torch.no_grad()
+def _merge(module: nn.Module, name: str, layer: Any) -> None:
+    base = layer.get_base_layer()
+    delta = layer.scaling[ADAPTER] * (layer.lora_B[ADAPTER].weight.float() @ layer.lora_A[ADAPTER].weight.float())
+    base.weight.data.copy_(base.weight.float() + delta)
+    module.set_submodule(name, base)
+
+
+def starts_as_base(module: nn.Module) -> bool:
+    """Whether the adapters change nothing yet: B is zero in each layer."""
+    return not any(param.any() for name, param in adapter_parameters(module).items() if ".lora_B." in name)
 
 
 def save_lora(module: nn.Module, folder: str | Path) -> None:
@@ -232,6 +248,12 @@ def target_names(module: nn.Module) -> list[str]:
         endings = (".".join(words[start:]) for start in reversed(range(len(words))) if not words[start].isdigit())
         shortest.setdefault(next((each for each in endings if _only_trainable(each, layers)), name))
     return sorted(shortest)
+
+
+def reached_layers(module: nn.Module, targets: Sequence[str]) -> set[str]:
+    """Names of the layers that `add_lora` would wrap."""
+    layers = {name: child for name, child in module.named_modules() if name}
+    return {name for target in targets for name in _reached(target, layers)}
 
 
 def _target_problem(target: str, layers: dict[str, nn.Module], known: Sequence[str]) -> str | None:

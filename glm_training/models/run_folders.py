@@ -8,7 +8,7 @@ that resumes must start from the same weights as before.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from glm_training.models.loading import ModelLoadError
@@ -78,6 +78,33 @@ def adapter_in(folder: str | Path, part: str) -> Path:
         if newest is not None:
             raise FileNotFoundError(f"{folder} is the folder of a run: name an adapter in it, like {newest / below}")
     return path
+
+
+def adapters_in(place: str | Path, parts: Sequence[str], key: str) -> dict[str, Path]:
+    """The folders of the adapters that `place` means, by the part of the model: those in a checkpoint or in a step of
+    `checkpoint.lora_dir`, or in the newest of a run; or `place` itself, of the part that its name ends with.
+
+    Raises ModelLoadError, naming what to give under `key`, where there is none.
+    """
+    folder = _newest_pointed_at(expanded(place))
+    if _is_adapter(folder):
+        part = parts[0] if len(parts) == 1 else folder.name.removeprefix("lora_")
+        if part in parts:
+            return {part: folder}
+        raise ModelLoadError(f"{key}: call the folder {place} {' or '.join(f'lora_{part}' for part in parts)}")
+    for found in (folder, _newest(folder, lambda step: _by_part(step, parts))):
+        if found is not None and (adapters := _by_part(found, parts)):
+            return adapters
+    if (folder / INDEX).is_file() or (folder / PIPELINE / INDEX).is_file() or newest_checkpoint(folder):
+        newest = newest_checkpoint(folder) or folder
+        raise ModelLoadError(f"{key}: {place} has a whole model and no adapters: set model.name to {newest}")
+    wanted = " and ".join(f"lora_{part}" for part in parts)
+    raise ModelLoadError(f"{key}: there are no adapters in {place}: name a checkpoint, or a run, with {wanted} in it")
+
+
+def _by_part(folder: Path, parts: Sequence[str]) -> dict[str, Path]:
+    places = [(part, folder / name) for part in parts for name in (f"lora_{part}", part)]
+    return {part: place for part, place in reversed(places) if _is_adapter(place)}
 
 
 def weights_below(folder: Path) -> list[Path]:

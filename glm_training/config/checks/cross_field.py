@@ -307,6 +307,12 @@ def _token_weights(config: Config) -> Iterator[Issue]:
 
 
 def _lora(config: Config) -> Iterator[Issue]:
+    if config.lora.start_from is not None and not any(config.lora_for(part).enabled for part in config.parts()):
+        yield Issue(
+            ("lora.start_from", "lora.enabled"),
+            "no adapters are trained.",
+            "Set `lora.enabled: true`; `model.adapters` merges them into the model.",
+        )
     if any(config.lora_for(part).enabled for part in config.parts()):
         return
     checkpoint = config.checkpoint

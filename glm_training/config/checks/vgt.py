@@ -33,6 +33,8 @@ def vgt_issues(config: Config) -> Iterator[Issue]:
         yield Issue(("training.mode", "model.family"), "VGT edits no images.", "Use `t2i`.")
     if config.lora.enabled:
         yield Issue(("lora.enabled", "model.family"), "VGT's models are trained whole.", "Set it to false.")
+    if config.model.adapters:
+        yield Issue(("model.adapters", "model.family"), "VGT's models take no adapters.", "Remove it.")
     if config.data.images is None:
         yield Issue(
             ("data.images", "model.family"), "VGT learns from captioned images.", "Set it to their folder or tars."

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from glm_training.config.sections.base import Section
+from glm_training.config.sections.base import PlaceName, Section
 
 AR_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"]
 UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -53,6 +53,12 @@ class LoraConfig(Section):
     rank: int = Field(default=32, ge=1, le=8192, description="Rank of the update.")
     alpha: float = Field(default=64.0, ge=1e-6, le=1_000_000, description="The update is scaled by alpha / rank.")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout at the adapters' input.")
+    start_from: PlaceName | None = Field(
+        default=None,
+        min_length=1,
+        description="Adapters of an earlier run to train on, a folder, checkpoint or run, of which it is the newest; "
+        "null = fresh ones.",
+    )
     ar_targets: list[str] = Field(
         default=AR_TARGETS, min_length=1, description="Modules of the AR half, by name ending."
     )

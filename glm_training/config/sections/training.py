@@ -63,6 +63,12 @@ class ModelConfig(Section):
             "`OpenGVLab/InternVL3-1B-hf`)"
         },
     )
+    adapters: list[PlaceName] = Field(
+        default=[],
+        description="LoRA adapters that are merged into the model before anything else, one after the other: folders, "
+        "checkpoints or runs, of which it is the newest.",
+        json_schema_extra={"allowed": "list of folders"},
+    )
     component: Literal["ar", "dit", "both", "unet", "autoencoder", "generator"] = Field(
         default="both",
         description="What is trained: a half of GLM-Image or both; of SDXL the UNet; of VGT one of its two models.",

@@ -1,0 +1,161 @@
+"""Adapters of earlier runs as a starting point: found in the folders that a run leaves, held against the model before
+it is loaded, merged into its weights, or trained on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from glm_training.models.family import Family
+from glm_training.models.loading import ModelLoadError
+from glm_training.models.lora import adapter_parameters, merge_lora, reached_layers
+from glm_training.models.run_folders import ADAPTER_FILES, adapters_in
+from glm_training.utils.words import counted
+
+_PREFIXES = ("base_model.model.", "unet.", "transformer.")
+
+
+@dataclass(frozen=True)
+class StartingAdapter:
+    """An adapter in `folder` for `part` of the model, named under `key`. shapes: of its weights by name, as in
+    `blocks.0.to_q.lora_A.weight`. rank, alpha: as it says; None where it does not."""
+
+    key: str
+    part: str
+    folder: Path
+    shapes: Mapping[str, tuple[int, ...]]
+    rank: int | None
+    alpha: float | None
+
+    @property
+    def file(self) -> Path:
+        """Its weights."""
+        return _weights_file(self.folder)
+
+    def weights(self) -> dict[str, Tensor]:
+        """By name."""
+        return {_plain(name): value for name, value in load_file(self.file).items()}
+
+    def layers(self) -> set[str]:
+        """Names of the layers that it adapts."""
+        return {name.partition(".lora_")[0] for name in self.shapes}
+
+
+def starting_adapters(key: str, places: Sequence[str], components: Sequence[str]) -> list[StartingAdapter]:
+    """The adapters that `places` mean for the `components` of a model: folders of adapters, checkpoints, or runs, of
+    which it is the newest. ModelLoadError, with all that is wrong, where there is none."""
+    found, problems = [], []
+    for place in places:
+        try:
+            for part, folder in adapters_in(place, components, key).items():
+                found.append(_read(key, part, folder))
+        except ModelLoadError as error:
+            problems.append(str(error))
+    if problems:
+        raise ModelLoadError("\n".join(problems))
+    return found
+
+
+def misfit(adapter: StartingAdapter, module: nn.Module) -> str | None:
+    """Why an adapter cannot be merged into the component `module`, which may lie on the meta device; None where it
+    can."""
+    layers = dict(module.named_modules())
+    odd = [name for name in adapter.shapes if not _fits(name, adapter.shapes[name], layers)]
+    if not odd:
+        return None
+    return (
+        f"{adapter.key}: the adapter in {adapter.folder} does not fit the {adapter.part} of this model: "
+        f"{counted(len(odd), 'weight')} of {len(adapter.shapes)} have no linear layer of their shape, first {odd[0]}"
+    )
+
+
+def unlike(adapter: StartingAdapter, module: nn.Module, targets: Sequence[str], rank: int, alpha: float) -> str | None:
+    """Why adapters of `rank` and `alpha` on the `targets` of `module` cannot go on from `adapter`; None where they
+    can."""
+    if reason := misfit(adapter, module):
+        return reason
+    own = {"rank": adapter.rank, "alpha": adapter.alpha}
+    wanted = {"rank": rank, "alpha": alpha}
+    other = [f"lora.{name}: {value:g}" for name, value in own.items() if value is not None and value != wanted[name]]
+    if other:
+        return f"{adapter.key}: the adapter in {adapter.folder} is another one: set {' and '.join(other)}"
+    strange = sorted(adapter.layers() ^ reached_layers(module, targets))
+    if strange:
+        return (
+            f"{adapter.key}: the adapter in {adapter.folder} is not on the layers of lora.{adapter.part}_targets: "
+            f"{counted(len(strange), 'layer')} differ, first {strange[0]}"
+        )
+    return None
+
+
+def merge_into(family: Family, adapters: Sequence[StartingAdapter]) -> None:
+    """Adds adapters to the weights of a model without any, one after the other. Raises ModelLoadError."""
+    for adapter in adapters:
+        module = family.module(adapter.part)
+        if reason := misfit(adapter, module):
+            raise ModelLoadError(reason)
+        try:
+            family.load_lora(adapter.part, adapter.folder)
+        except (OSError, ValueError) as error:
+            raise ModelLoadError(f"{adapter.key}: {error}") from error
+        merge_lora(module)
+
+
+@torch.no_grad()
+def start_from(module: nn.Module, adapter: StartingAdapter) -> None:
+    """Sets the adapters that a module carries to the weights of another one, which is not `unlike`. ModelLoadError."""
+    weights = adapter.weights()
+    own = {name.replace(".default.", "."): param for name, param in adapter_parameters(module).items()}
+    if own.keys() != weights.keys():
+        raise ModelLoadError(f"{adapter.key}: the adapter in {adapter.folder} is on other layers")
+    for name, param in own.items():
+        param.copy_(weights[name])
+
+
+def _read(key: str, part: str, folder: Path) -> StartingAdapter:
+    try:
+        with safe_open(_weights_file(folder), framework="pt") as file:
+            shapes = {_plain(name): tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+            metadata = file.metadata() or {}
+        told = _settings(folder, metadata)
+        rank, alpha = told.get("r"), told.get("lora_alpha")
+    except (OSError, ValueError, SafetensorError, AttributeError) as error:
+        raise ModelLoadError(f"{key}: the adapter in {folder} cannot be read ({error})") from error
+    return StartingAdapter(key, part, folder, shapes, rank, None if alpha is None else float(alpha))
+
+
+def _settings(folder: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What an adapter says of itself: in PEFT's file beside it, or in the header of diffusers' file."""
+    if (folder / "adapter_config.json").is_file():
+        return dict(json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")))
+    told = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+    return {name.partition(".")[2]: value for name, value in told.items()}
+
+
+def _weights_file(folder: Path) -> Path:
+    return next(
+        (folder / name for name in ("adapter_model.safetensors", ADAPTER_FILES[1]) if (folder / name).is_file()),
+        folder / "adapter_model.safetensors",
+    )
+
+
+def _plain(name: str) -> str:
+    prefix = next((prefix for prefix in _PREFIXES if name.startswith(prefix)), "")
+    return name.removeprefix(prefix)
+
+
+def _fits(name: str, shape: tuple[int, ...], layers: Mapping[str, nn.Module]) -> bool:
+    owner, _, which = name.partition(".lora_")
+    layer = layers.get(owner)
+    sides = {"A.weight": 1, "B.weight": 0}  # A is [rank, in], B is [out, rank]
+    if not isinstance(layer, nn.Linear) or which not in sides or len(shape) != 2:
+        return False
+    return shape[sides[which]] == (layer.in_features if which == "A.weight" else layer.out_features)

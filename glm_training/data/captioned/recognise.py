@@ -28,8 +28,11 @@ from glm_training.data.problems import DataError, Problem
 LAYOUTS: tuple[ModuleType, ...] = (folder, records, numbered, tars, listing, arrow)
 """Each has NAME, in words; in the order of how common they are."""
 
-_WITH_SOURCES = (records.NAME, numbered.NAME, arrow.NAME)
-EDITS = "a table with the columns source, target and prompt, or a prompts.txt with source_images beside target_images"
+_WITH_SOURCES = (records.NAME, numbered.NAME, arrow.NAME, tars.NAME)
+EDITS = (
+    "a table with the columns source, target and prompt, a prompts.txt with source_images beside target_images, or "
+    "tars with KEY.source.jpg"
+)
 """Layouts of edits, in words."""
 
 _TEXTS = ("text", "JSON object", "JSON list")

@@ -2,7 +2,8 @@
 
 A sample is what webdataset takes for one: members whose paths agree up to the first dot of their names. Its picture is
 the member ending in jpg, jpeg, png, webp, gif, bmp, tif or tiff; its caption `txt`, or in `json`; `cls` and others
-are not looked at.
+are not looked at. Of an edit `source.jpg` is what was edited, `target.jpg` or `edited_image.jpg` the picture: names of
+columns, as tables have them, before the ending.
 """
 
 from __future__ import annotations
@@ -22,14 +23,16 @@ from pathlib import Path
 
 import numpy as np
 
+from glm_training.data.captioned.columns import CAPTIONS, EDITED, SOURCES, plain
 from glm_training.data.captioned.tar_members import BLOCK, FileReader, Member, TarWalk
 from glm_training.utils.failures import beside_training
 
-FORMAT = 2
+FORMAT = 3
 IMAGE_NAMES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 _TEXT_NAMES = ("txt", "text", "caption")
-ROW = np.dtype([(f"{name}{part}", "<u4") for name in ("image", "text", "json") for part in ("", "_size")])
-"""24 bytes of a sample: where each of its members begins, in blocks of 512 bytes, and its bytes; 0 = it has none. A tar
+_PARTS = ("image", "text", "json", "source")
+ROW = np.dtype([(f"{name}{part}", "<u4") for name in _PARTS for part in ("", "_size")])
+"""32 bytes of a sample: where each of its members begins, in blocks of 512 bytes, and its bytes; 0 = it has none. A tar
 may so have 2 TiB, and a member 4 GiB."""
 
 SHOWN_MEMBERS = 5
@@ -73,6 +76,16 @@ def sample_name(member: str) -> tuple[str, str]:
     return folder + slash + key, kind.lower()
 
 
+def _role(kind: str) -> str:
+    """What a member of this kind is to its sample, where that has a name of its own; else the kind."""
+    name, dot, ending = kind.rpartition(".")
+    if ending in IMAGE_NAMES:
+        if not dot or plain(name) in (*EDITED, "image"):
+            return "image"
+        return "source" if plain(name) in SOURCES else kind
+    return "text" if ending in _TEXT_NAMES and (not dot or plain(name) in CAPTIONS) else kind
+
+
 def index_tar(path: Path) -> TarIndex:
     """Reads the headers of the tar at `path`. Raises OSError."""
     with path.open("rb") as file:
@@ -100,13 +113,12 @@ class _Samples:
         key, kind = sample_name(member.name)
         if key.rpartition("/")[2] == "":  # hidden files: `._x.jpg` is what a Mac leaves beside `x.jpg`
             return
-        ending = kind
-        kind = "image" if kind in IMAGE_NAMES else "text" if kind in _TEXT_NAMES else kind
+        ending, kind = kind, _role(kind)
         sample = self._open.get(key)
-        if kind == "text" and sample is not None and (other := sample.get("text")) is not None:
+        if sample is not None and (other := sample.get(kind)) is not None:
             there = sample_name(other.name)[1]
-            if there != ending:  # of a `.txt` and a `.caption` the one counts
-                sample["text"] = min(other, member, key=lambda text: _TEXT_NAMES.index(sample_name(text.name)[1]))
+            if there != ending and (kind == "text" or "." in there + ending):
+                sample[kind] = min(other, member, key=_rank)  # of a `.txt` and a `.caption` the one counts
                 return
         if sample is None or kind in sample:  # the same name again is another sample
             sample = self._open[key] = {}
@@ -133,7 +145,7 @@ class _Samples:
 
     @staticmethod
     def _row(sample: dict[str, Member]) -> tuple[int, ...]:
-        parts = (sample.get(kind) for kind in ("image", "text", "json"))
+        parts = (sample.get(kind) for kind in _PARTS)
         return tuple(
             number
             for member in parts
@@ -141,11 +153,18 @@ class _Samples:
         )
 
 
+def _rank(member: Member) -> tuple[bool, int, str]:
+    """Of several members for one part of a sample the least counts: with a plain ending, of texts in their order."""
+    kind = sample_name(member.name)[1]
+    ending = kind.rpartition(".")[2]
+    return "." in kind, _TEXT_NAMES.index(ending) if ending in _TEXT_NAMES else 0, kind
+
+
 def _why_unusable(sample: dict[str, Member]) -> str | None:
     if "image" not in sample:
         hint = " (what follows the first dot is the kind)" if any(kind.endswith(IMAGE_NAMES) for kind in sample) else ""
         return f"has no picture, only {', '.join(sorted(sample))}{hint}"
-    used = {kind: sample[kind] for kind in ("image", "text", "json") if kind in sample}
+    used = {kind: sample[kind] for kind in _PARTS if kind in sample}
     for kind, member in used.items():
         if member.cut:
             return f"the tar ends inside {member.name}"
@@ -153,7 +172,7 @@ def _why_unusable(sample: dict[str, Member]) -> str | None:
             return f"{member.name} is a link, which has no data of its own"
         if member.size >= 1 << 32 or member.offset // BLOCK >= 1 << 32:
             return f"{member.name} has {member.size} bytes at {member.offset}, more than a picture has"
-        if member.size == 0 and kind == "image":
+        if member.size == 0 and kind in ("image", "source"):
             return f"{member.name} is empty"
     return None
 

@@ -173,6 +173,17 @@ EDITING: dict[str, Make] = {
 }  # fmt: skip
 
 
+EDITING["tars of edits"] = lambda at: write_tar(at / "a.tar", {
+    "0.source.png": picture(3), "0.target.png": picture(1), "0.txt": b"a dot",
+    "1.edit_prompt.txt": b"two dots", "1.edited_image.png": picture(2), "1.original_image.png": picture(4),
+})  # fmt: skip
+EDITING["tars of edits beside the picture itself"] = lambda at: write_tar(at / "a.tar", {
+    "0.png": picture(1), "0.source.png": picture(3), "0.target.png": picture(9), "0.txt": b"a dot",
+    "1.edited_image.png": picture(8), "1.json": b'{"caption": "two dots"}', "1.png": picture(2),
+    "1.source.png": picture(4),
+})  # fmt: skip
+
+
 @pytest.mark.parametrize("name", EDITING)
 def test_edits(tmp_path: Path, name: str) -> None:
     EDITING[name](tmp_path)
@@ -255,6 +266,18 @@ def test_edits_need_sources(tmp_path: Path) -> None:
         DataError, match="has no column with pictures to edit; it has file_name, text. Name it source, "
     ):
         opened(tmp_path, sources=True)
+
+
+def test_samples_of_tars_without_sources(tmp_path: Path) -> None:
+    plain = {"0.png": picture(1), "0.txt": b"a dot"}
+    with pytest.raises(DataError, match=r"none of 1 picture has one to edit \(KEY\.source\.jpg\)\. Train in mode t2i"):
+        opened(write_tar(tmp_path / "a.tar", plain), sources=True)
+    found = opened(
+        write_tar(tmp_path / "b.tar", plain | {"1.png": picture(2), "1.txt": b"x", "1.source.png": picture(4)}),
+        sources=True,
+    )
+    assert read(found) == [("x", picture(2), picture(4))]
+    assert [(fault.key, fault.reason) for fault in found.faults] == [("0", "has no picture to edit")]
 
 
 def test_layouts_without_sources_do_not_edit(tmp_path: Path) -> None:

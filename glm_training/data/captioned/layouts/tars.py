@@ -30,6 +30,8 @@ from glm_training.data.problems import DataError, Problem
 from glm_training.utils.words import counted
 
 NAME = "tars of pictures, each with its caption (KEY.jpg and KEY.txt, or KEY.json) or its class (KEY.cls)"
+_CAPTIONLESS = "has no caption", "Add it as .txt or in .json, set data.trigger_word"
+_UNEDITED = "has no picture to edit", "Add it as KEY.source.jpg"
 _REPAIR = "Make the tar again"
 
 
@@ -74,6 +76,10 @@ def _tars_below(root: Path) -> tuple[list[Path], list[Fault], list[str]]:
 def _nothing(options: SetOptions, indexes: Sequence[TarIndex], found: TarSet) -> Problem:
     """Why none of the tars has a sample that can be used."""
     rows, faults = found.pictures, found.faults
+    if rows and found.unedited:
+        return Problem(
+            options.path, f"none of {counted(rows, 'picture')} has one to edit (KEY.source.jpg)", "Train in mode t2i"
+        )
     members = [name for index in indexes for name in index.first][:5]
     shown = f"; its first members are {', '.join(members)}" if members else ""
     if rows:
@@ -87,7 +93,8 @@ def _nothing(options: SetOptions, indexes: Sequence[TarIndex], found: TarSet) ->
 
 
 class TarSet:
-    """See :class:`ImageSet`. ``pictures``: how many there are, with and without captions."""
+    """See :class:`ImageSet`. ``pictures``: how many there are, with and without captions; ``unedited``: whether
+    sources are asked for, and none has any."""
 
     layout = NAME
 
@@ -99,21 +106,26 @@ class TarSet:
         self.remarks = remarks
         self._options = options
         self._captions = captions = reading.captions
-        self._optional = reading.optional
+        self._optional, self._sources = reading.optional, reading.sources
         self._paths = [index.path for index in indexes]
         self._stamps = [index.stamp for index in indexes]
         self._repeated = [index.repeated for index in indexes]
         self._digests = {str(index.path): index.digest for index in indexes}
         self._files = OpenFiles()
         told = [(index.rows["text"] > 0) | (index.rows["json"] > 0) for index in indexes]
+        edits = any((index.rows["source"] > 0).any() for index in indexes)
         speaks = any(rows.any() for rows in told)  # else that is told of the set as a whole
         self.pictures = sum(map(len, told))
+        self.unedited = reading.sources and not edits
         parts: list[np.ndarray] = []
         for tar, (index, has_caption) in enumerate(zip(indexes, told, strict=True)):
             rows = index.rows
             if captions and not reading.optional:
-                self.faults += self._silent(tar, rows["image"][~has_caption]) if speaks else []
+                self.faults += self._silent(tar, rows["image"][~has_caption], *_CAPTIONLESS) if speaks else []
                 rows = rows[has_caption]
+            if reading.sources:
+                self.faults += self._silent(tar, rows["image"][rows["source"] == 0], *_UNEDITED) if edits else []
+                rows = rows[rows["source"] > 0]
             parts.append(self._columns(rows, captions))
             index.rows = np.empty(0, dtype=rows.dtype)  # of millions, the memory of one copy is enough
         self._ends = np.cumsum([len(part) for part in parts]).tolist()
@@ -128,18 +140,19 @@ class TarSet:
         try:
             with self._files.reading(self._paths[tar], self._stamps[tar]) as file:
                 image = file.at(int(at["image"]) * BLOCK, int(at["image_size"]))
+                source = file.at(int(at["source"]) * BLOCK, int(at["source_size"])) if self._sources else None
                 if not self._captions:
-                    return Encoded(image, None)
+                    return Encoded(image, None, source)
                 if self._optional and at["caption_size"] == 0:
-                    return Encoded(image, "")
+                    return Encoded(image, "", source)
                 caption = file.at(int(at["caption"]) * BLOCK, int(at["caption_size"]))
         except OSError as error:
             raise self._bad(row, f"cannot be read: {error.strerror}", "Look at the disk") from error
         try:
             if at["json"]:
                 key = self._options.cap_source or DEFAULT_KEY
-                return Encoded(image, caption_of_json(caption, key, row, optional=self._optional))
-            return Encoded(image, caption_of_text(caption, row, optional=self._optional))
+                return Encoded(image, caption_of_json(caption, key, row, optional=self._optional), source)
+            return Encoded(image, caption_of_text(caption, row, optional=self._optional), source)
         except CaptionFault as fault:
             raise self._bad(row, fault.reason, fault.remedy) from fault
 
@@ -168,22 +181,23 @@ class TarSet:
 
     def _columns(self, rows: np.ndarray, captions: bool) -> np.ndarray:
         """What reading needs of the rows of a tar: of two captions the one that `cap_source` asks for."""
+        columns = ["image", "image_size", *(["source", "source_size"] if self._sources else [])]
         if not captions:
-            kept = np.empty(len(rows), dtype=[("image", "<u4"), ("image_size", "<u4")])
+            kept = np.empty(len(rows), dtype=[(name, "<u4") for name in columns])
         else:
-            columns = ("image", "image_size", "caption", "caption_size")
-            kept = np.empty(len(rows), dtype=[*((name, "<u4") for name in columns), ("json", "?")])
+            names = [*columns, "caption", "caption_size"]
+            kept = np.empty(len(rows), dtype=[*((name, "<u4") for name in names), ("json", "?")])
             prefers_json = self._options.cap_source is not None
             kept["json"] = (rows["json"] > 0) if prefers_json else (rows["text"] == 0)
             for part in ("", "_size"):
                 kept[f"caption{part}"] = np.where(kept["json"], rows[f"json{part}"], rows[f"text{part}"])
-        kept["image"], kept["image_size"] = rows["image"], rows["image_size"]
+        for name in columns:
+            kept[name] = rows[name]
         return kept
 
-    def _silent(self, tar: int, images: np.ndarray) -> list[Fault]:
-        """The samples of a tar that have no caption."""
-        remedy = "Add it as .txt or in .json, set data.trigger_word"
-        return [Fault(self._paths[tar], self._key(tar, int(image)), "has no caption", remedy) for image in images]
+    def _silent(self, tar: int, images: np.ndarray, reason: str, remedy: str) -> list[Fault]:
+        """The samples of a tar that lack something, by their pictures."""
+        return [Fault(self._paths[tar], self._key(tar, int(image)), reason, remedy) for image in images]
 
     def _key(self, tar: int, image: int) -> str:
         with self._files.reading(self._paths[tar], self._stamps[tar]) as file:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,8 +20,9 @@ LARGE = (".safetensors", ".bin", ".pt", ".pth")
 class FileServer:
     """Serves a folder: of `hub/OWNER/NAME` as a hub does, of `HOST/PATH` as a mirror.
 
-    breaks_after: bytes after which the next answer with a body of more breaks off; damages: the next such body has its
-    first byte changed; ranges: whether parts are given; asked: method, path and asked-for range of each request.
+    breaks_after: bytes after which the next answer with a body of more breaks off. damages: the next such body has its
+    first byte changed. ranges: whether parts are given. tells_sizes: whether HEAD is answered. asked: method, path and
+    asked-for range of each request.
     """
 
     root: Path
@@ -29,6 +30,7 @@ class FileServer:
     breaks_after: int | None = None
     damages: bool = False
     ranges: bool = True
+    tells_sizes: bool = True
     asked: list[tuple[str, str, str | None]] = field(default_factory=list)
 
     def bodies(self, ending: str) -> list[str | None]:
@@ -45,6 +47,11 @@ def serving(root: Path) -> Iterator[FileServer]:
         protocol_version = "HTTP/1.1"
 
         def do_HEAD(self) -> None:
+            if not server.tells_sizes:
+                self.send_response(405)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
             self.answer(body=False)
 
         def do_GET(self) -> None:
@@ -109,7 +116,8 @@ def serving(root: Path) -> Iterator[FileServer]:
             if server.breaks_after is not None and large and len(data) > server.breaks_after:
                 data, server.breaks_after = data[: server.breaks_after], None
                 self.close_connection = True
-            self.wfile.write(data)
+            with suppress(ConnectionError):  # of a client that has seen enough
+                self.wfile.write(data)
 
         def log_message(self, format: str, *arguments: object) -> None:
             """Nothing is logged."""

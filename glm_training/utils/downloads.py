@@ -25,6 +25,9 @@ MIRROR = "GLM_TRAINING_MIRROR"
 TIMEOUT = 30.0
 """Seconds without a byte after which a connection counts as broken."""
 
+ASK_TIMEOUT = 10.0
+"""Seconds in which a host must say how large a file is: on a machine without a network a run ends soon."""
+
 ATTEMPTS = 5
 """Connections in a row that bring nothing before a download is given up."""
 
@@ -65,9 +68,12 @@ class AddressFile:
         if self.here():
             return 0
         try:
-            with _opened(urllib.request.Request(self.source, method="HEAD", headers=_AGENT)) as answer:
+            asked = urllib.request.Request(self.source, method="HEAD", headers=_AGENT)
+            with urllib.request.urlopen(asked, timeout=ASK_TIMEOUT) as answer:
                 length = answer.headers.get("Content-Length")
         except _FAULTS as error:
+            if isinstance(error, urllib.error.HTTPError) and error.code in (403, 405, 501):  # does not tell, may give
+                return None
             raise DownloadError(f"{self.needed_by}: {self.source} cannot be had ({_reason(error)})") from error
         return int(length) if length is not None and length.isdecimal() else None
 
@@ -123,7 +129,7 @@ class AddressFile:
         """One connection; whether `part` is whole after it."""
         headers = _AGENT | ({"Range": f"bytes={have}-"} if have else {})
         try:
-            answer = _opened(urllib.request.Request(self.source, headers=headers))
+            answer: Any = urllib.request.urlopen(urllib.request.Request(self.source, headers=headers), timeout=TIMEOUT)
         except urllib.error.HTTPError as error:
             if error.code == 416:  # there is nothing after what is here: the whole, or too much
                 total = error.headers.get("Content-Range", "").rpartition("/")[2]
@@ -162,10 +168,6 @@ def in_bytes(size: int) -> str:
 
 _AGENT = {"User-Agent": "glm_training"}
 _FAULTS = (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError)
-
-
-def _opened(request: urllib.request.Request) -> Any:
-    return urllib.request.urlopen(request, timeout=TIMEOUT)
 
 
 def _bar(name: str, total: int | None, done: int) -> Any:

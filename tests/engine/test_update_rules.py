@@ -9,22 +9,34 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from glm_training.checkpoint.state_tree import CheckpointError, decode, encode
+from glm_training.checkpoint.state_tree import (
+    CheckpointError,
+    decode,
+    encode,
+    load_optimizer_state_tree,
+    optimizer_state_tree,
+)
 from glm_training.config.sections.resolved import ResolvedOptimizer
 from glm_training.engine.errors import SettingsError
-from glm_training.engine.optimizers import MUON_MOMENTUM, check_optimizer, is_hidden_matrix
+from glm_training.engine.optimizers import MUON_MOMENTUM, _adamw_8bit, check_optimizer, is_hidden_matrix
 from glm_training.engine.parts import Part, WeightAverage, as_shown
 from glm_training.models.snapshot import ParameterSnapshot
 from glm_training.utils.distributed import World
 
 RATE, DECAY, BETA1, BETA2, EPS = 0.5, 0.25, 0.75, 0.5, 2.0**-10
 SETTINGS = ResolvedOptimizer("adamw", RATE, BETA1, BETA2, EPS, DECAY, 0.0, "constant", 0, 0.0)
-PACKAGES = {"prodigy": "prodigyopt", "lion": "lion_pytorch", "adamw_schedule_free": "schedulefree"}
+PACKAGES = {
+    "prodigy": "prodigyopt",
+    "lion": "lion_pytorch",
+    "adamw_schedule_free": "schedulefree",
+    "adamw_8bit": "bitsandbytes",
+}
 
 
 def needs(*rules: str) -> pytest.MarkDecorator:
     """On tests of rules whose packages are extras, which the extra `test` brings along."""
     missing = [PACKAGES[rule] for rule in rules if rule in PACKAGES and find_spec(PACKAGES[rule]) is None]
+    missing += ["torch 2.9"] if "muon" in rules and not hasattr(torch.optim, "Muon") else []
     return pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)} not installed")
 
 
@@ -137,6 +149,7 @@ def test_prodigy_grows_its_steps_once_it_knows_the_distance():
     assert sizes[0] == 1e-6 and sizes == sorted(sizes) and sizes[-1] > 2e-6
 
 
+@needs("muon")
 def test_muon_makes_the_step_of_a_matrix_orthogonal():
     """Of a gradient of rank one, g = s u v^T, the five Newton-Schulz passes leave p(p(...p(1))) u v^T with
     p(x) = 3.4445 x - 4.775 x^3 + 2.0315 x^5, in bf16; at AdamW's scale it is times 0.2 sqrt(longer side)."""
@@ -154,6 +167,7 @@ def test_muon_makes_the_step_of_a_matrix_orthogonal():
     torch.testing.assert_close(part.component.linear.weight.detach(), expected, rtol=0, atol=bound)
 
 
+@needs("muon")
 def test_muon_leaves_vectors_kernels_and_embeddings_to_adamw():
     """AdamW's first step is g / (|g| + eps)."""
     moved, adamw = first_step("muon"), first_step("adamw")
@@ -173,6 +187,7 @@ def test_what_muon_moves_is_told_by_name_and_dimension():
     assert not is_hidden_matrix("norm.weight", vector) and not is_hidden_matrix("conv_in.weight", kernel)
 
 
+@needs("muon")
 def test_muon_trains_a_part_without_matrices_and_one_of_matrices_alone():
     for module, count in ((torch.nn.LayerNorm(3), 1), (torch.nn.Linear(3, 2, bias=False), 1)):
         settings = replace(SETTINGS, name="muon")
@@ -207,6 +222,31 @@ def test_schedule_free_weighs_steps_by_the_square_of_their_largest_rate():
     first, second = torch.tensor([1.0, -1.0]) - RATE / 2, torch.tensor([1.0, -1.0]) - RATE * 1.5
     with part.as_shown("export"):
         torch.testing.assert_close(part.component.linear.bias.detach(), 0.2 * first + 0.8 * second, **CLOSE)
+
+
+@needs("adamw_8bit")
+def test_the_moments_of_8_bits_are_adamws_and_go_on_bit_for_bit():
+    """Its first step is AdamW's: the moments are rounded after it. It runs on the CPU too, where a run is refused."""
+
+    def stepped(start: torch.Tensor, steps: range, state=None):
+        parameter = torch.nn.Parameter(start.clone())
+        optimizer = _adamw_8bit(SETTINGS, [{"params": [parameter], "weight_decay": DECAY}])
+        if state is not None:
+            load_optimizer_state_tree(optimizer, {"weight": parameter}, state)
+        for step in steps:
+            parameter.grad = torch.linspace(-4, 4, 8192).view(64, 128) * math.cos(step)
+            optimizer.step()
+        tree = encode(optimizer_state_tree(optimizer, {"weight": parameter}))
+        return parameter.detach(), decode(tree.structure, {name: held.clone() for name, held in tree.tensors.items()})
+
+    start = torch.linspace(-1, 2, 8192).view(64, 128)  # 8 bits are for tensors of 4096 numbers and more
+    first, _ = stepped(start, range(1))
+    gradient = torch.linspace(-4, 4, 8192).double().view(64, 128)
+    expected = start.double() * (1 - RATE * DECAY) - RATE * gradient / (gradient.abs() + EPS)
+    torch.testing.assert_close(first.double(), expected, **CLOSE)
+    whole, _ = stepped(start, range(6))
+    half, state = stepped(start, range(3))
+    assert torch.equal(stepped(half, range(3, 6), state)[0], whole)
 
 
 # -- what is shown -----------------------------------------------------------------------------------------------------
@@ -305,6 +345,7 @@ def test_a_rule_that_remembers_nothing_of_groups_saves_what_it_always_did():
     assert part.state(with_optimizer=True)["ar_optimizer"].keys() == {"optimizer", "state"}
 
 
+@needs("muon")
 def test_muons_state_is_none_of_adamws():
     before = part_of("muon")
     pull(before)
@@ -349,6 +390,7 @@ def test_a_rule_without_its_package_names_the_extra(rule, package, extra, monkey
         check_optimizer(rule, torch.device("cpu"))
 
 
+@needs("muon")
 def test_muon_is_told_to_need_a_newer_torch(monkeypatch):
     monkeypatch.delattr(torch.optim, "Muon")
     with pytest.raises(SettingsError, match="muon needs torch 2.9 or newer.*use adamw"):

@@ -90,7 +90,7 @@ def test_schedule_free_exports_its_average_and_resumes_with_its_weights(tmp_path
     assert any(not torch.equal(average[name], value) for name, value in own(trainer, part).items())
 
 
-@needs("adamw_schedule_free", "prodigy")
+@needs("adamw_schedule_free", "prodigy", "muon")
 @pytest.mark.parametrize(
     ("ar", "dit"), [("muon", "adamw_schedule_free"), ("prodigy", "adafactor")], ids=["muon-free", "prodigy-adafactor"]
 )

@@ -90,6 +90,14 @@ def test_a_host_that_has_no_such_file_is_told_at_once(server: FileServer, tmp_pa
     assert len(server.bodies("other.pth")) == 1 and left(tmp_path) == []
 
 
+def test_a_host_that_does_not_tell_sizes_gives_files_all_the_same(server: FileServer, tmp_path: Path) -> None:
+    server.tells_sizes = False
+    file = wanted(server, tmp_path)
+    assert file.remaining() is None
+    file.fetch()
+    assert file.path.read_bytes() == CONTENT
+
+
 def test_a_host_that_is_not_there_is_given_up_and_what_came_is_kept(tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / ".weights.pth.part").write_bytes(CONTENT[:100])

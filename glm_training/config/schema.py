@@ -272,6 +272,10 @@ class Config(Section):
         """Folder of what frozen encoders gave."""
         return self.cache.dir or self.dpo.cache_dir or self.output_dir / "cache"
 
+    def crops_at_random(self) -> bool:
+        """Whether pictures are cut anew each time they are met."""
+        return self.dpo.crop == "random" if self.training.method == "dpo" else self.data.crop == "random"
+
     def drops_prompts(self) -> bool:
         """Whether some samples are trained without their prompt."""
         share = self.dpo.prompt_dropout if self.training.method == "dpo" else self.training.prior_dropout

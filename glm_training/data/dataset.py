@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, Protocol, Self
 import torch
 from torch import Tensor
 
-from glm_training.data.examples import Batch, Example
-from glm_training.data.fingerprint import combined_digest, example_digests
+from glm_training.data.examples import Batch, Example, ImageRows, View
+from glm_training.data.fingerprint import combined_digest, example_digests, file_digests
 from glm_training.data.images import CroppedImage, load_fitted, to_unit_range
 from glm_training.utils.randomness import derive_seed
 
@@ -70,7 +70,8 @@ class ImageDataset:
         pin_memory: page-lock the images for faster copies to a GPU; without CUDA it has no effect.
         cache_bytes: decoded images are kept in memory, as uint8, when all of them together fit in this; else none is.
 
-    ``remarks``: what is worth telling of the data, one line each.
+    ``remarks``: what is worth telling of the data, one line each. ``decodes``: whether batches bring their pixels; a
+    caller that has what encoders give of them switches it off.
     Raises ``ValueError`` when the examples do not suit. Use from one thread; :meth:`close` ends the threads.
     """
 
@@ -94,6 +95,7 @@ class ImageDataset:
         _check_all_or_none("source", [example.source for example in examples], self.has_sources)
         self.examples = tuple(examples)
         self.remarks: list[str] = []
+        self.decodes = True
         self.height = height
         self.width = width
         self._augmentation = augmentation
@@ -101,6 +103,8 @@ class ImageDataset:
         self._num_workers = num_workers
         self._pin_memory = pin_memory and torch.cuda.is_available()
         self._keeps_images = sum(3 * image.height * image.width for image in self._wanted(self.examples)) <= cache_bytes
+        self._contents: dict[Path, str] = {}
+        self._places: dict[str, Path] = {}
         self._images: dict[_Wanted, CroppedImage] = {}
         self._pending: dict[_Wanted, Future[CroppedImage]] = {}
         self._pool: ThreadPoolExecutor | None = None
@@ -135,6 +139,10 @@ class ImageDataset:
         if len(epochs) != len(examples):
             raise ValueError(f"{len(epochs)} epochs were given for {len(examples)} positions")
         flips = [self._is_flipped(example, count) for example, count in zip(examples, epochs, strict=True)]
+        targets_shown, sources_shown = self._views(examples, flips)
+        if not self.decodes:
+            prompts = [example.prompt for example in examples]
+            return Batch(list(indices), prompts, None, None, target_views=targets_shown, source_views=sources_shown)
         images = self._load(self._wanted(examples))
         size = self._size(examples[0])
         targets = [images[_Wanted(example.target, *size)] for example in examples if example.target is not None]
@@ -147,11 +155,13 @@ class ImageDataset:
             original_sizes=torch.tensor([image.original_size for image in targets]) if targets else None,
             # at the centre: what a flip leaves on the left was cut off as wide on the right
             crops=torch.tensor([image.crop for image in targets]) if targets else None,
+            target_views=targets_shown,
+            source_views=sources_shown,
         )
 
     def prefetch(self, indices: Sequence[int], *, epoch: int | Sequence[int] = 0) -> None:
         """Start decoding the images of a coming :meth:`batch` in the background; earlier unused ones are let go."""
-        if self._num_workers < 1:
+        if self._num_workers < 1 or not self.decodes:
             return
         wanted = self._wanted(self._select(indices))
         for image in [image for image in self._pending if image not in wanted]:
@@ -161,12 +171,29 @@ class ImageDataset:
                 self._start(image)
 
     def example_digests(self) -> dict[str, str]:
-        """Index -> SHA-256 per example, for :func:`describe_drift`; reads every file."""
-        return example_digests(self.examples)
+        """Index -> SHA-256 per example, for :func:`describe_drift`; reads every file, at the first call."""
+        return example_digests(self.examples, self._file_digests())
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) over all prompts and image files; moving or renaming the files does not change it."""
         return combined_digest(self.example_digests())
+
+    def views(self, *, targets: bool = True, sources: bool = True) -> list[View]:
+        """Every picture as any batch shows it, mirrored ones too; reads every file, if nobody has yet."""
+        self._file_digests()
+        found: dict[View, None] = {}
+        for example in self.examples:
+            for flipped in (False, True) if self._augmentation and may_flip(example.prompt) else (False,):
+                of_target, of_source = self._views([example], [flipped])
+                for wanted, views in ((targets, of_target), (sources, of_source)):
+                    found |= dict.fromkeys(views or () if wanted else ())
+        return list(found)
+
+    def load(self, view: View) -> ImageRows:
+        """One picture decoded, one row. Raises ``DataError`` when it is gone, or another by now."""
+        image = load_fitted(self._places[view.digest], *view.size, digest=view.digest, mirrored=view.flipped)
+        sizes, crops = torch.tensor([image.original_size]), torch.tensor([image.crop])
+        return ImageRows(to_unit_range(image.pixels)[None], sizes, crops)
 
     def close(self) -> None:
         """Stop the decoding threads; a later batch starts new ones."""
@@ -206,6 +233,24 @@ class ImageDataset:
             if path is not None
         )
         return list(dict.fromkeys(every))
+
+    def _file_digests(self) -> dict[Path, str]:
+        if not self._contents:
+            self._contents = file_digests(self.examples)
+            self._places = {digest: path for path, digest in self._contents.items()}
+        return self._contents
+
+    def _views(self, examples: list[Example], flips: list[bool]) -> tuple[list[View] | None, list[View] | None]:
+        """Targets and sources as they are shown; None where there are none, or their content is not known yet."""
+        found = []
+        for paths in ([example.target for example in examples], [example.source for example in examples]):
+            known = [
+                View(self._contents[path], self._size(example), flipped)
+                for example, path, flipped in zip(examples, paths, flips, strict=True)
+                if path is not None and self._contents
+            ]
+            found.append(known or None)
+        return found[0], found[1]
 
     def _start(self, image: _Wanted) -> None:
         if image in self._pending:

@@ -77,6 +77,7 @@ class Batch:
         original_sizes: long ``[B, 2]``, (height, width) of the targets' upright files before resizing; None without
             targets.
         crops: long ``[B, 2]``, (top, left) of the cut in the resized target, in pixels of that.
+        target_views, source_views: B pictures as they are shown; None where the data do not know their content.
     """
 
     indices: list[int]
@@ -85,6 +86,19 @@ class Batch:
     sources: Tensor | None
     original_sizes: Tensor | None = None
     crops: Tensor | None = None
+    target_views: list[View] | None = None
+    source_views: list[View] | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels of its pictures. Raises ``ValueError`` for a batch without any."""
+        for images in (self.targets, self.sources):
+            if images is not None:
+                return images.shape[-2], images.shape[-1]
+        for views in (self.target_views, self.source_views):
+            if views:
+                return views[0].size
+        raise ValueError("the batch has no pictures")
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch with its images on ``device``; pinned images are copied asynchronously."""

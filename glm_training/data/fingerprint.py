@@ -8,16 +8,20 @@ from glm_training.data.examples import Example
 from glm_training.data.problems import DataError, Problem
 
 
-def example_digests(examples: Sequence[Example]) -> dict[str, str]:
-    """Index (as text, for JSON) -> SHA-256 of the prompt and of the image files' bytes, whatever their paths."""
-    files: dict[Path, str] = {}
+def file_digests(examples: Sequence[Example]) -> dict[Path, str]:
+    """Image file of the examples -> SHA-256 (hex) of its bytes; each is read once."""
+    paths = [path for example in examples for path in (example.target, example.source) if path is not None]
+    return {path: _file_digest(path) for path in dict.fromkeys(paths)}
+
+
+def example_digests(examples: Sequence[Example], files: Mapping[Path, str]) -> dict[str, str]:
+    """Index (as text, for JSON) -> SHA-256 of the prompt and of the image files' bytes, whatever their paths; `files`
+    from `file_digests`."""
     digests: dict[str, str] = {}
     for example in examples:
         digest = hashlib.sha256()
         parts = [example.prompt]
         for path in (example.target, example.source):
-            if path is not None and path not in files:
-                files[path] = _file_digest(path)
             parts.append("" if path is None else files[path])
         for part in parts:
             data = part.encode("utf-8")

@@ -10,6 +10,7 @@ The rules, the same for scanning and for training:
 * the image is resized to *cover* height x width with a Lanczos filter, then the centre is cropped.
 """
 
+import hashlib
 import struct
 import warnings
 import zlib
@@ -58,11 +59,33 @@ def load_image(path: Path, height: int, width: int) -> Tensor:
     return to_unit_range(load_fitted(path, height, width).pixels)
 
 
-def load_fitted(path: Path, height: int, width: int) -> CroppedImage:
-    """As :func:`load_image`, still uint8: a quarter of the memory, and no less precise; with where it was cut."""
+def load_fitted(
+    path: Path, height: int, width: int, *, digest: str | None = None, mirrored: bool = False
+) -> CroppedImage:
+    """As :func:`load_image`, still uint8: a quarter of the memory, and no less precise; with where it was cut.
+
+    Raises ``DataError`` also for a file whose SHA-256 is not ``digest``, where one is given.
+    """
     if height < 1 or width < 1:
         raise ValueError(f"an image cannot be resized to height {height} x width {width}: both must be at least 1")
-    return fitted(decode_image(path), height, width)
+    image = decode_image(path) if digest is None else decode_image(path, read_unchanged(path, digest))
+    return fitted(image, height, width, mirrored=mirrored)
+
+
+def read_unchanged(path: Path, digest: str) -> bytes:
+    """The bytes of an image file; raises ``DataError`` when they are gone or no longer those of the SHA-256."""
+    try:
+        if not path.is_file():  # opening a pipe would wait for ever
+            reason = "is not a regular file" if path.exists() else "does not exist"
+            raise _refusal(path, reason, "Put the image there")
+        data = path.read_bytes()
+    except OSError as error:
+        raise _refusal(path, f"cannot be read: {error.strerror}", "Correct the file's permissions") from error
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise _refusal(
+            path, "changed since the start of the run", "Put the old one back and resume, or start a new run"
+        )
+    return data
 
 
 def fitted(

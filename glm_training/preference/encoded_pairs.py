@@ -22,7 +22,7 @@ from glm_training.data.preference.dataset import (
     stack_rows,
 )
 from glm_training.engine.encoding.ahead import Encoding
-from glm_training.engine.encoding.encoder import Encoded, FrozenEncoder
+from glm_training.engine.encoding.encoder import Encoded
 from glm_training.engine.families import Condition
 from glm_training.models.glm_image.ar_types import ARPrompt
 from glm_training.utils.console import Console
@@ -51,10 +51,10 @@ class PairEncoder(ABC):
     is encoded once, and how the encoders sleep: `Encoding`.
     """
 
-    def __init__(self, config: Config, world: World, encoder: FrozenEncoder) -> None:
+    def __init__(self, config: Config, world: World, encoding: Encoding) -> None:
         self.config = config
         self.world = world
-        self.encoding = Encoding(config, world, encoder, pictures=config.dpo.crop == "center")
+        self.encoding = encoding
         self.digests: dict[PairImage, str] = {}  # of the data that `fill` was given
         self.size = config.data.image_size.height, config.data.image_size.width
         self.rejected = config.dpo.loss == "dpo"
@@ -82,9 +82,9 @@ class PairEncoder(ABC):
         """The batch as its losses read it, on the device; where `drop` [B] bool is true, without the prompt."""
         images = self._images_of(batch.pairs)
         if batch.images is not None:
-            found = self.encoding.alone(batch.images.first(len(images)))
+            found = self.encoding.shown(None, batch.images.first(len(images)))
         else:
-            found = self.encoding.pictures([self._view(image, pair) for image, pair in images], self._load)
+            found = self.encoding.shown([self._view(image, pair) for image, pair in images], None)
         return self.assemble(batch.pairs, found, drop)
 
     def size_of(self, pairs: Sequence[PreferencePair]) -> tuple[int, int]:

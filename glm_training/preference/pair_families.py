@@ -9,8 +9,8 @@ from torch import Tensor
 
 from glm_training.config import Config
 from glm_training.data.preference.dataset import PreferencePair
+from glm_training.engine.encoding.ahead import Encoding
 from glm_training.engine.encoding.encoder import Encoded
-from glm_training.engine.families import build_encoder
 from glm_training.models.family import Family
 from glm_training.models.glm_image.family import GLMImage
 from glm_training.models.sdxl.family import SDXL
@@ -26,8 +26,8 @@ class SDXLPairs(PairEncoder):
     takes that.
     """
 
-    def __init__(self, config: Config, family: SDXL, world: World) -> None:
-        super().__init__(config, world, build_encoder(config, family))
+    def __init__(self, config: Config, family: SDXL, world: World, encoding: Encoding) -> None:
+        super().__init__(config, world, encoding)
         self.unet = family.unet
 
     def assemble(self, pairs: list[PreferencePair], images: Encoded, drop: Tensor | None) -> EncodedPairs:
@@ -53,8 +53,8 @@ class GLMPairs(PairEncoder):
     no guidance, reads every prompt.
     """
 
-    def __init__(self, config: Config, family: GLMImage, world: World) -> None:
-        super().__init__(config, world, build_encoder(config, family))
+    def __init__(self, config: Config, family: GLMImage, world: World, encoding: Encoding) -> None:
+        super().__init__(config, world, encoding)
         self.family = family
         self.trains_ar, self.trains_dit = ("ar" in config.parts(), "dit" in config.parts())
 
@@ -80,6 +80,6 @@ PAIRS: dict[str, Callable[..., PairEncoder]] = {"glm_image": GLMPairs, "sdxl": S
 """By `model.family`: what makes of pairs what its losses read."""
 
 
-def build_pairs(config: Config, family: Family, world: World) -> PairEncoder:
+def build_pairs(config: Config, family: Family, world: World, encoding: Encoding) -> PairEncoder:
     """The encoder of the family."""
-    return PAIRS[config.model.family](config, family, world)
+    return PAIRS[config.model.family](config, family, world, encoding)

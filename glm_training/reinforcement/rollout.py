@@ -12,7 +12,7 @@ from torch import Tensor
 from glm_training.algorithms.flow_sde import Kernel
 from glm_training.config import Config
 from glm_training.data import Batch
-from glm_training.models.glm_image.ar_types import ARRollout
+from glm_training.models.glm_image.ar_types import ARRollout, Sources
 from glm_training.models.glm_image.dit_types import Trajectory
 from glm_training.models.glm_image.family import GLMImage
 from glm_training.models.glm_image.sampling import step_hooks
@@ -97,26 +97,26 @@ def draw_rollout(
     positions: Sequence[int],
     settings: RolloutSettings,
     *,
+    sources: Sources | None = None,
     seed: int,
     sde_indices: tuple[int, ...] = (),
     on_step: Callable[[], None] | None = None,
 ) -> Rollout:
     """Samples for the prompts of `batch`. Every draw depends on (seed, position, plan, render) alone.
 
-    `settings.micro_batch_size` bounds the samples on the device in each pass; the noise waits on the CPU. `on_step` is
-    called every few tokens and at each denoising step, and may raise to abandon the rollout. Raises FloatingPointError
-    when logits, latents or pixels are not finite.
+    `sources`: the batch's, where they are encoded already. `settings.micro_batch_size` bounds the samples on the device
+    in each pass; the noise waits on the CPU. `on_step` is called every few tokens and at each denoising step, and may
+    raise to abandon the rollout. Raises FloatingPointError when logits, latents or pixels are not finite.
     """
     token_hook, step_hook = step_hooks(on_step)
-    device = family.dit.device
-    sources = None if batch.sources is None else batch.sources.to(device)
+    edited = batch.sources if sources is None else sources
     started = time.perf_counter()
-    plans = draw_plans(family, batch.prompts, sources, positions, settings, seed=seed, on_step=token_hook)
+    plans = draw_plans(family, batch.prompts, edited, positions, settings, seed=seed, on_step=token_hook)
     seconds = time.perf_counter() - started  # the plans' last check waited for the device
     prompt = plans.prompt
     source_tokens = None if prompt.source_tokens is None else prompt.source_tokens[:: settings.plans]
     condition = family.dit.condition(
-        batch.prompts, plans.large_tokens, prompt.large_grid, sources, source_tokens, prompt.source_grid
+        batch.prompts, plans.large_tokens, prompt.large_grid, edited, source_tokens, prompt.source_grid
     ).repeat_interleave(settings.renders)
     names = [
         (p, 0 if settings.share_render_noise else n, m)
@@ -154,7 +154,7 @@ def draw_rollout(
 def draw_plans(
     family: GLMImage,
     prompts: Sequence[str],
-    sources: Tensor | None,
+    sources: Sources | None,
     positions: Sequence[int],
     settings: RolloutSettings,
     *,

@@ -39,7 +39,7 @@ from glm_training.models.lora import has_lora
 from glm_training.preference.encoded_pairs import EncodedPairs
 from glm_training.preference.pair_families import build_pairs
 from glm_training.preference.reference_log_probs import ReferenceLogProbs
-from glm_training.trainers.base_trainer import BaseTrainer
+from glm_training.trainers.encoding_trainer import EncodingTrainer
 from glm_training.utils.distributed import World
 from glm_training.utils.randomness import normal, uniform
 from glm_training.utils.signals import StopRequested
@@ -49,7 +49,7 @@ TURBO_LEVELS = 4
 STATE = "dpo"
 
 
-class DPOTrainer(BaseTrainer):
+class DPOTrainer(EncodingTrainer):
     """Diffusion-DPO for what denoises and DPO for the AR half, or (`dpo.loss: sft`) finetuning on the preferred images.
 
     The reference is the starting model: adapters off; for full finetuning a copy of the starting weights that stands in
@@ -61,7 +61,7 @@ class DPOTrainer(BaseTrainer):
 
     def __init__(self, config: Config, world: World, prepared: Prepared) -> None:
         super().__init__(config, world, prepared)
-        self.encoder = build_pairs(config, self.family, world)
+        self.encoder = build_pairs(config, self.family, world, self.encoding)
         self.denoisers: dict[tuple[int, int], Denoiser] = {}
         self.references = ReferenceLogProbs(world)
 
@@ -267,12 +267,6 @@ class DPOTrainer(BaseTrainer):
                     found.add(rows, {f"{name}/{key}": values for key, values in each.items()}, counts=counts)
         self.signals.check()
         return found.gathered(self.world)
-
-    def _evaluate(self) -> None:
-        """With the encoders on the device, where anything is drawn."""
-        draws = self.evaluations.scores_due(self.step) or self.evaluations.samples_due(self.step)
-        with self.encoder.encoding.awake() if draws else nullcontext():
-            super()._evaluate()
 
 
 def _pairs(config: Config, path: Path) -> PreferenceDataset:

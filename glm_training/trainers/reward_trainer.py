@@ -14,6 +14,7 @@ from glm_training.config import Config
 from glm_training.data import Batch
 from glm_training.data.sampler import Place
 from glm_training.engine.clock import Clock
+from glm_training.engine.encoding.batches import encoded_sources
 from glm_training.engine.errors import SettingsError
 from glm_training.engine.figures import Mean
 from glm_training.engine.preparation import Prepared
@@ -29,14 +30,14 @@ from glm_training.reinforcement.rollout import Rollout, draw_rollout, rollout_se
 from glm_training.reinforcement.scoring import ScoringQueue
 from glm_training.reinforcement.updates import Learning
 from glm_training.rewards import RewardBatch, score_batch
-from glm_training.trainers.base_trainer import BaseTrainer
+from glm_training.trainers.encoding_trainer import EncodingTrainer
 from glm_training.trainers.supervised_trainer import Supervision
 from glm_training.utils.distributed import World
 from glm_training.utils.randomness import uniform
 from glm_training.utils.words import counted
 
 
-class RewardTrainer(BaseTrainer):
+class RewardTrainer(EncodingTrainer):
     """GRPO for `model.component` ar, dit or both, in t2i and i2i.
 
     A step draws N plans x M renders for batch_size x accumulation x processes prompts, and takes `updates_per_rollout`
@@ -48,7 +49,9 @@ class RewardTrainer(BaseTrainer):
     def __init__(self, config: Config, world: World, prepared: Prepared) -> None:
         super().__init__(config, world, prepared)
         self.settings = rollout_settings(config)
-        self.supervision = Supervision(config, self.family) if config.training.reward_frequency > 1 else None
+        self.supervision = (
+            Supervision(config, self.family, self.encoding) if config.training.reward_frequency > 1 else None
+        )
         self.ar_method = updates.ar_method(config) if "ar" in self.parts else None
         self.dit_method = updates.dit_method(config) if "dit" in self.parts else None
         self.gate = OnPolicyGate(config, world, self.family, self.parts)
@@ -167,6 +170,7 @@ class RewardTrainer(BaseTrainer):
                 batch,
                 positions,
                 self.settings,
+                sources=encoded_sources(self.encoding, batch),
                 seed=self.config.seed,
                 sde_indices=self._sde_indices(),
                 on_step=on_step,

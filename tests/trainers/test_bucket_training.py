@@ -79,14 +79,15 @@ def test_the_gradient_of_a_step_is_the_mean_over_its_rows(tmp_path: Path, monkey
         for step in range(3):
 
             def loss(part, batch, step=step, weight=weight):
-                rows[step].extend(batch.positions)
-                count = len(batch.positions)
-                return MethodLoss(0 * weight.sum() + sum(batch.positions) / count, count, {})
+                positions = [position for (position,) in batch.names]
+                rows[step].extend(positions)
+                count = len(positions)
+                return MethodLoss(0 * weight.sum() + sum(positions) / count, count, {})
 
             def backward(loss, step=step):
                 handed[step] += loss.item()
 
-            monkeypatch.setattr(trainer.supervision, "_loss", loss)
+            monkeypatch.setattr(trainer.supervision.terms, "loss", loss)
             monkeypatch.setattr(part, "backward", backward)
             trainer.training_step()
     for step in range(3):
@@ -106,7 +107,7 @@ def test_held_out_pictures_are_judged_and_drawn_at_their_own_sizes(tmp_path: Pat
     judged = trainer.judge()
     assert set(judged) == {"ar/loss", "dit/loss"}
     assert all(len(values) == 4 and not values.isnan().any() for values in judged.values())
-    alone = trainer.supervision.judge(trainer.parts, trainer.held_out.batch([1]), config.evaluation.seed)
+    alone = trainer.supervision.terms.judge(trainer.parts, trainer.held_out.batch([1]), config.evaluation.seed)
     assert next(alone)["ar/loss"].item() == pytest.approx(judged["ar/loss"][1].item(), rel=1e-5)
     trainer.train()
     sizes = [Image.open(config.output_dir / f"samples/step-000001/{number}.png").size for number in range(4)]

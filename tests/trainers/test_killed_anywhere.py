@@ -35,7 +35,7 @@ from glm_training.trainers.base_trainer import BaseTrainer
 from glm_training.trainers.dmdr_trainer import DMDRTrainer
 from glm_training.trainers.dpo_trainer import DPOTrainer
 from glm_training.trainers.reward_trainer import RewardTrainer
-from glm_training.trainers.supervised_trainer import Supervision
+from glm_training.trainers.supervised_terms import GLMTerms
 from glm_training.trainers.vgt_autoencoder_trainer import VGTAutoencoderTrainer
 from glm_training.trainers.vgt_generator_trainer import VGTGeneratorTrainer
 from glm_training.utils.step_lines import StepLines
@@ -97,7 +97,7 @@ COMMON: dict[str, tuple[Any, str]] = {
 PHASES: dict[Callable[[Path], BaseTrainer], dict[str, tuple[Any, str]]] = {
     reward: {"rollout": (RewardTrainer, "draw"), "scoring": (RewardTrainer, "score"), **COMMON},
     preference: {"encoding": (Encoding, "encode"), "judging": (DPOTrainer, "_loss"), **COMMON},
-    supervised: {"encoding": (Supervision, "_encode"), **COMMON},
+    supervised: {"encoding": (GLMTerms, "encode"), **COMMON},
     distillation: {"distillation step": (DMDRTrainer, "_accumulate"), **COMMON},
     autoencoder: {"adversary": (VGTAutoencoderTrainer, "_train_opponent"), **COMMON},
     generator: {"encoding": (VGTGeneratorTrainer, "_encode"), **COMMON},

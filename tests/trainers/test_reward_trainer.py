@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from glm_training.config import load_config
+from glm_training.data import Batch
 from glm_training.engine.clock import Clock
 from glm_training.engine.errors import GateError, NonFiniteError, SettingsError, TrainingError
 from glm_training.methods.flow_policy_gradient import FlowPolicyGradient
@@ -306,9 +307,10 @@ def test_a_rollout_is_drawn_with_the_steps_window_and_the_runs_seed(tmp_path, mo
     seen = []
     monkeypatch.setattr(reward_trainer, "draw_rollout", lambda *given, **named: seen.append((given, named)))
     trainer.step = 30  # the second place of a window that moves every 25 steps
-    trainer.draw("a batch", [5, 6], on_step=print)
-    named = {"seed": 3, "sde_indices": (1, 2), "on_step": print}
-    assert seen == [((trainer.family, "a batch", [5, 6], trainer.settings), named)]
+    batch = Batch([0, 1], ["a", "b"], None, None)
+    trainer.draw(batch, [5, 6], on_step=print)
+    named = {"seed": 3, "sde_indices": (1, 2), "on_step": print, "sources": None}
+    assert seen == [((trainer.family, batch, [5, 6], trainer.settings), named)]
 
 
 def test_rates_are_of_what_all_processes_made(tmp_path, monkeypatch):

@@ -56,8 +56,8 @@ def test_both_halves_edit_the_pairs_own_source(tmp_path) -> None:
     """Its tokens stand in the AR half's prompt; its latents and tokens are what the DiT half looks at."""
     trainer = trainer_of(tmp_path, *PLAIN, mode="i2i")
     batch, family = trainer.dataset.batch([2, 0]), trainer.family
-    encoded = trainer.supervision._encode(batch, [2, 0])
-    clean, condition = trainer.supervision._to_denoise(encoded)
+    encoded = trainer.supervision.terms.encode(batch, [2, 0])
+    clean, condition = encoded.clean, encoded.condition
     source, grid = condition.source, encoded.prompt.source_grid
     own, other = family.ar.tokenize_images(batch.sources, grid), family.ar.tokenize_images(batch.targets, grid)
     assert not torch.equal(own, other) and not torch.equal(own[0], own[1])

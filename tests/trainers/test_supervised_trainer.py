@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from glm_training.data import Batch
 from glm_training.methods.losses import MethodLoss
-from glm_training.trainers.supervised_trainer import Encoded, SupervisedTrainer, Supervision
+from glm_training.trainers.supervised_terms import GLMTerms
+from glm_training.trainers.supervised_trainer import SupervisedTrainer, Supervision
 from glm_training.utils.distributed import World
-from tests.methods.toys import prompt_of
 from tests.runs import config_of, trainer_of
 
 PART = SimpleNamespace(name="dit", policy=None)
@@ -21,16 +22,18 @@ def played(tmp_path, *overrides: str, positions=range(600)):
     """What the flow-matching loss is given for the samples at `positions`, and the condition's arguments."""
     given, asked = {}, []
     count = len(positions)
-    dit = SimpleNamespace(
-        device=torch.device("cpu"),
-        encode_images=lambda images: images[:, :1, :1, :1] + 10,
-        condition=lambda *arguments: asked.append(arguments),
-    )
-    supervision = Supervision(config_of(tmp_path, *overrides), SimpleNamespace(dit=dit))  # type: ignore[arg-type]
-    supervision.flow = SimpleNamespace(loss=lambda *arguments, **named: given.update(named, clean=arguments[2]))
-    tokens = torch.arange(6 * count).view(count, 6)
-    targets = torch.arange(count).float().view(-1, 1, 1, 1).repeat(1, 3, 2, 2)
-    supervision._loss(PART, Encoded(["a"] * count, list(positions), prompt_of(count), tokens, targets, None))
+    dit = SimpleNamespace(device=torch.device("cpu"), condition=lambda *arguments: asked.append(arguments))
+    ar = SimpleNamespace(grids=lambda height, width, mode: ((1, 2), (height // 32, width // 32)))
+    encoded = {
+        "tokens": torch.arange(6 * count).view(count, 6),
+        "latents": torch.arange(count).float().view(-1, 1, 1, 1) + 10,
+    }
+    encoding = SimpleNamespace(shown=lambda views, rows: encoded)
+    config = config_of(tmp_path, "model.component=dit", *overrides)
+    terms = GLMTerms(config, SimpleNamespace(ar=ar, dit=dit), encoding)  # type: ignore[arg-type]
+    terms.flow = SimpleNamespace(loss=lambda *arguments, **named: given.update(named, clean=arguments[2]))
+    batch = Batch(list(range(count)), ["a"] * count, torch.zeros(count, 3, 64, 64), None)
+    terms.loss(PART, terms.encode(batch, list(positions)))
     return given, asked[0]
 
 
@@ -73,7 +76,7 @@ def test_the_dit_half_learns_under_the_large_grids_own_tokens(tmp_path):
 
 def test_both_grids_are_weighted_as_the_configuration_says(tmp_path):
     config = config_of(tmp_path, "training.preview_loss_weight=0.25", "training.large_loss_weight=3")
-    tokens = Supervision(config, None).tokens  # type: ignore[arg-type]
+    tokens = GLMTerms(config, None, None).tokens  # type: ignore[arg-type]
     assert (tokens.preview_weight, tokens.large_weight) == (0.25, 3)
 
 
@@ -103,8 +106,8 @@ def test_a_step_is_the_mean_of_its_chunks_in_training_mode_exchanged_at_the_last
         return terms[len(modes) - 1]
 
     accumulating = part.accumulating
-    monkeypatch.setattr(supervision, "_encode", lambda batch, positions: None)
-    monkeypatch.setattr(supervision, "_loss", loss)
+    monkeypatch.setattr(supervision.terms, "encode", lambda batch, positions: None)
+    monkeypatch.setattr(supervision.terms, "loss", loss)
     monkeypatch.setattr(part, "accumulating", lambda last: lasts.append(last) or accumulating(last))
     monkeypatch.setattr(part, "backward", lambda loss: losses.append(loss.item()))
     monkeypatch.setattr(trainer, "update", lambda part: {"grad_norm": 0.5})
@@ -122,7 +125,7 @@ def test_masks_of_dropout_have_a_place_in_the_run_and_leave_the_global_generator
         world = SimpleNamespace(device=torch.device("cpu"), rank=rank)
         run = SimpleNamespace(world=world, step=step)
         state = torch.random.get_rng_state()
-        with Supervision(config, None)._dropout_masks(run, part, chunk):  # type: ignore[arg-type]
+        with Supervision(config, None, None)._dropout_masks(run, part, chunk):  # type: ignore[arg-type]
             drawn = tuple(torch.rand(8).tolist())
         assert torch.equal(torch.random.get_rng_state(), state)
         return drawn
@@ -140,7 +143,7 @@ def test_without_dropout_nothing_is_seeded(tmp_path):
     torch.manual_seed(5)
     expected = torch.rand(4)
     torch.manual_seed(5)
-    supervision = Supervision(config_of(tmp_path, "lora.enabled=true"), None)  # type: ignore[arg-type]
+    supervision = Supervision(config_of(tmp_path, "lora.enabled=true"), None, None)  # type: ignore[arg-type]
     with supervision._dropout_masks(SimpleNamespace(world=world, step=0), "dit", 0):  # type: ignore[arg-type]
         assert torch.equal(torch.rand(4), expected)
 
@@ -163,7 +166,7 @@ class Masks:
             self.given.append((part.name, tuple(torch.nn.functional.dropout(torch.ones(64)).tolist())))
             return MethodLoss(0 * next(iter(part.parameters.values())).sum(), 1, {})
 
-        self.trainer.supervision._loss = noting  # type: ignore[method-assign]
+        self.trainer.supervision.terms.loss = noting  # type: ignore[method-assign]
 
     def of(self, step: int = 0, rank: int = 0, others: int = 0, **keys: object) -> dict[str, list[tuple[float, ...]]]:
         """Those of both chunks, by half, after the process has drawn other numbers; `keys` of the configuration."""

@@ -14,7 +14,7 @@ import torch
 from glm_training.config import Config
 from glm_training.data.examples import ImageRows, View
 from glm_training.engine.encoding.cache import EncodedCache, content_key
-from glm_training.engine.encoding.encoder import Encoded, FrozenEncoder
+from glm_training.engine.encoding.encoder import Encoded, FrozenEncoder, Kind
 from glm_training.engine.errors import TrainingError
 from glm_training.utils.console import Console
 from glm_training.utils.distributed import World, barrier, gather_objects
@@ -46,6 +46,7 @@ class Encoding:
         self.keeps_pictures = self.cache is not None and pictures
         self._threads = config.data.num_workers
         self._facts: dict[str, str] = {}
+        self._loads: Mapping[View, Load] = {}
         self._asleep = False
         encoder.serve(self.text)
 
@@ -63,7 +64,9 @@ class Encoding:
         """
         if self.cache is None:
             return
-        self._facts = self.encoder.fingerprints()
+        kinds: list[Kind] = ["image", "text"] if pictures and self.keeps_pictures else ["text"]
+        self._facts = {kind: self.encoder.fingerprint(kind) for kind in kinds}
+        self._loads = pictures if self.keeps_pictures else {}
         views = {self.picture_key(view): view for view in pictures} if self.keeps_pictures else {}
         texts = {self.text_key(text): text for text in self.encoder.texts(prompts)}
         for rank, size in ((self.world.rank, self.world.world_size), (0, 1)):
@@ -122,14 +125,20 @@ class Encoding:
 
     def alone(self, rows: ImageRows) -> Encoded:
         """Rows of pictures, each encoded alone."""
-        return _stacked([self.encode(rows.rows(slice(row, row + 1))) for row in range(len(rows))])
+        with self.awake():
+            return _stacked([self.encode(rows.rows(slice(row, row + 1))) for row in range(len(rows))])
 
-    def pictures(self, views: Sequence[View], load: Load) -> Encoded:
-        """The entries of `views` as rows; those that are gone or damaged are made anew, of what `load` decodes."""
-        return _stacked([self._picture(view, load) for view in views])
+    def shown(self, views: Sequence[View] | None, rows: ImageRows | None) -> Encoded:
+        """Pictures as rows: the entries of their `views`, where `fill` was given those, else of their own pixels. An
+        entry that is gone or damaged is made anew."""
+        if views is not None and all(view in self._loads for view in views):
+            return _stacked([self._picture(view) for view in views])
+        if rows is None:
+            raise ValueError("pictures that were not encoded ahead must bring their pixels")
+        return self.alone(rows)
 
-    def _picture(self, view: View, load: Load) -> Encoded:
-        return self._found(self.picture_key(view), lambda: self.encode(load(view)))
+    def _picture(self, view: View) -> Encoded:
+        return self._found(self.picture_key(view), lambda: self.encode(self._loads[view](view)))
 
     def text(self, text: str) -> Encoded:
         """One text's tensors, from the cache where there is one."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -22,6 +22,7 @@ from glm_training.models.glm_image.glyph import MAX_SPAN_TOKENS, encode_spans, g
 from glm_training.models.sdxl.family import SDXL
 
 Encoded = dict[str, Tensor]
+Kind = Literal["image", "text"]
 
 HEADER_BYTES = 600
 """About what an entry takes on disk besides its tensors."""
@@ -50,8 +51,8 @@ class FrozenEncoder(ABC):
         """What is encoded for prompts, each once, and what training needs besides."""
 
     @abstractmethod
-    def fingerprints(self) -> dict[str, str]:
-        """`image` and `text`: what the encoders of each are, weights included."""
+    def fingerprint(self, kind: Kind) -> str:
+        """What the encoders of pictures or of texts are, weights included."""
 
     @abstractmethod
     def sleepers(self, *, pictures: bool) -> list[nn.Module]:
@@ -90,14 +91,13 @@ class SDXLEncoder(FrozenEncoder):
         needs_empty = self.drops and not self.unet.force_zeros_for_empty_prompt
         return list(dict.fromkeys([*prompts, *([""] if needs_empty else [])]))
 
-    def fingerprints(self) -> dict[str, str]:
+    def fingerprint(self, kind: Kind) -> str:
         unet = self.unet
+        if kind == "image":
+            return weights_fingerprint([unet.vae], "posterior mode", *_settings(unet.vae))
         encoders = [unet.text_encoder, unet.text_encoder_2]
         tokenizers = [_clip_tokenizer(tokenizer) for tokenizer in (unet.tokenizer, unet.tokenizer_2)]
-        return {
-            "image": weights_fingerprint([unet.vae], "posterior mode", *_settings(unet.vae)),
-            "text": weights_fingerprint(encoders, *_settings(*encoders), *tokenizers),
-        }
+        return weights_fingerprint(encoders, *_settings(*encoders), *tokenizers)
 
     def sleepers(self, *, pictures: bool) -> list[nn.Module]:
         unet = self.unet
@@ -151,19 +151,18 @@ class GLMEncoder(FrozenEncoder):
     def serve(self, found: Callable[[str], Encoded]) -> None:
         self.family.dit.glyphs.made = lambda spans: found(spelled(spans))["glyph"]
 
-    def fingerprints(self) -> dict[str, str]:
+    def fingerprint(self, kind: Kind) -> str:
         model, dit = self.family.ar.model.model, self.family.dit
+        if kind == "text":
+            words = [type(dit.tokenizer).__name__, len(dit.tokenizer), dit.tokenizer.pad_token_id, MAX_SPAN_TOKENS]
+            return weights_fingerprint([dit.text_encoder], *_settings(dit.text_encoder), words)
         modules: list[nn.Module] = [model.visual, model.vqmodel]
         processor = self.family.ar.processor.image_processor.to_json_string()
         facts: list[Any] = [processor, self.mode, self.latents, *_settings(model.visual, model.vqmodel)]
         if self.latents:
             modules.append(dit.vae)
             facts += _settings(dit.vae)
-        words = [type(dit.tokenizer).__name__, len(dit.tokenizer), dit.tokenizer.pad_token_id, MAX_SPAN_TOKENS]
-        return {
-            "image": weights_fingerprint(modules, *facts),
-            "text": weights_fingerprint([dit.text_encoder], *_settings(dit.text_encoder), words),
-        }
+        return weights_fingerprint(modules, *facts)
 
     def sleepers(self, *, pictures: bool) -> list[nn.Module]:
         """A half that is neither trained nor drawn with sleeps whole; what decodes the drawn pictures stays."""

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import GlmImageForConditionalGeneration, GlmImageProcessor
 
 from glm_training.models.glm_image import vq
-from glm_training.models.glm_image.ar_types import ARPrompt, ARRollout, Grid
+from glm_training.models.glm_image.ar_types import ARPrompt, ARRollout, EncodedSources, Grid, Sources
 from glm_training.models.glm_image.decode import write_tokens
 from glm_training.models.glm_image.gathering import gathered
 from glm_training.models.glm_image.positions import (
@@ -82,11 +82,12 @@ class ARComponent(nn.Module):
         config.top_k, config.suppress_tokens = 0, list(ids)
 
     def encode_prompts(
-        self, prompts: Sequence[str], height: int, width: int, sources: Tensor | None = None
+        self, prompts: Sequence[str], height: int, width: int, sources: Sources | None = None
     ) -> ARPrompt:
         """Prompts for images of `height` x `width` px, with the stock pipeline's own template and token ids.
 
-        `sources` float [P, 3, h, w] in [0, 1], sides multiples of 32 px, makes it i2i with one source image each. The
+        `sources` float [P, 3, h, w] in [0, 1], sides multiples of 32 px, makes it i2i with one source image each; those
+        that are `EncodedSources` are not looked at again. The
         AR half sees a source at h/32 x w/32 tokens, the size at which the DiT sees it. The stock processor first
         enlarges sides below 512 px and shrinks those above 2048 px (and the stock DiT then fails on the mismatch);
         between these limits the two agree.
@@ -99,18 +100,10 @@ class ARComponent(nn.Module):
         if isinstance(prompts, str) or not prompts:
             raise ValueError(f"prompts must be a non-empty list of strings, got {prompts!r}")
         self._check_text(prompts, height, width, mode)
-        source_grid = None
-        if sources is not None:
-            if sources.ndim != 4 or len(sources) != len(prompts):
-                raise ValueError(
-                    f"sources must be [{len(prompts)}, 3, h, w], one per prompt; got {list(sources.shape)}"
-                )
-            source_grid = image_grid(*sources.shape[-2:])
-        inputs = self._template(prompts, height, width, sources, source_grid)
+        source_tokens, source_grid = self._source_tokens(len(prompts), sources)
+        inputs = self._template(prompts, height, width, source_grid)
         input_ids, mask = inputs["input_ids"].to(self.device), inputs["attention_mask"].to(self.device)
-        source_tokens = None
-        if sources is not None and source_grid is not None:
-            source_tokens = self.tokenize_images(sources, source_grid)
+        if source_tokens is not None:
             placeholders = input_ids == self.model.config.image_token_id
             input_ids = input_ids.masked_scatter(placeholders, source_tokens)
         positions, start = prompt_positions(input_ids, mask, self.model.config.image_start_token_id, source_grid)
@@ -227,20 +220,32 @@ class ARComponent(nn.Module):
             raise ValueError(f"got {len(images)} images for {len(prompt)} prompts")
         return torch.cat([self.tokenize_images(images, grid) for grid in prompt.grids], dim=1)
 
-    def _template(
-        self, prompts: Sequence[str], height: int, width: int, sources: Tensor | None, source_grid: Grid | None
-    ) -> Any:
-        """The processor's output for a left-padded batch; sources are handed over at their final size."""
+    def _source_tokens(self, count: int, sources: Sources | None) -> tuple[Tensor | None, Grid | None]:
+        if sources is None:
+            return None, None
+        if isinstance(sources, EncodedSources):
+            if len(sources) != count:
+                raise ValueError(f"sources must be one per prompt; got {len(sources)} for {count} prompts")
+            return sources.tokens.to(self.device), sources.grid
+        if sources.ndim != 4 or len(sources) != count:
+            raise ValueError(f"sources must be [{count}, 3, h, w], one per prompt; got {list(sources.shape)}")
+        grid = image_grid(sources.shape[-2], sources.shape[-1])
+        return self.tokenize_images(sources, grid), grid
+
+    def _template(self, prompts: Sequence[str], height: int, width: int, source_grid: Grid | None) -> Any:
+        """The processor's output for a left-padded batch. Of sources it is told the size alone: their ids are put in
+        afterwards."""
         images: list[list[dict[str, Any]]] = [[] for _ in prompts]
-        if sources is not None and source_grid is not None:
-            pixels = vq.vision_pixels(sources, source_grid, self.processor.image_processor).cpu()
-            images = [[{"type": "image", "image": image}] for image in pixels]
+        if source_grid is not None:
+            side = self.processor.image_processor.patch_size
+            blank = torch.zeros(3, side * source_grid[0], side * source_grid[1], dtype=torch.uint8)
+            images = [[{"type": "image", "image": blank}] for _ in prompts]
         conversations: list[Any] = [
             [{"role": "user", "content": [*image, {"type": "text", "text": text}]}]
             for image, text in zip(images, prompts, strict=True)
         ]
         options: dict[str, Any] = {"padding": True, "padding_side": "left", "target_h": height, "target_w": width}
-        if sources is not None:
+        if source_grid is not None:
             options["do_resize"] = False
         return self.processor.apply_chat_template(
             conversations, tokenize=True, return_dict=True, return_tensors="pt", processor_kwargs=options

@@ -15,6 +15,26 @@ Grid = tuple[int, int]
 """(rows, columns) of image tokens."""
 
 
+@dataclass(frozen=True)
+class EncodedSources:
+    """Source images of P prompts, one each and all of one size, as both halves read them.
+
+    tokens   [P, h*w] long VQ ids of the grid (h, w) = (height / 32, width / 32)
+    latents  [P, C, height / 8, width / 8] fp32, normalised; None where the DiT half is not asked
+    """
+
+    tokens: Tensor
+    grid: Grid
+    latents: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+
+Sources = Tensor | EncodedSources
+"""Source images, as pixels [P, 3, H, W] in [0, 1] or encoded."""
+
+
 @dataclass
 class ARPrompt:
     """Encoded prompts with every position the model will need: the vision tower is not needed again.

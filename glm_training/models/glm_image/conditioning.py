@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from glm_training.models.glm_image.ar_types import EncodedSources
 from glm_training.models.glm_image.dit_types import DiTCondition, SourceCondition
 
 TOKEN_PIXELS = 32
@@ -42,6 +43,15 @@ def check_sources(prompts: int, sources: Tensor, tokens: Tensor, grid: tuple[int
             f"{TOKEN_PIXELS}x{TOKEN_PIXELS} px; resize the sources to multiples of {TOKEN_PIXELS} before tokenizing"
         )
     check_tokens("source_tokens", tokens, grid, codebook)
+
+
+def source_condition(prompts: int, sources: EncodedSources, codebook: int, device: torch.device) -> SourceCondition:
+    """The sources of that many prompts, on the device. Raises ValueError where they do not fit."""
+    if sources.latents is None or len(sources.latents) != prompts or len(sources) != prompts:
+        raise ValueError(f"need latents and tokens of one source for each of {prompts} prompts, got {len(sources)}")
+    check_tokens("source_tokens", sources.tokens, sources.grid, codebook)
+    rows = torch.arange(prompts, device=device)
+    return SourceCondition(sources.latents.to(device), sources.tokens.to(device), sources.grid, rows)
 
 
 def build_condition(

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase, T5EncoderModel
 from glm_training.algorithms.flow_sde import Kernel
 from glm_training.models.glm_image import latents as codec
 from glm_training.models.glm_image import schedule as timing
+from glm_training.models.glm_image.ar_types import EncodedSources, Sources
 from glm_training.models.glm_image.attention import (
     Recorder,
     Reference,
@@ -33,6 +34,7 @@ from glm_training.models.glm_image.conditioning import (
     check_sources,
     check_tokens,
     drop_rows,
+    source_condition,
 )
 from glm_training.models.glm_image.dit_types import DiTCondition, FlowSchedule, SourceCondition, Trajectory
 from glm_training.models.glm_image.glyph import GlyphCache
@@ -111,7 +113,7 @@ class DiTComponent(torch.nn.Module):
         prompts: Sequence[str],
         prior_tokens: Tensor,
         grid: tuple[int, int],
-        sources: Tensor | None = None,
+        sources: Sources | None = None,
         source_tokens: Tensor | None = None,
         source_grid: tuple[int, int] | None = None,
     ) -> DiTCondition:
@@ -120,7 +122,7 @@ class DiTComponent(torch.nn.Module):
         `prior_tokens` ``[B, rows * columns]``, the AR half's large raster of `grid` (rows, columns). `prompts` has P
         entries and B is a multiple of P: rows are prompt-major, B / P plans each. Image-to-image needs `sources`
         ``[P, 3, H, W]`` in [0, 1] with sides in multiples of 32 px and `source_tokens` ``[P, h * w]``, their VQ codes;
-        `source_grid` (h, w) is (H / 32, W / 32) and may be left out.
+        `source_grid` (h, w) is (H / 32, W / 32) and may be left out. `EncodedSources` bring all of that.
 
         Raises ValueError for wrong shapes, or for ids outside the codebook (end and reserved ids are not images).
         """
@@ -141,17 +143,18 @@ class DiTComponent(torch.nn.Module):
         return drop_rows(condition, drop, empty)
 
     def _source_condition(
-        self, prompts: int, sources: Tensor | None, tokens: Tensor | None, grid: tuple[int, int] | None
+        self, prompts: int, sources: Sources | None, tokens: Tensor | None, grid: tuple[int, int] | None
     ) -> SourceCondition | None:
         if sources is None and tokens is None:
             return None
-        if sources is None or tokens is None:
-            raise ValueError("image-to-image needs sources and source_tokens together")
-        height, width = sources.shape[-2:]
-        grid = grid or (height // TOKEN_PIXELS, width // TOKEN_PIXELS)
-        check_sources(prompts, sources, tokens, grid, self._codebook)
-        latents = self.encode_images(sources).to(self.device)
-        return SourceCondition(latents, tokens.to(self.device), grid, torch.arange(prompts, device=self.device))
+        if not isinstance(sources, EncodedSources):
+            if sources is None or tokens is None:
+                raise ValueError("image-to-image needs sources and source_tokens together")
+            height, width = sources.shape[-2:]
+            grid = grid or (height // TOKEN_PIXELS, width // TOKEN_PIXELS)
+            check_sources(prompts, sources, tokens, grid, self._codebook)
+            sources = EncodedSources(tokens, grid, self.encode_images(sources))
+        return source_condition(prompts, sources, self._codebook, self.device)
 
     @property
     def _codebook(self) -> int:

@@ -39,8 +39,8 @@ MUTATIONS = [
             "the source of a flipped target is not flipped",
         ),
         (
-            "self._augmentation and may_flip(example.prompt)",
-            "self._augmentation",
+            "self._augmentation and may_flip(example.prompt) and",
+            "self._augmentation and",
             "pictures of quoted words are flipped",
         ),
         (

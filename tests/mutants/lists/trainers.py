@@ -47,6 +47,36 @@ MUTATIONS = [
         ('        self.evaluations.load(trainer["before"])\n', "", "the first scores are not restored"),
     ),
     *of(
+        "trainers/supervised_terms.py",
+        ("trainers/test_supervised_trainer.py", "trainers/test_supervised_judging.py"),
+        ("draws[:, 1] <", "draws[:, 0] <", "dropped rows are those of low noise"),
+        ("draws[:, 1] < training", "draws[:, 1] > training", "most conditions are dropped"),
+        ("training.timestep_density)", '"uniform")', "timestep_density has no effect"),
+        (
+            "TokenCrossEntropy(training.preview_loss_weight, training.large_loss_weight)",
+            "TokenCrossEntropy(training.large_loss_weight, training.preview_loss_weight)",
+            "weights of the grids swapped",
+        ),
+        ("tokens[:, -rows * columns :]", "tokens[:, : rows * columns]", "the DiT half sees preview tokens"),
+        (
+            '"supervised/noise", batch.names,',
+            '"supervised/noise", [(0,)] * len(batch.names),',
+            "one noise for all rows",
+        ),
+    ),
+    *of(
+        "engine/encoding/batches.py",
+        ("trainers/test_encoding_of_steps.py", "trainers/test_supervised_judging.py"),
+        ("encoding.shown(batch.source_views, rows)", "encoding.shown(batch.target_views, rows)", "targets are edited"),
+        ("one.views(targets=targets)", "one.views()", "targets are encoded that a reward only compares with"),
+    ),
+    *of(
+        "trainers/encoding_trainer.py",
+        "trainers/test_encoding_of_steps.py",
+        ("with self.encoding.awake() if draws", "with self.encoding.awake() if not draws", "sleepers draw"),
+        ("self.config.uses_reward() or not", "not", "a reward has no targets to compare with"),
+    ),
+    *of(
         "trainers/supervised_trainer.py",
         (
             "trainers/test_supervised_trainer.py",
@@ -55,21 +85,7 @@ MUTATIONS = [
             "trainers/test_reward_trainer.py::test_dropout_of_supervised_steps_comes_from_the_runs_seed",
             "parity/test_training_equivalences.py::test_four_chunks_of_one_prompt_equal_one_chunk_of_four_in_supervised_training",
         ),
-        ("drop=draws[:, 1] <", "drop=draws[:, 0] <", "dropped rows are those of low noise"),
-        ("drop=draws[:, 1] < self", "drop=draws[:, 1] > self", "most conditions are dropped"),
-        ("self.config.training.timestep_density)", '"uniform")', "timestep_density has no effect"),
-        (
-            "TokenCrossEntropy(training.preview_loss_weight, training.large_loss_weight)",
-            "TokenCrossEntropy(training.large_loss_weight, training.preview_loss_weight)",
-            "weights of the grids swapped",
-        ),
-        ("part.backward(term.loss / chunks)", "part.backward(term.loss)", "chunks add up"),
-        (
-            "batch.tokens[:, prompt.preview_length :]",
-            "batch.tokens[:, : prompt.large_grid[0] * prompt.large_grid[1]]",
-            "the DiT half sees preview tokens",
-        ),
-        ('"supervised/noise", names,', '"supervised/noise", [(0,)] * len(names),', "one noise for all rows"),
+        ("part.backward(term.loss / divisor)", "part.backward(term.loss)", "chunks add up"),
         ("        self.family.train()\n", "        self.family.eval()\n", "no dropout while training"),
         ("last=chunk == chunks - 1", "last=chunk == 0", "gradients are exchanged too early"),
         (
@@ -165,7 +181,7 @@ MUTATIONS = [
             "TokenCrossEntropy(training.large_loss_weight, training.preview_loss_weight)",
             "weights of the grids swapped",
         ),
-        ("part.backward(term.loss / chunks)", "part.backward(term.loss)", "chunks add up"),
+        ("part.backward(term.loss / divisor)", "part.backward(term.loss)", "chunks add up"),
         ("(level + uniform(seed,", "(uniform(seed,", "held-out pairs are judged at low noise alone"),
         (
             "for key, values in each.items()}, counts=counts)",

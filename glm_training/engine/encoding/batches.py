@@ -1,0 +1,44 @@
+"""From batches and data sets to what is encoded of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from glm_training.data import Batch, ImageDataset, TrainingData
+from glm_training.data.examples import ImageRows, View
+from glm_training.engine.encoding.ahead import Encoding, Load
+from glm_training.models.glm_image.ar_types import EncodedSources
+from glm_training.models.glm_image.positions import image_grid
+
+
+def pictures_of(data: Iterable[TrainingData], *, targets: bool) -> dict[View, Load]:
+    """Every picture that batches of `data` may show, with what decodes it: sources, and `targets` where asked for."""
+    found: dict[View, Load] = {}
+    for one in data:
+        if isinstance(one, ImageDataset):
+            found |= dict.fromkeys(one.views(targets=targets), one.load)
+    return found
+
+
+def target_rows(batch: Batch) -> ImageRows | None:
+    """The targets of a batch with their sizes; None where it does not bring their pixels."""
+    if batch.targets is None or batch.original_sizes is None or batch.crops is None:
+        return None
+    return ImageRows(batch.targets, batch.original_sizes, batch.crops)
+
+
+def encoded_sources(encoding: Encoding, batch: Batch) -> EncodedSources | None:
+    """The source images of a batch as both halves of GLM-Image read them; None for text-to-image."""
+    rows = None
+    if batch.sources is not None:
+        unknown = torch.zeros(len(batch.sources), 2, dtype=torch.long)  # no encoder of theirs asks
+        rows = ImageRows(batch.sources, unknown, unknown)
+        size = (batch.sources.shape[-2], batch.sources.shape[-1])
+    elif batch.source_views:
+        size = batch.source_views[0].size
+    else:
+        return None
+    found = encoding.shown(batch.source_views, rows)
+    return EncodedSources(found["tokens"], image_grid(*size), found.get("latents"))

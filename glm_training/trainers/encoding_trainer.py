@@ -1,0 +1,43 @@
+"""What trainers have in common whose frozen encoders look at each picture and text once."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+from glm_training.config import Config
+from glm_training.data import ImageDataset
+from glm_training.engine.encoding.ahead import Encoding
+from glm_training.engine.encoding.batches import pictures_of
+from glm_training.engine.families import build_encoder
+from glm_training.engine.preparation import Prepared
+from glm_training.trainers.base_trainer import BaseTrainer
+from glm_training.utils.distributed import World
+
+
+class EncodingTrainer(BaseTrainer):
+    """Encodes what its steps see before the first of them; the encoders then sleep, but while anything is drawn.
+
+    Target images are encoded where they are learnt from; a reward only compares with them.
+    """
+
+    def __init__(self, config: Config, world: World, prepared: Prepared) -> None:
+        super().__init__(config, world, prepared)
+        encoder = build_encoder(config, self.family)
+        self.encoding = Encoding(config, world, encoder, pictures=not config.crops_at_random())
+
+    def prepare(self) -> None:
+        """Fills the cache; what is encoded need not be decoded again, unless a reward looks at it."""
+        training, held_out = self.dataset, self.held_out
+        if not isinstance(training, ImageDataset):
+            return
+        targets = self.config.uses_supervision()
+        pictures = pictures_of((training, held_out) if targets else (training,), targets=targets)
+        prompts = [example.prompt for data in (training, held_out) for example in data.examples]
+        with self.phase("encoding"):
+            self.encoding.fill(pictures, prompts, self.console, self.signals.check)
+        training.decodes = self.config.uses_reward() or not self.encoding.keeps_pictures
+
+    def _evaluate(self) -> None:
+        draws = self.evaluations.scores_due(self.step) or self.evaluations.samples_due(self.step)
+        with self.encoding.awake() if draws else nullcontext():
+            super()._evaluate()

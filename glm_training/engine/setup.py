@@ -260,7 +260,7 @@ def scores(config: Config) -> bool:
 
 
 def build_rewards(
-    config: Config, world: World, datasets: Mapping[str, ImageDataset]
+    config: Config, world: World, datasets: Mapping[str, ImageDataset | CaptionedImages]
 ) -> tuple[RewardCalculator, list[str]]:
     """The calculator, its backends loaded, and every prompt of `datasets` (by what messages call them) known to be
     scorable; and what is worth telling the user about the metrics.
@@ -282,18 +282,25 @@ def build_rewards(
     for name, dataset in datasets.items():
         file = config.dataset_file() if name == "training data" else config.evaluation.eval_prompts_file
         name = name if file is None else f"{name} ({file})"
-        prompts = [example.prompt for example in dataset.examples]
-        places = [f"line {example.index + 1}" for example in dataset.examples]
+        prompts, places, has_targets, has_sources = _scorable(dataset)
         for weights in (None, *own):
             with users_code(f"{type(calculator).__name__}.check_prompts", RewardConfigError):
-                report = calculator.check_prompts(
-                    prompts, dataset.has_targets, dataset.has_sources, weights, places=places
-                )
+                report = calculator.check_prompts(prompts, has_targets, has_sources, weights, places=places)
                 problems |= dict.fromkeys(f"{name}: {line}" for line in report.problems)
                 notes |= dict.fromkeys(f"{name}: {line}" for line in report.notes)
     if problems:
         raise RewardConfigError("the rewards do not fit the data:\n" + "\n".join(f"  {line}" for line in problems))
     return calculator, list(notes)
+
+
+def _scorable(dataset: ImageDataset | CaptionedImages) -> tuple[list[str], list[str], bool, bool]:
+    """Prompts, where each stands, and whether they have targets and sources."""
+    if isinstance(dataset, CaptionedImages):
+        found = dataset.prompts()
+        return [prompt for _, prompt in found], [place for place, _ in found], True, dataset.sources
+    examples = dataset.examples
+    places = [f"line {example.index + 1}" for example in examples]
+    return [example.prompt for example in examples], places, dataset.has_targets, dataset.has_sources
 
 
 def build_default_rewards(
@@ -327,9 +334,13 @@ def build_default_rewards(
     return calculator, notes
 
 
-def datasets_to_score(config: Config, training: TrainingData, held_out: ImageDataset) -> dict[str, ImageDataset]:
+def datasets_to_score(
+    config: Config, training: TrainingData, held_out: ImageDataset
+) -> dict[str, ImageDataset | CaptionedImages]:
     """The data that the rewards meet, by the name that messages give it."""
-    named = {"training data": training} if config.uses_reward() and isinstance(training, ImageDataset) else {}
+    named: dict[str, ImageDataset | CaptionedImages] = {}
+    if config.uses_reward() and isinstance(training, ImageDataset | CaptionedImages):
+        named["training data"] = training
     if config.evaluation.enabled and (config.evaluation.eval_prompts_file is not None or not named):
         named[f"{evaluated(config, 'prompt').partition(' ')[0]} data"] = held_out
     return named

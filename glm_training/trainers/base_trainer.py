@@ -20,6 +20,7 @@ from glm_training.config import Config
 from glm_training.data import ImageDataset, TrainingData
 from glm_training.engine import setup
 from glm_training.engine.agreement import agree_on_weights, together
+from glm_training.engine.captioned_setup import build_captioned_training
 from glm_training.engine.clock import peak_memory
 from glm_training.engine.errors import TrainingError
 from glm_training.engine.evaluations import Evaluations
@@ -102,6 +103,8 @@ class BaseTrainer(ABC):
     @staticmethod
     def build_data(config: Config) -> tuple[TrainingData, ImageDataset]:
         """The training data, and the prompts of samples and scores. DataError lists every problem."""
+        if config.data.images is not None:
+            return build_captioned_training(config)
         dataset = setup.build_dataset(config)
         return dataset, setup.build_evaluation_dataset(config, dataset)
 

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from glm_training.config import Config
-from glm_training.data import ImageDataset, TrainingData
 from glm_training.data.dataset import sizes_of
 from glm_training.engine import setup
-from glm_training.engine.captioned_setup import build_captioned_training
 from glm_training.engine.encoding.ahead import Encoding
 from glm_training.engine.figures import mean_divisor, mean_over_processes, stack_means
 from glm_training.engine.preparation import Prepared
@@ -81,12 +79,6 @@ class SupervisedTrainer(EncodingTrainer):
     def __init__(self, config: Config, world: World, prepared: Prepared) -> None:
         super().__init__(config, world, prepared)
         self.supervision = Supervision(config, self.family, self.encoding)
-
-    @staticmethod
-    def build_data(config: Config) -> tuple[TrainingData, ImageDataset]:
-        if config.data.images is None:
-            return BaseTrainer.build_data(config)
-        return build_captioned_training(config)
 
     def training_step(self) -> dict[str, float]:
         return self.supervision.step(self)

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from glm_training.config import Config
-from glm_training.data import Batch, ImageDataset, TrainingData
+from glm_training.data import Batch
 from glm_training.engine import setup
-from glm_training.engine.captioned_setup import build_captioned_training
 from glm_training.engine.families import DTYPES
 from glm_training.engine.figures import mean_over_processes, stack_means
 from glm_training.engine.preparation import Prepared
@@ -53,10 +52,6 @@ class VGTGeneratorTrainer(BaseTrainer):
         if repa.model is not None:
             folder = local_folder(repa.model, Hub(None, config.model.local_files_only), "vgt.repa.model")
             self.aligned = AlignmentTeacher.from_pretrained(folder, DTYPES[config.model.torch_dtype]).to(world.device)
-
-    @staticmethod
-    def build_data(config: Config) -> tuple[TrainingData, ImageDataset]:
-        return build_captioned_training(config)
 
     # -- a step --------------------------------------------------------------------------------------------------------
 

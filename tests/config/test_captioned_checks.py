@@ -63,7 +63,6 @@ def test_own_pictures_are_finetuned_on_unless_something_else_is_asked_for(tmp_pa
     config = loaded(tmp_path, "data: {images: a}")
     assert (config.training.use_reward, config.uses_reward(), config.uses_supervision()) == (False, False, True)
     for text, told in (
-        ("training: {use_reward: true}", "data.images: reward training does not read sets of pictures."),
         ("training: {method: dmdr}", "data.images: `dmdr` does not read sets of pictures."),
         ("training: {method: dpo}", "data.images: `dpo` does not read sets of pictures."),
     ):
@@ -127,6 +126,9 @@ def test_captions_that_nobody_reads() -> None:
     ):
         config = Config.model_validate({"model": model, "data": {"images": "a", "caption_dropout": 0.5}})
         assert [f"{issue.paths[0]}: {issue.message}" for issue in captioned_issues(config)] == told
+    rewarded = {"data": {"images": "a", "caption_dropout": 0.5}, "training": {"use_reward": True}}
+    told = [issue.message for issue in captioned_issues(Config.model_validate(rewarded))]
+    assert told == ["rewards score what a caption asks for."]
     config = Config.model_validate({"data": {"images": "a", "trigger_word": "sks "}})
     assert [issue.message for issue in captioned_issues(config)] == ["is one line, without white space around it."]
 

@@ -29,6 +29,16 @@ def test_the_training_data_of_a_configuration(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_rewards_meet_every_prompt_by_its_place(tmp_path: Path) -> None:
+    training = {"use_reward": True}
+    config = captioned_config(tmp_path / "set", output_dir=str(tmp_path / "run"), training=training)
+    data = build_captioned(config, captions=True)
+    named = setup.datasets_to_score(config, data, build_held_out_images(config, data, captions=True))
+    assert named == {"training data": data}
+    told = [(f"{number:04d}", f"picture {number}") for number in range(12)]
+    assert data.prompts() == told and data.prompts(most=3) == told[::4]
+
+
 def test_the_index_may_lie_elsewhere(tmp_path: Path) -> None:
     place = str(tmp_path / "indexes")
     config = captioned_config(tmp_path / "set", data={"index_dir": place}, output_dir=str(tmp_path / "run"))

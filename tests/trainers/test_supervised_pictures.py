@@ -71,6 +71,18 @@ def test_edits_in_either_layout_train_the_same_weights(tmp_path: Path) -> None:
     assert_identical(own.held_out.batch([1]).sources, numbered.held_out.batch([1]).sources)
 
 
+def test_rewards_on_pictures_in_either_layout_give_the_same_weights(tmp_path: Path) -> None:
+    given = {"metrics": {"structure": 1.0}, "options": {"structure": {"reference": "target"}}}
+    path = pictures_config(tmp_path, PROMPTS)
+    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    tree["reward"], tree["training"]["use_reward"] = given, True
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    numbered, own = trainer_of(tmp_path), build_trainer(load_config(path), init_world(True, None))
+    for trainer in (numbered, own):
+        trainer.training_step()
+    assert_identical(weights_of(numbered), weights_of(own))
+
+
 def test_what_is_held_out_is_judged_and_never_trained_on(tmp_path: Path) -> None:
     captions = [f"picture {number}" for number in range(12)]
     path = pictures_config(tmp_path, captions, validation=0.3)

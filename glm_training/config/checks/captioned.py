@@ -56,6 +56,10 @@ def _captions(config: Config) -> Iterator[Issue]:
                 yield Issue((f"data.{name}", "model.component"), "an autoencoder reads no captions.", "Remove it.")
     elif config.model.family == "vgt" and data.caption_dropout:
         yield Issue(("data.caption_dropout", "model.family"), "VGT has a key of its own.", "Use `vgt.caption_dropout`.")
+    elif config.uses_reward() and data.caption_dropout:
+        yield Issue(
+            ("data.caption_dropout", "training.use_reward"), "rewards score what a caption asks for.", "Remove it."
+        )
     word = data.trigger_word
     if word is not None and " ".join(word.split()) != word:
         yield Issue(("data.trigger_word",), "is one line, without white space around it.", "Take that out.")
@@ -75,12 +79,6 @@ def _training(config: Config) -> Iterator[Issue]:
             f"`{config.training.method}` does not read sets of pictures.",
             "Set `training.method: finetune`, or give "
             + ("`data.pairs`." if config.training.method == "dpo" else "`data.prompts_file`."),
-        )
-    elif config.uses_reward():
-        yield Issue(
-            ("data.images", "training.use_reward"),
-            "reward training does not read sets of pictures.",
-            "Set `training.use_reward: false`, or give `data.prompts_file` or `data.metadata_file`.",
         )
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from glm_training.data.captioned.captions import Captioning
 from glm_training.data.captioned.decoding import Decoded, Drawn, SampleDecoder, Shaping
-from glm_training.data.captioned.samples import BadSample, Encoded, Fault, ImageSet
+from glm_training.data.captioned.samples import HASHED_CAPTIONS, BadSample, Encoded, Fault, ImageSet
 from glm_training.data.captioned.sizes import PictureSizes
 from glm_training.data.captioned.skipped import SkippedSamples
 from glm_training.data.dataset import check_one_size
@@ -177,6 +177,22 @@ class CaptionedImages:
         number, row = self._row(index)
         sample = self.sets[number].read(row)
         return sample if sample.caption is None else replace(sample, caption=self.captioning.prompt(sample.caption))
+
+    def prompts(self, most: int = HASHED_CAPTIONS) -> list[tuple[str, str]]:
+        """Place and prompt of each sample that can be read; of more than `most` so many, evenly spread."""
+        count = min(len(self), most)
+        rows = [place * len(self) // count for place in range(count)]
+        with ThreadPoolExecutor(max(self._num_workers, 1), thread_name_prefix="captions") as pool:
+            found = list(pool.map(self._told_at, rows))
+        return [one for one in found if one is not None]
+
+    def _told_at(self, index: int) -> tuple[str, str] | None:
+        try:
+            prompt = self.read(index).caption or ""
+        except BadSample:
+            return None
+        path, key = self.where(index)
+        return key or path.name, prompt
 
     def look(self, index: int) -> Decoded:
         """The sample at `index`, its pictures in their own sizes; raises BadSample."""

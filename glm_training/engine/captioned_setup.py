@@ -130,6 +130,7 @@ def build_held_out_images(
         num_workers=config.data.num_workers,
         max_bad_fraction=config.data.max_bad_fraction,
         try_first=0,
+        reader=prompt_reader(config) if own and captions else None,
         captioning=Captioning(config.data.trigger_word),
         sources=training.sources,
     )

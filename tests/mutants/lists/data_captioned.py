@@ -23,7 +23,11 @@ MUTATIONS = [
             "every epoch of a set has one order",
         ),
         ('self.seed, "mixture", block)', 'self.seed, "mixture", 0)', "every block is shuffled alike"),
-        ("return -(-low * BLOCK // self.global_batch_size)", "return low * BLOCK // self.num_items", "too few steps"),
+        (
+            "return -(-self.rounds_for(epochs) * BLOCK // self.global_batch_size)",
+            "return self.rounds_for(epochs) * BLOCK // self.num_items",
+            "too few steps",
+        ),
     ),
     *of(
         "data/captioned/tar_members.py",
@@ -62,11 +66,11 @@ MUTATIONS = [
         "data/captioned/test_layouts.py",
         ('if not real.startswith(os.path.join(root, "")):', "if False:", "links lead out of the folder"),
         ('caption = " ".join(text.split())', "caption = text.strip()", "captions of several lines"),
+        ('if not path.startswith(os.path.join(top, "")):', "if False:", "a listing names files anywhere"),
     ),
     *of(
         "data/captioned/layouts/listing.py",
         "data/captioned/test_layouts.py",
-        ('if not path.startswith(os.path.join(top, "")):', "if False:", "a listing names files anywhere"),
         ("for key in _KEYS if captions else _KEYS[:1]:", "for key in _KEYS[:1]:", "records without annotation count"),
     ),
     *of(
@@ -77,16 +81,20 @@ MUTATIONS = [
             '"captioned replacement", 0, 0, attempt)',
             "one stands in for all",
         ),
-        ('"captioned crop", [(epoch, index)]', '"captioned crop", [(0, index)]', "every epoch has the same crop"),
-        ("shaping.flip and may_flip(caption) and is", "shaping.flip and is", "left and right are swapped"),
-        ("if short <= self.shaping.min_side or", "if short < self.shaping.min_side or", "80 pixels are enough"),
         ("        self.skipped.note(found)\n", "", "broken samples that were tried do not count"),
         (
-            "return number, (index - start) % len(self.sets[number])",
-            "return number, index % len(self.sets[number])",
+            "place = index - self._ends[number] + self.set_lengths[number]",
+            "place = index",
             "sets begin elsewhere",
         ),
         ("for attempt in range(ATTEMPTS):", "for attempt in range(2):", "two broken ones end the run"),
+    ),
+    *of(
+        "data/captioned/decoding.py",
+        "data/captioned/test_captioned_images.py",
+        ('"captioned crop", [(epoch, index)]', '"captioned crop", [(0, index)]', "every epoch has the same crop"),
+        ("shaping.flip and may_flip(sample.prompt) and is", "shaping.flip and is", "left and right are swapped"),
+        ("if short <= self.min_side:", "if short < self.min_side:", "80 pixels are enough"),
     ),
     *of(
         "data/captioned/skipped.py",
@@ -106,9 +114,9 @@ MUTATIONS = [
     *of(
         "engine/captioned_setup.py",
         "engine/test_captioned_setup.py",
-        ("min_side=0, max_aspect=inf)", "min_side=80, max_aspect=inf)", "small held-out pictures are refused"),
+        ("min_side=0, max_aspect=inf,", "min_side=80, max_aspect=inf,", "small held-out pictures are refused"),
         ("weights=weights or None,", "weights=None,", "weights of the configuration do nothing"),
-        ("repeats=[one.repeats for one in options],", "repeats=None,", "repeats of the configuration do nothing"),
+        ("repeats=[one.repeats for one in data.images],", "repeats=None,", "repeats of the configuration do nothing"),
     ),
     *of(
         "data/captioned/samples.py",

@@ -12,7 +12,7 @@ from glm_training.data.captioned.dataset import CaptionedImages, Shaping
 from glm_training.data.captioned.held_out import HeldOutImages
 from glm_training.data.captioned.options import Reading, SetOptions
 from glm_training.data.captioned.recognise import open_sets
-from glm_training.data.captioned.samples import ImageSet
+from glm_training.data.captioned.samples import HASHED_CAPTIONS, ImageSet
 from glm_training.data.captioned.split import hold_out
 from glm_training.data.prompt_lengths import PromptReader
 from glm_training.engine import setup
@@ -34,6 +34,11 @@ def build_captioned(config: Config, *, captions: bool) -> CaptionedImages:
     sets: Sequence[ImageSet] = every.sets
     apart: Sequence[ImageSet] = ()
     if data.validation:
+        if len(every) > HASHED_CAPTIONS:
+            told = (
+                f"reading {counted(len(every), 'picture')}, of which {data.validation:g} are held out (data.validation)"
+            )
+            Console(enabled=launch.rank == 0).line(told)
         sets, apart = hold_out(every, data.validation, threads=data.num_workers)
     weights = [one.weight for one in data.images if one.weight is not None]
     pictures = CaptionedImages(

@@ -156,6 +156,13 @@ def test_understood(tmp_path: Path, name: str) -> None:
     assert found.digests() == opened(tmp_path, **options).digests() != {}
 
 
+def test_a_file_of_prompts_stands_for_its_folder(tmp_path: Path) -> None:
+    make, _ = UNDERSTOOD["prompts.txt and numbered pictures"]
+    make(tmp_path)
+    found = opened(tmp_path / "prompts.txt")
+    assert read(found) == TOLD and found.where(1) == (tmp_path / "prompts.txt", "line 2 (1.png)")
+
+
 EDITING: dict[str, Make] = {
     "source and target": lambda at: put(at, EDITS | {"x.csv": "source,target,prompt\nfrom/a.png,a.png,a dot\n"
                                                               "from/b.png,b.png,two dots"}),

@@ -94,15 +94,9 @@ def _of_pictures(config: Config) -> int:
     from glm_training.data.captioned.survey import survey
     from glm_training.engine import setup
     from glm_training.engine.captioned_setup import every_picture
-    from glm_training.engine.families import fetch_small_files, prompt_reader
-    from glm_training.models.loading import ModelNotHere
 
-    try:
-        fetch_small_files(config)
-    except ModelNotHere:
-        pass  # what cannot be told without is said below
     captions = config.model.component != "autoencoder"
-    reader = prompt_reader(config) if captions else None
+    reader = _reader(config) if captions else None
     pictures = every_picture(config, captions=captions, reader=reader, tolerant=True)
     found = survey(pictures, threads=config.data.num_workers)
     for one in pictures.sets:
@@ -126,6 +120,22 @@ def _of_pictures(config: Config) -> int:
         images = [batch.targets[0] for batch in batches if batch.targets is not None]
         _tell_sheet(config, images, [f"{one.name}: {one.prompt}" for one in shown])
     return code
+
+
+def _reader(config: Config) -> PromptReader | None:
+    """What tells how much the model reads of a prompt; None where its files are not to be had, which is no fault of the
+    data."""
+    from glm_training.engine.families import fetch_small_files, prompt_reader
+    from glm_training.models.loading import ModelLoadError
+
+    try:
+        fetch_small_files(config)
+    except ModelLoadError as error:
+        _say("model", str(error))
+    try:
+        return prompt_reader(config)
+    except ModelLoadError:
+        return None
 
 
 def _tell_held_out(config: Config, pictures: CaptionedImages, found: Survey) -> int:

@@ -90,6 +90,9 @@ def test_without_the_models_files(
     assert run(monkeypatch, "data", "run.yaml", "model.name=nobody/none") == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "how long the prompts are for nobody/none is told once its tokenizers are here" in told
+    assert run(monkeypatch, "data", "run.yaml", "model.name=./gone") == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "how long the prompts are for ./gone is told" in told and "faults none" in told
 
 
 def test_data_in_the_other_keys(

@@ -274,7 +274,9 @@ class Config(Section):
 
     def crops_at_random(self) -> bool:
         """Whether pictures are cut anew each time they are met."""
-        return self.dpo.crop == "random" if self.training.method == "dpo" else self.data.crop == "random"
+        if self.training.method == "dpo":
+            return self.dpo.crop == "random"
+        return self.data.images is not None and self.data.crop == "random"
 
     def drops_prompts(self) -> bool:
         """Whether some samples are trained without their prompt."""

@@ -189,6 +189,10 @@ class ImageDataset:
                     found |= dict.fromkeys(views or () if wanted else ())
         return list(found)
 
+    def prompts(self) -> list[str]:
+        """The prompts of the examples, each once."""
+        return list(dict.fromkeys(example.prompt for example in self.examples))
+
     def load(self, view: View) -> ImageRows:
         """One picture decoded, one row. Raises ``DataError`` when it is gone, or another by now."""
         image = load_fitted(self._places[view.digest], *view.size, digest=view.digest, mirrored=view.flipped)

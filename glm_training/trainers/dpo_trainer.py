@@ -290,8 +290,6 @@ def _pairs(config: Config, path: Path) -> PreferenceDataset:
         pin_memory=data.pin_memory,
     )
     dataset.remarks = report.remarks if reader is not None else [setup.unread(config)]
-    if config.dpo.crop == "random" and config.caches():
-        dataset.remarks.append("dpo.crop is random: images are encoded at every step, and prompts once")
     if config.dpo.vae_batch_size is not None:
         dataset.remarks.append("dpo.vae_batch_size does nothing: images are encoded one at a time")
     if report.ties:

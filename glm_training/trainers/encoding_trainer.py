@@ -6,8 +6,9 @@ from contextlib import nullcontext
 
 from glm_training.config import Config
 from glm_training.data import ImageDataset
+from glm_training.data.captioned.dataset import CaptionedImages
 from glm_training.engine.encoding.ahead import Encoding
-from glm_training.engine.encoding.batches import pictures_of
+from glm_training.engine.encoding.batches import pictures_of, prompts_of
 from glm_training.engine.families import build_encoder
 from glm_training.engine.preparation import Prepared
 from glm_training.trainers.base_trainer import BaseTrainer
@@ -22,19 +23,23 @@ class EncodingTrainer(BaseTrainer):
 
     def __init__(self, config: Config, world: World, prepared: Prepared) -> None:
         super().__init__(config, world, prepared)
-        encoder = build_encoder(config, self.family)
-        self.encoding = Encoding(config, world, encoder, pictures=not config.crops_at_random())
+        encoder, at_random = build_encoder(config, self.family), config.crops_at_random()
+        self.encoding = Encoding(config, world, encoder, pictures=not at_random)
+        if at_random and config.caches():
+            key = "dpo.crop" if config.training.method == "dpo" else "data.crop"
+            self.notes.append(f"{key} is random: pictures are encoded at every step, and texts once")
 
     def prepare(self) -> None:
         """Fills the cache; what is encoded need not be decoded again, unless a reward looks at it."""
-        training, held_out = self.dataset, self.held_out
-        if not isinstance(training, ImageDataset):
+        if self.encoding.cache is None:
             return
-        targets = self.config.uses_supervision()
-        pictures = pictures_of((training, held_out) if targets else (training,), targets=targets)
-        prompts = [example.prompt for data in (training, held_out) for example in data.examples]
+        training = self.dataset
+        assert isinstance(training, ImageDataset | CaptionedImages)
+        supervised = self.config.uses_supervision()
         with self.phase("encoding"):
-            self.encoding.fill(pictures, prompts, self.console, self.signals.check)
+            data = (training, self.held_out) if supervised else (training,)
+            pictures = pictures_of(data, self.encoding, targets=supervised)
+            self.encoding.fill(pictures, prompts_of((training, self.held_out)), self.console, self.signals.check)
         training.decodes = self.config.uses_reward() or not self.encoding.keeps_pictures
 
     def _evaluate(self) -> None:

@@ -193,7 +193,7 @@ def test_an_image_that_changes_in_training_is_not_encoded_under_the_old_name(tmp
 def test_random_crops_are_encoded_at_every_step_and_prompts_once(tmp_path) -> None:
     trainer = stepped(tmp_path, "sdxl", "dpo.crop=random", "data.num_workers=0")
     assert len(files(tmp_path)) == 4 and trainer.dataset.decodes
-    assert any("dpo.crop is random: images are encoded at every step" in note for note in trainer.notes)
+    assert any("dpo.crop is random: pictures are encoded at every step" in note for note in trainer.notes)
     moved = trainer.encoder.encoding.encoder.sleepers(pictures=trainer.encoder.encoding.keeps_pictures)
     assert moved == [trainer.family.unet.text_encoder, trainer.family.unet.text_encoder_2]
     plain = stepped(tmp_path, "sdxl", "dpo.crop=random", *UNCACHED)

@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from glm_training.data.buckets import Size
 from glm_training.data.captioned.captions import Captioning
+from glm_training.data.captioned.contents import IsEncoded, SampleContents
 from glm_training.data.captioned.decoding import Decoded, Drawn, SampleDecoder, Shaping
 from glm_training.data.captioned.samples import HASHED_CAPTIONS, BadSample, Encoded, Fault, ImageSet
 from glm_training.data.captioned.sizes import PictureSizes
@@ -106,6 +108,8 @@ class CaptionedImages:
         self._pool: ThreadPoolExecutor | None = None
         self._reader = reader
         self._decoder = SampleDecoder(shaping, self.captioning, reader, seed)
+        self.contents = SampleContents(self.sets, self._decoder, flip=shaping.flip)
+        self.decodes = True
         buckets = shaping.buckets
         self._sizes = None if buckets is None else PictureSizes(self.sets, buckets, shaping.unsuitable)
         self._usable = self._measured() if measure else [None] * len(self.sets)
@@ -148,13 +152,25 @@ class CaptionedImages:
         places = self._places(indices, epoch)
         check_one_size([self.size_of(index) for index in indices])
         loaded = self._load(places)
-        return Batch(
+        shown = [one.target_view for one in loaded if one.target_view is not None]
+        edited = [one.source_view for one in loaded if one.source_view is not None]
+        batch = Batch(
             indices=list(indices),
             prompts=[one.prompt for one in loaded],
-            targets=self._stacked([one.target for one in loaded]),
+            targets=None,
+            sources=None,
+            target_views=shown if len(shown) == len(loaded) else None,
+            source_views=edited if len(edited) == len(loaded) else None,
+        )
+        targets = [one.target for one in loaded if one.target is not None]
+        if not targets:
+            return batch
+        return replace(
+            batch,
+            targets=self._stacked(targets),
             sources=self._stacked([one.source for one in loaded if one.source is not None]) if self.sources else None,
-            original_sizes=torch.tensor([one.target.original_size for one in loaded]),
-            crops=torch.tensor([one.target.crop for one in loaded]),
+            original_sizes=torch.tensor([target.original_size for target in targets]),
+            crops=torch.tensor([target.crop for target in targets]),
         )
 
     def _stacked(self, images: Sequence[CroppedImage]) -> Tensor:
@@ -198,6 +214,14 @@ class CaptionedImages:
         """The sample at `index`, its pictures in their own sizes; raises BadSample."""
         number, row = self._row(index)
         return self._decoder.decoded(self.sets[number], row)
+
+    def survey(self, is_encoded: IsEncoded, indices: Sequence[int] | None = None) -> None:
+        """Reads every sample once, or those at `indices`: from here on batches know the content of their pictures.
+        What `is_encoded` knows is not decoded."""
+        samples = {
+            self._row(index): self.size_of(index) for index in (range(len(self)) if indices is None else indices)
+        }
+        self.contents.read(samples.items(), is_encoded, self._num_workers)
 
     def example_digests(self) -> dict[str, str]:
         """Tar, listing or folder -> SHA-256, for :func:`describe_drift`; see :meth:`ImageSet.digests`."""
@@ -311,14 +335,20 @@ class CaptionedImages:
 
     def _load(self, places: list[tuple[int, int]]) -> list[Drawn]:
         if self._num_workers < 1:
-            return [self._sample(*place) for place in places]
-        for place in places:
-            self._start(place)
-        futures = {place: self._pending.pop(place) for place in dict.fromkeys(places)}
-        done = {place: future.result() for place, future in futures.items()}
-        return [done[place] for place in places]
+            found = [self._sample(*place) for place in places]
+        else:
+            for place in places:
+                self._start(place)
+            futures = {place: self._pending.pop(place) for place in dict.fromkeys(places)}
+            done = {place: future.result() for place, future in futures.items()}
+            found = [done[place] for place in places]
+        if any(one.target is not None for one in found):  # one that was not surveyed: then all have their pixels
+            lacking = [row for row, one in enumerate(found) if one.target is None]
+            for row in lacking:
+                found[row] = self._sample(*places[row], decodes=True)
+        return found
 
-    def _sample(self, index: int, epoch: int) -> Drawn:
+    def _sample(self, index: int, epoch: int, *, decodes: bool = False) -> Drawn:
         """The sample at `index`, or the one that stands in for it."""
         number, row = self._row(index)
         size, others = self.size_of(index), self._others(number, row)
@@ -327,15 +357,29 @@ class CaptionedImages:
             if attempt:
                 drawn = derive_seed(self._seed, "captioned replacement", epoch, index, attempt)
                 row = int(others[drawn % len(others)])
+            known = self._shown((number, row), size, index, epoch)
+            if known is not None and not (decodes or self.decodes):
+                return known
             try:
                 decoded = self._decoder.decoded(self.sets[number], row)
             except BadSample as bad:
                 self.skipped.add(bad.fault, unsuitable=bad.unsuitable)
                 faults.append(bad.fault)
                 continue
-            return self._decoder.drawn(decoded, size, index, epoch)
+            found = self._decoder.drawn(decoded, size, index, epoch)
+            if known is None:
+                return found
+            return replace(found, target_view=known.target_view, source_view=known.source_view)
         heading = f"{self.sets[number].name}: {ATTEMPTS} samples drawn one after the other cannot be used:"
         raise DataError([fault.problem() for fault in dict.fromkeys(faults)], heading)
+
+    def _shown(self, place: tuple[int, int], size: Size, index: int, epoch: int) -> Drawn | None:
+        """A sample without its pixels; None where it was not surveyed, or not at this size."""
+        content = self.contents.of(place)
+        if content is None or content.size != size or self.shaping.crop == "random":
+            return None
+        target, source = content.views(self._decoder.is_mirrored(content.prompt, index, epoch))
+        return Drawn(self._decoder.shown_prompt(content.prompt, index, epoch), None, None, target, source)
 
     def _others(self, number: int, row: int) -> Sequence[int] | np.ndarray:
         """Rows of a set that may stand in for one of them: of measured pictures those of its size, if there are any."""

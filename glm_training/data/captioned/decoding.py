@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -11,9 +12,11 @@ from PIL import Image
 
 from glm_training.data.buckets import Buckets, Size
 from glm_training.data.captioned.captions import Captioning
-from glm_training.data.captioned.samples import BadSample, Fault, ImageSet
+from glm_training.data.captioned.samples import BadSample, Encoded, Fault, ImageSet
 from glm_training.data.dataset import is_flipped, may_flip
+from glm_training.data.examples import View
 from glm_training.data.images import CroppedImage, decode_image, fitted
+from glm_training.data.picture_size import upright_size
 from glm_training.data.problems import DataError
 from glm_training.data.prompt_lengths import PromptReader
 from glm_training.utils.randomness import uniform
@@ -68,11 +71,14 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A row of a batch: its prompt, empty where that was dropped, and its pictures cut to one size."""
+    """A row of a batch: its prompt, empty where that was dropped, its pictures cut to one size (None where they are not
+    decoded), and as what they are shown, where that is known."""
 
     prompt: str
-    target: CroppedImage
+    target: CroppedImage | None
     source: CroppedImage | None
+    target_view: View | None = None
+    source_view: View | None = None
 
 
 class SampleDecoder:
@@ -91,16 +97,35 @@ class SampleDecoder:
         sample = one.read(row)
         image = _image(one, row, sample.image)
         source = None if sample.source is None else _image(one, row, sample.source)
-        unsuitable = self._shaping.unsuitable((image.height, image.width))
+        self._check_size(one, row, (image.height, image.width))
+        return Decoded(image, source, self.prompt(one, row, sample))
+
+    def check_shape(self, one: ImageSet, row: int, sample: Encoded) -> None:
+        """Raises BadSample for a picture of a shape that is left out, as its header says."""
+        size = upright_size(Path(one.name), partial(one.part, row), lambda: sample.image)
+        self._check_size(one, row, size)
+
+    def _check_size(self, one: ImageSet, row: int, size: Size) -> None:
+        unsuitable = self._shaping.unsuitable(size)
         if unsuitable is not None:
             raise BadSample(Fault(*one.where(row), *unsuitable), unsuitable=True)
+
+    def prompt(self, one: ImageSet, row: int, sample: Encoded) -> str:
+        """What the model is told; raises BadSample where it cannot take that."""
         prompt = "" if sample.caption is None else self._captioning.prompt(sample.caption)
         if self._reader is not None and prompt:
             with self._reading:
                 fault = self._reader([prompt])[0].fault
             if fault is not None:
                 raise BadSample(Fault(*one.where(row), *fault))
-        return Decoded(image, source, prompt)
+        return prompt
+
+    def is_mirrored(self, prompt: str, index: int, epoch: int) -> bool:
+        return self._shaping.flip and may_flip(prompt) and is_flipped(self._seed, epoch, index)
+
+    def shown_prompt(self, prompt: str, index: int, epoch: int) -> str:
+        """The prompt, or none where it is left out."""
+        return "" if self._captioning.is_dropped(self._seed, epoch, index) else prompt
 
     def drawn(self, sample: Decoded, size: Size, index: int, epoch: int) -> Drawn:
         """The sample as it is drawn at `index` in an epoch: both pictures are cut to (height, width) at the same place,
@@ -110,14 +135,12 @@ class SampleDecoder:
         if shaping.crop == "random":
             left, top = uniform(self._seed, "captioned crop", [(epoch, index)], (2,))[0].tolist()
             place = (top, left)
-        mirrored = shaping.flip and may_flip(sample.prompt) and is_flipped(self._seed, epoch, index)
+        mirrored = self.is_mirrored(sample.prompt, index, epoch)
         target, source = (
             None if image is None else fitted(image, *size, place, mirrored=mirrored)
             for image in (sample.image, sample.source)
         )
-        assert target is not None
-        dropped = self._captioning.is_dropped(self._seed, epoch, index)
-        return Drawn("" if dropped else sample.prompt, target, source)
+        return Drawn(self.shown_prompt(sample.prompt, index, epoch), target, source)
 
 
 def _image(one: ImageSet, row: int, data: bytes) -> Image.Image:

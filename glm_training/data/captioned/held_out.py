@@ -11,7 +11,7 @@ from pathlib import Path
 from glm_training.data.captioned.dataset import CaptionedImages
 from glm_training.data.captioned.samples import BadSample
 from glm_training.data.dataset import ImageDataset
-from glm_training.data.examples import Batch, Example
+from glm_training.data.examples import Batch, Example, ImageRows, View
 from glm_training.data.problems import DataError, Problem
 
 
@@ -72,6 +72,15 @@ class HeldOutImages(ImageDataset):
         """Start reading what a coming :meth:`batch` needs."""
         self._select(indices)
         self._pictures.prefetch([self._rows[index] for index in indices])
+
+    def views(self, *, targets: bool = True, sources: bool = True) -> list[View]:
+        """Every picture as it is shown."""
+        self._pictures.survey(lambda view: True, self._rows)  # each was decoded when it was chosen
+        return self._pictures.contents.views(targets=targets, sources=sources)
+
+    def load(self, view: View) -> ImageRows:
+        """One picture decoded, one row; raises DataError when it is gone, or another by now."""
+        return self._pictures.contents.load(view)
 
     def example_digests(self) -> dict[str, str]:
         """Position (as text) -> SHA-256 of caption and picture."""

@@ -45,7 +45,8 @@ class Encoding:
         self.cache = EncodedCache(config.encoded_cache_dir()) if config.caches() else None
         self.keeps_pictures = self.cache is not None and pictures
         self._threads = config.data.num_workers
-        self._facts: dict[str, str] = {}
+        self._facts: dict[Kind, str] = {}
+        self._filled = False
         self._loads: Mapping[View, Load] = {}
         self._asleep = False
         encoder.serve(self.text)
@@ -64,8 +65,7 @@ class Encoding:
         """
         if self.cache is None:
             return
-        kinds: list[Kind] = ["image", "text"] if pictures and self.keeps_pictures else ["text"]
-        self._facts = {kind: self.encoder.fingerprint(kind) for kind in kinds}
+        self._filled = True
         self._loads = pictures if self.keeps_pictures else {}
         views = {self.picture_key(view): view for view in pictures} if self.keeps_pictures else {}
         texts = {self.text_key(text): text for text in self.encoder.texts(prompts)}
@@ -142,7 +142,7 @@ class Encoding:
 
     def text(self, text: str) -> Encoded:
         """One text's tensors, from the cache where there is one."""
-        if self.cache is None or not self._facts:
+        if self.cache is None or not self._filled:
             return self.encoder.text(text)
         return self._found(self.text_key(text), lambda: self.encoder.text(text))
 
@@ -163,12 +163,22 @@ class Encoding:
         """The name of a picture's entry: its content, how it is shown, and what encodes it."""
         mirrored = {"flipped": True} if view.flipped else {}
         return content_key(
-            "image", image=view.digest, size=view.size, crop="center", encoder=self._facts["image"], **mirrored
+            "image", image=view.digest, size=view.size, crop="center", encoder=self._fact("image"), **mirrored
         )
 
     def text_key(self, text: str) -> str:
         """The name of a text's entry."""
-        return content_key("text", text=text, encoder=self._facts["text"])
+        return content_key("text", text=text, encoder=self._fact("text"))
+
+    def _fact(self, kind: Kind) -> str:
+        """What encodes, told once: it reads all its weights."""
+        if kind not in self._facts:
+            self._facts[kind] = self.encoder.fingerprint(kind)
+        return self._facts[kind]
+
+    def is_encoded(self, view: View) -> bool:
+        """Whether nobody needs to decode the picture: there is an entry for it, or pictures are not kept at all."""
+        return not self.keeps_pictures or (self.cache is not None and self.cache.lists(self.picture_key(view)))
 
     # -- where the encoders are ----------------------------------------------------------------------------------------
 

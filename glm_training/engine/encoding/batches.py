@@ -6,20 +6,36 @@ from collections.abc import Iterable
 
 import torch
 
-from glm_training.data import Batch, ImageDataset, TrainingData
+from glm_training.data import Batch, ImageDataset
+from glm_training.data.captioned.dataset import CaptionedImages
 from glm_training.data.examples import ImageRows, View
 from glm_training.engine.encoding.ahead import Encoding, Load
 from glm_training.models.glm_image.ar_types import EncodedSources
 from glm_training.models.glm_image.positions import image_grid
 
 
-def pictures_of(data: Iterable[TrainingData], *, targets: bool) -> dict[View, Load]:
+def pictures_of(
+    data: Iterable[ImageDataset | CaptionedImages], encoding: Encoding, *, targets: bool
+) -> dict[View, Load]:
     """Every picture that batches of `data` may show, with what decodes it: sources, and `targets` where asked for."""
     found: dict[View, Load] = {}
     for one in data:
-        if isinstance(one, ImageDataset):
-            found |= dict.fromkeys(one.views(targets=targets), one.load)
+        if isinstance(one, CaptionedImages):
+            one.survey(encoding.is_encoded)
+        known = one.contents if isinstance(one, CaptionedImages) else one
+        found |= dict.fromkeys(known.views(targets=targets), known.load)
     return found
+
+
+def prompts_of(data: Iterable[ImageDataset | CaptionedImages]) -> list[str]:
+    """The prompts that batches of `data` may have, each once; of captioned pictures after `pictures_of`."""
+    found: dict[str, None] = {}
+    for one in data:
+        if isinstance(one, CaptionedImages):
+            found |= dict.fromkeys([*one.contents.prompts(), *([""] if one.captioning.dropout > 0 else [])])
+        else:
+            found |= dict.fromkeys(one.prompts())
+    return list(found)
 
 
 def target_rows(batch: Batch) -> ImageRows | None:

@@ -4,6 +4,18 @@ from tests.mutants.catalogue import of
 
 MUTATIONS = [
     *of(
+        "data/captioned/contents.py",
+        "trainers/test_encoding_of_pictures.py",
+        ("*view.size, mirrored=view.flipped)", "*view.size)", "mirrored pictures are encoded as they lie"),
+        ("sample.source if is_source else sample.image", "sample.image", "what is edited is what is drawn"),
+        ("hexdigest() != view.digest", 'hexdigest() == ""', "a changed picture is encoded under its old name"),
+        (
+            "if self._flip and may_flip(content.prompt)",
+            "if self._flip",
+            "pictures that are never mirrored are encoded so",
+        ),
+    ),
+    *of(
         "data/sampler.py",
         "data/test_sampler.py",
         (

@@ -18,7 +18,7 @@ from glm_training.config.sections.base import Part
 from glm_training.engine.figures import Mean
 from glm_training.reinforcement.rollout import Rollout
 from glm_training.rewards import RewardResult
-from glm_training.utils.distributed import World, gather_tensor
+from glm_training.utils.distributed import World, gather_objects, gather_tensor
 from glm_training.utils.randomness import make_generator
 from glm_training.utils.words import counted
 
@@ -134,8 +134,8 @@ def assign_advantages(chunks: list[Scored], config: Config, world: World, step: 
             scored = ~rewards.isnan()
             values = _shuffled(values, scored.any(dim=2) if part == "ar" else scored, config.seed, level, step)
         chosen[part] = values.clamp(-grpo.advantage_clip, grpo.advantage_clip) * policy.reward_weight
-    # a process's prompts lie together in what was gathered, chunk after chunk, and all have equally many
-    start = world.rank * sum(len(chunk.rollout.prompts) for chunk in chunks)
+    # a process's prompts lie together in what was gathered, chunk after chunk
+    start = sum(gather_objects(world, sum(len(chunk.rollout.prompts) for chunk in chunks))[: world.rank])
     for chunk in chunks:
         rows = slice(start, start + len(chunk.rollout.prompts))
         chunk.plan_advantages = chosen["ar"][rows].flatten().to(world.device)

@@ -137,8 +137,9 @@ def _scores(
     for piece in slices:
         run.check_stop()
         with run.autocast():
-            plans = chunks[piece.chunk].rollout.plans.select(piece.rows)
-            scores[piece.chunk][piece.rows] = method.score(part.component, plans)
+            found = method.score(part.component, chunks[piece.chunk].rollout.plans.select(piece.rows))
+        if piece.counted:
+            scores[piece.chunk][piece.rows] = found
     return scores
 
 
@@ -230,6 +231,8 @@ def _rescored(
         run.check_stop()
         with run.autocast():
             found, centres = method.rescored(part.component, renders[piece.chunk].select(piece.rows))
+        if not piece.counted:
+            continue
         log_probs[piece.chunk][piece.rows] = found
         kept = means[piece.chunk]
         if kept is not None and centres is not None:
@@ -258,7 +261,8 @@ def _old_densities(
         trajectory = chunks[piece.chunk].rollout.renders.select(piece.rows)
         with run.autocast():
             densities = method.densities(part.component, trajectory, draws(piece.chunk, piece.rows))
-        olds[piece.chunk][piece.rows] = densities
+        if piece.counted:
+            olds[piece.chunk][piece.rows] = densities
     return olds
 
 
@@ -277,7 +281,7 @@ def _slices(run: Learning, part: Part, chunks: list[Scored], rows_per_prompt: in
     """What a half is trained on, in order; row r of the step belongs to update r mod `updates_per_rollout`.
 
     Every process has equally many, so that all poll and exchange gradients equally often: a piece without any score
-    keeps one row, and counts as none.
+    keeps one row, and counts as none; where batches may be short, a process with fewer pieces adds such ones.
     """
     name: PartName = "ar" if part.name == "ar" else "dit"
     updates = run.config.policy_for(name).updates_per_rollout
@@ -293,7 +297,17 @@ def _slices(run: Learning, part: Part, chunks: list[Scored], rows_per_prompt: in
                 if len(piece):
                     chosen = (kept if len(kept) else piece[:1]).to(run.world.device)
                     slices.append(Slice(update, index, chosen, len(kept)))
-    return slices
+    return _levelled(run.world, slices, updates) if run.config.data.buckets.enabled else slices
+
+
+def _levelled(world: World, slices: list[Slice], updates: int) -> list[Slice]:
+    """`slices` with as many of each update as the process with the most has; what is added counts as none."""
+    own = [sum(piece.update == update for piece in slices) for update in range(updates)]
+    most = [max(counts) for counts in zip(*gather_objects(world, own), strict=True)]
+    idle = replace(slices[0], rows=slices[0].rows[:1], counted=0)
+    return slices + [
+        replace(idle, update=update) for update in range(updates) for _ in range(most[update] - own[update])
+    ]
 
 
 def _optimise(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -86,13 +87,14 @@ class RewardTrainer(EncodingTrainer):
 
     def _reward_step(self) -> dict[str, float]:
         clock = Clock(self.world)
+        prompts = self.sampler.rows_ahead(self.config.training.gradient_accumulation_steps)
         chunks = self._draw_and_score(clock)
         chunks, metrics = replace_flat_groups(self.resampling(), chunks)
         with self.phase("reward"):
             metrics |= assign_advantages(chunks, self.config, self.world, self.step)
             self.missing.look(self.step + 1, chunks, metrics)
         metrics |= self.monitors.look([(chunk.rollout.images, self.settings.group) for chunk in chunks])
-        images = self.world.world_size * sum(len(chunk.rollout.images) for chunk in chunks)
+        images = prompts * self.settings.group
         for chunk in chunks:
             chunk.rollout.images = chunk.rollout.images[:0].clone()  # large, of no more use; a slice would hold them
         self.family.train()
@@ -112,7 +114,7 @@ class RewardTrainer(EncodingTrainer):
         metrics |= clock.laps | self._token_rate(chunks)
         self.monitors.after_step(self.step + 1, metrics)
         self.shares.add(metrics)
-        self.flat.look(self.world.world_size * sum(len(chunk.rollout.prompts) for chunk in chunks), metrics)
+        self.flat.look(prompts, metrics)
         return metrics
 
     def remarks(self) -> list[str]:
@@ -142,12 +144,15 @@ class RewardTrainer(EncodingTrainer):
 
     def _draw_and_score(self, clock: Clock) -> list[Scored]:
         """The rollouts of the step with their rewards. A chunk is scored while the next is drawn."""
-        count = self.config.training.gradient_accumulation_steps
+        count, start = self.config.training.gradient_accumulation_steps, self.sampler.position
+        # processes that draw pictures of different sizes take different numbers of steps, and meet between them alone
+        unequal = self.config.data.buckets.enabled and self.world.world_size > 1
+        on_step = None if unequal else self.check_stop
         with ScoringQueue(
             self.world, self.signals.requested, overlap=self.config.reward.overlap and count > 1
         ) as queue:
             for _ in range(count):
-                rollout = self.draw(*self.next_batch(), on_step=self.check_stop)
+                rollout = self.draw(*self.next_batch(), on_step=on_step)
                 clock.lap("rollout")
                 queue.put(partial(self.score, rollout))
                 self.check_stop()
@@ -155,21 +160,21 @@ class RewardTrainer(EncodingTrainer):
             scored = queue.results()
         self.check_stop()
         clock.lap("reward")
-        first = self.world.rank * self.config.training.batch_size
-        for chunk, item in enumerate(scored):
-            item.first_prompt = first + chunk * self.world.world_size * self.config.training.batch_size
+        for item in scored:
+            item.first_prompt = item.rollout.positions[0] - start
         return scored
 
     def draw(self, batch: Batch, positions: list[int], *, on_step: Callable[[], None] | None) -> Rollout:
         """The samples of a batch's prompts, whose places in the run's sequence of samples are `positions`."""
         self.family.eval()
+        height, width = self.dataset.size_of(batch.indices[0])
         drawing = self.parts["dit"].as_old() if "dit" in self.parts else nullcontext()
         with self.phase("rollout"), drawing, self.autocast():
             return draw_rollout(
                 self.family,
                 batch,
                 positions,
-                self.settings,
+                replace(self.settings, height=height, width=width),
                 sources=encoded_sources(self.encoding, batch),
                 seed=self.config.seed,
                 sde_indices=self._sde_indices(),

@@ -16,6 +16,38 @@ MUTATIONS = [
         ),
     ),
     *of(
+        "data/buckets.py",
+        "data/test_buckets.py",
+        ("if height <= highest and width <= widest and height", "if height", "pictures are enlarged"),
+        ("-height * width, (height, width)", "height * width, (height, width)", "the largest bucket of several"),
+        ("Fraction(width, w)), -height", "Fraction(height, h)), -height", "one side alone is looked at"),
+        ("zip(shape, *others, strict=True)", "zip(shape, strict=True)", "what goes with a picture is enlarged"),
+    ),
+    *of(
+        "data/bucket_sampler.py",
+        "data/test_bucket_sampler.py",
+        (
+            "torch.argsort(self._buckets[indices], stable=True)",
+            "torch.arange(len(indices))",
+            "batches of several sizes",
+        ),
+        ('"bucket batches", number)', '"bucket batches", 0)', "every epoch has its sizes in one order"),
+        (
+            "self._batches(draws * self.world_size)",
+            "self._batches(draws)",
+            "a step has one process' rows",
+        ),
+        ("return -(-batches // self.world_size)", "return batches // self.world_size", "the last batch is not drawn"),
+        ("[self.rank])", "[0])", "all processes draw the same batch"),
+    ),
+    *of(
+        "data/picture_size.py",
+        "data/test_picture_size.py",
+        ("(image.width, image.height) if turned", "(image.height, image.width) if turned", "orientation is not heeded"),
+        ("if pixels and header[4:] in _TEXTS:", "if False:", "what follows a PNG's pixels is not heeded"),
+        ("(bits >> 14 & 0x3FFF) + 1", "(bits >> 14 & 0x3FFF)", "a lossless WebP is a row short"),
+    ),
+    *of(
         "data/sampler.py",
         "data/test_sampler.py",
         (
@@ -46,8 +78,8 @@ MUTATIONS = [
         "data/dataset.py",
         "data/test_dataset.py",
         (
-            "[example.source for example in examples], flips, images)",
-            "[example.source for example in examples], [False] * len(examples), images)",
+            "self._stack(sources, flips)",
+            "self._stack(sources, [False] * len(examples))",
             "the source of a flipped target is not flipped",
         ),
         (
@@ -60,7 +92,7 @@ MUTATIONS = [
             "is_flipped(self._seed, 0, example.index)",
             "the same flips in every epoch",
         ),
-        ("images[path].flip(-1)", "images[path].flip(-2)", "pictures stand on their head"),
+        ("image.pixels.flip(-1)", "image.pixels.flip(-2)", "pictures stand on their head"),
         (
             "_QUOTED.search(prompt) is None and _SIDED.search(prompt) is None",
             "_QUOTED.search(prompt) is None or _SIDED.search(prompt) is None",
@@ -80,7 +112,7 @@ MUTATIONS = [
         ("ImageOps.fit(image, (width, height)", "ImageOps.fit(image, (height, width)", "height and width swapped"),
         ("if image.width * image.height > MAX_PIXELS:", "if image.width > MAX_PIXELS:", "decompression bombs pass"),
         (".permute(2, 0, 1)", ".permute(2, 1, 0)", "pictures are transposed"),
-        ("centering=(0.5, 0.5)", "centering=(0.0, 0.0)", "pictures are cut at one side"),
+        ("centering=(left, top)", "centering=(0.0, 0.0)", "pictures are cut at one side"),
     ),
     *of(
         "data/fingerprint.py",

@@ -35,13 +35,13 @@ MUTATIONS = [
             "trainers/test_dpo_trainer.py::test_sft_learns_the_preferred_images_without_a_reference",
         ),
         (
-            "[pair.rejected for pair in pairs if self.rejected]",
-            "[pair.rejected for pair in pairs]",
+            "[(pair.rejected, pair) for pair in pairs if self.rejected]",
+            "[(pair.rejected, pair) for pair in pairs]",
             "SFT encodes rejected images",
         ),
         (
-            "[pair.preferred for pair in pairs] + [pair.rejected",
-            "[pair.rejected for pair in pairs] + [pair.preferred",
+            "[(pair.preferred, pair) for pair in pairs] + [(pair.rejected",
+            "[(pair.rejected, pair) for pair in pairs] + [(pair.preferred",
             "roles swapped",
         ),
         ("digest=view.digest", "digest=None", "a changed image is encoded under its old name"),
@@ -66,8 +66,8 @@ MUTATIONS = [
         ),
         ("prompts * copies", "[p for p in prompts for _ in range(copies)]", "quoted words of other pairs"),
         (
-            'images["original_sizes"], images["crops"], self.size',
-            'self.size, images["crops"], images["original_sizes"]',
+            'images["original_sizes"], images["crops"], self.size_of(pairs)',
+            'self.size_of(pairs), images["crops"], images["original_sizes"]',
             "sizes swapped",
         ),
     ),

@@ -89,7 +89,7 @@ MUTATIONS = [
         ("values = compared.plan if", "values = compared.plan.abs() if", "all plans are good"),
         ('chosen["ar"][rows]', 'chosen["ar"][: len(chunk.rollout.prompts)]', "all chunks get the first one's credit"),
         ("        start += len(chunk.rollout.prompts)\n", "", "chunks do not move on"),
-        ("start = world.rank * sum(", "start = 0 * sum(", "every process takes the first one's advantages"),
+        (")[: world.rank])", ")[:0])", "every process takes the first one's advantages"),
         (
             "_compare(chunks, config, world, totals, policy.advantage_scale, own)",
             "_compare(chunks, config, world, rewards, policy.advantage_scale, own)",

@@ -17,14 +17,9 @@ MUTATIONS = [
             "trainers/test_sampling_of_steps.py",
         ),
         (
-            "self.world.rank * self.sampler.batch_size",
-            "0 * self.sampler.batch_size",
-            "all processes draw the same noise",
-        ),
-        (
-            "epochs = self.sampler.peek_epochs()\n        indices = self.sampler.next()",
-            "indices = self.sampler.next()\n        epochs = self.sampler.peek_epochs()",
-            "flips of the next batch's epoch",
+            "self.sampler.peek_positions(), self.sampler.peek_epochs()\n        indices = self.sampler.next()",
+            "self.sampler.peek_positions(), [0] * self.sampler.batch_size\n        indices = self.sampler.next()",
+            "flips are those of the first epoch",
         ),
         ("            self.sampler.load_state_dict(place)\n", "", "a dropped step's prompts are lost"),
         (
@@ -119,8 +114,8 @@ MUTATIONS = [
             "rollouts are drawn by the trained policy",
         ),
         (
-            "first + chunk * self.world.world_size * self.config.training.batch_size",
-            "first",
+            "item.rollout.positions[0] - start",
+            "0",
             "all chunks begin at the step's first prompt",
         ),
         (
@@ -172,8 +167,8 @@ MUTATIONS = [
             "the AR half learns with the DiT half's beta",
         ),
         (
-            "DiffusionPreference(self.denoiser, dpo.beta, dpo.min_snr_gamma)",
-            "DiffusionPreference(self.denoiser, dpo.beta)",
+            "DiffusionPreference(denoiser, dpo.beta, dpo.min_snr_gamma)",
+            "DiffusionPreference(denoiser, dpo.beta)",
             "min_snr_gamma has no effect",
         ),
         (

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
@@ -121,11 +120,11 @@ def _png_tells_later(part: Part, whole: Callable[[], bytes]) -> bool:
         if pixels and header[4:] in _TEXTS:
             return True
         if pixels == _HOPS:  # pixels in so small pieces are sooner read than jumped over
-            data = whole()
-            read = partial(_piece, data)
+            read = in_memory(whole())
         place += 12 + int.from_bytes(header[:4], "big")
     return False
 
 
-def _piece(data: bytes, offset: int, size: int) -> bytes:
-    return data[offset : offset + size]
+def in_memory(data: bytes) -> Part:
+    """Reads some of a file that is read already."""
+    return lambda offset, size: data[offset : offset + size]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -225,6 +226,20 @@ def build_sampler(config: Config, world: World, data: TrainingData) -> StatefulS
     if not config.data.buckets.enabled:
         return drawn
     return BucketSampler(drawn, sizes_of(data))
+
+
+def sizes_told(config: Config, data: TrainingData) -> list[str]:
+    """What sizes pictures have in batches, and how full those are, in a line; nothing where all have one size."""
+    if not config.data.buckets.enabled:
+        return []
+    counts = Counter(sizes_of(data)).most_common()
+    at_once = config.training.batch_size
+    batches = sum(-(-count // at_once) for _, count in counts)
+    shown = ", ".join(f"{width} x {height} ({count})" for (height, width), count in counts[:4])
+    more = f" and {counted(len(counts) - 4, 'other')}" if len(counts) > 4 else ""
+    return [
+        f"{counted(len(counts), 'size')}: {shown}{more}; {len(data) / batches:.1f} of {at_once} in a batch on average"
+    ]
 
 
 def count_steps(config: Config, sampler: StatefulSampler) -> int:

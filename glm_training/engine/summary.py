@@ -44,7 +44,7 @@ def outline(config: Config, world: World, prompts: int, steps: int) -> str:
     what = "pair" if config.training.method == "dpo" else "picture" if config.model.family == "vgt" else "prompt"
     adapters = " (LoRA adapters)" if any(config.lora_for(part).enabled for part in config.parts()) else ""
     at_once = config.training.batch_size * config.training.gradient_accumulation_steps * world.world_size
-    batch = counted(at_once, what)
+    batch = ("up to " if config.data.buckets.enabled else "") + counted(at_once, what)
     if config.uses_reward():
         batch += f" x {counted(config.reward.grpo.num_samples, 'image')}"
     place = str(world.device) if world.world_size == 1 else f"{world.world_size} processes"

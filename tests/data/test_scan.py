@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 
 from glm_training.data import DataError, Example
+from glm_training.data.buckets import Buckets
+from tests.data.conftest import paint
 
 
 def problems(files, mode="t2i", **changes) -> list[str]:
@@ -264,3 +266,38 @@ def test_quarantine_cures_no_fault_of_the_whole_and_needs_survivors(files) -> No
 def test_quarantine_fraction_out_of_range(files, fraction: float) -> None:
     with pytest.raises(ValueError, match="max_bad_fraction"):
         files.scan(max_bad_fraction=fraction)
+
+
+def test_examples_have_the_size_of_their_targets_within_their_sources(files) -> None:
+    """Multiples of 32 within 64 x 64 px: what the target's shape asks for, and what the source leaves of it."""
+    shapes = [((100, 100), (100, 100)), ((300, 100), (300, 100)), ((100, 100), (40, 100)), ((64, 70), (400, 400))]
+    for index, (target, source) in enumerate(shapes):
+        paint(files.targets / f"{index}.png", index, target)
+        paint(files.sources / f"{index}.png", index + 9, source)
+    buckets = Buckets(64 * 64, 32, smallest=32)
+    assert [example.size for example in files.scan("i2i", buckets=buckets).examples] == [
+        (64, 64), (32, 96), (32, 32), (64, 64)
+    ]  # fmt: skip
+    assert [example.size for example in files.scan("t2i", buckets=buckets).examples] == [
+        (64, 64), (32, 96), (64, 64), (64, 64)
+    ]  # fmt: skip
+    assert [example.size for example in files.scan("i2i").examples] == [None] * 4
+    sources = {"target_images_dir": None, "require_targets": False}
+    assert [example.size for example in files.scan("i2i", **sources, buckets=buckets).examples] == [
+        (64, 64), (32, 96), (96, 32), (64, 64)
+    ]  # fmt: skip
+    alone = files.scan("t2i", **sources, buckets=buckets).examples
+    assert [example.size for example in alone] == [None] * 4
+
+
+def test_an_image_without_a_bucket_is_a_fault_of_its_line(files) -> None:
+    paint(files.sources / "2.png", 0, (100, 31))
+    buckets = Buckets(64 * 64, 32, smallest=32)
+    with pytest.raises(DataError) as caught:
+        files.scan("i2i", buckets=buckets)
+    (problem,) = caught.value.problems
+    assert (problem.line, problem.index, problem.image) == (3, 2, files.sources / "2.png")
+    assert problem.reason == "source image has 100 x 31 pixels, and the smallest bucket is 32 x 32"
+    report = files.scan("i2i", buckets=buckets, max_bad_fraction=0.25)
+    assert [example.index for example in report.examples] == [0, 1, 3]
+    assert all(example.size == (32, 32) for example in report.examples)  # 40 x 36 px each

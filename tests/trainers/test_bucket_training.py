@@ -48,6 +48,7 @@ def test_pictures_keep_their_shapes_and_each_comes_once_per_epoch(tmp_path: Path
     """Batches of two: 2 of squares, 1 wide, 1 tall of one row; two epochs are eight steps."""
     trainer = bucket_trainer(tmp_path, "training.num_epochs=2", "training.max_steps=null")
     assert trainer.total_steps == 8
+    assert trainer.notes[-1] == "3 sizes: 64 x 64 (4), 96 x 32 (2), 32 x 96 (1); 1.8 of 2 in a batch on average"
     shapes: Counter[tuple[int, ...]] = Counter()
     prompts: Counter[str] = Counter()
     positions: list[int] = []

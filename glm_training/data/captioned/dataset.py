@@ -111,7 +111,7 @@ class CaptionedImages:
         self.contents = SampleContents(self.sets, self._decoder, flip=shaping.flip)
         self.decodes = True
         buckets = shaping.buckets
-        self._sizes = None if buckets is None else PictureSizes(self.sets, buckets, shaping.unsuitable)
+        self._sizes = None if buckets is None else PictureSizes(self.sets, buckets, shaping.unsuitable, sources=sources)
         self._usable = self._measured() if measure else [None] * len(self.sets)
         lengths = [len(one if rows is None else rows) for one, rows in zip(self.sets, self._usable, strict=True)]
         self.set_lengths = tuple(length * count for length, count in zip(lengths, counts, strict=True))

@@ -11,7 +11,7 @@ import numpy as np
 
 from glm_training.data.buckets import Buckets, Size
 from glm_training.data.captioned.samples import BadSample, Fault, ImageSet
-from glm_training.data.picture_size import upright_size
+from glm_training.data.picture_size import in_memory, upright_size
 from glm_training.data.problems import DataError
 
 _AT_ONCE = 8192
@@ -23,13 +23,19 @@ class PictureSizes:
     """Sizes by set and row, each read when it is first asked for; 8 bytes per picture.
 
     ``unsuitable`` says of an upright (height, width) why it is left out, and what to do to use it; None where it is
-    not.
+    not. ``sources``: samples have sources, which are not enlarged for their targets either; they are read whole.
     """
 
     def __init__(
-        self, sets: Sequence[ImageSet], buckets: Buckets, unsuitable: Callable[[Size], tuple[str, str] | None]
+        self,
+        sets: Sequence[ImageSet],
+        buckets: Buckets,
+        unsuitable: Callable[[Size], tuple[str, str] | None],
+        *,
+        sources: bool = False,
     ) -> None:
         self._sets = tuple(sets)
+        self._sources = sources
         self._unsuitable = unsuitable
         self._buckets = buckets
         self._known = [np.zeros((len(one), 2), dtype=np.int32) for one in sets]
@@ -72,15 +78,19 @@ class PictureSizes:
 
     def _read(self, number: int, row: int) -> Size:
         one = self._sets[number]
+        sources: list[Size] = []
         try:
             shape = upright_size(Path(one.name), partial(one.part, row), lambda: one.read(row).image)
+            data = one.read(row).source if self._sources else None
+            if data is not None:
+                sources.append(upright_size(Path(one.name), in_memory(data), lambda: data))
         except DataError as error:
             problem = error.problems[0]
             if problem.path != Path(one.name):  # it is not the picture that is at fault
                 raise
             raise BadSample(Fault(*one.where(row), problem.reason, problem.remedy)) from error
-        size, fault = self._buckets.size(shape), self._unsuitable(shape)
+        size, fault = self._buckets.size(shape, *sources), self._unsuitable(shape)
         if size is None or fault is not None:
-            reason, remedy = fault or self._buckets.why_none(shape)
+            reason, remedy = fault or self._buckets.why_none(min(shape, *sources, key=min))
             raise BadSample(Fault(*one.where(row), reason, remedy), unsuitable=True)
         return size

@@ -15,6 +15,8 @@ from glm_training.data.buckets import Buckets
 from glm_training.data.captioned import sizes as sizes_module
 from glm_training.data.captioned.dataset import CaptionedImages, Shaping
 from glm_training.data.captioned.held_out import HeldOutImages
+from glm_training.data.captioned.options import Reading, SetOptions
+from glm_training.data.captioned.recognise import open_sets
 from glm_training.data.captioned.samples import ImageSet
 from glm_training.data.dataset import sizes_of
 from glm_training.data.images import decode_image, fitted
@@ -170,3 +172,20 @@ def test_enlarging_where_it_is_asked_for(tmp_path: Path) -> None:
     shaping = Shaping(64, 64, min_side=0, buckets=Buckets(64 * 64, 32, smallest=32, upscale=True))
     data = bucketed(opened(folder(tmp_path / "set", [(20, 30), (10, 10)])), shaping=shaping)
     assert sizes_of(data) == [(64, 64), (64, 64)]
+
+
+def test_what_a_picture_was_edited_from_is_not_enlarged_either(tmp_path: Path) -> None:
+    """Sources of 100 x 40 and of 300 x 300 px, of targets of 100 x 100; the third source is too small."""
+    lines = []
+    for number, shape in enumerate([(100, 40), (300, 300), (31, 90)]):
+        (tmp_path / f"{number}.png").write_bytes(noise(number, (100, 100)))
+        (tmp_path / f"from_{number}.png").write_bytes(noise(number + 9, shape))
+        lines.append(json.dumps({"source": f"from_{number}.png", "target": f"{number}.png", "prompt": "x"}) + "\n")
+    (tmp_path / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
+    (one,) = open_sets([SetOptions(tmp_path)], Reading(captions=True, sources=True))
+    data = bucketed(one, sources=True)
+    assert sizes_of(data) == [(32, 32), (64, 64)]
+    batch = data.batch([0])
+    assert batch.targets is not None and batch.sources is not None
+    assert batch.targets.shape == batch.sources.shape == (1, 3, 32, 32)
+    assert data.remarks[0].startswith("of the pictures 1 left out")

@@ -1,9 +1,11 @@
-"""Tables in text: JSON lines, one JSON list of records, or CSV with a header, told by how they begin."""
+"""Tables in text: JSON lines, one JSON list of records, one JSON object of captions by picture, or CSV with a header,
+told by how they begin."""
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,9 @@ from glm_training.data.problems import DataError, Problem
 
 _HEAD = 1 << 16
 _BOM = b"\xef\xbb\xbf"
+_BY_PICTURE = re.compile(r'\{\s*"[^"\n]+\.(?:png|jpe?g|webp|bmp|gif|tiff?)"\s*:\s*(?=["{])', re.IGNORECASE)
+"""How captions by picture begin: {"a.png": "a dot", ...}, or {"a.png": {"caption": "a dot"}, ...}."""
+
 _DELIMITERS = ",;\t|"
 
 
@@ -21,14 +26,14 @@ _DELIMITERS = ",;\t|"
 class TableHead:
     """How a table begins: its kind, the names of its columns, and of a CSV what is between them."""
 
-    kind: Literal["json lines", "json list", "csv"]
+    kind: Literal["json lines", "json list", "json mapping", "csv"]
     columns: tuple[str, ...]
     delimiter: str = ","
 
 
 @dataclass(frozen=True)
 class TableRow:
-    """A record: its line, or of a JSON list its number from 0, and what it says; or why it says nothing."""
+    """A record: its line, or of JSON that is no lines its number from 0, and what it says; or why it says nothing."""
 
     number: int
     values: dict[str, object] | None
@@ -46,6 +51,10 @@ def table_head(path: Path) -> TableHead | None:
         record = _first_record(text[1:].lstrip())
         return None if record is None else TableHead("json list", tuple(record))
     first = text.partition("\n")[0].rstrip("\r")
+    named = _BY_PICTURE.match(text)
+    if named is not None:
+        record = _first_record(text[named.end() :])
+        return TableHead("json mapping", ("image", "caption") if record is None else ("image", *record))
     if text.startswith("{"):
         record = _first_record(first)
         return None if record is None else TableHead("json lines", tuple(record))
@@ -76,8 +85,8 @@ def _csv_head(line: str) -> TableHead | None:
 
 def table_rows(path: Path, head: TableHead) -> Iterator[TableRow]:
     """Every record of the table at `path`. Raises DataError where it stops being one."""
-    if head.kind == "json list":
-        return _list_rows(path)
+    if head.kind in ("json list", "json mapping"):
+        return _whole_rows(path)
     return _line_rows(path) if head.kind == "json lines" else _csv_rows(path, head)
 
 
@@ -97,7 +106,7 @@ def _line_rows(path: Path) -> Iterator[TableRow]:
                 yield _record(number, value)
 
 
-def _list_rows(path: Path) -> Iterator[TableRow]:
+def _whole_rows(path: Path) -> Iterator[TableRow]:
     try:
         values = json.loads(path.read_bytes().removeprefix(_BOM))
     except json.JSONDecodeError as error:
@@ -107,6 +116,10 @@ def _list_rows(path: Path) -> Iterator[TableRow]:
         ) from error
     except (ValueError, RecursionError) as error:
         raise DataError([Problem(path, f"is not readable as JSON: {error}", "Correct it")]) from error
+    if isinstance(values, dict):
+        told = ({"caption": value} if isinstance(value, str) else value for value in values.values())
+        pairs = zip(values, told, strict=True)
+        values = [{"image": name, **value} if isinstance(value, dict) else value for name, value in pairs]
     return (_record(number, value) for number, value in enumerate(values))
 
 

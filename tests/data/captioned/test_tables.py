@@ -70,9 +70,9 @@ UNDERSTOOD: dict[str, tuple[Make, dict[str, object]]] = {
         )}), {},
     ),
     "prompt and image, among captions of other pictures": (
-        lambda at: put(at, PAIR | {"list.txt": lines(
-            {"image": "./a.png", "prompt": "a dot"}, {"image": "b.png", "prompt": "two  dots\n"}
-        )}), {},
+        lambda at: put(at, PAIR | {"list.txt": "\n" + lines({"image": "./a.png", "prompt": "a dot"}) + "\n \n" + lines(
+            {"image": "b.png", "prompt": "two  dots\n"}
+        ) + "\n"}), {},
     ),
     "a JSON list in metadata.json, of many pictures": (
         lambda at: put(at, PAIR | {f"c{number}.png": picture(9) for number in range(200)} | {
@@ -99,6 +99,14 @@ UNDERSTOOD: dict[str, tuple[Make, dict[str, object]]] = {
     "several captions of a picture: the first": (
         lambda at: put(at, PAIR | {"x.jsonl": lines({"image": "a.png", "captions": ["a dot", "other"]},
                                                     {"image": "b.png", "captions": ["two dots"]})}), {},
+    ),
+    "captions by picture": (
+        lambda at: put(at, PAIR | {"captions.json": json.dumps({"a.png": "a dot", "b.png": "two dots"})}), {},
+    ),
+    "records by picture": (
+        lambda at: put(at, PAIR | {"meta.json": json.dumps(
+            {"a.png": {"tags": "x", "caption": "a dot"}, "./b.png": {"tags": "y", "caption": "two dots"}}, indent=1
+        )}), {},
     ),
     "edits, for text to image": (
         lambda at: put(at, EDITS | {"x.jsonl": lines(

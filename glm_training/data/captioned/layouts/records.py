@@ -1,5 +1,5 @@
-"""A table that names pictures and has their captions: JSON lines, a JSON list, or CSV, as `metadata.jsonl` of a Hugging
-Face imagefolder. Paths start at the table's folder, or at `root`.
+"""A table that names pictures and has their captions: JSON lines, a JSON list or object, or CSV, as `metadata.jsonl` of
+a Hugging Face imagefolder. Paths start at the table's folder, or at `root`.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class RecordSet:
             columns = columns_of(head.columns, options.cap_source, captions=reading.captions, sources=reading.sources)
         except ColumnsMissing as missing:
             raise DataError([Problem(table, str(missing), missing.remedy)]) from missing
-        self._units[number] = "record" if head.kind == "json list" else "line"
+        self._units[number] = "line" if head.kind in ("json lines", "csv") else "record"
         self._tell_columns(table, columns)
         told = [(row, self._texts_of(row, columns)) for row in table_rows(table, head)]
         kept: list[tuple[int, tuple[str, str, str]]] = []

@@ -20,6 +20,10 @@ def check_adapters(config: Config) -> list[str]:
     if problems:
         raise SettingsError("\n".join(problems))
     notes = [f"{each.folder} is merged into the {each.part} before training" for each in merged]
+    both = [part for part in config.parts() if config.lora_for(part).enabled and part in {each.part for each in merged}]
+    notes += [
+        f"adapters of the {part} that this run saves belong on the model with those that it merged" for part in both
+    ]
     notes += [f"{each.folder} is what the adapters of the {each.part} start from" for each in begun]
     if begun:
         fresh = [part for part in config.parts() if config.lora_for(part).enabled]

@@ -32,6 +32,8 @@ def test_a_rule_has_its_own_defaults(rule: str, rates: tuple[float, float], beta
 
 
 def test_what_is_written_goes_before_a_rules_defaults() -> None:
+    half = build(training={"ar_learning_rate": 0.5}, optimizer={"ar": {"name": "prodigy"}})
+    assert half.optimizer_for("ar").learning_rate == 0.5
     config = build(training={"optimizer": "prodigy", "learning_rate": 0.5, "dit_learning_rate": 2.0})
     assert (config.optimizer_for("ar").learning_rate, config.optimizer_for("dit").learning_rate) == (0.5, 2.0)
     assert build(training={"optimizer": "lion", "adam_beta2": 0.9}).optimizer_for("ar").beta2 == 0.9

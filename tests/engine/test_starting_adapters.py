@@ -66,7 +66,7 @@ def test_adapters_of_a_run_are_merged_as_its_pipeline_has_them(tmp_path: Path, r
     family = build_family(config, World())
     for part in ("ar", "dit"):  # of the half that is not trained too
         expected = trained_adapter(tmp_path / "again" / part, part, seed=2)
-        assert not has_lora(family.module(part))
+        assert not has_lora(family.module(part)) and "peft_config" not in vars(family.module(part))
         assert_identical(weights(family.module(part)), expected)
     assert len(check_adapters(config)) == 2
 
@@ -85,6 +85,8 @@ def test_adapters_are_merged_one_after_the_other_and_new_ones_trained(tmp_path: 
         expected = expected + 4.0 * (up @ down)
     found = family.module("dit").get_submodule(name)
     assert torch.equal(found.get_base_layer().weight, expected) and not found.lora_B["default"].weight.any()
+    told = "adapters of the dit that this run saves belong on the model with those that it merged"
+    assert check_adapters(config)[2:] == [told]
     assert set(family.trainable("dit")) == {n for n, _ in family.module("dit").named_parameters() if ".lora_" in n}
 
 
@@ -104,6 +106,7 @@ def test_sdxls_adapters_are_merged_from_diffusers_files(tmp_path: Path) -> None:
     assert check_adapters(config) == [f"{tmp_path / 'adapter'} is merged into the unet before training"]
     loaded = build_family(config, World()).module("unet")
     assert_identical(weights(loaded), expected)
+    assert not vars(loaded).keys() & {"peft_config", "_hf_peft_config_loaded"}
     add_lora(loaded, ["to_k"], 2, 2.0)  # nothing of the merged one is left in the way
 
 

@@ -14,7 +14,7 @@ MAXIMUM = "_max"
 """What the name of a figure ends in that is the largest of its values wherever several come together."""
 COUNTS = ("reward/zero_spread_groups", "reward/skipped_samples", "reward/resampled_groups")
 """Figures that add up over steps."""
-STANDINGS = ("learning_rate", "loss_scale", "skipped_updates", "real_scale")
+STANDINGS = ("learning_rate", "found_rate", "loss_scale", "skipped_updates", "real_scale")
 """Last parts of the names of figures that say where something stands: the latest counts."""
 
 

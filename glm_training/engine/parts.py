@@ -103,9 +103,10 @@ class Part:
     def step(self, training_step: int) -> dict[str, float]:
         """One optimizer step with the rate of `training_step` (from 0); clears the gradients.
 
-        Returns gradient norm (before clipping) and learning rate. With loss scaling a gradient that overflows is left
-        out, and the scale lowered; `skipped_updates` counts those in a row. Raises NonFiniteError, before anything is
-        changed, for a gradient that is not finite without it, and after `MAX_SKIPPED` of them with it.
+        Returns gradient norm (before clipping) and learning rate, and of Prodigy the rate that it found. With loss
+        scaling a gradient that overflows is left out, and the scale lowered; `skipped_updates` counts those in a row.
+        Raises NonFiniteError, before anything is changed, for a gradient that is not finite without it, and after
+        `MAX_SKIPPED` of them with it.
         """
         rate = self.learning_rate(training_step)
         for group in self.optimizer.param_groups:
@@ -123,6 +124,8 @@ class Part:
         if self.ema is not None:
             self.ema.follow(training_step)
         figures = {"grad_norm": norm, "learning_rate": rate}
+        if self.settings.name == "prodigy":
+            figures["found_rate"] = rate * self.optimizer.param_groups[0]["d"]
         if self.scaler.is_enabled():
             figures |= self._adapt_scale(training_step)
         return figures

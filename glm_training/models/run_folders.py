@@ -103,8 +103,12 @@ def adapters_in(place: str | Path, parts: Sequence[str], key: str) -> dict[str, 
 
 
 def _by_part(folder: Path, parts: Sequence[str]) -> dict[str, Path]:
-    places = [(part, folder / name) for part in parts for name in (f"lora_{part}", part)]
-    return {part: place for part, place in reversed(places) if _is_adapter(place)}
+    found: dict[str, Path] = {}
+    for part in parts:
+        for place in (folder / f"lora_{part}", folder / part):
+            if _is_adapter(place):
+                found.setdefault(part, place)
+    return found
 
 
 def weights_below(folder: Path) -> list[Path]:

@@ -144,8 +144,9 @@ def test_prodigy_grows_its_steps_once_it_knows_the_distance():
     sizes = []
     for step in range(8):
         pull(part)
-        part.step(step)
+        figures = part.step(step)
         sizes.append(part.optimizer.param_groups[0]["d"])
+        assert figures["found_rate"] == sizes[-1] * figures["learning_rate"]
     assert sizes[0] == 1e-6 and sizes == sorted(sizes) and sizes[-1] > 2e-6
 
 

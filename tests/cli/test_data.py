@@ -114,6 +114,7 @@ def test_what_is_resized_and_cut(tmp_path: Path) -> None:
         ((100, 200), (64, 64), 0.64, 0.5), ((16, 32), (64, 64), 4.0, 0.5), ((50, 50), (64, 64), 1.28, 0.0)
     ]  # fmt: skip
     assert (found.total, found.looked_at, found.broken, found.unsuitable) == (3, 3, [], [])
+    assert found.copies() == []
     few = survey(CaptionedImages([opened(tmp_path)], shaping, max_bad_fraction=1.0, try_first=0), most=2)
     assert [one.prompt for one in few.seen] == ["a", "b"] and (few.total, few.looked_at) == (3, 2)
     assert list(words_of(["a red dot", "", "一只 小猫", "naïve café"])) == [3, 0, 4, 2]

@@ -126,5 +126,4 @@ def test_a_wrong_component_is_the_one_thing_told() -> None:
 def test_other_families_have_no_use_for_the_section() -> None:
     glm = {"model": {"family": "glm_image"}, "data": {"target_images_dir": "x"}}
     assert first_paths(**glm, vgt={"latent_noise": 0.1}) == ["vgt"]
-    assert "data.images" in first_paths(model={"family": "glm_image"}, data={"images": "x"})
     assert "model.component" in first_paths(**glm | {"model": {"component": "generator"}})

@@ -77,7 +77,8 @@ def test_every_key_is_read(tmp_path):
         config = vgt_runs.config_of(tmp_path, *own, "training.max_steps=2", component=component)
         with tracker:
             build_trainer(config, init_world(True, None)).train()
-    pictures = captioned_config(tmp_path / "pictures", output_dir=str(tmp_path / "captioned"))
+    own_shapes = {"buckets": {"enabled": True, "smallest": 32}}
+    pictures = captioned_config(tmp_path / "pictures", data=own_shapes, output_dir=str(tmp_path / "captioned"))
     with tracker:
         build_held_out_images(pictures, build_captioned(pictures, captions=True), captions=True)
     with tracker:  # what run_training looks at before there is a trainer

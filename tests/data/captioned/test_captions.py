@@ -26,6 +26,7 @@ from tests.data.captioned.building import captioned, dataset, picture, write_lis
         ("sks dog", "the sks dog runs", "the sks dog runs"),
         ("sks dog", "the sks doggy", "sks dog, the sks doggy"),
         ("c++", "a c++ book", "a c++ book"),
+        ("c++", "a ccc book", "c++, a ccc book"),
         ("小猫", "一只小猫坐着", "一只小猫坐着"),
         ("é", "café", "é, café"),
     ],

@@ -283,6 +283,11 @@ def test_edits_need_sources(tmp_path: Path) -> None:
         opened(tmp_path, sources=True)
 
 
+def test_a_caption_that_reads_like_a_table_is_its_pictures(tmp_path: Path) -> None:
+    found = opened(put(tmp_path, PAIR | {"a.txt": "image, text", "b.txt": '{"image": "a.png", "text": "x"}'}))
+    assert [caption for caption, *_ in read(found)] == ["image, text", '{"image": "a.png", "text": "x"}']
+
+
 def test_samples_of_tars_without_sources(tmp_path: Path) -> None:
     plain = {"0.png": picture(1), "0.txt": b"a dot"}
     with pytest.raises(DataError, match=r"none of 1 picture has one to edit \(KEY\.source\.jpg\)\. Train in mode t2i"):

@@ -59,16 +59,17 @@ def _bucket(buckets: Buckets, h: int, w: int, highest: int, widest: int) -> Size
     """The bucket of shape h x w, with sides of at most `highest` and `widest`."""
     step, smallest = buckets.multiple, buckets.smallest
     most = buckets.area // smallest
-    best: tuple[Fraction, int, Size] | None = None
-    # the largest whole copy touches the bucket at one side at least: each multiple is tried as that side
+    best: tuple[Fraction, Size] | None = None
+    # the largest whole copy touches the bucket at one side at least: each multiple is tried as that side, with the
+    # least other side, so that of two buckets none holds as large a copy as the other
     for side in range(smallest, most + 1, step):
         tall = side, max(smallest, _up(side * w, h, step))
         wide = max(smallest, _up(side * h, w, step)), side
         for height, width in (tall, wide):
             if height <= highest and width <= widest and height * width <= buckets.area:
-                found = min(Fraction(height, h), Fraction(width, w)), -height * width, (height, width)
+                found = min(Fraction(height, h), Fraction(width, w)), (height, width)
                 best = found if best is None else max(best, found)
-    return None if best is None else best[2]
+    return None if best is None else best[1]
 
 
 def _up(numerator: int, denominator: int, step: int) -> int:

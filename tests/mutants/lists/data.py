@@ -19,8 +19,12 @@ MUTATIONS = [
         "data/buckets.py",
         "data/test_buckets.py",
         ("if height <= highest and width <= widest and height", "if height", "pictures are enlarged"),
-        ("-height * width, (height, width)", "height * width, (height, width)", "the largest bucket of several"),
-        ("Fraction(width, w)), -height", "Fraction(height, h)), -height", "one side alone is looked at"),
+        (
+            "max(smallest, _up(side * w, h, step))",
+            "max(smallest, _up(side * w, h, step) + step)",
+            "wide ones are too wide",
+        ),
+        ("else max(best, found)", "else min(best, found)", "the smallest bucket of all"),
         ("zip(shape, *others, strict=True)", "zip(shape, strict=True)", "what goes with a picture is enlarged"),
     ),
     *of(

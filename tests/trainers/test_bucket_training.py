@@ -9,6 +9,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from glm_training.checkpoint.resume import load_checkpoint
 from glm_training.config import Config, load_config
 from glm_training.methods.losses import MethodLoss
 from glm_training.trainers.base_trainer import BaseTrainer
@@ -114,6 +115,13 @@ def test_held_out_pictures_are_judged_and_drawn_at_their_own_sizes(tmp_path: Pat
     sizes = [Image.open(config.output_dir / f"samples/step-000001/{number}.png").size for number in range(4)]
     assert sizes == [(64, 64), (96, 32), (64, 64), (32, 96)]
     assert (config.output_dir / "samples/step-000001/grid.png").is_file()
+    first = trainer.evaluations.before
+    assert first is not None
+    kept = load_checkpoint(config.checkpoint_dir() / "step-000001")["trainer"]["before"]  # type: ignore[index]
+    trainer.evaluations.before = None
+    trainer.evaluations.load(kept)
+    assert trainer.evaluations.before is not None
+    assert_identical(list(first.images), list(trainer.evaluations.before.images))
 
 
 def test_a_run_goes_on_in_the_middle_of_an_epoch_bit_for_bit(tmp_path: Path) -> None:

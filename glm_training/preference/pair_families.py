@@ -10,6 +10,7 @@ from torch import Tensor
 from glm_training.config import Config
 from glm_training.data.preference.dataset import PreferencePair
 from glm_training.engine.encoding.ahead import Encoding
+from glm_training.engine.encoding.batches import sdxl_text
 from glm_training.engine.encoding.encoder import Encoded
 from glm_training.models.family import Family
 from glm_training.models.glm_image.family import GLMImage
@@ -33,13 +34,7 @@ class SDXLPairs(PairEncoder):
     def assemble(self, pairs: list[PreferencePair], images: Encoded, drop: Tensor | None) -> EncodedPairs:
         device, prompts = self.world.device, [pair.prompt for pair in pairs]
         dropped = [False] * len(pairs) if drop is None else drop.tolist()
-        blank = self.unet.force_zeros_for_empty_prompt
-        texts = [prompt if blank or not gone else "" for prompt, gone in zip(prompts, dropped, strict=True)]
-        rows = {name: tensor.to(device) for name, tensor in self.encoding.text_rows(texts).items()}
-        if blank and any(dropped):
-            kept = ~torch.tensor(dropped, device=device)
-            rows = {name: tensor * kept.view(-1, *[1] * (tensor.ndim - 1)) for name, tensor in rows.items()}
-        text = SDXLText(rows["prompt_embeds"], rows["pooled"])
+        text = sdxl_text(self.encoding, self.unet, prompts, dropped, device)
         ids = add_time_ids(images["original_sizes"], images["crops"], self.size_of(pairs), rows=len(images["crops"]))
         if self.rejected:
             text = SDXLText.cat([text, text])

@@ -32,8 +32,8 @@ def trainer_type(config: Config) -> type[BaseTrainer]:
         return VGTAutoencoderTrainer if config.model.component == "autoencoder" else VGTGeneratorTrainer
     if config.uses_reward():
         return RewardTrainer
-    trainers: dict[str, type[BaseTrainer]] = {"ar": ARTrainer, "dit": DiTTrainer, "both": SupervisedTrainer}
-    return trainers[config.model.component]
+    halves: dict[str, type[BaseTrainer]] = {"ar": ARTrainer, "dit": DiTTrainer}
+    return halves.get(config.model.component, SupervisedTrainer)
 
 
 def prepare(config: Config, world: World, directory: RunDirectory | None = None, *, loads: bool = True) -> Prepared:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -17,7 +17,7 @@ from glm_training.algorithms.flow_matching import sample_timestep_density
 from glm_training.config import Config
 from glm_training.data import Batch
 from glm_training.engine.encoding.ahead import Encoding
-from glm_training.engine.encoding.batches import encoded_sources, target_rows
+from glm_training.engine.encoding.batches import encoded_sources, sdxl_text, target_rows
 from glm_training.engine.families import Condition
 from glm_training.engine.parts import Part
 from glm_training.engine.validation import LEVELS
@@ -28,6 +28,8 @@ from glm_training.models.denoising import Denoiser
 from glm_training.models.glm_image.ar_types import ARPrompt
 from glm_training.models.glm_image.dit_types import DiTCondition
 from glm_training.models.glm_image.family import GLMImage
+from glm_training.models.sdxl.family import SDXL
+from glm_training.models.sdxl.types import UNetCondition, add_time_ids
 from glm_training.utils.randomness import normal, uniform
 
 
@@ -67,7 +69,7 @@ class SupervisedTerms(ABC):
         """Losses [B] by name of a batch whose places in the data name its noise, some several times: at one level of
         each quarter of the schedule."""
 
-    def _draws(self, names: Sequence[tuple[int, ...]], device: torch.device) -> tuple[Tensor, Tensor]:
+    def _draws(self, names: Sequence[tuple[int, ...]], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """Levels u [B] in [0, 1), and [B] bool: which are trained without their condition."""
         training = self.config.training
         draws = uniform(self.config.seed, "supervised/level", names, (2,), device=device)
@@ -138,5 +140,38 @@ class GLMTerms(SupervisedTerms):
             yield from self._judge_levels(parts["dit"], self.family.denoiser(*batch.size), encoded, seed)
 
 
-TERMS: dict[str, Callable[..., SupervisedTerms]] = {"glm_image": GLMTerms}
+class UNetTerms(SupervisedTerms):
+    """Squared error of what SDXL's UNet predicts, under the prompt and the picture's own size and crop."""
+
+    family: SDXL
+
+    def encode(self, batch: Batch, positions: Sequence[int]) -> EncodedBatch:
+        names: list[tuple[int, ...]] = [(position,) for position in positions]
+        return self._encoded(batch, names, self._draws(names)[1].tolist())
+
+    @torch.no_grad()
+    def _encoded(self, batch: Batch, names: list[tuple[int, ...]], dropped: list[bool]) -> EncodedBatch:
+        unet = self.family.unet
+        device = unet.device
+        images = self.encoding.shown(batch.target_views, target_rows(batch))
+        text = sdxl_text(self.encoding, unet, batch.prompts, dropped, device)
+        ids = add_time_ids(images["original_sizes"], images["crops"], batch.size, rows=len(names))
+        return EncodedBatch(names, images["latents"].to(device), UNetCondition(text, ids.to(device)))
+
+    def loss(self, part: Part, batch: EncodedBatch) -> MethodLoss:
+        clean = batch.clean
+        assert clean is not None
+        denoiser = self.family.denoiser(*clean.shape[-2:])  # the same levels at every size
+        levels = denoiser.levels(self._draws(batch.names)[0]).to(clean.device)
+        finetuning = DiffusionFinetuning(denoiser, self.config.training.min_snr_gamma)
+        term = finetuning.loss(part.policy, clean, batch.condition, noise=self._noise(batch), levels=levels)
+        return replace(term, metrics={"error": term.metrics["chosen_error"]})
+
+    def judge(self, parts: Mapping[str, Part], batch: Batch, seed: int) -> Iterator[dict[str, Tensor]]:
+        names: list[tuple[int, ...]] = [(index,) for index in batch.indices]
+        encoded = self._encoded(batch, names, [False] * len(names))
+        yield from self._judge_levels(parts["unet"], self.family.denoiser(*batch.size), encoded, seed)
+
+
+TERMS: dict[str, Callable[..., SupervisedTerms]] = {"glm_image": GLMTerms, "sdxl": UNetTerms}
 """By `model.family`: what target images teach it."""

@@ -102,3 +102,11 @@ def test_glm_image_in_four_steps(workplace, monkeypatch, capfd, recwarn) -> None
     saved = run / "checkpoints" / "step-000001"
     assert (saved / "lora_dit" / "adapter_model.safetensors").is_file()
     assert (saved / "lora_guidance" / "adapter_model.safetensors").is_file()
+
+
+def test_own_pictures(workplace, monkeypatch, capfd, recwarn) -> None:
+    data = [f"data.images={ROOT}/data/t2i", "data.buckets.smallest=64", "data.min_side=0", "training.max_steps=1"]
+    keys = [*data, "model.unet.num_inference_steps=2", "evaluation.num_eval_samples=1"]
+    run = train(workplace, monkeypatch, capfd, recwarn, "sdxl_finetune_lora", *keys)
+    assert {"unet/loss", "eval/unet/loss"} <= figures(run)
+    assert (run / "lora" / "step-000001" / "unet" / "pytorch_lora_weights.safetensors").is_file()

@@ -46,11 +46,9 @@ def _component(config: Config) -> Iterator[Issue]:
             f"Use {wanted}, or another `model.family`.",
         )
     if model.family == "sdxl" and method == "finetune":
-        yield Issue(
-            ("training.method", "model.family"),
-            "`finetune` trains GLM-Image only.",
-            "SDXL takes `dpo` (with `dpo.loss: sft` for supervised finetuning) and `dmdr`.",
-        )
+        yield from _sdxl_finetuning(config)
+    elif config.training.min_snr_gamma is not None:
+        yield Issue(("training.min_snr_gamma", "model.family"), "for supervised training of SDXL only.", "Remove it.")
     rates = {
         "ar_learning_rate": config.training.ar_learning_rate,
         "dit_learning_rate": config.training.dit_learning_rate,
@@ -68,6 +66,17 @@ def _component(config: Config) -> Iterator[Issue]:
         yield Issue(("data.pairs", "training.method"), "pairs are for `dpo`.", "Set `training.method: dpo`.")
     if method != "dpo" and config.evaluation.eval_pairs is not None:
         yield Issue(("evaluation.eval_pairs", "training.method"), "pairs are for `dpo`.", "Remove it.")
+
+
+def _sdxl_finetuning(config: Config) -> Iterator[Issue]:
+    if config.uses_reward():
+        yield Issue(
+            ("training.use_reward", "model.family"),
+            "reward steps train GLM-Image only.",
+            "Remove it: SDXL learns from target images. Rewards train it under `training.method: dmdr`.",
+        )
+    if config.training.mode == "i2i":
+        yield Issue(("training.mode", "model.family"), "SDXL edits no images.", "Use `t2i`.")
 
 
 def _cache(config: Config) -> Iterator[Issue]:

@@ -164,7 +164,7 @@ def _fill_method(tree: Tree) -> None:
         _fill(model, "component", "generator")
         _fill(model, "name", VGT_NAME)
         _fill(tree["training"], "use_reward", False)
-    elif method in (None, "finetune") and _get(tree["data"], "images") is not None:
+    elif method in (None, "finetune") and (sdxl or _get(tree["data"], "images") is not None):
         _fill(tree["training"], "use_reward", False)  # own pictures are what is learnt, unless a reward is asked for
     if method in ("dpo", "dmdr") or family == "vgt":
         _fill(tree["reward"], "enabled", False)

@@ -211,10 +211,19 @@ class TrainingConfig(Section):
         description="Supervised AR, t2i: weight of the full-size tokens in the cross-entropy.",
     )
     prior_dropout: float = Field(
-        default=0.1, ge=0, le=1, description="Supervised DiT: share of samples trained without condition, for guidance."
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Supervised DiT and UNet: share of samples trained without condition, or prompt, for guidance.",
     )
     timestep_density: Literal["uniform", "logit_normal"] = Field(
-        default="uniform", description="Supervised DiT: distribution of the noise level."
+        default="uniform", description="Supervised DiT and UNet: distribution of the noise level."
+    )
+    min_snr_gamma: float | None = Field(
+        default=None,
+        gt=0,
+        le=1_000_000,
+        description="Supervised UNet: errors weighted by min-SNR with this gamma; null = all alike.",
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -12,6 +12,8 @@ from glm_training.data.examples import ImageRows, View
 from glm_training.engine.encoding.ahead import Encoding, Load
 from glm_training.models.glm_image.ar_types import EncodedSources
 from glm_training.models.glm_image.positions import image_grid
+from glm_training.models.sdxl.types import SDXLText
+from glm_training.models.sdxl.unet import UNetComponent
 
 
 def pictures_of(
@@ -43,6 +45,20 @@ def target_rows(batch: Batch) -> ImageRows | None:
     if batch.targets is None or batch.original_sizes is None or batch.crops is None:
         return None
     return ImageRows(batch.targets, batch.original_sizes, batch.crops)
+
+
+def sdxl_text(
+    encoding: Encoding, unet: UNetComponent, prompts: Sequence[str], dropped: Sequence[bool], device: torch.device
+) -> SDXLText:
+    """The prompts as SDXL's UNet reads them, on the device. One that is dropped is what guidance leads away from in
+    sampling: zeros, or the empty prompt of a model that takes that."""
+    blank = unet.force_zeros_for_empty_prompt
+    texts = [prompt if blank or not gone else "" for prompt, gone in zip(prompts, dropped, strict=True)]
+    rows = {name: tensor.to(device) for name, tensor in encoding.text_rows(texts).items()}
+    if blank and any(dropped):
+        kept = ~torch.tensor(list(dropped), device=device)
+        rows = {name: tensor * kept.view(-1, *[1] * (tensor.ndim - 1)) for name, tensor in rows.items()}
+    return SDXLText(rows["prompt_embeds"], rows["pooled"])
 
 
 def encoded_sources(encoding: Encoding, batch: Batch) -> EncodedSources | None:

@@ -14,6 +14,19 @@ MUTATIONS = [
         ("slice(row, row + 1)", "slice(row, None)", "rows have the tensors of others"),
     ),
     *of(
+        "engine/encoding/batches.py",
+        ("preference/test_pair_families.py", "trainers/test_sdxl_finetuning.py"),
+        ("if blank or not gone else", "if blank or gone else", "kept prompts are dropped"),
+        ("kept = ~torch.tensor(", "kept = torch.tensor(", "zeros where the prompt is kept"),
+    ),
+    *of(
+        "trainers/supervised_terms.py",
+        "trainers/test_sdxl_finetuning.py",
+        ("self._draws(names)[1].tolist()", "[False] * len(names)", "no prompt is dropped"),
+        ("batch.size, rows=len(names)", "(0, 0), rows=len(names)", "the UNet is told no size"),
+        ("self.config.training.min_snr_gamma)", "None)", "training.min_snr_gamma has no effect"),
+    ),
+    *of(
         "engine/encoding/encoder.py",
         "preference/test_pair_encoding.py",
         ("if pictures else [unet.text_encoder, unet.text_encoder_2]", "", "a VAE that is in use sleeps"),
@@ -54,8 +67,6 @@ MUTATIONS = [
     *of(
         "preference/pair_families.py",
         ("preference/test_pair_encoding.py", "preference/test_pair_families.py"),
-        ("if blank or not gone else", "if blank or gone else", "kept prompts are dropped"),
-        ("kept = ~torch.tensor(dropped", "kept = torch.tensor(dropped", "zeros where the prompt is kept"),
         ("text = SDXLText.cat([text, text])", "pass", "rejected images without a prompt"),
         ("tokens[:, -grid[0] * grid[1] :]", "tokens[:, : grid[0] * grid[1]]", "the DiT half sees the preview"),
         ("drop.repeat(copies)", "drop.repeat_interleave(copies)", "dropped rows are others'"),

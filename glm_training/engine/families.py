@@ -202,6 +202,13 @@ def vgt_source(config: Config) -> vgt_loading.Source:
     )
 
 
+def _vgt_places(name: str, config: Config) -> dict[str, str | None]:
+    """What VGT's models are made of, by key; a decoder for an autoencoder that is new."""
+    if config.model.component == "autoencoder":
+        return {"model.name": name, "vgt.decoder": config.vgt.decoder if hub_id(name) is not None else None}
+    return {"model.name": name, "vgt.repa.model": config.vgt.repa.model}
+
+
 def _vgt_hub(config: Config) -> vgt_loading.Hub:
     return vgt_loading.Hub(config.model.revision, config.model.local_files_only)
 
@@ -238,11 +245,7 @@ FAMILIES = {
         vgt_loading.PromptReader,
         lambda name, config: vgt_loading.check_source(name, vgt_source(config)),
         lambda name, config: vgt_loading.fetch_small_files(name, vgt_source(config), hub=_vgt_hub(config)),
-        lambda name, config: {
-            "model.name": (name, model_folder),
-            "vgt.decoder": (config.vgt.decoder, model_folder),
-            "vgt.repa.model": (config.vgt.repa.model, model_folder),
-        },
+        lambda name, config: {key: (place, model_folder) for key, place in _vgt_places(name, config).items()},
     ),
 }
 """By `model.family`. A family is added here, and to `preference.pair_families.PAIRS` for preference tuning."""

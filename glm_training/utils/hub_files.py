@@ -119,8 +119,8 @@ def is_offline(local_files_only: bool = False) -> bool:
 
 
 def hub_id(name: str) -> str | None:
-    """`name` where it can only be meant for the hub: it is no folder here, and written owner/name."""
-    return name if not expanded(name).is_dir() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) else None
+    """`name` where it can only be meant for the hub: nothing lies there here, and it is written owner/name."""
+    return name if not expanded(name).exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) else None
 
 
 def fetch_missing(wanted: Iterable[Wanted], tell: Callable[[str], None]) -> list[str]:

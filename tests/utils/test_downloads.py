@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -43,6 +44,13 @@ def test_a_file_comes_whole_and_once(server: FileServer, tmp_path: Path, length:
     file.fetch()
     assert file.path.read_bytes() == CONTENT and file.remaining() == 0
     assert server.bodies("weights.pth") == [None] and left(tmp_path) == ["weights.pth"]
+
+
+def test_of_several_that_want_a_file_one_fetches_it(server: FileServer, tmp_path: Path) -> None:
+    file = wanted(server, tmp_path)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: file.fetch(), range(4)))
+    assert file.path.read_bytes() == CONTENT and server.bodies("weights.pth") == [None]
 
 
 def test_another_file_never_takes_the_place(server: FileServer, tmp_path: Path) -> None:

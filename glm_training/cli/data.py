@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import textwrap
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,8 @@ SHEET = 24
 """Pictures on the contact sheet."""
 
 _SIZES = 16
+_TOLD_EVERY = 10.0
+"""Seconds."""
 
 
 def data(paths: list[str], overrides: list[str], mode: str | None) -> int:
@@ -98,7 +101,7 @@ def _of_pictures(config: Config) -> int:
     captions = config.model.component != "autoencoder"
     reader = _reader(config) if captions else None
     pictures = every_picture(config, captions=captions, reader=reader, tolerant=True)
-    found = survey(pictures, threads=config.data.num_workers)
+    found = survey(pictures, threads=config.data.num_workers, tell=_Progress())
     for one in pictures.sets:
         label = "set" if len(pictures.sets) > 1 else "data"
         _say(label, one.name, f"{counted(len(one), 'picture')}, read as {one.layout}")
@@ -120,6 +123,18 @@ def _of_pictures(config: Config) -> int:
         images = [batch.targets[0] for batch in batches if batch.targets is not None]
         _tell_sheet(config, images, [f"{one.name}: {one.prompt}" for one in shown])
     return code
+
+
+class _Progress:
+    """A line now and then on how far the survey is."""
+
+    def __init__(self) -> None:
+        self._told = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        if time.monotonic() - self._told >= _TOLD_EVERY:
+            self._told = time.monotonic()
+            _say("", f"looked at {done} of {total} pictures")
 
 
 def _reader(config: Config) -> PromptReader | None:

@@ -9,6 +9,7 @@ from tests import dmdr_runs, preference_runs, vgt_runs
 from tests.config_reads import ReadTracker
 from tests.data.captioned.building import captioned_config
 from tests.runs import config_of
+from tests.trainers import test_sdxl_finetuning
 
 RUNS = {
     "both halves, flow GRPO, adapters": [
@@ -72,6 +73,9 @@ def test_every_key_is_read(tmp_path):
         config = preference_runs.config_of(tmp_path, family, *pairs)
         with tracker:
             build_trainer(config, init_world(True, None)).train()
+    config = test_sdxl_finetuning.config_of(tmp_path / "plain", "training.max_steps=1")
+    with tracker:
+        build_trainer(config, init_world(True, None)).train()
     gan = ["vgt.gan.start_step=1", "vgt.gan.channels=32", "vgt.gan.stages=1", "training.ema.decay=0.9"]
     for component, own in (("autoencoder", gan), ("generator", [])):
         config = vgt_runs.config_of(tmp_path, *own, "training.max_steps=2", component=component)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from glm_training.engine import figures
-from glm_training.engine.figures import Interval, Mean, mean_over_processes, stack_means
+from glm_training.engine.figures import Interval, Mean, mean_divisor, mean_over_processes, stack_means
 from glm_training.utils.distributed import World
 
 
@@ -127,3 +127,19 @@ def test_a_users_metric_is_a_mean_whatever_its_name():
 def test_a_mean_keeps_its_weight_between_processes():
     again = pickle.loads(pickle.dumps(Mean(0.5, 8)))
     assert (again, again.weight) == (0.5, 8.0)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_chunks_weigh_by_their_rows(processes):
+    """Chunks of 4, 1 and 3 rows, of which each process has some: their shares, averaged over the processes as DDP
+    averages gradients, sum up to one, and are in proportion to their rows."""
+    shares = [1 / mean_divisor(8, rows, World(0, processes)) for rows in (4, 1, 3)]
+    assert sum(shares) / processes == pytest.approx(1)
+    assert [share / processes for share in shares] == pytest.approx([4 / 8, 1 / 8, 3 / 8])
+
+
+@pytest.mark.parametrize("chunks", [1, 3, 7, 10])
+def test_chunks_of_equal_rows_are_divided_by_their_number_to_the_last_bit(chunks):
+    loss = torch.rand(1000, generator=torch.Generator().manual_seed(0)) * 7
+    divisor = mean_divisor(5 * chunks * 2, 5, World(1, 2))
+    assert divisor == chunks and torch.equal(loss / divisor, loss / chunks)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from glm_training.engine import validation
-from glm_training.engine.validation import RowFigures, Subject, passes
+from glm_training.engine.validation import RowFigures, Subject, by_size, passes
 from glm_training.utils.distributed import World
 
 
@@ -53,3 +53,17 @@ def test_processes_bring_their_rows_together(monkeypatch):
 @pytest.mark.parametrize(("count", "text"), [(1, "1 held-out pair"), (4, "4 held-out pairs")])
 def test_a_subject_says_how_many_of_what(count, text):
     assert str(Subject("held-out pair", ("a cat",) * count, "")) == text
+
+
+def test_rows_of_a_pass_have_pictures_of_one_size():
+    """Five rows of three sizes, two at once, on one process and on two."""
+    sizes = [(64, 64), (32, 96), (64, 64), (64, 64), (96, 32)]
+    assert by_size(sizes) == [[0, 2, 3], [1], [4]]
+    alone = [rows for rows, _ in passes(5, 2, World(), pixels=sizes)]
+    assert alone == [[0, 2], [3], [1], [4]]
+    shares = [passes(5, 2, World(rank, 3), pixels=sizes) for rank in range(3)]
+    assert sorted(rows for share in shares for rows, counts in share if counts) == sorted(alone)
+    assert passes(5, 2, World(), [2], pixels=sizes) == [([0, 2], True)]
+    assert [rows for rows, _ in passes(5, 2, World(), pixels=[(64, 64)] * 5)] == [
+        rows for rows, _ in passes(5, 2, World())
+    ]

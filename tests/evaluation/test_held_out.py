@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from glm_training.data import Batch
-from glm_training.evaluation.held_out import Evaluation, EvaluationSettings, _interleaved, evaluate
+from glm_training.evaluation.held_out import Evaluation, EvaluationSettings, _interleaved, combined, evaluate
 from glm_training.models.family import Sampling
 from glm_training.rewards import RewardCalculator, RewardResult
 from glm_training.utils.distributed import World
@@ -80,3 +80,23 @@ def test_scores_of_several_processes_come_back_in_the_order_of_the_prompts():
     """Process r has the prompts r, r + 2, ... of five; the one with two repeats the last."""
     gathered = ["a0", "a2", "a4", "b1", "b3", "b4"]
     assert [gathered[place][1] for place in _interleaved(5, 3, 2)] == list("01234")
+
+
+def test_evaluations_of_several_sizes_are_one() -> None:
+    """Prompts 0 and 2 of one size, 1 and 3 of another; of the first three the pictures are kept."""
+    first = Evaluation({"total": torch.tensor([1.0, 3.0])}, torch.full((2, 3, 2, 2), 0.1))
+    first.images[1] += 0.1
+    second = Evaluation({"total": torch.tensor([2.0, 4.0]), "own": torch.tensor([7.0, 8.0])}, torch.ones(1, 3, 4, 1))
+    result = combined([[0, 2], [1, 3]], [first, second])
+    assert result.scores["total"].tolist() == [1.0, 2.0, 3.0, 4.0]
+    assert result.scores["own"].isnan().tolist() == [True, False, True, False] and result.scores["own"][3] == 8
+    assert [list(image.shape) for image in result.images] == [[3, 2, 2], [3, 4, 1], [3, 2, 2]]
+    assert result.images[2].mean().item() == pytest.approx(0.2)
+    assert result.means() == {"total": 2.5, "own": 7.5}
+
+
+def test_no_picture_need_be_kept() -> None:
+    result, _ = found(2, 0)
+    assert len(result.images) == 0 and len(result.scores["total"]) == 3
+    together = combined([[0, 1, 2], [3]], [result, Evaluation({"total": torch.ones(1)}, torch.ones(0, 3, 1, 1))])
+    assert together.images == [] and len(together.scores["total"]) == 4

@@ -11,6 +11,9 @@ from PIL import Image
 
 from glm_training.checkpoint.resume import load_checkpoint
 from glm_training.config import Config, load_config
+from glm_training.data.bucket_sampler import BucketSampler
+from glm_training.engine.captioned_setup import build_captioned
+from glm_training.engine.setup import build_sampler
 from glm_training.methods.losses import MethodLoss
 from glm_training.trainers.base_trainer import BaseTrainer
 from glm_training.trainers.run import build_trainer, run_training
@@ -141,3 +144,27 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch_bit_for_bit(tmp_path: Path) -> 
         ends.append((weights_of(trainer), trainer.sampler.state_dict()))
     assert ends[0][1] == ends[1][1]
     assert_identical(ends[0][0], ends[1][0])
+
+
+def test_weighted_sets_have_their_shares_of_each_block(tmp_path: Path) -> None:
+    """Seven pictures and four others at 1 : 3: of 1,024 drawn rows 256 and 768, in batches of one size."""
+    config = bucket_config(tmp_path)
+    others = tmp_path / "others"
+    others.mkdir()
+    for number, shape in enumerate(SHAPES[:4]):
+        (others / f"{number}.png").write_bytes(noise(number + 20, shape))
+        (others / f"{number}.txt").write_text("another", encoding="utf-8")
+    sets = [{"path": str(tmp_path / "pictures"), "weight": 1.0}, {"path": str(others), "weight": 3.0}]
+    tree = config.model_dump(mode="json")
+    tree["data"] |= {"images": sets}
+    weighted = Config.model_validate(tree)
+    data = build_captioned(weighted, captions=True)
+    sampler = build_sampler(weighted, World(), data)
+    assert isinstance(sampler, BucketSampler)
+    drawn: list[int] = []
+    while sampler.position < 1024:
+        batch = sampler.next()
+        assert len({data.size_of(index) for index in batch}) == 1
+        drawn += batch
+    assert len(drawn) == 1024 and sum(index < 7 for index in drawn) == 256
+    assert set(Counter(index for index in drawn if index >= 7).values()) == {192}

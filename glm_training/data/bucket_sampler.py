@@ -69,9 +69,9 @@ class BucketSampler(StatefulSampler):
         """Draws that see every item at least ``epochs`` times, counted from the start; only the last overshoots."""
         rounds = self._draws.rounds_for(epochs)
         if self._draws.rounds_are_alike:
-            batches = rounds * len(self._round(0).ends) if rounds else 0
+            batches = rounds * self._batches_in(0)
         else:
-            batches = sum(len(self._round(number).ends) for number in range(rounds))
+            batches = sum(map(self._batches_in, range(rounds)))
         return -(-batches // self.world_size)
 
     def next(self) -> list[int]:
@@ -112,6 +112,11 @@ class BucketSampler(StatefulSampler):
             start = ends[batch - 1] if batch else 0  # before `row` where another batch size was drawn up to here
             yield range(number * length + start, number * length + ends[batch])
             place = number * length + ends[batch]
+
+    def _batches_in(self, number: int) -> int:
+        """Batches of a round."""
+        counts = torch.bincount(self._buckets[self._draws.items(number)])
+        return int(((counts + self.batch_size - 1) // self.batch_size).sum())
 
     def _at(self, place: int) -> tuple[int, int]:
         number, row = divmod(place, self._draws.round_length)

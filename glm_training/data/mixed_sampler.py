@@ -88,6 +88,16 @@ class MixedSampler(StatefulSampler):
         """Each block has other items."""
         return False
 
+    def items(self, number: int) -> Tensor:
+        """The indices of a block's samples in any order: quicker than :meth:`round`."""
+        found = []
+        before, after = (self.drawn(block * BLOCK) for block in (number, number + 1))
+        for part, (first, last, length) in enumerate(zip(before, after, self.lengths, strict=True)):
+            for epoch in range(first // length, -(-last // length)):
+                rows = self._order(part, epoch)[max(first - epoch * length, 0) : last - epoch * length]
+                found.append(self._starts[part] + rows)
+        return torch.cat(found)
+
     def round(self, number: int) -> tuple[Tensor, Tensor]:
         """The index of each sample of a block, in order, and its epoch."""
         drawn = torch.tensor([self._at(number * BLOCK + offset) for offset in range(BLOCK)])
@@ -119,10 +129,14 @@ class MixedSampler(StatefulSampler):
         number, count = self._dealt(block * BLOCK + offset)
         length = self.lengths[number]
         epoch, row = divmod(count, length)
-        if self.shuffle:
-            order = _kept(self._own[number], epoch, _KEPT_EPOCHS, length, self.seed, "mixture set", number, epoch)
-            row = int(order[row])
-        return self._starts[number] + row, epoch
+        return self._starts[number] + int(self._order(number, epoch)[row]), epoch
+
+    def _order(self, number: int, epoch: int) -> Tensor:
+        """The rows of a set in the order of one of its epochs."""
+        length = self.lengths[number]
+        if not self.shuffle:
+            return torch.arange(length)
+        return _kept(self._own[number], epoch, _KEPT_EPOCHS, length, self.seed, "mixture set", number, epoch)
 
     def _dealt(self, place: int) -> tuple[int, int]:
         """The set that a place is dealt to, and how many the set had before."""

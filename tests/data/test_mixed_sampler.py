@@ -126,3 +126,14 @@ def test_seeds_and_bad_arguments() -> None:
     for lengths, weights in (((3, 0), (1.0, 1.0)), ((3, 3), (1.0,)), ((3, 3), (1.0, 0.0))):
         with pytest.raises(ValueError, match="length and a weight above 0"):
             MixedSampler(lengths, weights, 1, seed=0)
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_the_items_of_a_block_are_those_that_are_drawn_in_it(shuffle: bool) -> None:
+    """Sets of 300, 5 and 41 items at odd shares: epochs of theirs end within blocks."""
+    one = MixedSampler([300, 5, 41], [0.3, 1.7, 2.0], 4, seed=3, shuffle=shuffle)
+    for block in range(4):
+        indices, epochs = one.round(block)
+        assert sorted(one.items(block).tolist()) == sorted(indices.tolist())
+        drawn = [one._at(block * BLOCK + offset) for offset in range(BLOCK)]
+        assert list(zip(indices.tolist(), epochs.tolist(), strict=True)) == drawn

@@ -13,8 +13,8 @@ MUTATIONS = [
         ),
         ("            place -= count\n", "", "places of other sets count for a set"),
         (
-            "        return self._starts[number] + row, epoch",
-            "        return row, epoch",
+            "return self._starts[number] + int(",
+            "return int(",
             "every set draws from the first",
         ),
         (

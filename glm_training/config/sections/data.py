@@ -178,8 +178,8 @@ class DataConfig(Section):
         default=None,
         ge=0,
         lt=1,
-        description="`images`: share of the pictures that is held out to judge by, chosen by what is in them, at least "
-        "one; 0 = none.",
+        description="`images`: share of the pictures that is held out to judge by, chosen by what is in them; at least "
+        "one, of 32 and more at least four; 0 = none.",
         json_schema_extra={
             "default_text": "0.05 in supervised finetuning of GLM-Image and SDXL without `evaluation.eval_images`, "
             "else 0"

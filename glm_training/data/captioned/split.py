@@ -15,6 +15,9 @@ from glm_training.data.captioned.dataset import CaptionedImages
 from glm_training.data.captioned.samples import BadSample, Encoded, ImageSet
 from glm_training.data.problems import DataError, Problem
 
+LEAST = 4
+"""Pictures that are held out at least, where there are eight times as many: of one alone a mean has no error."""
+
 
 class SomeRows:
     """Some `rows` of a set, in their order, as a set; see :class:`ImageSet`. `known_faults`: whether they are told
@@ -50,8 +53,8 @@ def hold_out(pictures: CaptionedImages, fraction: float, *, threads: int = 0) ->
     """The sets of `pictures` without what is held out, and what is held out of them; reads every picture once.
 
     A picture is held out where its digest (SHA-256 of its file's bytes), as a fraction of the largest one, is below
-    `fraction`, in (0, 1); the one of the smallest digest always is. What cannot be used stays in the training data,
-    which tells of it, and no set is left empty.
+    `fraction`, in (0, 1); the smallest ones always are: one of up to 15 pictures, four of 32 and more. What cannot be
+    used stays in the training data, which tells of it, and no set is left empty.
 
     Raises DataError where there are not two different pictures in a set.
     """
@@ -73,15 +76,16 @@ def hold_out(pictures: CaptionedImages, fraction: float, *, threads: int = 0) ->
 
 
 def _taken(pictures: CaptionedImages, digests: list[list[bytes | None]], limit: float) -> set[bytes]:
-    """The digests that are held out: those below `limit`, or else the smallest one."""
+    """The digests that are held out: those below `limit`, and the smallest ones."""
     places: dict[bytes, list[int]] = {}
     for index, digest in enumerate(chain.from_iterable(digests)):
         if digest is not None:
             places.setdefault(digest, []).append(index)
+    least = max(1, min(LEAST, len(places) // 8))
     sets = [set(of_set) - {None} for of_set in digests]
     taken: set[bytes] = set()
     for digest in sorted(places):
-        if taken and int.from_bytes(digest[:8], "big") >= limit:
+        if len(taken) >= least and int.from_bytes(digest[:8], "big") >= limit:
             break
         empties = any(of_set <= taken | {digest} for of_set in sets if digest in of_set)
         if not empties and all(pictures.tried(index) is None for index in places[digest]):

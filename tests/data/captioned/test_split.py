@@ -57,6 +57,13 @@ def test_more_pictures_and_other_names_change_nothing(tmp_path: Path) -> None:
     assert len(after) > len(before)
 
 
+def test_a_few_at_least(tmp_path: Path) -> None:
+    order = sorted(range(40), key=place)
+    for count, least in ((2, 1), (15, 1), (16, 2), (31, 3), (32, 4), (40, 4)):
+        folder = write(tmp_path / f"{count}", sorted(order[:count]))
+        assert set(split(folder, fraction=1e-6)[1]) == {f"picture {number}" for number in order[:least]}
+
+
 def test_one_at_least_and_copies_on_one_side(tmp_path: Path) -> None:
     first = min(range(10), key=place)
     folder = write(tmp_path / "a", range(10))

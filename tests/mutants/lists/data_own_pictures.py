@@ -78,7 +78,7 @@ MUTATIONS = [
         "data/captioned/split.py",
         "data/captioned/test_split.py",
         (
-            'if taken and int.from_bytes(digest[:8], "big") >= limit:',
+            'if len(taken) >= least and int.from_bytes(digest[:8], "big") >= limit:',
             'if int.from_bytes(digest[:8], "big") >= limit:',
             "none may be held out",
         ),

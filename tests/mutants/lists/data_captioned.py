@@ -93,7 +93,7 @@ MUTATIONS = [
         "data/captioned/decoding.py",
         "data/captioned/test_captioned_images.py",
         ('"captioned crop", [(epoch, index)]', '"captioned crop", [(0, index)]', "every epoch has the same crop"),
-        ("shaping.flip and may_flip(sample.prompt) and is", "shaping.flip and is", "left and right are swapped"),
+        ("self._shaping.flip and may_flip(prompt) and is", "self._shaping.flip and is", "left and right are swapped"),
         ("if short <= self.min_side:", "if short < self.min_side:", "80 pixels are enough"),
     ),
     *of(

@@ -83,6 +83,7 @@ MUTATIONS = [
             "none may be held out",
         ),
         ("if not empties and all(", "if all(", "a set is left empty"),
+        ("min(LEAST, len(places) // 8)", "1", "one alone is held out of many"),
         (
             "if not empties and all(pictures.tried(index) is None for index in places[digest]):",
             "if not empties:",

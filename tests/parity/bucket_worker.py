@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import torch
 
+from glm_training.trainers.base_trainer import BaseTrainer
 from glm_training.utils.distributed import World, init_world, shutdown
 from tests.data.captioned.building import noise
+from tests.preference_runs import trainer_of as pairs_trainer_of
 from tests.runs import trainer_of, weights_of
 
 SHAPES = [(100, 100), (300, 100), (90, 64), (100, 300), (192, 64), (64, 64)]
@@ -23,8 +26,9 @@ CASES: dict[str, tuple[str, list[str]]] = {
     ),
     "nft": ("t2i", ["model.component=dit", "reward.grpo.dit.method=nft", "reward.grpo.dit.old_decay=0.5"]),
     "edits": ("i2i", []),
+    "pairs": ("pairs", ["model.component=both", "training.learning_rate=1e-2"]),
 }
-"""Name -> mode and overrides."""
+"""Name -> mode, or that it is of pairs, and overrides."""
 
 
 def write_shapes(folder: Path) -> None:
@@ -37,10 +41,27 @@ def write_shapes(folder: Path) -> None:
     (folder / "prompts.txt").write_text(prompts, encoding="utf-8")
 
 
+def write_shaped_pairs(folder: Path) -> None:
+    """Six pairs, both images of a pair of one shape."""
+    folder.mkdir(parents=True)
+    lines = []
+    for number, shape in enumerate(SHAPES):
+        files = {role: f"{number}_{role}.png" for role in ("preferred", "rejected")}
+        for place, file in enumerate(files.values()):
+            (folder / file).write_bytes(noise(number + 50 * place, shape))
+        lines.append(json.dumps({"prompt": f"picture {number}"} | files) + "\n")
+    (folder / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
 def trained(folder: Path, case: str, *overrides: str, world: World | None = None) -> dict[str, object]:
     """Weights after three steps, and what was drawn in each."""
     mode, keys = CASES[case]
-    trainer = trainer_of(folder, *SHARED, *keys, *overrides, mode=mode, world=world)
+    trainer: BaseTrainer
+    if mode == "pairs":
+        trainer = pairs_trainer_of(folder / "preference", "glm_image", *SHARED, *keys, *overrides, world=world)
+        trainer.prepare()
+    else:
+        trainer = trainer_of(folder, *SHARED, *keys, *overrides, mode=mode, world=world)
     before = weights_of(trainer)
     drawn: list[list[str]] = []
     next_batch = trainer.next_batch

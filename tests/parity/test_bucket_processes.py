@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.parity.bucket_worker import CASES, trained, write_shapes
+from tests.parity.bucket_worker import CASES, trained, write_shaped_pairs, write_shapes
 from tests.parity.launching import run_two_processes
+from tests.preference_runs import config_of
 from tests.runs import write_config
 
 
@@ -17,6 +18,8 @@ from tests.runs import write_config
 def two_processes(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("buckets")
     write_shapes(folder / "data")
+    write_shaped_pairs(folder / "preference/pairs")
+    config_of(folder / "preference", "glm_image")  # writes its file once, before the processes read it
     for mode in ("t2i", "i2i"):
         write_config(folder, mode)
     run_two_processes("bucket_worker.py", str(folder))

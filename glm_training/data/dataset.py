@@ -178,20 +178,22 @@ class ImageDataset:
         """SHA-256 (hex) over all prompts and image files; moving or renaming the files does not change it."""
         return combined_digest(self.example_digests())
 
-    def views(self, *, targets: bool = True, sources: bool = True) -> list[View]:
-        """Every picture as any batch shows it, mirrored ones too; reads every file, if nobody has yet."""
+    def views(self, indices: Sequence[int] | None = None, *, targets: bool = True, sources: bool = True) -> list[View]:
+        """Every picture, or those of the examples at `indices`, as any batch shows it, mirrored ones too; reads every
+        file, if nobody has yet."""
         self._file_digests()
         found: dict[View, None] = {}
-        for example in self.examples:
+        for example in self.examples if indices is None else self._select(indices):
             for flipped in (False, True) if self._augmentation and may_flip(example.prompt) else (False,):
                 of_target, of_source = self._views([example], [flipped])
                 for wanted, views in ((targets, of_target), (sources, of_source)):
                     found |= dict.fromkeys(views or () if wanted else ())
         return list(found)
 
-    def prompts(self) -> list[str]:
-        """The prompts of the examples, each once."""
-        return list(dict.fromkeys(example.prompt for example in self.examples))
+    def prompts(self, indices: Sequence[int] | None = None) -> list[str]:
+        """The prompts of the examples, or of those at `indices`, each once."""
+        examples = self.examples if indices is None else self._select(indices)
+        return list(dict.fromkeys(example.prompt for example in examples))
 
     def load(self, view: View) -> ImageRows:
         """One picture decoded, one row. Raises ``DataError`` when it is gone, or another by now."""

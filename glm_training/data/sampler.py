@@ -1,6 +1,7 @@
 """Which examples come next: an endless shuffled order with one integer of state, independent of the process count."""
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
 from math import ceil
 
@@ -128,6 +129,11 @@ class StatefulSampler:
     def rows_ahead(self, draws: int) -> int:
         """Samples of the next ``draws`` draws of all processes together."""
         return draws * self.global_batch_size
+
+    def coming(self, draws: int) -> list[int]:
+        """The items of this process's next `draws` draws, without drawing them."""
+        ahead = copy(self)  # what it keeps besides its place are functions of the seed
+        return [index for _ in range(draws) for index in ahead.next()]
 
     def state_dict(self) -> dict[str, int]:
         """``{"position": samples drawn by all processes}``."""

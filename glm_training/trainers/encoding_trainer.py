@@ -8,11 +8,11 @@ from glm_training.config import Config
 from glm_training.data import ImageDataset
 from glm_training.data.captioned.dataset import CaptionedImages
 from glm_training.engine.encoding.ahead import Encoding
-from glm_training.engine.encoding.batches import pictures_of, prompts_of
+from glm_training.engine.encoding.batches import coming, survey
 from glm_training.engine.families import build_encoder
 from glm_training.engine.preparation import Prepared
 from glm_training.trainers.base_trainer import BaseTrainer
-from glm_training.utils.distributed import World
+from glm_training.utils.distributed import World, gather_objects
 
 
 class EncodingTrainer(BaseTrainer):
@@ -37,10 +37,20 @@ class EncodingTrainer(BaseTrainer):
         assert isinstance(training, ImageDataset | CaptionedImages)
         supervised = self.config.uses_supervision()
         with self.phase("encoding"):
-            data = (training, self.held_out) if supervised else (training,)
-            pictures = pictures_of(data, self.encoding, targets=supervised)
-            self.encoding.fill(pictures, prompts_of((training, self.held_out)), self.console, self.signals.check)
+            indices = self._drawn()
+            if isinstance(training, CaptionedImages):
+                survey(training, self.encoding, indices, self.console, self.signals.check)
+            pictures, prompts = coming(training, indices, targets=supervised)
+            judged, others = coming(self.held_out, targets=True) if supervised else ({}, [])
+            self.encoding.fill(pictures | judged, [*prompts, *others], self.console, self.signals.check)
         training.decodes = self.config.uses_reward() or not self.encoding.keeps_pictures
+
+    def _drawn(self) -> list[int] | None:
+        """The items that this run still comes to, on any process; None where that may be all."""
+        draws = (self.total_steps - self.step) * self.config.training.gradient_accumulation_steps
+        if draws * self.sampler.global_batch_size >= len(self.dataset):
+            return None
+        return sorted({index for own in gather_objects(self.world, self.sampler.coming(draws)) for index in own})
 
     def _evaluate(self) -> None:
         draws = self.evaluations.scores_due(self.step) or self.evaluations.samples_due(self.step)

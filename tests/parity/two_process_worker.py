@@ -48,6 +48,10 @@ in slices of three and one. In "unscored" one prompt has no scores, so that one 
 """
 
 
+ENCODED = ("edits", "supervised")
+"""Cases whose pictures both processes encode ahead, into one cache; one process alone encodes them as they come."""
+
+
 class RefusesAll(RewardCalculator):
     """No sample has a score."""
 
@@ -70,6 +74,8 @@ EVALUATED = ["model.component=dit", "training.max_steps=1", "evaluation.enabled=
 def train(folder: Path, world: World) -> None:
     for case, (mode, overrides) in CASES.items():
         trainer = trainer_of(folder, "training.batch_size=2", *overrides, mode=mode, world=world)
+        if case in ENCODED:
+            trainer.prepare()
         indices = []
         for _ in range(2):
             indices.append(trainer.sampler.peek())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ import yaml
 
 from glm_training.config import Config, load_config
 from glm_training.data import DataError
+from glm_training.engine.encoding import batches
 from glm_training.engine.encoding.encoder import GLMEncoder
+from glm_training.engine.errors import TrainingError
 from glm_training.trainers.base_trainer import BaseTrainer
 from glm_training.trainers.run import build_trainer
 from glm_training.utils.distributed import init_world
@@ -55,7 +58,7 @@ def config_of(folder: Path, data: str, *overrides: str) -> Config:
     path = folder / "pictures.yaml"
     if not path.is_file():
         DATA[data](folder)
-    return load_config(path, [f"cache.dir={folder}/cache", *overrides])
+    return load_config(path, [f"cache.dir={folder}/cache", "training.max_steps=4", *overrides])
 
 
 def stepped(config: Config, steps: int = 4) -> BaseTrainer:
@@ -115,3 +118,33 @@ def test_a_picture_that_changes_in_training_does_not_pass_for_the_old_one(tmp_pa
     (tmp_path / "pictures/0.png").write_bytes(noise(77, (64, 64)))
     with pytest.raises(DataError, match="0.png: changed since the start of the run"):
         contents.load(view)
+
+
+def test_a_cache_larger_than_the_disk_is_told_after_a_look_at_some_pictures(tmp_path: Path, monkeypatch) -> None:
+    path = pictures_config(tmp_path, [*PROMPTS, "a bird", "a fish"])
+    trainer = build_trainer(load_config(path, ["training.max_steps=3"]), init_world(True, None))
+    monkeypatch.setattr(batches, "SAMPLED", 1)
+    wanted = 6 * trainer.encoding.encoder.picture_bytes(64, 64)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=wanted - 1))
+    with pytest.raises(TrainingError, match="of about 6 images take about .* left: .*cache.dir.*cache.enabled: false"):
+        trainer.prepare()
+    assert len(trainer.dataset.contents.prompts()) == 1, "one was read"
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=2 * wanted))
+    trainer.prepare()
+    assert len(trainer.dataset.contents.prompts()) == 6
+
+
+def test_a_stop_is_heeded_while_pictures_are_read(tmp_path: Path, monkeypatch) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop() -> None:
+        raise Stop
+
+    trainer = build_trainer(config_of(tmp_path, "mirrored, dropped captions"), init_world(True, None))
+    monkeypatch.setattr(batches, "SAMPLED", 3)
+    monkeypatch.setattr(trainer.signals, "check", stop)
+    with pytest.raises(Stop):
+        trainer.prepare()
+    assert len(trainer.dataset.contents.prompts()) == 2 and not trainer.encoding._asleep

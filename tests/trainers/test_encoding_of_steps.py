@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from glm_training.data.problems import DataError
 from glm_training.engine.encoding.ahead import Encoding
@@ -171,3 +172,22 @@ def test_nothing_is_encoded_for_a_cache_that_is_off(tmp_path) -> None:
     trainer = stepped(tmp_path, *PLAIN, "cache.enabled=false", steps=1)
     assert not (tmp_path / "run/cache").exists() and trainer.dataset.decodes and not trainer.encoding._asleep
     assert config_of(tmp_path, *PLAIN).encoded_cache_dir() == tmp_path / "run/cache"
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_run_that_does_not_come_to_all_encodes_what_it_comes_to(tmp_path, resumed) -> None:
+    keys = [*PLAIN, "training.batch_size=1"]
+    trainer = trainer_of(tmp_path, *keys, f"cache.dir={tmp_path}/cache")
+    drawn = trainer.sampler.coming(2)
+    if resumed:
+        trainer.step = 1
+        trainer.sampler.next()
+    trainer.prepare()
+    shown = {trainer.dataset.batch([index]).target_views[0] for index in drawn[int(resumed) :]}
+    judged = set(trainer.held_out.views())
+    pictures = [path for path in files(tmp_path) if "latents" in load_file(path)]
+    assert len(pictures) == len(shown | judged) < 5
+    figures = [trainer.training_step() for _ in range(2 - int(resumed))]
+    plain = stepped(tmp_path, "cache.enabled=false", *keys)
+    if not resumed:
+        assert figures and set(differences(trainer, plain).values()) == {0.0}

@@ -49,18 +49,28 @@ class SampleContents:
         self._known: dict[Place, Content] = {}
         self._where: dict[str, tuple[Place, bool]] = {}
 
-    def read(self, samples: Iterable[tuple[Place, Size]], is_encoded: IsEncoded, threads: int) -> None:
+    def read(
+        self,
+        samples: Iterable[tuple[Place, Size]],
+        is_encoded: IsEncoded,
+        threads: int,
+        on_read: Callable[[], None] = lambda: None,
+    ) -> None:
         """Reads samples, each with the size of its pictures. Those that cannot be used are left out; what `is_encoded`
-        knows already has been decoded once, and is not again."""
+        knows already has been decoded once, and is not again. `on_read` is called after each, and may raise."""
         wanted = list(samples)
-        with ThreadPoolExecutor(max(threads, 1), thread_name_prefix="decode") as pool:
+        pool = ThreadPoolExecutor(max(threads, 1), thread_name_prefix="decode")
+        try:
             found = pool.map(lambda one: self._read(one[0], one[1], is_encoded), wanted)
             for (place, _), content in zip(wanted, found, strict=True):
+                on_read()
                 if content is not None:
                     self._known[place] = content
                     self._where[content.target] = place, False
                     if content.source is not None:
                         self._where.setdefault(content.source, (place, True))
+        finally:  # a stop does not wait for the rest
+            pool.shutdown(cancel_futures=True)
 
     def of(self, place: Place) -> Content | None:
         return self._known.get(place)

@@ -7,7 +7,7 @@ place of one that cannot be used of (seed, epoch, index, attempt).
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -215,13 +215,18 @@ class CaptionedImages:
         number, row = self._row(index)
         return self._decoder.decoded(self.sets[number], row)
 
-    def survey(self, is_encoded: IsEncoded, indices: Sequence[int] | None = None) -> None:
+    def survey(
+        self,
+        is_encoded: IsEncoded,
+        indices: Sequence[int] | None = None,
+        on_read: Callable[[], None] = lambda: None,
+    ) -> None:
         """Reads every sample once, or those at `indices`: from here on batches know the content of their pictures.
-        What `is_encoded` knows is not decoded."""
+        What `is_encoded` knows is not decoded. `on_read` is called after each, and may raise."""
         samples = {
             self._row(index): self.size_of(index) for index in (range(len(self)) if indices is None else indices)
         }
-        self.contents.read(samples.items(), is_encoded, self._num_workers)
+        self.contents.read(samples.items(), is_encoded, self._num_workers, on_read)
 
     def example_digests(self) -> dict[str, str]:
         """Tar, listing or folder -> SHA-256, for :func:`describe_drift`; see :meth:`ImageSet.digests`."""

@@ -73,7 +73,7 @@ class HeldOutImages(ImageDataset):
         self._select(indices)
         self._pictures.prefetch([self._rows[index] for index in indices])
 
-    def views(self, *, targets: bool = True, sources: bool = True) -> list[View]:
+    def views(self, indices: Sequence[int] | None = None, *, targets: bool = True, sources: bool = True) -> list[View]:
         """Every picture as it is shown."""
         self._pictures.survey(lambda view: True, self._rows)  # each was decoded when it was chosen
         return self._pictures.contents.views(targets=targets, sources=sources)

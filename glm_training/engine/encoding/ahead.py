@@ -86,13 +86,22 @@ class Encoding:
                 self._run(jobs, console, on_step)
         self.sleep()
 
+    def expect_room(self, sample: Sequence[View], share: float) -> None:
+        """Raises TrainingError, on every process, where the disk has no room for what is to be expected of pictures of
+        which `sample` is that share."""
+        lacking = [self.encoder.picture_bytes(*view.size) for view in sample if not self.is_encoded(view)]
+        self._refuse(int(sum(lacking) / share), f"what encoders give of about {round(len(lacking) / share)} images")
+
     def _check_room(self, views: Iterable[View], texts: Iterable[str]) -> None:
-        assert self.cache is not None
         sizes = [self.encoder.picture_bytes(*view.size) for view in views]
         wanted = sum(sizes) + sum(map(self.encoder.text_bytes, texts))
+        self._refuse(wanted, f"what encoders give of {counted(len(sizes), 'image')}")
+
+    def _refuse(self, wanted: int, what: str) -> None:
+        assert self.cache is not None
         problem = None
         try:
-            self.cache.check_room(wanted, f"what encoders give of {counted(len(sizes), 'image')}")
+            self.cache.check_room(wanted, what)
         except TrainingError as error:
             problem = str(error)
         for told in gather_objects(self.world, problem):

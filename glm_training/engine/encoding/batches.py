@@ -2,42 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from glm_training.data import Batch, ImageDataset
 from glm_training.data.captioned.dataset import CaptionedImages
 from glm_training.data.examples import ImageRows, View
-from glm_training.engine.encoding.ahead import Encoding, Load
+from glm_training.engine.encoding.ahead import Encoding, Load, Progress
 from glm_training.models.glm_image.ar_types import EncodedSources
 from glm_training.models.glm_image.positions import image_grid
 from glm_training.models.sdxl.types import SDXLText
 from glm_training.models.sdxl.unet import UNetComponent
+from glm_training.utils.console import Console
+
+SAMPLED = 256
+"""Captioned pictures that say how much room all of them will take, where there are many times as many."""
 
 
-def pictures_of(
-    data: Iterable[ImageDataset | CaptionedImages], encoding: Encoding, *, targets: bool
-) -> dict[View, Load]:
-    """Every picture that batches of `data` may show, with what decodes it: sources, and `targets` where asked for."""
-    found: dict[View, Load] = {}
-    for one in data:
-        if isinstance(one, CaptionedImages):
-            one.survey(encoding.is_encoded)
-        known = one.contents if isinstance(one, CaptionedImages) else one
-        found |= dict.fromkeys(known.views(targets=targets), known.load)
-    return found
+def coming(
+    data: ImageDataset | CaptionedImages, indices: Sequence[int] | None = None, *, targets: bool
+) -> tuple[dict[View, Load], list[str]]:
+    """What batches of all items, or of those at `indices`, may show: every picture with what decodes it (sources, and
+    `targets` where asked for), and every prompt. Captioned pictures are those that `survey` has read."""
+    if isinstance(data, CaptionedImages):
+        known = data.contents
+        prompts = [*known.prompts(), *([""] if data.captioning.dropout > 0 else [])]
+        return dict.fromkeys(known.views(targets=targets), known.load), prompts
+    return dict.fromkeys(data.views(indices, targets=targets), data.load), data.prompts(indices)
 
 
-def prompts_of(data: Iterable[ImageDataset | CaptionedImages]) -> list[str]:
-    """The prompts that batches of `data` may have, each once; of captioned pictures after `pictures_of`."""
-    found: dict[str, None] = {}
-    for one in data:
-        if isinstance(one, CaptionedImages):
-            found |= dict.fromkeys([*one.contents.prompts(), *([""] if one.captioning.dropout > 0 else [])])
-        else:
-            found |= dict.fromkeys(one.prompts())
-    return list(found)
+def survey(
+    data: CaptionedImages,
+    encoding: Encoding,
+    indices: Sequence[int] | None,
+    console: Console,
+    on_step: Callable[[], None],
+) -> None:
+    """Reads the pictures, or those at `indices`, to know them by content; `on_step` is called now and then, equally
+    often on every process, and may raise. Raises TrainingError, on every process, where the disk has no room for what
+    is to be expected of them."""
+    wanted = range(len(data)) if indices is None else indices
+    if len(wanted) > 4 * SAMPLED:
+        sample = [wanted[place * len(wanted) // SAMPLED] for place in range(SAMPLED)]
+        data.survey(encoding.is_encoded, sample)
+        encoding.expect_room(data.contents.views(), SAMPLED / len(wanted))
+    progress = Progress(console, len(wanted), "read")
+    done = 0
+
+    def on_read() -> None:
+        nonlocal done
+        progress.add(1)
+        done += 1
+        if done % SAMPLED == 0:
+            on_step()
+
+    data.survey(encoding.is_encoded, wanted, on_read)
 
 
 def target_rows(batch: Batch) -> ImageRows | None:

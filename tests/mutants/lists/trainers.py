@@ -63,7 +63,11 @@ MUTATIONS = [
         "engine/encoding/batches.py",
         ("trainers/test_encoding_of_steps.py", "trainers/test_supervised_judging.py"),
         ("encoding.shown(batch.source_views, rows)", "encoding.shown(batch.target_views, rows)", "targets are edited"),
-        ("one.views(targets=targets)", "one.views()", "targets are encoded that a reward only compares with"),
+        (
+            "data.views(indices, targets=targets)",
+            "data.views(indices)",
+            "a reward encodes its targets",
+        ),
     ),
     *of(
         "trainers/encoding_trainer.py",

@@ -139,6 +139,11 @@ def fetch_missing(wanted: Iterable[Wanted], tell: Callable[[str], None]) -> list
     return problems
 
 
+def fetch_where_allowed(wanted: Iterable[Wanted], tell: Callable[[str], None]) -> list[str]:
+    """`fetch_missing`, unless HF_HUB_OFFLINE forbids it."""
+    return [] if is_offline() else fetch_missing(wanted, tell)
+
+
 # -- which files -------------------------------------------------------------------------------------------------------
 
 

@@ -13,12 +13,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from glm_training.cli.download import download
 from glm_training.cli.validate import validate
+from glm_training.evaluation.reconstruction.suite import Reconstruction, alexnet
+from glm_training.evaluation.suites.protocol import EvaluationError
+from glm_training.evaluation.text.suite import ClipScorer
+from glm_training.rewards.clip import ClipPair
 from glm_training.utils.downloads import MIRROR, sha256_of
+from glm_training.utils.hub_files import fetch_where_allowed
 from tests.file_server import FileServer, serving
-from tests.reward_files import write_aesthetic, write_alexnet
+from tests.reward_files import write_aesthetic, write_alexnet, write_clip
 from tests.runs import write_config
 
 DOCUMENTED = "reward.metrics={lpips: 0.4, aesthetic: 0.3, text_accuracy: 0.3}"
@@ -154,3 +160,17 @@ def test_download_says_what_cannot_be_had_and_fetches_the_rest(here, tmp_path, c
 def test_download_without_a_network_says_so(tmp_path, capsys) -> None:
     assert download([str(write_config(tmp_path))], [DOCUMENTED], None) == 2
     assert "HF_HUB_OFFLINE is set" in capsys.readouterr().err
+
+
+def test_an_evaluation_fetches_the_alexnet_and_the_clip_that_it_judges_by(here, tmp_path, capsys) -> None:
+    write_clip(here.root / "hub" / "owner" / "clip")
+    Reconstruction(None, None, None, alexnet(None)).check_judge()  # type: ignore[arg-type]
+    assert f"fetching {Path(constants(here)[0]).name}, " in capsys.readouterr().out
+    with pytest.raises(EvaluationError, match=r"owner/absent cannot be had .*\n.*give --clip"):
+        ClipScorer("owner/absent").check()
+    told = capsys.readouterr().out
+    assert "fetching" not in told
+    problems = fetch_where_allowed(
+        ClipPair("--clip", ("owner/clip", ""), ("owner/clip", ""), torch.device("cpu")).wanted(), print
+    )
+    assert problems == [] and "fetching owner/clip, " in capsys.readouterr().out

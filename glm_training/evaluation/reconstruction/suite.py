@@ -42,6 +42,8 @@ from glm_training.evaluation.suites.protocol import (
 from glm_training.rewards.lpips_similarity import LpipsSimilarity
 from glm_training.rewards.options import LpipsOptions
 from glm_training.rewards.types import RewardBackendError, RewardBatch, from_pil
+from glm_training.utils.console import Console
+from glm_training.utils.hub_files import fetch_where_allowed
 from glm_training.utils.pictures import as_saved, to_pil
 from glm_training.utils.words import counted
 
@@ -149,10 +151,13 @@ class Reconstruction:
         if self._inception is not None:
             self._inception.check()
         if self._lpips is not None:
+            problems = fetch_where_allowed(self._lpips.wanted(), Console().line)
             try:
                 self._lpips.check()
             except RewardBackendError as error:
-                message = str(error).replace("set reward.options.lpips.backbone_weights to", "give --alexnet")
+                message = "\n".join([*problems, str(error)]).replace(
+                    "set reward.options.lpips.backbone_weights to", "give --alexnet"
+                )
                 message = message.replace("reward.options.lpips.backbone_weights", "--alexnet")
                 raise EvaluationError(f"{message}, or pass --no-lpips") from error
 

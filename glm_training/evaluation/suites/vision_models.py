@@ -15,6 +15,8 @@ from glm_training.evaluation.suites.geneval.rules import COLORS
 from glm_training.evaluation.suites.protocol import EvaluationError, Failure
 from glm_training.rewards.clip import ClipPair, image_embeddings, text_embeddings
 from glm_training.rewards.types import RewardBackendError, from_pil
+from glm_training.utils.console import Console
+from glm_training.utils.hub_files import fetch_where_allowed
 
 SEGMENTS, BOXES = "ForUniversalSegmentation", "ForObjectDetection"
 """How the classes end that can be used: masks of instances, or boxes."""
@@ -161,14 +163,16 @@ class ClipColors:
     """
 
     def __init__(self, model: str, device: torch.device | None = None) -> None:
-        """model: a folder, or a hub id that is in the local cache, of a CLIP with its tokenizer."""
+        """model: a folder, or a hub id, of a CLIP with its tokenizer."""
         self.name = f"CLIP {model}"
         device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._pair = ClipPair("--colors", (model, "colors"), (model, "colors"), device)
         self._texts: dict[str, torch.Tensor] = {}
 
     def check(self) -> None:
-        """Loads it."""
+        """Loads it, fetched where it is not here."""
+        for problem in fetch_where_allowed(self._pair.wanted(), Console().line):
+            Console().line(problem)  # what is missing then, and what to do, is said by loading it
         self._load()
 
     def _load(self) -> tuple[Any, Any]:

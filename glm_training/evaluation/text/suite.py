@@ -25,13 +25,15 @@ from glm_training.evaluation.text.prompts import TextPrompts
 from glm_training.evaluation.text.readers import Reader
 from glm_training.rewards.clip import ClipPair
 from glm_training.rewards.types import RewardBackendError, from_pil
+from glm_training.utils.console import Console
+from glm_training.utils.hub_files import fetch_where_allowed
 
 PUBLISHED = {"cvtg": "PP-OCRv4", "longtext": "Qwen2.5-VL-7B-Instruct"}
 """What reads in the figures that are published."""
 
 
 class ClipScorer:
-    """CLIPScore of CVTG-2K. model: hub id (already in the local cache) or folder of a CLIP with its tokenizer."""
+    """CLIPScore of CVTG-2K. model: hub id or folder of a CLIP with its tokenizer."""
 
     def __init__(self, model: str) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -39,11 +41,13 @@ class ClipScorer:
         self._pair = ClipPair("--clip", (model, "_clip_"), (model, "_clip_"), device)
 
     def check(self) -> None:
-        """Raises EvaluationError naming what to fetch."""
+        """Fetches it where it is not here. Raises EvaluationError naming what is missing."""
+        problems = fetch_where_allowed(self._pair.wanted(), Console().line)
         try:
             self._pair.load()
         except RewardBackendError as error:
-            raise EvaluationError(str(error).replace("set reward.options._clip_ to", "give --clip")) from error
+            message = "\n".join([*problems, str(error)]).replace("set reward.options._clip_ to", "give --clip")
+            raise EvaluationError(message) from error
 
     def score(self, image: Image.Image, prompt: str) -> float:
         """2.5 max(cos, 0) of one picture: alone, so that it does not depend on its neighbours."""

@@ -124,7 +124,8 @@ def own_files(folder: Path) -> list[str]:
 def may_list(folder: Path, names: Sequence[str]) -> list[Path]:
     """Of the files of a folder those that may list pictures: no picture by their names, nor beside one. Those named
     like tables come first."""
-    stems = {os.path.splitext(name)[0] for name in names if name.lower().endswith(IMAGE_SUFFIXES)}
+    pictures = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
+    stems = {os.path.splitext(name)[0] for name in pictures} | set(pictures)
     rest = [name for name in names if not name.lower().endswith(IMAGE_SUFFIXES)]
     rest = [name for name in rest if os.path.splitext(name)[0] not in stems]
     rest.sort(key=lambda name: (not name.lower().endswith(TABLE_SUFFIXES), name))

@@ -164,7 +164,8 @@ def test_upper_case_suffixes_of_captions(tmp_path: Path) -> None:
     put(tmp_path, a_PNG=picture(1), a_TXT="picture 1", b_JPG=picture(2), b_JSON='{"caption": "picture 2"}', **both)
     found = opened(tmp_path)
     assert [caption for caption, _ in told(found)] == ["picture 1", "picture 2", "picture 3"]
-    assert found.faults == [] and found.remarks == []  # a second caption of a picture is of a picture, too
+    assert found.faults == []  # a second caption of a picture is of a picture, too
+    assert found.remarks == [f"{tmp_path}: 1 picture with two captions; .txt before .json counts"]
     assert found.digests() != opened(put(tmp_path, a_TXT="picture 9")).digests()
     assert opened(tmp_path, cap_source="caption").read(2).caption == "in JSON"
 

@@ -122,6 +122,10 @@ UNDERSTOOD: dict[str, tuple[Make, dict[str, object]]] = {
         lambda at: put(at, {"A.PNG": picture(1), "A.TXT": "a dot", "b.jpg": picture(2), "b.txt": "two dots",
                             ".DS_Store": "x", "._b.jpg": "x", "__MACOSX/b.jpg": "x", ".hidden/c.png": picture(9)}), {},
     ),
+    "captions named after the whole file": (
+        lambda at: put(at, {"a.png": picture(1), "a.png.txt": "a dot", "b.jpg": picture(2), "b.jpg.json": '{"caption": '
+                            '"two dots"}'}), {},
+    ),
     "a folder in folders, with a link": (
         lambda at: (put(at, {"deep/er/a.png": picture(1), "deep/er/a.txt": "a dot", "z/b.png": picture(2)}),
                     (at / "z/b.txt").symlink_to("../texts/two"), put(at, {"texts/two": "two dots"})), {},
@@ -273,6 +277,13 @@ def test_pictures_that_no_record_names_and_columns_beside_are_told(tmp_path: Pat
         f"{tmp_path / 'list.csv'}: the pictures of the column source are for training.mode i2i",
         f"{tmp_path}: 2 pictures that no record names (b.png, c.png)",
     ]
+
+
+def test_of_two_captions_one_counts_and_that_is_told(tmp_path: Path) -> None:
+    put(tmp_path, PAIR | {"a.txt": "a dot", "a.json": '{"caption": "other"}', "b.png.txt": "x", "b.txt": "two dots"})
+    found = opened(tmp_path)
+    assert read(found) == TOLD
+    assert found.remarks == [f"{tmp_path}: 2 pictures with two captions; .txt before .json counts"]
 
 
 def test_edits_need_sources(tmp_path: Path) -> None:

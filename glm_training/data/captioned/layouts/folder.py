@@ -35,7 +35,16 @@ SUFFIXES = (".txt", ".TXT", ".caption", ".CAPTION", ".json", ".JSON")
 _JSON_FIRST = (4, 5, 0, 1, 2, 3)
 """Places in SUFFIXES."""
 
+_NONE = len(SUFFIXES)
+_WHOLE = _NONE + 1
+
 _UNREAD = ("unread image", "is of a kind that is not read (HEIC, AVIF or JPEG XL)", "Convert it to PNG, JPEG or WebP")
+
+
+def caption_beside(path: Path, kind: int) -> Path:
+    """The caption of a picture: with suffix number `kind` in place of its own (`a.txt` of `a.jpg`), or from `_WHOLE`
+    on behind it (`a.jpg.txt`)."""
+    return path.with_suffix(SUFFIXES[kind]) if kind < _NONE else path.with_name(path.name + SUFFIXES[kind - _WHOLE])
 
 
 def open_set(options: SetOptions, reading: Reading) -> FolderSet:
@@ -70,6 +79,7 @@ class FolderSet:
         self._real_root = os.path.realpath(options.path)
         self._digests: dict[str, str] = {}
         self._orphans: list[str] = []
+        self._twice = 0
         paths: list[str] = []
         kinds: list[int] = []
         for folder, names in walk_below(self._root):
@@ -78,12 +88,15 @@ class FolderSet:
                 kinds.append(kind)
         self._paths = StringTable(paths)
         self._kinds = np.array(kinds, dtype=np.uint8)
+        if self._twice and reading.captions:
+            first = ".txt before .json" if options.cap_source is None else ".json before .txt"
+            self.remarks.append(f"{self.name}: {counted(self._twice, 'picture')} with two captions; {first} counts")
         if self._orphans and reading.captions:
             shown = ", ".join(self._orphans[:3])
             self.remarks.append(f"{self.name}: {counted(len(self._orphans), 'text')} without a picture ({shown})")
 
     def _in_folder(self, folder: str, names: list[str]) -> list[tuple[str, int]]:
-        """Path below the root and place of the caption's suffix in SUFFIXES (len(SUFFIXES) without) of each picture."""
+        """Path below the root of each picture, and which file beside it is its caption: see `caption_beside`."""
         below = os.path.relpath(folder, self._root)
         texts = {name for name in names if name.endswith(SUFFIXES)}
         told: set[str] = set()
@@ -93,13 +106,16 @@ class FolderSet:
         for name in names:
             if name in texts or not self._is_image(Path(folder, name)):
                 continue
-            stem = os.path.splitext(name)[0]
-            kind = next((place for place in order if stem + SUFFIXES[place] in texts), len(SUFFIXES))
+            path, stem = Path(folder, name), os.path.splitext(name)[0]
+            beside = {place: stem + SUFFIXES[place] for place in order}
+            beside |= {_WHOLE + place: name + SUFFIXES[place] for place in order}
+            there = [place for place, text in beside.items() if text in texts]
+            self._twice += len({beside[place] for place in there}) > 1
+            kind = there[0] if there else _NONE
             files = [name]
-            told.update(stem + suffix for suffix in SUFFIXES)
-            if kind < len(SUFFIXES):
-                files.append(stem + SUFFIXES[kind])
-            path = Path(folder, name)
+            told.update(beside.values())
+            if kind != _NONE:
+                files.append(beside[kind])
             try:
                 for file in files if self._captions else files[:1]:
                     size = os.stat(os.path.join(folder, file)).st_size
@@ -107,7 +123,7 @@ class FolderSet:
             except OSError as error:  # a link to nothing
                 self.faults.append(Fault(path, "", f"cannot be read: {error.strerror}", "Put the file there"))
                 continue
-            if kind == len(SUFFIXES) and self._captions and not self._optional:
+            if kind == _NONE and self._captions and not self._optional:
                 self.faults.append(Fault(path, "", "has no caption", f"Write it into {path.with_suffix('.txt').name}"))
                 continue
             found.append((name if below == "." else os.path.join(below, name), kind))
@@ -132,7 +148,7 @@ class FolderSet:
         image = read_below(self._real_root, self._root / self._paths[row])
         if not self._captions:
             return Encoded(image, None)
-        if self._kinds[row] == len(SUFFIXES):
+        if self._kinds[row] == _NONE:
             return Encoded(image, "")
         beside = self._caption(row)
         data = read_below(self._real_root, beside)
@@ -153,12 +169,12 @@ class FolderSet:
     def digests(self) -> dict[str, str]:
         if not self._captions:
             return dict(self._digests)
-        told = [row for row in range(min(len(self), HASHED_CAPTIONS + 1)) if self._kinds[row] < len(SUFFIXES)]
+        told = [row for row in range(min(len(self), HASHED_CAPTIONS + 1)) if self._kinds[row] != _NONE]
         beside = [self._caption(row) for row in told]
         return with_captions(self._digests, [(str(path.parent), path) for path in beside], self._real_root)
 
     def _caption(self, row: int) -> Path:
-        return (self._root / self._paths[row]).with_suffix(SUFFIXES[self._kinds[row]])
+        return caption_beside(self._root / self._paths[row], int(self._kinds[row]))
 
     def close(self) -> None:
         """Nothing stays open."""

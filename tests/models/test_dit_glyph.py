@@ -95,3 +95,18 @@ def test_embedding_does_not_depend_on_who_asks_first(pipe):
     assert torch.equal(cached, plain) and not cached.is_inference()
     weight = torch.nn.Linear(32, 1)
     weight(cached).sum().backward()  # an inference tensor could not be saved for this
+
+
+def test_embeddings_stand_where_they_are_asked_for_and_who_makes_them_is_asked_once(pipe):
+    """The meta device stands for one that the sleeping text encoder is not on."""
+    cache, asked = GlyphCache(), []
+    own, _ = cache.embed(['one "span"'], pipe.text_encoder, pipe.tokenizer)
+    assert own.device.type == "cpu"
+    cache.made = lambda spans: asked.append(spans) or torch.ones(3, own.shape[-1])
+    for _ in range(2):
+        glyph, mask = cache.embed(['one "span"', 'its "span"'], pipe.text_encoder, pipe.tokenizer, torch.device("meta"))
+        assert (glyph.device.type, mask.device.type, glyph.shape[:2]) == ("meta", "meta", (2, 3))
+    assert asked == [("span",)]
+    assert torch.equal(
+        cache.embed(['"span"'], pipe.text_encoder, pipe.tokenizer)[0], torch.ones_like(glyph[:1], device="cpu")
+    )

@@ -130,7 +130,7 @@ class DiTComponent(torch.nn.Module):
             raise ValueError(f"prompts must be a non-empty list of strings, got {prompts!r}")
         check_tokens("prior_tokens", prior_tokens, grid, self._codebook)
         source = self._source_condition(len(prompts), sources, source_tokens, source_grid)
-        glyph, mask = self.glyphs.embed(prompts, self.text_encoder, self.tokenizer)
+        glyph, mask = self.glyphs.embed(prompts, self.text_encoder, self.tokenizer, self.device)
         return build_condition(prior_tokens.to(self.device), grid, glyph, mask, source)
 
     def drop_condition(self, condition: DiTCondition, drop: Tensor) -> DiTCondition:
@@ -139,7 +139,7 @@ class DiTComponent(torch.nn.Module):
         All of it, as in sampling: prior tokens dropped, the glyph text "", no source. For training with condition
         dropout; `prior_drop` of `forward` drops the prior tokens alone.
         """
-        empty, _ = self.glyphs.embed([""], self.text_encoder, self.tokenizer)
+        empty, _ = self.glyphs.embed([""], self.text_encoder, self.tokenizer, self.device)
         return drop_rows(condition, drop, empty)
 
     def _source_condition(
@@ -192,7 +192,7 @@ class DiTComponent(torch.nn.Module):
         conditional = self._transform(latents, timestep, condition, condition.glyph, dropped, mask, reference)
         if guidance_scale == 1.0:
             return conditional
-        empty, _ = self.glyphs.embed([""], self.text_encoder, self.tokenizer)
+        empty, _ = self.glyphs.embed([""], self.text_encoder, self.tokenizer, self.device)
         empty = empty.to(latents.device).expand(condition.batch_size, -1, -1)
         unconditional = self._transform(latents, timestep, condition, empty, ~nothing, None, None)
         return unconditional + guidance_scale * (conditional - unconditional)

@@ -90,8 +90,9 @@ def _encode_rows(
 class GlyphCache:
     """Glyph embeddings per set of quoted spans. The text encoder is frozen, so each is computed once.
 
-    Holds the `capacity` most recently used embeddings on the text encoder's device, and forgets all of them when the
-    text encoder is replaced or moves to another device or dtype. `made`: who encodes in its place, `[G, D]` for spans.
+    Holds the `capacity` most recently used embeddings on the device that asks, and forgets all of them when that is
+    another, and when the text encoder is replaced or has another dtype. `made`: who encodes in its place, `[G, D]` for
+    spans.
     """
 
     def __init__(self, capacity: int = 512) -> None:
@@ -110,18 +111,24 @@ class GlyphCache:
         self._entries.clear()
 
     def embed(
-        self, prompts: Sequence[str], text_encoder: T5EncoderModel, tokenizer: PreTrainedTokenizerBase
+        self,
+        prompts: Sequence[str],
+        text_encoder: T5EncoderModel,
+        tokenizer: PreTrainedTokenizerBase,
+        device: torch.device | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Right-padded embeddings ``[B, G, D]`` of the prompts and a mask ``[B, G]``, True where a token is real."""
+        """Right-padded embeddings ``[B, G, D]`` of the prompts and a mask ``[B, G]``, True where a token is real, on
+        `device`: where the text encoder is unless it is given, as a text encoder may be asleep elsewhere."""
         weight = text_encoder.get_input_embeddings().weight
-        valid_for = (id(text_encoder), weight.device, weight.dtype)
+        device = weight.device if device is None else device
+        valid_for = (id(text_encoder), device, weight.dtype)
         if valid_for != self._valid_for:
             self.clear()
             self._valid_for = valid_for
-        rows = [self._lookup(glyph_texts(prompt), text_encoder, tokenizer, weight.device) for prompt in prompts]
-        lengths = torch.tensor([len(row) for row in rows], device=weight.device)
+        rows = [self._lookup(glyph_texts(prompt), text_encoder, tokenizer, device) for prompt in prompts]
+        lengths = torch.tensor([len(row) for row in rows], device=device)
         glyph = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        mask = torch.arange(glyph.shape[1], device=weight.device) < lengths[:, None]
+        mask = torch.arange(glyph.shape[1], device=device) < lengths[:, None]
         return glyph, mask
 
     def _lookup(
@@ -133,8 +140,9 @@ class GlyphCache:
     ) -> Tensor:
         entry = self._entries.get(spans)
         if entry is None:
-            made = self.made
-            entry = encode_spans(spans, text_encoder, tokenizer, device) if made is None else made(spans).to(device)
+            own = text_encoder.get_input_embeddings().weight.device
+            made = encode_spans(spans, text_encoder, tokenizer, own) if self.made is None else self.made(spans)
+            entry = made.to(device)
             self._entries[spans] = entry
             if len(self._entries) > self.capacity:
                 self._entries.popitem(last=False)

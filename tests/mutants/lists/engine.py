@@ -11,8 +11,8 @@ MUTATIONS = [
         ("(own + 1) / (settings.warmup_steps + 1)", "own / settings.warmup_steps", "warmup at 0"),
         ('if settings.scheduler == "constant":', 'if settings.scheduler != "constant":', "constant and decay swapped"),
         (
-            'factor = 1 - progress if settings.scheduler == "linear"',
-            'factor = progress if settings.scheduler == "linear"',
+            'if settings.scheduler == "linear":\n        return 1 - progress',
+            'if settings.scheduler == "linear":\n        return progress',
             "a linear schedule rises",
         ),
         ("math.cos(math.pi * progress)", "math.cos(math.pi * progress / 2)", "half a cosine"),

@@ -25,8 +25,8 @@ MUTATIONS = [
         ),
         ("shuffle, size = config.data.shuffle, config", "shuffle, size = True, config", "shuffle: false has no effect"),
         (
-            'if kind == "start" and has_lora(module):',
-            'if kind != "start" and has_lora(module):',
+            'if kind == "start" and has_lora(module)',
+            'if kind != "start" and has_lora(module)',
             "the start of adapters is a copy, the average none",
         ),
         (

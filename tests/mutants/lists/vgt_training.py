@@ -21,7 +21,7 @@ MUTATIONS = [
         ("rate * group[RATE_SCALE]", "rate", "all parameters at one rate"),
         ("training_step - self.first_step", "training_step", "a late part is past its warmup"),
         ("self.total_steps - self.first_step - 1", "self.total_steps - 1", "a late part never ends its schedule"),
-        ("stack.enter_context(part.ema.snapshot.applied())", "pass", "the weights are shown, not the average"),
+        ("stack.enter_context(part.as_shown(showing))", "pass", "the weights are shown, not the average"),
     ),
     *of(
         "engine/saving.py",

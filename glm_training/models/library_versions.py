@@ -8,13 +8,9 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from huggingface_hub.errors import HfHubHTTPError
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
-
-HubConnectionError: type[Exception] = HfHubHTTPError.__bases__[0]
-"""What the hub's client raises when it cannot connect: HTTPError of httpx2, of httpx before huggingface_hub 2."""
 
 
 def recompute_layers(model: PreTrainedModel) -> None:

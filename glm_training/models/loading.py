@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
-from glm_training.models.library_versions import HubConnectionError
+from glm_training.utils.hub_files import hub_error
 from glm_training.utils.writable import expanded
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def load_errors_explained(where: str, remedy: str = "") -> Iterator[None]:
     """Inside, what a Hugging Face loader raises becomes a ModelLoadError: `where` it failed, why, and the `remedy`."""
     try:
         yield
-    except (OSError, ValueError, KeyError, SafetensorError, HubConnectionError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError, hub_error()) as error:
         raise ModelLoadError(
             f"cannot load {where}: {_first_line(error)}" + (f"\nWhat to do: {remedy}" if remedy else "")
         ) from error
@@ -185,7 +185,7 @@ def _hub_fault(name: str, revision: str | None, key: str) -> tuple[str | None, s
         refused = error.response.status_code in (401, 403)
         remedy = "log in again: hf auth login" if refused else remedy
         return f"the hub does not give it ({_first_line(error)})", remedy, refused
-    except (HubConnectionError, OSError, ValueError) as error:  # ValueError: another page in place of the hub's answer
+    except (hub_error(), OSError, ValueError) as error:  # ValueError: another page in place of the hub's answer
         return f"the hub cannot be reached ({_first_line(error)})", remedy, False
     return None, remedy, True
 

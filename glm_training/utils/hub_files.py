@@ -239,13 +239,19 @@ def _is_whole(path: Path, sibling: Any) -> bool:
 @contextmanager
 def _explained(files: HubFiles) -> Iterator[None]:
     """Around what asks the hub: its errors, and those of the network, are DownloadErrors."""
-    import httpx2
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import OfflineModeIsEnabled
 
     try:
         yield
-    except (HfHubHTTPError, OfflineModeIsEnabled, httpx2.HTTPError, OSError, ValueError) as error:
+    except (hub_error(), OfflineModeIsEnabled, OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DownloadError(
             f"{files.needed_by}: {files.repository} cannot be had from {files.source} ({reason})"
         ) from error
+
+
+def hub_error() -> type[Exception]:
+    """What the hub's client raises: HTTPError of httpx2, or of httpx before huggingface_hub 2."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return HfHubHTTPError.__bases__[0]

@@ -74,7 +74,9 @@ def test_it_is_the_same_when_run_twice_when_stopped_and_over_two_processes(
 
     pair = run_two("-m", "glm_training.cli.main", "evaluate", *map(str, words), "--out", str(tmp_path / "two"))
     assert [done.returncode for done in pair] == [0, 0], pair
-    assert contents(tmp_path / "two") == first and pair[1].stdout == ""
+    assert contents(tmp_path / "two") == first
+    said = [line for line in pair[1].stdout.splitlines() if not line.startswith("[Gloo] ")]  # torch 2.8 does
+    assert said == []
 
 
 def test_stages_run_one_by_one(tmp_path, monkeypatch, capsys, words):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import time
 from pathlib import Path
 
@@ -284,7 +285,7 @@ def test_pipes_devices_and_folders_are_not_opened(tmp_path):
 
 
 def test_paths_that_no_file_system_has(tmp_path):
-    assert "cannot be read: embedded null byte" in messages("a\0b.yaml")[0]
+    assert re.search(r"cannot be read: .*embedded null (byte|character)", messages("a\0b.yaml")[0])
     path = tmp_path / "run.yaml"
     path.write_text(VALID)
     long = "x" * 256

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -142,7 +143,7 @@ def test_a_file_too_large_for_a_listing_is_not_read(files, monkeypatch) -> None:
         ('{"prompt": "%d"},', 16),
         ("{'prompt': '%d'}", 2),
         ('{prompt: "%d"}', 2),
-        ('{"id": %d, "caption": "x",}', 26),
+        ('{"id": %d, "caption": "x",}', 26 if sys.version_info < (3, 13) else 25),  # Python's own words
         ("{\u201cprompt\u201d: \u201c%d\u201d}", 2),
         ('{"prompt": "%d" // first', 16),
     ],

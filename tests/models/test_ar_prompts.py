@@ -67,10 +67,11 @@ def test_i2i_inputs_equal_the_stock_pipelines_with_the_source_tokenised_once(ar,
     sources = torch.rand(len(prompts), 3, *source_size, generator=torch.Generator().manual_seed(0))
     inputs = stock_inputs(ar, prompts, 256, 384, sources)
     grid = (source_size[0] // 32, source_size[1] // 32)
-    features = ar.model.get_image_features(inputs["pixel_values"], torch.tensor([[1, *grid]] * len(prompts)))
+    sizes = torch.tensor([[1, *grid]] * len(prompts))
+    features = ar.model.get_image_features(inputs["pixel_values"], sizes)
     seen = features.pooler_output  # of each image, before transformers 5.23
     seen = torch.cat(seen) if isinstance(seen, tuple) else seen
-    image_ids = ar.model.get_image_tokens(seen).view(len(prompts), -1)
+    image_ids = ar.model.get_image_tokens(seen, sizes).view(len(prompts), -1)
     placeholders = inputs["input_ids"] == ar.model.config.image_token_id
 
     prompt = ar.encode_prompts(prompts, 256, 384, sources)

@@ -32,7 +32,9 @@ def stock_tokens(ar, pixels, **options):
     inputs = ar.processor.image_processor(images=[image], return_tensors="pt", **options)
     features = ar.model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output
     features = torch.cat(features) if isinstance(features, tuple) else features  # of each image, before 5.23
-    return ar.model.get_image_tokens(features), tuple(inputs["image_grid_thw"][0, 1:].tolist())
+    return ar.model.get_image_tokens(features, inputs["image_grid_thw"]), tuple(
+        inputs["image_grid_thw"][0, 1:].tolist()
+    )
 
 
 @pytest.mark.parametrize(("height", "width"), [(512, 512), (512, 768), (1024, 544)])

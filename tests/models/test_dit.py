@@ -7,6 +7,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.models.attention_processor import Attention
 from diffusers.models.transformers.transformer_glm_image import GlmImageAttnProcessor
+from packaging.version import Version
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from glm_training.models.glm_image.dit import DiTComponent
@@ -329,7 +330,13 @@ def mesh():
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("source", [False, True])
+OLD_FSDP = pytest.mark.skipif(
+    Version(torch.__version__) < Version("2.11"),
+    reason="before torch 2.11 FSDP does not gather a block that is computed anew in the backward pass",
+)
+
+
+@pytest.mark.parametrize("source", [False, pytest.param(True, marks=OLD_FSDP)])
 def test_sharding_changes_no_gradient(mesh, source):
     """FSDP frees weights early; the source keys' gradient must still find them, and nothing may be cast on the way."""
     plain, sharded = make_dit(), make_dit()

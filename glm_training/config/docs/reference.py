@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -134,7 +135,7 @@ def update_docs(path: Path) -> bool:
 def _table(title: str, section: type[BaseModel] | None, rows: list[Key]) -> str:
     lines = [f"### {title}", ""]
     if section is not None:
-        lines += [(section.__doc__ or "").strip(), ""]
+        lines += [inspect.cleandoc(section.__doc__ or ""), ""]
     lines += ["| Key | Default | Allowed | Meaning |", "| --- | --- | --- | --- |"]
     for key in rows:
         cells = (f"`{key.path}`", key.default, key.allowed, key.description)

@@ -355,3 +355,7 @@ def test_a_dataset_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyP
         DataError, match=r"is a Hugging Face dataset, and the package datasets is missing\. Install the ex"
     ):
         opened(tmp_path)
+    with pytest.raises(
+        DataError, match=r"no/where: there is no such file or folder\. Correct the path; datasets of the H"
+    ):
+        open_sets([SetOptions(Path("no/where"))], Reading(True))

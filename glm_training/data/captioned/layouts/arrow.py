@@ -46,9 +46,12 @@ def open_set(options: SetOptions, reading: Reading, files: Sequence[Path]) -> Ar
     Raises DataError."""
     path = options.path
     if importlib.util.find_spec("datasets") is None:
-        what = "there is no such file or folder" if not path.exists() else "is a Hugging Face dataset"
-        remedy = 'Install the extra: pip install "glm_training[datasets]"'
-        raise DataError([Problem(path, f"{what}, and the package datasets is missing", remedy)])
+        extra = 'pip install "glm_training[datasets]"'
+        told = "is a Hugging Face dataset, and the package datasets is missing", f"Install the extra: {extra}"
+        if not path.exists():
+            remedy = f"Correct the path; datasets of the Hugging Face Hub need an extra: {extra}"
+            told = "there is no such file or folder", remedy
+        raise DataError([Problem(path, *told)])
     import datasets
 
     if files:

@@ -8,10 +8,10 @@ MUTATIONS = [
         "preference/test_pair_encoding.py",
         ("image=view.digest, size=view.size,", "image=view.digest,", "cache keys without the size"),
         ('{"flipped": True} if view.flipped else {}', "{}", "a picture and its mirror image have one name"),
-        ('encoder=self._facts["image"]', "encoder=0", "image keys without the encoder"),
-        ('"text", text=text, encoder=self._facts["text"]', '"text", text=text', "text keys without the encoder"),
+        ('encoder=self._fact("image")', "encoder=0", "image keys without the encoder"),
+        ('"text", text=text, encoder=self._fact("text")', '"text", text=text', "text keys without the encoder"),
         ("[*new_views, *new_texts][rank::size]", "[*new_views][:1]", "only one image is encoded ahead"),
-        ("slice(row, row + 1)", "slice(row, None)", "rows have the tensors of others"),
+        ("slice(row, row + 1)", "slice(0, 1)", "all rows have the tensors of the first"),
     ),
     *of(
         "engine/encoding/batches.py",
@@ -31,7 +31,6 @@ MUTATIONS = [
         "preference/test_pair_encoding.py",
         ("if pictures else [unet.text_encoder, unet.text_encoder_2]", "", "a VAE that is in use sleeps"),
         ("for grid in grids], dim=1)", "for grid in grids[::-1]], dim=1)", "the preview's tokens come last"),
-        ('in [*prompts, ""]', "in prompts", "no quoted word is not encoded ahead"),
     ),
     *of(
         "preference/reference_log_probs.py",

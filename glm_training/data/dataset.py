@@ -183,7 +183,7 @@ class ImageDataset:
         file, if nobody has yet."""
         self._file_digests()
         found: dict[View, None] = {}
-        for example in self.examples if indices is None else self._select(indices):
+        for example in self._chosen(indices):
             for flipped in (False, True) if self._augmentation and may_flip(example.prompt) else (False,):
                 of_target, of_source = self._views([example], [flipped])
                 for wanted, views in ((targets, of_target), (sources, of_source)):
@@ -192,8 +192,7 @@ class ImageDataset:
 
     def prompts(self, indices: Sequence[int] | None = None) -> list[str]:
         """The prompts of the examples, or of those at `indices`, each once."""
-        examples = self.examples if indices is None else self._select(indices)
-        return list(dict.fromkeys(example.prompt for example in examples))
+        return list(dict.fromkeys(example.prompt for example in self._chosen(indices)))
 
     def load(self, view: View) -> ImageRows:
         """One picture decoded, one row. Raises ``DataError`` when it is gone, or another by now."""
@@ -223,6 +222,9 @@ class ImageDataset:
             if not 0 <= position < len(self.examples):
                 raise IndexError(f"position {position} is outside a dataset of {len(self.examples)} examples")
         return [self.examples[position] for position in indices]
+
+    def _chosen(self, indices: Sequence[int] | None) -> Sequence[Example]:
+        return self.examples if indices is None else [self.examples[index] for index in indices]
 
     def _is_flipped(self, example: Example, epoch: int) -> bool:
         return self._augmentation and may_flip(example.prompt) and is_flipped(self._seed, epoch, example.index)

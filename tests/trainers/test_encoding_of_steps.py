@@ -191,3 +191,10 @@ def test_a_run_that_does_not_come_to_all_encodes_what_it_comes_to(tmp_path, resu
     plain = stepped(tmp_path, "cache.enabled=false", *keys)
     if not resumed:
         assert figures and set(differences(trainer, plain).values()) == {0.0}
+
+
+def test_a_run_at_its_end_encodes_nothing_more_to_train_on(tmp_path) -> None:
+    trainer = trainer_of(tmp_path, *PLAIN, f"cache.dir={tmp_path}/cache")
+    trainer.step = trainer.total_steps
+    trainer.prepare()
+    assert len(files(tmp_path)) == 2 + 2, "two held-out pictures, which are judged, and their quoted words"

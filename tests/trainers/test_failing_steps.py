@@ -111,7 +111,8 @@ def test_an_image_that_goes_missing_is_named(tmp_path, monkeypatch, capfd):
             path.unlink()
 
     at_call(monkeypatch, ImageDataset, "batch", 2, gone)
-    config = config_of(tmp_path, *SHARED, "training.use_reward=false", "logging.log_images=false")
+    keys = ["training.use_reward=false", "logging.log_images=false", "cache.enabled=false"]
+    config = config_of(tmp_path, *SHARED, *keys)
     assert training._train(config) == training.EXIT_CONFIG
     error = capfd.readouterr().err
     assert "target_images" in error and "does not exist" in error and "stopped after step 1 of 2" in error

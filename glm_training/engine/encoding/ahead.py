@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -46,6 +47,7 @@ class Encoding:
         self.keeps_pictures = self.cache is not None and pictures
         self._threads = config.data.num_workers
         self._facts: dict[Kind, str] = {}
+        self._telling = threading.Lock()
         self._filled = False
         self._loads: Mapping[View, Load] = {}
         self._asleep = False
@@ -181,9 +183,10 @@ class Encoding:
 
     def _fact(self, kind: Kind) -> str:
         """What encodes, told once: it reads all its weights."""
-        if kind not in self._facts:
-            self._facts[kind] = self.encoder.fingerprint(kind)
-        return self._facts[kind]
+        with self._telling:  # threads that read pictures ask for it too
+            if kind not in self._facts:
+                self._facts[kind] = self.encoder.fingerprint(kind)
+            return self._facts[kind]
 
     def is_encoded(self, view: View) -> bool:
         """Whether nobody needs to decode the picture: there is an entry for it, or pictures are not kept at all."""

@@ -95,6 +95,12 @@ def adapters_in(place: str | Path, parts: Sequence[str], key: str) -> dict[str, 
     for found in (folder, _newest(folder, lambda step: _by_part(step, parts))):
         if found is not None and (adapters := _by_part(found, parts)):
             return adapters
+    strangers = sorted(path.name for path in _adapters(_newest(folder, _adapters) or folder))
+    if strangers:
+        wanted = " or ".join(f"lora_{part}" for part in parts)
+        raise ModelLoadError(
+            f"{key}: {place} has adapters of other parts, {', '.join(strangers)}: name one with {wanted}"
+        )
     if (folder / INDEX).is_file() or (folder / PIPELINE / INDEX).is_file() or newest_checkpoint(folder):
         newest = newest_checkpoint(folder) or folder
         raise ModelLoadError(f"{key}: {place} has a whole model and no adapters: set model.name to {newest}")

@@ -177,13 +177,18 @@ def test_an_adapter_of_another_model_is_told_before_the_model_is_loaded(tmp_path
 def test_places_without_adapters_are_told_all_at_once(tmp_path: Path) -> None:
     GLMImage.load("tiny-random").save_pretrained(tmp_path / "whole" / "checkpoints" / "step-000005" / "pipeline")
     (tmp_path / "empty").mkdir()
-    config = config_of(tmp_path, f"model.adapters=[{tmp_path / 'whole'}, {tmp_path / 'empty'}, {tmp_path / 'gone'}]")
+    shutil.copytree(tmp_path / "whole", tmp_path / "sdxl")
+    (tmp_path / "sdxl" / "checkpoints" / "step-000005" / "lora_unet").mkdir()
+    (tmp_path / "sdxl" / "checkpoints" / "step-000005" / "lora_unet" / "pytorch_lora_weights.safetensors").touch()
+    places = ", ".join(str(tmp_path / name) for name in ("whole", "empty", "gone", "sdxl"))
+    config = config_of(tmp_path, f"model.adapters=[{places}]")
     with pytest.raises(ModelLoadError) as caught:
         check_adapters(config)
-    first, second, third = str(caught.value).splitlines()
+    first, second, third, fourth = str(caught.value).splitlines()
     assert "has a whole model and no adapters: set model.name to " in first and "step-000005" in first
     assert f"there are no adapters in {tmp_path / 'empty'}: name a checkpoint, or a run, with lora_ar and" in second
     assert str(tmp_path / "gone") in third
+    assert fourth.endswith("sdxl has adapters of other parts, lora_unet: name one with lora_ar or lora_dit")
 
 
 def test_a_damaged_adapter_is_named(tmp_path: Path, run: Path) -> None:

@@ -109,7 +109,7 @@ def _of_pictures(config: Config) -> int:
     if found.looked_at < len(pictures):
         _say("looked at", f"{found.looked_at} pictures, evenly spread over all: what follows is of those")
     _tell_sizes(found)
-    if captions:
+    if captions and found.seen:
         prompts = [one.prompt for one in found.seen]
         _tell_lengths(prompts)
         _tell_read([setup.unread(config)] if reader is None else _read_whole(found.seen, reader))
@@ -249,7 +249,7 @@ def _tell_faults(config: Config, found: Survey) -> int:
         shown = [f"{fault.problem()}" for fault in found.unsuitable[:SHOWN]]
         _say("left out", f"{counted(len(found.unsuitable), 'picture')}, too small or too long:", *shown)
     if not found.broken:
-        _say("faults", "none")
+        _say("faults", "none" if found.seen else "no picture is left to train on: a run does not start")
         return 0 if found.seen else EXIT_CONFIG
     stops = len(found.broken) > config.data.max_bad_fraction * found.total
     what = "a run stops at these" if stops else "left out, as data.max_bad_fraction allows"

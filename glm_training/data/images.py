@@ -26,6 +26,7 @@ from torch import Tensor
 
 from glm_training.data.bare_images import bare, ended_jpeg
 from glm_training.data.problems import DataError, Problem
+from glm_training.data.text_lines import UNREAD_IMAGE, is_unread_image, other_kind
 
 # What Pillow has to say of metadata names no file, and is of no consequence here.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
@@ -122,8 +123,7 @@ def decode_image(path: Path, data: bytes | None = None) -> Image.Image:
             raise _refusal(path, "is not a regular file" if path.exists() else "does not exist", "Put the image there")
         return _decode(path, path if data is None else BytesIO(data))
     except UnidentifiedImageError as error:
-        formats = ", ".join(FORMATS)
-        refusal = _refusal(path, f"is not an image ({formats})", "Convert or replace the file")
+        refusal = _refusal(path, *_no_format(path, data))
         cause: Exception = error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _refusal(
@@ -137,6 +137,18 @@ def decode_image(path: Path, data: bytes | None = None) -> Image.Image:
     if bare_image is None:
         raise refusal from cause
     return bare_image
+
+
+def _no_format(path: Path, data: bytes | None) -> tuple[str, str]:
+    """What is wrong with a file of none of the formats, as far as its beginning tells, and the remedy."""
+    if data is None:
+        with path.open("rb") as file:
+            data = file.read(64)
+    if is_unread_image(data[:64]):
+        return UNREAD_IMAGE
+    kind = other_kind(data[:64])
+    known = "" if kind in (None, "an image") else f" but {kind}"
+    return f"is not an image ({', '.join(FORMATS)}){known}", "Convert or replace the file"
 
 
 def _decode(path: Path, source: Path | BytesIO) -> Image.Image:

@@ -46,6 +46,12 @@ _OTHER_KINDS = {
 }
 """How a file that is no text of prompts begins."""
 
+_UNREAD_IMAGES = re.compile(
+    rb".{4}ftyp(?:heic|heix|heim|heis|hevc|hevx|mif1|msf1|avif|avis)|\xff\x0a|\0\0\0\x0cJXL ", re.DOTALL
+)
+UNREAD_IMAGE = ("is of a kind that is not read (HEIC, AVIF or JPEG XL)", "Convert it to PNG, JPEG or WebP")
+"""What is wrong with such a file, and the remedy."""
+
 
 @dataclass(frozen=True)
 class TextLine:
@@ -122,6 +128,11 @@ def _read_bytes(path: Path) -> tuple[Problem | None, bytes]:
             if head.startswith(mark):
                 return Problem(path, f"is {encoding}, found at byte 0", "Save the file as UTF-8", line=1), b""
         return None, head + file.read()
+
+
+def is_unread_image(head: bytes) -> bool:
+    """Whether a file that begins with `head` is a picture of a kind that is not read: HEIC, AVIF or JPEG XL."""
+    return _UNREAD_IMAGES.match(head) is not None
 
 
 def other_kind(head: bytes) -> str | None:

@@ -83,6 +83,16 @@ def test_what_a_run_would_stop_at(
     assert "nowhere: there is no such file or folder" in capsys.readouterr().err
 
 
+def test_where_all_pictures_are_too_small(
+    own: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "data", "run.yaml", "data.min_side=500") == 2
+    told = " ".join(capsys.readouterr().out.split())
+    assert "left out 13 pictures, too small or too long: pics/" in told and "captions" not in told
+    assert "data.image_size too. pics" in told and "max_bad_fraction" not in told
+    assert told.endswith("faults no picture is left to train on: a run does not start")
+
+
 def test_without_the_models_files(
     own: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

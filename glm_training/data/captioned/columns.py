@@ -16,6 +16,11 @@ CAPTIONS = ("prompt", "caption", "text", "edit_prompt", "instruction", "descript
 """In the order in which they count; compared without case, and `x_file_name` is `x`, as in imagefolder."""
 
 
+SET_CAP_SOURCE = (
+    f"Name it {' or '.join(CAPTIONS[:3])}, or set cap_source to it, as in data.images: [{{path: ..., cap_source: ...}}]"
+)
+
+
 @dataclass(frozen=True)
 class Columns:
     """Names of the columns of a table: of the picture, its caption, the picture that was edited. ``others``: further
@@ -57,7 +62,9 @@ def columns_of(
     image = next((own[name] for name in IMAGES if name in own), None)
     if image is None:
         remedy = f"Name it {', '.join(IMAGES[4:6])} or {EDITED[0]}"
-        raise ColumnsMissing(f"has no column with pictures; it has {listed}", remedy)
+        what = "pictures" if cap_source in names or any(name in own for name in CAPTIONS) else "pictures nor captions"
+        remedy += "" if what == "pictures" else f", and the one with captions {' or '.join(CAPTIONS[:3])}"
+        raise ColumnsMissing(f"has no column with {what}; it has {listed}", remedy)
     source = next((own[name] for name in SOURCES if name in own), None)
     if source is None and plain(image) in EDITED:  # of `image` and `edited_image` the first is the source
         source = next((own[name] for name in IMAGES if name not in EDITED and name in own), None)
@@ -72,5 +79,5 @@ def columns_of(
             raise ColumnsMissing(f"has no column {cap_source!r}, which cap_source names; it has {listed}", hint)
         return Columns(image, cap_source, source)
     if captions and not known:
-        raise ColumnsMissing(f"has no column with captions; it has {listed}", "Set cap_source to the one that has them")
+        raise ColumnsMissing(f"has no column with captions; it has {listed}", SET_CAP_SOURCE)
     return Columns(image, known[0] if known else None, source, known[1:])

@@ -108,7 +108,7 @@ class SampleDecoder:
     def _check_size(self, one: ImageSet, row: int, size: Size) -> None:
         unsuitable = self._shaping.unsuitable(size)
         if unsuitable is not None:
-            raise BadSample(Fault(*one.where(row), *unsuitable), unsuitable=True)
+            raise BadSample(Fault(*one.where(row), *unsuitable, unsuitable=True))
 
     def prompt(self, one: ImageSet, row: int, sample: Encoded) -> str:
         """What the model is told; raises BadSample where it cannot take that."""

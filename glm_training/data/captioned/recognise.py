@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from glm_training.data.captioned.columns import names_pictures
+from glm_training.data.captioned.columns import ColumnsMissing, columns_of, names_pictures
 from glm_training.data.captioned.layouts import arrow, folder, listing, numbered, records, tars
 from glm_training.data.captioned.options import Reading, SetOptions
 from glm_training.data.captioned.samples import ImageSet
@@ -24,6 +24,7 @@ from glm_training.data.captioned.sniff import (
 from glm_training.data.captioned.text_tables import table_head
 from glm_training.data.paths import PathRefused, local_path
 from glm_training.data.problems import DataError, Problem
+from glm_training.data.text_lines import UNREAD_IMAGE
 
 LAYOUTS: tuple[ModuleType, ...] = (folder, records, numbered, tars, listing, arrow)
 """Each has NAME, in words; in the order of how common they are."""
@@ -166,10 +167,11 @@ def _no_table(path: Path) -> tuple[str, str]:
         return f"is no table that could have the captions but {_in_words(kind)}", "Save it as UTF-8 text"
     if head is None:
         return f"is no table that could have the captions; it begins {first_lines(path)}", f"Write {records.NAME}"
-    return (
-        f"has the columns {', '.join(head.columns)}, of which none is known to hold captions beside one with pictures",
-        "Set cap_source to the one with captions, or rename them to file_name and text",
-    )
+    try:
+        columns_of(head.columns, None)
+    except ColumnsMissing as lacking:
+        return str(lacking), lacking.remedy
+    return f"is read in a folder with its pictures alone; it begins {first_lines(path)}", f"Write {records.NAME}"
 
 
 def _unknown(options: SetOptions, files: Sequence[Path], kinds: Sequence[str]) -> Problem:
@@ -185,6 +187,11 @@ def _unknown(options: SetOptions, files: Sequence[Path], kinds: Sequence[str]) -
         return Problem(table, reason, remedy)
     if path.is_file() and kinds[0] == "image":
         return Problem(path, "is one picture", f"Name the folder it lies in: {folder.NAME}")
+    if "unread image" in kinds:
+        one = files[kinds.index("unread image")]
+        rest = kinds.count("unread image") - 1
+        more = f"; so are {rest} more here" if rest else ""
+        return Problem(one, UNREAD_IMAGE[0] + more, UNREAD_IMAGE[1])
     if any("compressed" in kind for kind in kinds):
         name = files[next(place for place, kind in enumerate(kinds) if "compressed" in kind)].name
         return Problem(path, f"{name} is compressed", "Unpack it: a compressed tar has no places to read from")

@@ -26,25 +26,33 @@ LEAVE_OUT = "let data.max_bad_fraction leave such samples out"
 
 @dataclass(frozen=True)
 class Fault:
-    """A sample that cannot be used: the file it is in (a tar, a listing, a picture), its name there, and why."""
+    """A sample that cannot be used: the file it is in (a tar, a listing, a picture), its name there, and why.
+
+    ``unsuitable``: it is whole, but too small or too long for training. Such are left out whatever
+    `data.max_bad_fraction` allows.
+    """
 
     path: Path
     key: str
     reason: str
     remedy: str
+    unsuitable: bool = False
 
     def problem(self) -> Problem:
         reason = f"{self.key}: {self.reason}" if self.key else self.reason
-        return Problem(self.path, reason, f"{self.remedy}, or {LEAVE_OUT}")
+        return Problem(self.path, reason, self.remedy if self.unsuitable else f"{self.remedy}, or {LEAVE_OUT}")
 
 
 class BadSample(Exception):
-    """Raised in place of a sample. ``unsuitable``: it is whole, but too small or too long for training."""
+    """Raised in place of a sample."""
 
-    def __init__(self, fault: Fault, *, unsuitable: bool = False) -> None:
+    def __init__(self, fault: Fault) -> None:
         self.fault = fault
-        self.unsuitable = unsuitable
         super().__init__(str(fault.problem()))
+
+    @property
+    def unsuitable(self) -> bool:
+        return self.fault.unsuitable
 
 
 @dataclass(frozen=True)

@@ -92,5 +92,5 @@ class PictureSizes:
         size, fault = self._buckets.size(shape, *sources), self._unsuitable(shape)
         if size is None or fault is not None:
             reason, remedy = fault or self._buckets.why_none(min(shape, *sources, key=min))
-            raise BadSample(Fault(*one.where(row), reason, remedy), unsuitable=True)
+            raise BadSample(Fault(*one.where(row), reason, remedy, unsuitable=True))
         return size

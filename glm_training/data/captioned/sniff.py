@@ -10,7 +10,7 @@ from pathlib import Path
 
 from glm_training.data.captioned.tar_members import BLOCK, is_tar
 from glm_training.data.problems import DataError, Problem
-from glm_training.data.text_lines import other_kind
+from glm_training.data.text_lines import is_unread_image, other_kind
 
 LOOKED_AT = 64
 """Files of a folder that are opened to tell what it holds; so many folders below it where its own do not tell."""
@@ -27,7 +27,6 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".ti
 
 _IMAGES = re.compile(rb"\x89PNG|\xff\xd8\xff|GIF8|BM.{4}\0\0\0\0|II\*\0|MM\0\*|RIFF.{4}WEBP", re.DOTALL)
 _RECORDS = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[\s*(?:\{|\]|\Z)")
-_UNREAD_IMAGES = re.compile(rb".{4}ftyp(?:heic|heix|mif1|msf1|avif|avis)|\xff\x0a|\0\0\0\x0cJXL ", re.DOTALL)
 
 
 def kind_of(path: Path) -> str:
@@ -48,7 +47,7 @@ def kind_of(path: Path) -> str:
         return "UTF-16"
     if _IMAGES.match(head):
         return "image"
-    if _UNREAD_IMAGES.match(head):
+    if is_unread_image(head):
         return "unread image"
     other = other_kind(head)
     if other is not None:

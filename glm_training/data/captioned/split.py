@@ -6,14 +6,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
-from glm_training.data.captioned.dataset import CaptionedImages
+from glm_training.data.captioned.dataset import ALIKE_SHOWN, CaptionedImages
 from glm_training.data.captioned.samples import BadSample, Encoded, ImageSet
 from glm_training.data.problems import DataError, Problem
+from glm_training.utils.words import counted
 
 LEAST = 4
 """Pictures that are held out at least, where there are eight times as many: of one alone a mean has no error."""
@@ -54,15 +56,14 @@ def hold_out(pictures: CaptionedImages, fraction: float, *, threads: int = 0) ->
 
     A picture is held out where its digest (SHA-256 of its file's bytes), as a fraction of the largest one, is below
     `fraction`, in (0, 1); the smallest ones always are: one of up to 15 pictures, four of 32 and more. What cannot be
-    used stays in the training data, which tells of it, and no set is left empty.
+    used stays in the training data, which tells of it, and of each set something is left that can be used.
 
-    Raises DataError where there are not two different pictures in a set.
+    Raises DataError where no set has two different pictures that can be used.
     """
     digests = _digests(pictures, threads)
     taken = _taken(pictures, digests, fraction * 2**64)
     if not taken:
-        remedy = "Set data.validation to 0 to train on all, or give evaluation.eval_images"
-        raise DataError([Problem(Path(pictures.sets[0].name), "has no picture to spare to be held out", remedy)])
+        raise _none_to_spare(pictures)
     kept: list[ImageSet] = []
     apart: list[ImageSet] = []
     for one, of_set in zip(pictures.sets, digests, strict=True):
@@ -75,6 +76,16 @@ def hold_out(pictures: CaptionedImages, fraction: float, *, threads: int = 0) ->
     return kept, apart
 
 
+def _none_to_spare(pictures: CaptionedImages) -> DataError:
+    bad = [found for index in range(len(pictures)) if (found := pictures.tried(index)) is not None]
+    if len(bad) == len(pictures):
+        heading = f"{pictures.sets[0].name}: none of {counted(len(bad), 'picture')} can be used, the first of them:"
+        return DataError([found.fault.problem() for found in bad[:ALIKE_SHOWN]], heading)
+    remedy = "Set data.validation to 0 to train on all, or give evaluation.eval_images"
+    some = f": {len(bad)} of its {len(pictures)} cannot be used" if bad else ""
+    return DataError([Problem(Path(pictures.sets[0].name), f"has no picture to spare to be held out{some}", remedy)])
+
+
 def _taken(pictures: CaptionedImages, digests: list[list[bytes | None]], limit: float) -> set[bytes]:
     """The digests that are held out: those below `limit`, and the smallest ones."""
     places: dict[bytes, list[int]] = {}
@@ -82,13 +93,21 @@ def _taken(pictures: CaptionedImages, digests: list[list[bytes | None]], limit: 
         if digest is not None:
             places.setdefault(digest, []).append(index)
     least = max(1, min(LEAST, len(places) // 8))
-    sets = [set(of_set) - {None} for of_set in digests]
+    sets = [dict.fromkeys(digest for digest in of_set if digest is not None) for of_set in digests]
     taken: set[bytes] = set()
+
+    @cache
+    def usable(digest: bytes) -> bool:
+        return all(pictures.tried(index) is None for index in places[digest])
+
+    def empties(of_set: dict[bytes, None], digest: bytes) -> bool:
+        """Whether nothing that can be used would be left of a set."""
+        return not any(usable(other) for other in of_set if other != digest and other not in taken)
+
     for digest in sorted(places):
         if len(taken) >= least and int.from_bytes(digest[:8], "big") >= limit:
             break
-        empties = any(of_set <= taken | {digest} for of_set in sets if digest in of_set)
-        if not empties and all(pictures.tried(index) is None for index in places[digest]):
+        if usable(digest) and not any(empties(of_set, digest) for of_set in sets if digest in of_set):
             taken.add(digest)
     return taken
 

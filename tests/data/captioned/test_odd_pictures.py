@@ -84,9 +84,19 @@ READ: dict[str, tuple[Make, tuple[int, int, int], int]] = {
 
 REFUSED: dict[str, tuple[Make, str]] = {
     "truncated": (lambda: saved(flat("RGB", (1, 2, 3)), "PNG")[:-30], "cannot be decoded (truncated or damaged)"),
-    "no picture": (lambda: b"<html>not found</html>", "is not an image"),
+    "no picture": (
+        lambda: b"<html>not found</html>",
+        "is not an image (PNG, JPEG, WEBP, GIF, BMP, TIFF) but a web page",
+    ),
+    "a pointer": (
+        lambda: b"version https://git-lfs.github.com/spec/v1\n",
+        "TIFF) but a pointer of Git LFS",
+    ),
     "a bomb": (lambda: saved(Image.new("1", (20_000, 20_000)), "PNG"), "is taken for a decompression bomb"),
-    "HEIC": (lambda: b"\0\0\0\x18ftypheic" + bytes(100), "is not an image"),
+    "HEIC": (
+        lambda: b"\0\0\0\x18ftypheic" + bytes(100),
+        "is of a kind that is not read (HEIC, AVIF or JPEG XL)",
+    ),
     "numbers without a white": (lambda: saved(Image.new("F", (SIDE, SIDE)), "TIFF"), "without a defined white"),
 }
 

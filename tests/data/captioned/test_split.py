@@ -94,3 +94,18 @@ def test_no_set_is_left_empty(tmp_path: Path) -> None:
     assert f"picture {least}" in kept and len(apart) == 8 and len(kept) == 2
     with pytest.raises(DataError, match=r"no picture to spare to be held out\. Set data\.validation to 0"):
         split(single, fraction=0.05)
+
+
+def test_where_no_picture_can_be_used_it_says_why(tmp_path: Path) -> None:
+    small = write(tmp_path / "a", range(7))
+    pictures = CaptionedImages([opened(small)], Shaping(32, 32, min_side=90), try_first=0)
+    with pytest.raises(DataError) as caught:
+        hold_out(pictures, 0.05)
+    heading, *problems = str(caught.value).splitlines()
+    assert heading == f"{small}: none of 7 pictures can be used, the first of them:" and len(problems) == 5
+    assert "has 100 x 90 pixels. Lower data.min_side (90)" in problems[0]
+    assert "max_bad_fraction" not in problems[0]  # such are left out, whatever it allows
+    for number in range(1, 7):
+        (small / f"{number:03d}.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match="no picture to spare to be held out: 6 of its 7 cannot be used. Set data.val"):
+        split(small, fraction=0.05)

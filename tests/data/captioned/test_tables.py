@@ -213,7 +213,8 @@ def test_edits(tmp_path: Path, name: str) -> None:
 REFUSED: dict[str, tuple[Files, str]] = {
     "no known column of captions": (
         PAIR | {"labels.csv": "file_name,label\na.png,3"},
-        r"none of its pictures has a caption(.|\n)*labels.csv: has the columns file_name, label, of .*cap_source",
+        r"none of its pictures has a caption(.|\n)*labels.csv: has no column with captions; it has file_name, label. "
+        "Name it prompt or caption or text, or set cap_source to it, as in data.images: ",
     ),
     "a table that is none": (
         PAIR | {"metadata.jsonl": '{"file_name": "a.png", text: "a dot"}'},
@@ -239,6 +240,18 @@ REFUSED: dict[str, tuple[Files, str]] = {
     "numbers that do not fit": (
         {"prompts.txt": "a dot\ntwo dots", "target_images/0.png": picture(1), "target_images/7.png": picture(2)},
         r"target image has no prompt: .* ends at index 1",
+    ),
+    "no known column": (
+        PAIR | {"list.csv": "foto,words\na.png,a dot"},
+        r"list.csv: has no column with pictures nor captions; it has foto, words. Name it image, .*, and the one",
+    ),
+    "no known column of pictures": (
+        {"a.png": picture(1), "list.csv": "foto,text\na.png,a dot"},
+        r"list.csv: has no column with pictures; it has foto, text. Name it image, file_name or edited_image\.",
+    ),
+    "pictures that are not read alone": (
+        {f"{name}.HEIC": b"\0\0\0\x18ftypheic" + bytes(40) for name in "abc"} | {"a.txt": "a dot"},
+        r"a.HEIC: is of a kind that is not read \(HEIC, AVIF or JPEG XL\); so are 2 more here. Convert it to PNG",
     ),
     "empty files": ({"a.png": b"", "a.txt": b"", "metadata.csv": b""}, "holds no pictures: .*empty"),
 }
@@ -283,7 +296,7 @@ def test_of_two_captions_one_counts_and_that_is_told(tmp_path: Path) -> None:
     put(tmp_path, PAIR | {"a.txt": "a dot", "a.json": '{"caption": "other"}', "b.png.txt": "x", "b.txt": "two dots"})
     found = opened(tmp_path)
     assert read(found) == TOLD
-    assert found.remarks == [f"{tmp_path}: 2 pictures with two captions; .txt before .json counts"]
+    assert found.remarks == [f"{tmp_path}: 2 pictures with two captions; a.txt counts, not a.json, and so on"]
 
 
 def test_edits_need_sources(tmp_path: Path) -> None:

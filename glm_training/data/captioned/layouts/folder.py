@@ -26,6 +26,7 @@ from glm_training.data.captioned.samples import (
 )
 from glm_training.data.captioned.sniff import IMAGE_SUFFIXES, kind_of, walk_below
 from glm_training.data.problems import DataError, Problem
+from glm_training.data.text_lines import UNREAD_IMAGE
 from glm_training.utils.words import counted
 
 NAME = "a folder of pictures, each with a .txt of the same name beside it"
@@ -37,8 +38,6 @@ _JSON_FIRST = (4, 5, 0, 1, 2, 3)
 
 _NONE = len(SUFFIXES)
 _WHOLE = _NONE + 1
-
-_UNREAD = ("unread image", "is of a kind that is not read (HEIC, AVIF or JPEG XL)", "Convert it to PNG, JPEG or WebP")
 
 
 def caption_beside(path: Path, kind: int) -> Path:
@@ -64,6 +63,11 @@ def open_set(options: SetOptions, reading: Reading) -> FolderSet:
     return found
 
 
+def _kind(path: Path) -> str:
+    """As `kind_of`, but by its suffix alone where that is a picture's."""
+    return "image" if path.suffix.lower() in IMAGE_SUFFIXES else kind_of(path)
+
+
 class FolderSet:
     """See :class:`ImageSet`. In memory a sample is its path below the folder and 9 bytes."""
 
@@ -79,7 +83,7 @@ class FolderSet:
         self._real_root = os.path.realpath(options.path)
         self._digests: dict[str, str] = {}
         self._orphans: list[str] = []
-        self._twice = 0
+        self._twice: list[tuple[str, ...]] = []
         paths: list[str] = []
         kinds: list[int] = []
         for folder, names in walk_below(self._root):
@@ -89,8 +93,10 @@ class FolderSet:
         self._paths = StringTable(paths)
         self._kinds = np.array(kinds, dtype=np.uint8)
         if self._twice and reading.captions:
-            first = ".txt before .json" if options.cap_source is None else ".json before .txt"
-            self.remarks.append(f"{self.name}: {counted(self._twice, 'picture')} with two captions; {first} counts")
+            counts, *others = self._twice[0]
+            told = f"{counted(len(self._twice), 'picture')} with two captions; {counts} counts"
+            many = "and so on" if len(self._twice) > 1 else ""
+            self.remarks.append(f"{self.name}: {', '.join(filter(None, [told, f'not {others[0]}', many]))}")
         if self._orphans and reading.captions:
             shown = ", ".join(self._orphans[:3])
             self.remarks.append(f"{self.name}: {counted(len(self._orphans), 'text')} without a picture ({shown})")
@@ -104,16 +110,21 @@ class FolderSet:
         digest = hashlib.sha256()
         order = range(len(SUFFIXES)) if self._options.cap_source is None else _JSON_FIRST
         for name in names:
-            if name in texts or not self._is_image(Path(folder, name)):
-                continue
             path, stem = Path(folder, name), os.path.splitext(name)[0]
+            kind_of_file = "text" if name in texts else _kind(path)
+            if kind_of_file not in ("image", "unread image"):
+                continue
             beside = {place: stem + SUFFIXES[place] for place in order}
             beside |= {_WHOLE + place: name + SUFFIXES[place] for place in order}
+            told.update(beside.values())
+            if kind_of_file == "unread image":
+                self.faults.append(Fault(path, "", *UNREAD_IMAGE))
+                continue
             there = [place for place, text in beside.items() if text in texts]
-            self._twice += len({beside[place] for place in there}) > 1
+            captions = tuple(dict.fromkeys(beside[place] for place in there))
+            self._twice += [captions] if len(captions) > 1 else []
             kind = there[0] if there else _NONE
             files = [name]
-            told.update(beside.values())
             if kind != _NONE:
                 files.append(beside[kind])
             try:
@@ -131,15 +142,6 @@ class FolderSet:
         if names:
             self._digests[str(Path(folder))] = digest.hexdigest()
         return found
-
-    def _is_image(self, path: Path) -> bool:
-        """By its suffix; a file with another one, by how it begins."""
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            return True
-        kind = kind_of(path)
-        if kind == _UNREAD[0]:
-            self.faults.append(Fault(path, "", *_UNREAD[1:]))
-        return kind == "image"
 
     def __len__(self) -> int:
         return len(self._paths)

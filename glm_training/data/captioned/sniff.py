@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -56,7 +57,7 @@ def kind_of(path: Path) -> str:
     if text[:1] in (b"[", b"{"):
         return "JSON list" if text[:1] == b"[" else "JSON object"
     try:
-        text[:-3].decode("utf-8")  # a character may be cut at the end
+        codecs.getincrementaldecoder("utf-8")().decode(text)  # a character may be cut at the end
     except UnicodeDecodeError:
         return "unknown"
     return "unknown" if b"\0" in text else "text"

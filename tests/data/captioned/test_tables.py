@@ -175,6 +175,26 @@ def test_a_file_of_prompts_stands_for_its_folder(tmp_path: Path) -> None:
     assert read(found) == TOLD and found.where(1) == (tmp_path / "prompts.txt", "line 2 (1.png)")
 
 
+@pytest.mark.parametrize("shift", range(4))
+@pytest.mark.parametrize("kind", ["prompts", "csv", "jsonl"])
+def test_characters_of_several_bytes_may_lie_anywhere(tmp_path: Path, kind: str, shift: int) -> None:
+    """A file is looked at up to a fixed byte, which may lie inside a character; short ones end in one."""
+    texts = ["a" * shift + "一只猫坐在窗边" * 40, "a" * shift + "é😀"]
+    table = {"a.png": picture(1), "b.png": picture(2)}
+    records = list(zip(table, texts, strict=True))
+    put(
+        tmp_path,
+        {
+            "prompts": {"prompts.txt": "\n".join(texts), "target_images/0.png": picture(1),
+                        "target_images/1.png": picture(2)},
+            "csv": table | {"x.csv": "\n".join(["file_name,text", *map(",".join, records)])},
+            "jsonl": table | {"x.jsonl": "\n".join(
+                json.dumps({"file_name": name, "text": text}, ensure_ascii=False) for name, text in records)},
+        }[kind],
+    )  # fmt: skip
+    assert read(opened(tmp_path)) == [(texts[0], picture(1), None), (texts[1], picture(2), None)]
+
+
 EDITING: dict[str, Make] = {
     "source and target": lambda at: put(at, EDITS | {"x.csv": "source,target,prompt\nfrom/a.png,a.png,a dot\n"
                                                               "from/b.png,b.png,two dots"}),

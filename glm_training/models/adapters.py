@@ -4,6 +4,7 @@ it is loaded, merged into its weights, or trained on."""
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ _PREFIXES = ("base_model.model.", "unet.", "transformer.")
 @dataclass(frozen=True)
 class StartingAdapter:
     """An adapter in `folder` for `part` of the model, named under `key`. shapes: of its weights by name, as in
-    `blocks.0.to_q.lora_A.weight`. rank, alpha: as it says; None where it does not."""
+    `blocks.0.to_q.lora_A.weight`. rank, alpha: B A is scaled by alpha / rank; None where layers differ in that."""
 
     key: str
     part: str
@@ -82,9 +83,13 @@ def unlike(adapter: StartingAdapter, module: nn.Module, targets: Sequence[str], 
     can."""
     if reason := misfit(adapter, module):
         return reason
-    own = {"rank": adapter.rank, "alpha": adapter.alpha}
-    wanted = {"rank": rank, "alpha": alpha}
-    other = [f"lora.{name}: {value:g}" for name, value in own.items() if value is not None and value != wanted[name]]
+    if adapter.rank is None or adapter.alpha is None:
+        return (
+            f"{adapter.key}: the adapter in {adapter.folder} has layers of several ranks or strengths, as none under "
+            "training has: merge it with model.adapters"
+        )
+    own = {"rank": (adapter.rank, rank), "alpha": (adapter.alpha, alpha)}
+    other = [f"lora.{name}: {value:g}" for name, (value, ours) in own.items() if not _as_told(value, ours)]
     if other:
         return f"{adapter.key}: the adapter in {adapter.folder} is another one: set {' and '.join(other)}"
     strange = sorted(adapter.layers() ^ reached_layers(module, targets))
@@ -125,11 +130,26 @@ def _read(key: str, part: str, folder: Path) -> StartingAdapter:
         with safe_open(_weights_file(folder), framework="pt") as file:
             shapes = {_plain(name): tuple(file.get_slice(name).get_shape()) for name in file.keys()}
             metadata = file.metadata() or {}
-        told = _settings(folder, metadata)
-        rank, alpha = told.get("r"), told.get("lora_alpha")
-    except (OSError, ValueError, SafetensorError, AttributeError) as error:
+        rank, alpha = _strength(shapes, _settings(folder, metadata))
+    except (OSError, ValueError, TypeError, SafetensorError, AttributeError) as error:
         raise ModelLoadError(f"{key}: the adapter in {folder} cannot be read ({error})") from error
-    return StartingAdapter(key, part, folder, shapes, rank, None if alpha is None else float(alpha))
+    return StartingAdapter(key, part, folder, shapes, rank, alpha)
+
+
+def _strength(shapes: Mapping[str, tuple[int, ...]], told: Mapping[str, Any]) -> tuple[int | None, float | None]:
+    """Rank and alpha of all layers, of which diffusers takes alpha for the rank where a file does not tell it; None for
+    what differs from layer to layer. Rank-stabilised adapters are scaled by alpha / sqrt(rank) (arXiv:2312.03732)."""
+    ranks = {shape[0] for name, shape in shapes.items() if name.endswith(".lora_A.weight")}
+    if len(ranks) != 1 or told.get("alpha_pattern"):
+        return None, None
+    (rank,) = ranks
+    alpha = float(told.get("lora_alpha", rank))
+    return rank, alpha * math.sqrt(rank) if told.get("use_rslora") else alpha
+
+
+def _as_told(value: float, ours: float) -> bool:
+    """Whether two numbers are one, as far as messages tell them: to six digits."""
+    return math.isclose(value, ours, rel_tol=1e-5)
 
 
 def _settings(folder: Path, metadata: Mapping[str, str]) -> dict[str, Any]:

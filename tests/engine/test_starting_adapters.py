@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from glm_training.engine.adapters import adapter_digests, check_adapters
 from glm_training.engine.errors import SettingsError
@@ -160,6 +160,41 @@ def test_adapters_of_another_shape_are_told_before_the_model_is_loaded(
     keys = ["model.component=dit", *LORA, *NAMED, *keys]
     with pytest.raises(SettingsError, match=said):
         check_adapters(config_of(tmp_path, f"lora.start_from={run}", *keys))
+
+
+SAYS_NOTHING: dict[str, str] = {}
+
+
+@pytest.mark.parametrize(
+    ("told", "own", "said"),
+    [
+        ({"r": 2, "lora_alpha": 8, "use_rslora": True}, [], "set lora.alpha: 11.3137$"),  # 8 / sqrt 2 = 11.3137 / 2
+        ({"r": 2, "lora_alpha": 8, "use_rslora": True}, ["lora.alpha=11.3137"], None),
+        ({"r": 2, "lora_alpha": 8, "alpha_pattern": {"to_q": 4}}, [], "several ranks or strengths.*model.adapters$"),
+        (SAYS_NOTHING, [], "set lora.alpha: 2$"),
+        (SAYS_NOTHING, ["lora.rank=4", "lora.alpha=2"], "set lora.rank: 2$"),
+        (SAYS_NOTHING, ["lora.alpha=2"], None),
+    ],
+)
+def test_adapters_of_others_keep_their_strength(
+    tmp_path: Path, run: Path, told: dict[str, object], own: list[str], said: str | None
+) -> None:
+    """As PEFT writes them; or as diffusers does, which takes alpha for the rank where nobody tells it."""
+    folder = run / "checkpoints" / "step-000002" / "lora_dit"
+    file, settings = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    if told:
+        settings.write_text(json.dumps(json.loads(settings.read_text()) | told))
+    else:
+        weights = {name.replace("base_model.model.", "transformer."): value for name, value in load_file(file).items()}
+        save_file(weights, folder / "pytorch_lora_weights.safetensors")
+        file.unlink()
+        settings.unlink()
+    config = config_of(tmp_path, "model.component=dit", *LORA, *NAMED, *own, f"lora.start_from={folder}")
+    if said is None:
+        assert check_adapters(config) == [f"{folder} is what the adapters of the dit start from"]
+        return
+    with pytest.raises(SettingsError, match=said):
+        check_adapters(config)
 
 
 # -- what cannot be meant ----------------------------------------------------------------------------------------------

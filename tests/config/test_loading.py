@@ -47,6 +47,20 @@ def test_key_of_another_section_is_pointed_to(tmp_path: Path) -> None:
     assert problem.suggestion == "There is `training.batch_size`."
 
 
+def test_key_of_the_sections_below_is_pointed_to(tmp_path: Path) -> None:
+    problem = only(problems(tmp_path, VALID + "optimizer:\n  name: lion\n"))
+    parts = ("ar", "dit", "unet", "autoencoder")
+    assert problem.suggestion == (
+        f"There is {', '.join(f'`optimizer.{part}.name`' for part in parts)} and `optimizer.generator.name`."
+    )
+
+
+def test_section_that_is_also_the_name_of_a_key(tmp_path: Path) -> None:
+    problem = only(problems(tmp_path, VALID + "optimizer: lion\n"))
+    assert problem.message.startswith("'lion' is not allowed; allowed: a section with the keys decay_norms_and_biases,")
+    assert problem.suggestion == "There is `training.optimizer`."
+
+
 def test_unknown_section(tmp_path: Path) -> None:
     problem = only(problems(tmp_path, VALID + "trainning:\n  batch_size: 2\n"))
     assert (problem.line, problem.path) == (3, "trainning")

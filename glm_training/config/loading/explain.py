@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal, get_args, get_origin
@@ -102,7 +103,13 @@ def _fault(place: _Place, detail: ErrorDetails, schema: type[BaseModel]) -> Faul
     if place.path and place.path[-1] not in place.section.model_fields and detail["type"] in UNKNOWN:
         return Fault(place.path, "unknown key.", _similar(place, schema))
     keys = ", ".join(place.section.model_fields)
-    return Fault(place.path, f"{_show(value)} is not allowed; allowed: a section with the keys {keys}.")
+    meant = [key.path for key in walk(schema) if key.path.rsplit(".", 1)[-1] == place.path[-1]] if place.path else []
+    remedy = f"There is {_listed(meant)}." if 0 < len(meant) <= 2 else None
+    return Fault(place.path, f"{_show(value)} is not allowed; allowed: a section with the keys {keys}.", remedy)
+
+
+def _listed(paths: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(f"`{path}`" for path in paths[:-1]), f"`{paths[-1]}`"]))
 
 
 def _show(value: Any) -> str:
@@ -115,8 +122,9 @@ def _similar(place: _Place, schema: type[BaseModel]) -> str:
     name, here = place.path[-1], list(place.section.model_fields)
     paths = [key.path for key in walk(schema)]
     elsewhere = [path for path in paths if path.rsplit(".", 1)[-1] == name]
-    if 0 < len(elsewhere) <= 2:
-        return f"There is {' and '.join(f'`{path}`' for path in elsewhere)}."
+    below = [path for path in elsewhere if place.prefix and path.startswith(place.prefix)]
+    if below or 0 < len(elsewhere) <= 2:
+        return f"There is {_listed(below or elsewhere)}."
     close = get_close_matches(name, here, n=1)
     if close:
         return f"Did you mean `{place.prefix}{close[0]}`?"

@@ -288,12 +288,12 @@ def occupied_message(config: Config) -> str | None:
     lines = []
     for place in taken:
         lines += [f"{place.key}: {path} is no run's, and would be written over" for path in place.foreign()]
-        if place.occupied():
+        if _occupied(config, place):
             record = RunRecord.read(place.folder)
             since = "" if record is None else f", of {record.started}"
             lines.append(f"{place.key}: {place.folder} holds a run already{since}")
     ways = [f"another {' and '.join(place.key for place in taken)}: both are kept where they are"]
-    if any(place.occupied() for place in taken):
+    if any(_occupied(config, place) for place in taken):
         if holds_checkpoints(config.checkpoint_dir()):
             ways.insert(0, "--resume: it goes on")
         elif _nothing_saved(config):
@@ -303,12 +303,20 @@ def occupied_message(config: Config) -> str | None:
     return "\n".join([*lines, "Choose one:", *(f"  {way}" for way in ways)])
 
 
+def _occupied(config: Config, place: Place) -> bool:
+    """Whether a run left something in a place, or in the folders inside `output_dir` that are of the run there: one
+    that was stopped before its first figure has its checkpoint alone."""
+    own = place.run()
+    inside = [other for other in places(config)[1:] if other.folder.resolve().is_relative_to(place.folder.resolve())]
+    return place.occupied() or (own is not None and any(one.occupied() and one.run() == own for one in inside))
+
+
 def _taken(config: Config) -> list[Place]:
     """The places in which something is, from the outermost one; those inside one that is taken go with it."""
     found: dict[Path, Place] = {}
     for place in sorted(places(config), key=lambda place: len(place.folder.resolve().parts)):
         folder = place.folder.resolve()
-        if (place.occupied() or place.foreign()) and not any(folder.is_relative_to(other) for other in found):
+        if (_occupied(config, place) or place.foreign()) and not any(folder.is_relative_to(other) for other in found):
             found[folder] = place
     return list(found.values())
 

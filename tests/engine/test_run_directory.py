@@ -306,6 +306,19 @@ def test_auto_starts_as_the_file_says_and_takes_nobody_elses_folder(tmp_path):
         begin(config_of(tmp_path, f"output_dir={tmp_path}/three"), auto=True)
 
 
+def test_a_run_that_was_stopped_before_its_first_figure_is_told_by_its_output_dir(tmp_path):
+    events = "logging.use_tensorboard=true"
+    config = config_of(tmp_path, events)
+    begin(config, saved=1)
+    told = occupied_message(config)
+    assert told.startswith(f"output_dir: {tmp_path}/run holds a run already, of 20") and told.count("holds a run") == 1
+    assert "another output_dir: both are kept" in told and f"to {tmp_path}/run.old-1, and the new" in told
+    begin(config, saved=1, overwrite=True)
+    assert (tmp_path / "run.old-1" / "checkpoints" / "step-000001").is_dir()
+    other = config_of(tmp_path, events, f"output_dir={tmp_path}/two", f"checkpoint.save_dir={tmp_path}/run/checkpoints")
+    assert occupied_message(other).startswith(f"checkpoint.save_dir: {tmp_path}/run/checkpoints holds a run")
+
+
 @pytest.mark.parametrize("record", ["", None, "[]"])
 def test_auto_knows_a_run_whose_record_is_damaged_by_its_ledger(tmp_path, record):
     """As a power failure leaves it, say."""

@@ -26,6 +26,7 @@ from glm_training.data.captioned.sizes import PictureSizes
 from glm_training.data.captioned.skipped import SkippedSamples
 from glm_training.data.dataset import check_one_size
 from glm_training.data.examples import Batch
+from glm_training.data.fingerprint import combined_digest
 from glm_training.data.images import CroppedImage, to_unit_range
 from glm_training.data.problems import DataError
 from glm_training.data.prompt_lengths import PromptReader, check_lengths
@@ -230,7 +231,11 @@ class CaptionedImages:
 
     def example_digests(self) -> dict[str, str]:
         """Tar, listing or folder -> SHA-256, for :func:`describe_drift`; see :meth:`ImageSet.digests`."""
-        return {name: digest for one in self.sets for name, digest in one.digests().items()}
+        found: dict[str, str] = {}
+        for name, digest in (told for one in self.sets for told in one.digests().items()):
+            first = found.get(name, digest)  # a place may be read in two ways, as two splits
+            found[name] = digest if digest == first else combined_digest({first: digest})
+        return found
 
     def close(self) -> None:
         """Stop the threads and let go of open files; a later batch starts anew."""

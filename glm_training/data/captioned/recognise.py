@@ -64,6 +64,9 @@ def _open(options: SetOptions, reading: Reading) -> ImageSet:
             if reading.sources and opened.layout not in _WITH_SOURCES:
                 told = f"is read as {opened.layout}: no pictures to edit"
                 raise DataError([Problem(path, told, f"Give {EDITS}, or train in mode t2i")])
+            if options.split is not None and opened.layout != arrow.NAME:
+                told = f"is read as {opened.layout}: that has no splits"
+                raise DataError([Problem(path, told, f"Name the file or folder of {options.split}, and remove split")])
             return opened
         if arrow.may_be_hub_id(path):
             return arrow.open_set(options, reading, ())

@@ -70,7 +70,8 @@ def _first_record(text: str) -> dict[str, object] | None:
 
 
 def _csv_head(line: str) -> TableHead | None:
-    """A header has at least two names, none of them empty or twice."""
+    """A header has at least two names, none of them twice, and none empty but the first: that is how pandas numbers
+    rows."""
     for delimiter in _DELIMITERS:
         try:
             names = [name.strip() for name in next(csv.reader([line], delimiter=delimiter, strict=True), [])]
@@ -78,7 +79,7 @@ def _csv_head(line: str) -> TableHead | None:
             continue
         different = {plain(name) for name in names}
         is_text = "\ufffd" not in line
-        if is_text and len(names) > 1 and len(different) == len(names) and "" not in different:
+        if is_text and len(names) > 1 and len(different) == len(names) and "" not in names[1:]:
             return TableHead("csv", tuple(names), delimiter)
     return None
 
@@ -133,12 +134,18 @@ def _csv_rows(path: Path, head: TableHead) -> Iterator[TableRow]:
     names = head.columns
     with path.open("rb") as file:
         texts = (raw.removeprefix(_BOM).decode("utf-8") for raw in file)  # by line: an error names its own
-        reader = csv.reader(texts, delimiter=head.delimiter)
+        # strict: a quote that is not closed would swallow the records after it, one before a text be lost
+        reader = csv.reader(texts, delimiter=head.delimiter, strict=True)
+        began = 1
         try:
             header = next(reader)
             while not header:  # blank lines before it
                 header = next(reader)
-            for fields in reader:
+            while True:
+                began = reader.line_num + 1
+                fields = next(reader, None)
+                if fields is None:
+                    return
                 if not any(fields):
                     continue
                 if len(fields) != len(names):
@@ -147,6 +154,8 @@ def _csv_rows(path: Path, head: TableHead) -> Iterator[TableRow]:
                 else:
                     yield TableRow(reader.line_num, dict(zip(names, fields, strict=True)))
         except (csv.Error, UnicodeDecodeError) as error:
-            reason = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else f"is no CSV: {error}"
-            remedy = "Save it as UTF-8" if isinstance(error, UnicodeDecodeError) else "Correct it"
-            raise DataError([Problem(path, reason, remedy, line=reader.line_num + 1)]) from error
+            told = "is not UTF-8", "Save it as UTF-8", reader.line_num + 1
+            if isinstance(error, csv.Error):
+                quoting = "A text with quotes stands in double quotes, each of its own twice"
+                told = f"begins a record that is no CSV: {error}", quoting, began
+            raise DataError([Problem(path, *told[:2], line=told[2])]) from error

@@ -149,6 +149,8 @@ class ArrowSet:
         for name in (columns.image, columns.source):
             if name in table.column_names and isinstance(table.features[name], datasets.Image):
                 table = table.cast_column(name, datasets.Image(decode=False))  # decoded by our own rules
+        labels = None if self._caption is None else table.features[self._caption]
+        self._labels = labels.names if isinstance(labels, datasets.ClassLabel) else None
         self._table = table
         self._digest = self._digested(files)
         if self._caption is not None and columns.others:
@@ -181,6 +183,8 @@ class ArrowSet:
             return Encoded(image, None, source)
         text = values[self._caption]
         text = text[0] if isinstance(text, list) and text else text
+        if self._labels is not None and isinstance(text, int) and text >= 0:  # -1 is none
+            text = self._labels[text]
         if not isinstance(text, str):
             raise self._bad(row, f"{self._caption!r} is no text but {type(text).__name__}", "Set cap_source")
         try:

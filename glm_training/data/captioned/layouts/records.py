@@ -72,6 +72,9 @@ class RecordSet:
         self._images, self._texts, self._edited = (
             StringTable(texts[part] for _, _, texts in rows) for part in range(3)
         )
+        if len(tables) > 1:
+            named = ", ".join(str(table.relative_to(options.path)) for table in list(tables)[:3])
+            self.remarks.append(f"{self.name}: {len(tables)} tables are read ({named}); the path may name one of them")
         if options.path.is_dir() and reading.captions:
             self.remarks += self._unnamed(options.path)
 

@@ -48,6 +48,7 @@ def test_plans_that_were_not_scored_get_no_advantage(tmp_path):
 
 def test_each_process_takes_the_advantages_of_its_own_prompts(tmp_path, monkeypatch):
     monkeypatch.setattr(credit, "gather_tensor", lambda world, own: torch.cat([own + 5, own]))
+    monkeypatch.setattr(credit, "gather_objects", lambda world, own: [own, own])
     rewards = torch.tensor([[[1.0], [4.0]], [[0.0], [2.0]]])
     keys = ["reward.grpo.advantage_clip=100", "reward.grpo.num_samples=2", "model.component=ar"]
     result = RewardResult(rewards.flatten(), {"structure": rewards.flatten()}, {})

@@ -109,7 +109,7 @@ class GLMTerms(SupervisedTerms):
 
     @torch.no_grad()
     def encode(self, batch: Batch, positions: Sequence[int]) -> EncodedBatch:
-        device, (height, width) = self.family.dit.device, batch.size
+        device, (height, width) = self.encoding.world.device, batch.size  # a half that is not trained may be asleep
         images = self.encoding.shown(batch.target_views, target_rows(batch))
         tokens, sources = images["tokens"].to(device), encoded_sources(self.encoding, batch)
         encoded = EncodedBatch([(position,) for position in positions], tokens=tokens)

@@ -13,6 +13,7 @@ from glm_training.data.problems import DataError
 from glm_training.engine.encoding.ahead import Encoding
 from glm_training.engine.encoding.encoder import GLMEncoder
 from tests.runs import config_of, trainer_of, weights_of
+from tests.same import assert_identical
 
 PLAIN = ["training.use_reward=false"]
 REWARD = ["training.learning_rate=0.01"]
@@ -149,6 +150,20 @@ def test_what_no_step_uses_sleeps(tmp_path, case) -> None:
     overrides, expected = SLEEPERS[case]
     trainer = trainer_of(tmp_path, *overrides, f"model.component={case.split(',')[0]}")
     assert trainer.encoding.encoder.sleepers(pictures=True) == expected(trainer.family)
+
+
+@pytest.mark.parametrize("case", ["both halves", "the AR half alone, edits", "the DiT half alone", "rewards, edits"])
+def test_steps_and_held_out_losses_need_nothing_that_sleeps(tmp_path, case) -> None:
+    """The meta device stands for one that the sleepers are not on: nothing can be computed there, nor read from it."""
+    overrides, mode = RUNS[case]
+    whole = cached(tmp_path, *overrides, mode=mode, steps=1)
+    trainer = cached(tmp_path, *overrides, mode=mode, steps=0)
+    for module in trainer.encoding.encoder.sleepers(pictures=True):
+        module.to("meta")
+    trainer.training_step()
+    assert set(differences(trainer, whole).values()) == {0.0}
+    if "rewards" not in case:
+        assert_identical(trainer.judge(), whole.judge())
 
 
 def test_the_encoders_are_awake_while_anything_is_drawn_and_asleep_in_steps(tmp_path, monkeypatch) -> None:

@@ -50,7 +50,8 @@ def _say(label: str, *texts: str) -> None:
     """Lines under a label, within the width but for paths that are longer."""
     from glm_training.utils.console import Console
 
-    for number, text in enumerate(texts):
+    parts = [part for text in texts for part in text.splitlines()]
+    for number, text in enumerate(parts):
         head = label.ljust(_INDENT) if number == 0 else " " * _INDENT
         lines = textwrap.wrap(
             text, WIDTH, initial_indent=head, subsequent_indent=" " * _INDENT, break_long_words=False,
@@ -113,7 +114,7 @@ def _of_pictures(config: Config) -> int:
         prompts = [one.prompt for one in found.seen]
         _tell_lengths(prompts)
         _tell_read([setup.unread(config)] if reader is None else _read_whole(found.seen, reader))
-    _tell_copies(found)
+    _tell_copies(found, several=len(pictures.sets) > 1)
     _say("notes", *(remark for one in pictures.sets for remark in one.remarks))
     code = max(code, _tell_faults(config, found))
     step = max(1, len(found.seen) // SHEET)
@@ -172,9 +173,19 @@ def _tell_held_out(config: Config, pictures: CaptionedImages, found: Survey) -> 
         _say("held out", str(error))
         return EXIT_CONFIG
     places = [one.where(row) for one in apart for row in range(len(one))]
-    held = [f"{path.name}: {key}" if key else path.name for path, key in places]
+    held = [_place_name(place, len(pictures.sets) > 1, both=True) for place in places]
     _say("held out", f"{len(held)} of {found.total} (data.validation {share:g}): {_some(held)}")
     return 0
+
+
+def _place_name(place: tuple[Path, str], several: bool, *, both: bool = False) -> str:
+    """The name of a sample in its file, or with that (`both`); of `several` sets with the way there, since files of
+    them may be called alike."""
+    path, key = place
+    file = str(path) if several else path.name
+    if not key:
+        return file
+    return f"{file}: {key}" if several or both else key
 
 
 def _some(names: Sequence[str]) -> str:
@@ -231,16 +242,16 @@ def _tell_read(texts: Iterable[str]) -> None:
     _say("", *texts)
 
 
-def _tell_copies(found: Survey) -> None:
+def _tell_copies(found: Survey, *, several: bool) -> None:
     copies = found.copies()
     if copies:
         count = sum(len(alike) - 1 for alike in copies)
-        _say("copies", f"{counted(count, 'picture')} the same as another, byte for byte:", *_pairs(copies))
+        _say("copies", f"{counted(count, 'picture')} the same as another, byte for byte:", *_pairs(copies, several))
 
 
-def _pairs(copies: Sequence[Sequence[Seen]]) -> Iterator[str]:
+def _pairs(copies: Sequence[Sequence[Seen]], several: bool) -> Iterator[str]:
     for alike in copies[:SHOWN]:
-        yield " = ".join(one.name for one in alike[:4]) + (" ..." if len(alike) > 4 else "")
+        yield " = ".join(_place_name(one.place, several) for one in alike[:4]) + (" ..." if len(alike) > 4 else "")
 
 
 def _tell_faults(config: Config, found: Survey) -> int:

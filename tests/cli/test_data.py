@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -83,6 +84,18 @@ def test_what_a_run_would_stop_at(
     assert "nowhere: there is no such file or folder" in capsys.readouterr().err
 
 
+def test_pictures_of_several_sets_are_named_with_the_way_there(
+    own: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(own, own.parent / "again")
+    assert run(monkeypatch, "data", "run.yaml", "data.images=[pics, again]") == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "pics/p00.png = again/p00.png" in told
+    held = re.search(r"held out \d of 26 \(data\.validation 0\.05\): (.*) sizes", told)
+    names = [name.split("/") for name in held[1].split(", ")]
+    assert {place for place, _ in names} == {"pics", "again"} and len({name for _, name in names}) < len(names)
+
+
 def test_where_all_pictures_are_too_small(
     own: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,7 +111,9 @@ def test_without_the_models_files(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert run(monkeypatch, "data", "run.yaml", "model.name=nobody/none") == 0
-    told = " ".join(capsys.readouterr().out.split())
+    told = capsys.readouterr().out
+    assert "model     cannot load nobody/none: " in told and "\n          What to do: download it" in told
+    told = " ".join(told.split())
     assert "how long the prompts are for nobody/none is told once its tokenizers are here" in told
     assert run(monkeypatch, "data", "run.yaml", "model.name=./gone") == 0
     told = " ".join(capsys.readouterr().out.split())

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from glm_training.config.checks.cross_field import cross_field_issues
-from tests.config.building import TEXT_REWARD, build, first_paths, reward
+from tests.config.building import TEXT_REWARD, build, first_paths, issues, reward
 
 
 @pytest.mark.parametrize(
@@ -88,6 +88,12 @@ from tests.config.building import TEXT_REWARD, build, first_paths, reward
 )
 def test_combinations_that_cannot_be_meant(path: str, sections: dict[str, Any]) -> None:
     assert first_paths(**sections) == [path]
+
+
+def test_where_no_pictures_are_given_both_ways_are_told() -> None:
+    (found,) = issues(training={"use_reward": False})
+    assert found.suggestion is not None and found.suggestion.startswith("Set it, as in `data/t2i/target_images`. ")
+    assert "captioned pictures give their folder as `data.images` alone" in found.suggestion
 
 
 def test_trackio_online_needs_its_space() -> None:

@@ -55,10 +55,19 @@ def test_key_of_the_sections_below_is_pointed_to(tmp_path: Path) -> None:
     )
 
 
-def test_section_that_is_also_the_name_of_a_key(tmp_path: Path) -> None:
-    problem = only(problems(tmp_path, VALID + "optimizer: lion\n"))
-    assert problem.message.startswith("'lion' is not allowed; allowed: a section with the keys decay_norms_and_biases,")
-    assert problem.suggestion == "There is `training.optimizer`."
+@pytest.mark.parametrize(
+    ("text", "suggestion"),
+    [
+        ("optimizer: lion", "There is `training.optimizer`."),
+        ("lora: true", "Write {enabled: true}."),
+        ("vgt: tiny", None),
+        ("checkpoint: true", None),
+    ],
+)
+def test_value_in_place_of_a_section(tmp_path: Path, text: str, suggestion: str | None) -> None:
+    problem = only(problems(tmp_path, VALID + text + "\n"))
+    assert "is not allowed; allowed: a section with the keys " in problem.message
+    assert problem.suggestion == suggestion
 
 
 def test_unknown_section(tmp_path: Path) -> None:

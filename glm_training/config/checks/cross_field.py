@@ -191,7 +191,8 @@ def _images(config: Config) -> Iterator[Issue]:
         yield Issue(
             ("data.target_images_dir", "reward.target_images_dir"),
             f"needed: {reason}.",
-            f"Set it, as in `data/{config.training.mode}/target_images`.",
+            f"Set it, as in `data/{config.training.mode}/target_images`. To finetune on captioned pictures "
+            "give their folder as `data.images` alone.",
             rests_on=("reward.metrics", "reward.weights"),
         )
 

@@ -103,9 +103,17 @@ def _fault(place: _Place, detail: ErrorDetails, schema: type[BaseModel]) -> Faul
     if place.path and place.path[-1] not in place.section.model_fields and detail["type"] in UNKNOWN:
         return Fault(place.path, "unknown key.", _similar(place, schema))
     keys = ", ".join(place.section.model_fields)
-    meant = [key.path for key in walk(schema) if key.path.rsplit(".", 1)[-1] == place.path[-1]] if place.path else []
-    remedy = f"There is {_listed(meant)}." if 0 < len(meant) <= 2 else None
-    return Fault(place.path, f"{_show(value)} is not allowed; allowed: a section with the keys {keys}.", remedy)
+    message = f"{_show(value)} is not allowed; allowed: a section with the keys {keys}."
+    return Fault(place.path, message, _key_of_that_name(place, value, schema))
+
+
+def _key_of_that_name(place: _Place, value: Any, schema: type[BaseModel]) -> str | None:
+    """Where a value belongs that stands in place of a section: `lora: true`, or `optimizer: lion`."""
+    if isinstance(value, bool):
+        return f"Write {{enabled: {plain(value)}}}." if "enabled" in place.section.model_fields else None
+    named = [key for key in walk(schema) if place.path and key.path.rsplit(".", 1)[-1] == place.path[-1]]
+    meant = [key.path for key in named if str(value).lower() in map(str, _options(key.field.annotation))]
+    return f"There is {_listed(meant)}." if meant else None
 
 
 def _listed(paths: Sequence[str]) -> str:

@@ -98,6 +98,11 @@ class SampleDecoder:
         image = _image(one, row, sample.image)
         source = None if sample.source is None else _image(one, row, sample.source)
         self._check_size(one, row, (image.height, image.width))
+        buckets = self._shaping.buckets
+        if source is not None and buckets is not None:  # which is not enlarged either
+            shape = source.height, source.width
+            if buckets.size((image.height, image.width), shape) is None:
+                raise BadSample(Fault(*one.where(row), *buckets.why_none(shape), unsuitable=True))
         return Decoded(image, source, self.prompt(one, row, sample))
 
     def check_shape(self, one: ImageSet, row: int, sample: Encoded) -> None:

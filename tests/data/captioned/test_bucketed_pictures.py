@@ -18,10 +18,11 @@ from glm_training.data.captioned.held_out import HeldOutImages
 from glm_training.data.captioned.options import Reading, SetOptions
 from glm_training.data.captioned.recognise import open_sets
 from glm_training.data.captioned.samples import ImageSet
+from glm_training.data.captioned.split import hold_out
 from glm_training.data.dataset import sizes_of
 from glm_training.data.images import decode_image, fitted
 from glm_training.data.sampler import StatefulSampler
-from tests.data.captioned.building import noise, opened, write_listing, write_tar
+from tests.data.captioned.building import noise, opened, picture, write_listing, write_tar
 
 BUCKETS = Buckets(64 * 64, 32, smallest=32)
 SHAPING = Shaping(64, 64, min_side=0, buckets=BUCKETS)
@@ -189,3 +190,22 @@ def test_what_a_picture_was_edited_from_is_not_enlarged_either(tmp_path: Path) -
     assert batch.targets is not None and batch.sources is not None
     assert batch.targets.shape == batch.sources.shape == (1, 3, 32, 32)
     assert data.remarks[0].startswith("of the pictures 1 left out")
+
+
+def test_a_picture_whose_source_is_too_small_is_passed_over_where_it_is_held_out(tmp_path: Path) -> None:
+    """As in training: no bucket enlarges it."""
+    rows = []
+    for number, side in enumerate((90, 40, 90)):
+        (tmp_path / f"{number}.png").write_bytes(picture(number, (100, 90)))
+        (tmp_path / f"source{number}.png").write_bytes(picture(9, (100, side)))
+        rows.append(f"source{number}.png,{number}.png,dot {number}")
+    (tmp_path / "x.csv").write_text("source,target,prompt\n" + "\n".join(rows))
+    sets = open_sets([SetOptions(tmp_path)], Reading(True, sources=True))
+    shaping = Shaping(128, 128, min_side=0, buckets=Buckets(128 * 128, 32))
+    pictures = CaptionedImages(sets, shaping, try_first=0, sources=True)
+    held_out = HeldOutImages(pictures, 3)
+    assert [example.prompt for example in held_out.examples] == ["dot 0", "dot 2"]
+    refused = pictures.tried(1)
+    assert refused is not None and refused.fault.unsuitable
+    kept, apart = hold_out(pictures, 0.999999)
+    assert [one.read(row).caption for one in kept for row in range(len(one))] == ["dot 1"] and len(apart[0]) == 2

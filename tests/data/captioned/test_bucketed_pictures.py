@@ -208,4 +208,5 @@ def test_a_picture_whose_source_is_too_small_is_passed_over_where_it_is_held_out
     refused = pictures.tried(1)
     assert refused is not None and refused.fault.unsuitable
     kept, apart = hold_out(pictures, 0.999999)
-    assert [one.read(row).caption for one in kept for row in range(len(one))] == ["dot 1"] and len(apart[0]) == 2
+    told = [one.read(row).caption for one in kept for row in range(len(one))]
+    assert "dot 1" in told and len(told) == 2 and len(apart[0]) == 1  # one that can be used stays to be trained on

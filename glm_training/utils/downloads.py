@@ -13,6 +13,7 @@ import shutil
 import urllib.error
 import urllib.parse
 import urllib.request
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,8 @@ class AddressFile:
             with FileLock(lock):
                 if not self.here():
                     self._fetch()
-            lock.unlink(missing_ok=True)  # whoever waits for it, or makes it anew, finds the file in its place
+            with suppress(OSError):  # Windows keeps what another process waits for
+                lock.unlink()  # whoever waits for it, or makes it anew, finds the file in its place
         except OSError as error:
             raise DownloadError(f"{self.needed_by}: {self.path} cannot be written ({_reason(error)})") from error
 

@@ -53,6 +53,18 @@ def test_of_several_that_want_a_file_one_fetches_it(server: FileServer, tmp_path
     assert file.path.read_bytes() == CONTENT and server.bodies("weights.pth") == [None]
 
 
+def test_a_lock_that_another_process_waits_for_may_stay(server: FileServer, tmp_path: Path, monkeypatch) -> None:
+    """Windows does not remove a file that is open."""
+
+    def refused(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(13, "is used by another process", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    file = wanted(server, tmp_path)
+    file.fetch()
+    assert file.path.read_bytes() == CONTENT
+
+
 def test_another_file_never_takes_the_place(server: FileServer, tmp_path: Path) -> None:
     with pytest.raises(DownloadError, match=f"lpips: .* is not weights.pth: its SHA-256 is {SHA256[:16]}.*, not 1234"):
         wanted(server, tmp_path, "1234abcd").fetch()

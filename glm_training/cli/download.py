@@ -15,7 +15,7 @@ def download(paths: list[str], overrides: list[str], mode: str | None) -> int:
         report_error(str(error))
         return EXIT_CONFIG
     from glm_training.engine.errors import USER_ERRORS
-    from glm_training.engine.fetching import run_files
+    from glm_training.engine.fetching import fetch_datasets, run_files
     from glm_training.rewards import RewardError
     from glm_training.utils.console import Console
     from glm_training.utils.downloads import DownloadError, in_bytes
@@ -50,6 +50,7 @@ def download(paths: list[str], overrides: list[str], mode: str | None) -> int:
             problems.append(str(error))
             continue
         console.line(f"fetched {each.name}")
+    problems += fetch_datasets(config, console.line)
     if problems:
         report_error("\n".join(problems))
         return EXIT_FAILED

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from glm_training.config import Config
+from glm_training.data.captioned.layouts.arrow import may_be_hub_id
+from glm_training.data.captioned.options import Reading, SetOptions
+from glm_training.data.captioned.recognise import open_sets
+from glm_training.data.problems import DataError
 from glm_training.engine.errors import SettingsError
 from glm_training.engine.families import model_files
 from glm_training.engine.reward_setup import differentiable_options, reward_options
@@ -43,3 +47,21 @@ def fetch_scorers(config: Config, tell: Callable[[str], None]) -> None:
 def run_files(config: Config) -> list[Wanted]:
     """All that a run needs: the model, and the files of its metrics."""
     return list(dict.fromkeys([*model_files(config), *scorer_files(config)]))
+
+
+def fetch_datasets(config: Config, tell: Callable[[str], None]) -> list[str]:
+    """Fetches those of `data.images` that are named by their id on the hub, into the cache of their library; what could
+    not be had, a line each."""
+    problems: list[str] = []
+    for one in config.data.images or ():
+        if one.path.exists() or not may_be_hub_id(one.path):
+            continue
+        tell(f"fetching the dataset {one.path.as_posix()}")
+        options = SetOptions(one.path, cap_source=one.cap_source, split=one.split)
+        try:
+            open_sets(
+                [options], Reading(config.model.component != "autoencoder", sources=config.training.mode == "i2i")
+            )
+        except DataError as error:
+            problems.append(str(error))
+    return problems

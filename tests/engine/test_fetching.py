@@ -8,7 +8,7 @@ import pytest
 
 from glm_training.config import Config
 from glm_training.engine.families import model_files
-from glm_training.engine.fetching import scorer_files, scorers_to_fetch
+from glm_training.engine.fetching import fetch_datasets, scorer_files, scorers_to_fetch
 from glm_training.utils.hub_files import PipelineParts, model_folder
 from tests import dmdr_runs
 from tests.config.building import build
@@ -84,3 +84,27 @@ def test_the_model_is_its_pipelines_parts_with_what_is_given_beside_it() -> None
 @pytest.mark.parametrize("name", ["tiny", "tiny-random"])
 def test_a_model_of_the_package_needs_nothing(name: str) -> None:
     assert model_files(build(model={"name": name})) == []
+
+
+def test_datasets_by_id_are_fetched_and_those_that_cannot_be_had_told(tmp_path: Path, monkeypatch) -> None:
+    """Asked of the library that the run asks; the hub itself is not there."""
+    datasets = pytest.importorskip("datasets", reason="the extra datasets")
+    asked: list[tuple[str, str]] = []
+
+    def load(name: str, *, split: str, **_: object) -> object:
+        asked.append((name, split))
+        if name == "owner/gone":
+            raise datasets.exceptions.DatasetNotFoundError("not on the Hub")
+        return datasets.Dataset.from_dict({"image": ["a.png"], "text": ["a dot"]})
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    here = tmp_path / "owner/here"
+    here.mkdir(parents=True)
+    sets = [{"path": "owner/some", "split": "test"}, {"path": "owner/gone"}, {"path": str(here)}]
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path / "runs")
+    told: list[str] = []
+    problems = fetch_datasets(build(data={"images": sets}), told.append)
+    assert asked == [("owner/some", "test"), ("owner/gone", "train")]
+    assert told == [f"fetching the dataset owner/{name}" for name in ("some", "gone")]
+    assert len(problems) == 1 and "owner/gone: there is no such file or folder, nor could it be had" in problems[0]

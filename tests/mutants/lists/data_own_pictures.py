@@ -82,11 +82,11 @@ MUTATIONS = [
             'if int.from_bytes(digest[:8], "big") >= limit:',
             "none may be held out",
         ),
-        ("if not empties and all(", "if all(", "a set is left empty"),
+        ("not any(empties(of_set, digest) for", "not any(False for", "a set is left empty"),
         ("min(LEAST, len(places) // 8)", "1", "one alone is held out of many"),
         (
-            "if not empties and all(pictures.tried(index) is None for index in places[digest]):",
-            "if not empties:",
+            "if usable(digest) and not any(",
+            "if not any(",
             "what cannot be used is held out",
         ),
         (

@@ -74,7 +74,9 @@ MUTATIONS = [
     *of(
         "models/adapters.py",
         "engine/test_starting_adapters.py",
-        ("value is not None and value != wanted[name]", "False", "another rank or alpha passes"),
+        ("if not _as_told(value, ours)", "if False", "another rank or alpha passes"),
+        ('alpha * math.sqrt(rank) if told.get("use_rslora") else alpha', "alpha", "rank-stabilised ones are weakened"),
+        ('told.get("lora_alpha", rank)', 'told.get("lora_alpha", 1)', "what is not told is not the rank"),
         ("param.copy_(weights[name])", "pass", "adapters that are trained on begin anew"),
         ("        merge_lora(module)\n", "", "adapters are not merged"),
     ),

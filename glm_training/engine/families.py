@@ -49,6 +49,11 @@ def build_family(config: Config, world: World) -> Family:
     Optimizers need fp32: a step of 1e-5 is lost in bf16 weights. The other weights stay in `model.torch_dtype`.
     """
     family = load_family(config, world)
+    whole = {part: not config.lora_for(part).enabled for part in config.parts()}
+    family.set_trainable(**whole)
+    for part in (part for part, trained in whole.items() if trained):
+        for parameter in family.trainable(part).values():
+            parameter.data = parameter.data.float()  # before adapters are merged, which half precision would round
     merge_into(family, adapters_to_merge(config))
     begun = {each.part: each for each in adapters_to_train_on(config)}
     for part in config.parts():

@@ -71,6 +71,23 @@ def test_adapters_of_a_run_are_merged_as_its_pipeline_has_them(tmp_path: Path, r
     assert len(check_adapters(config)) == 2
 
 
+def test_what_is_trained_whole_takes_adapters_in_full_precision(tmp_path: Path, run: Path) -> None:
+    """W + 4 B A of a model in bf16, without the rounding of bf16, which is 4e-3 of W."""
+    config = config_of(tmp_path, f"model.adapters=[{run}]", "model.component=dit", "model.torch_dtype=bfloat16")
+    family = build_family(config, World())
+    plain = weights(load_family(config, World()).module("dit"))
+    found = load_file(run / "checkpoints/step-000002/lora_dit/adapter_model.safetensors")
+    downs = [name for name in found if name.endswith(".lora_A.weight")]
+    assert downs
+    for name in downs:
+        layer = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+        added = 4 * found[name.replace("lora_A", "lora_B")] @ found[name]
+        expected = plain[f"{layer}.weight"].float() + added
+        merged_weight = dict(family.module("dit").named_parameters())[f"{layer}.weight"]
+        assert merged_weight.dtype == torch.float32
+        torch.testing.assert_close(merged_weight.detach(), expected, atol=1e-6, rtol=1e-6)
+
+
 def test_adapters_are_merged_one_after_the_other_and_new_ones_trained(tmp_path: Path, run: Path) -> None:
     """Of adapters that do not see each other the sum: W + 4 B1 A1 + 4 B2 A2."""
     folders = [run / "checkpoints" / f"step-00000{step}" / "lora_dit" for step in (1, 2)]

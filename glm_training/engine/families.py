@@ -51,9 +51,7 @@ def build_family(config: Config, world: World) -> Family:
     family = load_family(config, world)
     whole = {part: not config.lora_for(part).enabled for part in config.parts()}
     family.set_trainable(**whole)
-    for part in (part for part, trained in whole.items() if trained):
-        for parameter in family.trainable(part).values():
-            parameter.data = parameter.data.float()  # before adapters are merged, which half precision would round
+    _in_fp32(family, [part for part, trained in whole.items() if trained])  # half precision would round what is merged
     merge_into(family, adapters_to_merge(config))
     begun = {each.part: each for each in adapters_to_train_on(config)}
     for part in config.parts():
@@ -63,12 +61,17 @@ def build_family(config: Config, world: World) -> Family:
             if part in begun:
                 start_from(family.module(part), begun[part])
     family.set_trainable(**dict.fromkeys(config.parts(), True))
-    for part in config.parts():
-        for parameter in family.trainable(part).values():
-            parameter.data = parameter.data.float()
-        if config.training.gradient_checkpointing:
+    _in_fp32(family, config.parts())
+    if config.training.gradient_checkpointing:
+        for part in config.parts():
             family.component(part).enable_gradient_checkpointing()
     return family
+
+
+def _in_fp32(family: Family, parts: Sequence[str]) -> None:
+    for part in parts:
+        for parameter in family.trainable(part).values():
+            parameter.data = parameter.data.float()
 
 
 def adapters_to_merge(config: Config) -> list[StartingAdapter]:

@@ -7,8 +7,8 @@ from math import inf
 
 from glm_training.config import Config
 from glm_training.data import ImageDataset
-from glm_training.data.captioned.captions import Captioning
 from glm_training.data.captioned.dataset import CaptionedImages, Shaping
+from glm_training.data.captioned.decoding import Captioning
 from glm_training.data.captioned.held_out import HeldOutImages
 from glm_training.data.captioned.options import Reading, SetOptions
 from glm_training.data.captioned.recognise import open_sets

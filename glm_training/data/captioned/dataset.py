@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 
 from glm_training.data.buckets import Size
-from glm_training.data.captioned.captions import Captioning
 from glm_training.data.captioned.contents import IsEncoded, SampleContents
-from glm_training.data.captioned.decoding import Decoded, Drawn, SampleDecoder, Shaping
+from glm_training.data.captioned.decoding import Captioning, Decoded, Drawn, SampleDecoder, Shaping
 from glm_training.data.captioned.samples import HASHED_CAPTIONS, BadSample, Encoded, Fault, ImageSet
 from glm_training.data.captioned.sizes import PictureSizes
 from glm_training.data.captioned.skipped import SkippedSamples

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from glm_training.data.captioned.captions import Captioning
 from glm_training.data.captioned.dataset import CaptionedImages, Shaping
+from glm_training.data.captioned.decoding import Captioning
 from glm_training.data.captioned.options import Reading, SetOptions
 from glm_training.data.captioned.recognise import open_sets
 from tests.data.captioned.building import captioned, dataset, picture, write_listing, write_tar

@@ -68,7 +68,7 @@ MUTATIONS = [
         ("rest = [name for name in rest if os.path.splitext(name)[0] not in stems]", "pass", "captions are tables"),
     ),
     *of(
-        "data/captioned/captions.py",
+        "data/captioned/decoding.py",
         "data/captioned/test_captions.py",
         (r"(?<!\w){re.escape", r"{re.escape", "a word inside another counts"),
         ("re.escape(self.trigger_word)", "self.trigger_word", "a word is a pattern"),

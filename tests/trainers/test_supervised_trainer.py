@@ -28,7 +28,7 @@ def played(tmp_path, *overrides: str, positions=range(600)):
         "tokens": torch.arange(6 * count).view(count, 6),
         "latents": torch.arange(count).float().view(-1, 1, 1, 1) + 10,
     }
-    encoding = SimpleNamespace(shown=lambda views, rows: encoded)
+    encoding = SimpleNamespace(world=World(), shown=lambda views, rows: encoded)
     config = config_of(tmp_path, "model.component=dit", *overrides)
     terms = GLMTerms(config, SimpleNamespace(ar=ar, dit=dit), encoding)  # type: ignore[arg-type]
     terms.flow = SimpleNamespace(loss=lambda *arguments, **named: given.update(named, clean=arguments[2]))

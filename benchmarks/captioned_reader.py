@@ -31,9 +31,9 @@ from PIL import Image, ImageOps
 
 from glm_training.data import StatefulSampler
 from glm_training.data.captioned.dataset import CaptionedImages, Shaping
+from glm_training.data.captioned.layouts.tars.index import index_tar
 from glm_training.data.captioned.options import Reading, SetOptions
 from glm_training.data.captioned.recognise import open_sets
-from glm_training.data.captioned.tar_index import index_tar
 
 SIDE, BATCH, TARS = 256, 32, 4
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from glm_training.data.examples import Batch, Example, ImageRows, View
 from glm_training.data.fingerprint import combined_digest, example_digests, file_digests
-from glm_training.data.images import CroppedImage, load_fitted, to_unit_range
+from glm_training.data.pictures.images import CroppedImage, load_fitted, to_unit_range
 from glm_training.utils.randomness import derive_seed
 
 CACHE_BYTES = 512 * 2**20

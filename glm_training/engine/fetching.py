@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from glm_training.config import Config
-from glm_training.data.captioned.layouts.arrow import may_be_hub_id
+from glm_training.data.captioned.layouts.tables.arrow import may_be_hub_id
 from glm_training.data.captioned.options import Reading, SetOptions
 from glm_training.data.captioned.recognise import open_sets
 from glm_training.data.problems import DataError

@@ -22,12 +22,12 @@ from glm_training.data import (
     TrainingData,
     scan_dataset,
 )
-from glm_training.data.bucket_sampler import BucketSampler
-from glm_training.data.buckets import Buckets
 from glm_training.data.captioned.dataset import CaptionedImages
 from glm_training.data.dataset import sizes_of
-from glm_training.data.mixed_sampler import MixedSampler
+from glm_training.data.pictures.buckets import Buckets
 from glm_training.data.preference.dataset import PreferenceDataset
+from glm_training.data.samplers.bucket_sampler import BucketSampler
+from glm_training.data.samplers.mixed_sampler import MixedSampler
 from glm_training.engine.errors import SettingsError
 from glm_training.engine.families import evaluation_sampling, prompt_reader
 from glm_training.engine.parts import Part, Showing, WeightAverage

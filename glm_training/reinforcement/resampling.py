@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from glm_training.config import Config
-from glm_training.data.sampler import Place, StatefulSampler
+from glm_training.data.samplers.sampler import Place, StatefulSampler
 from glm_training.models.glm_image.joining import join_plans, join_renders
 from glm_training.reinforcement.credit import Scored, flat_groups, mean_of_scored
 from glm_training.reinforcement.rollout import Rollout

@@ -13,7 +13,7 @@ from glm_training.algorithms.flow_sde import sde_window
 from glm_training.checkpoint.state_tree import StateTree
 from glm_training.config import Config
 from glm_training.data import Batch
-from glm_training.data.sampler import Place
+from glm_training.data.samplers.sampler import Place
 from glm_training.engine.clock import Clock
 from glm_training.engine.encoding.batches import encoded_sources
 from glm_training.engine.errors import SettingsError

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from glm_training.data import Example, ScanReport, load_examples, scan_dataset
-from glm_training.data.listing import Mode
+from glm_training.data.prompts_layout.listing import Mode
 
 
 def paint(path: Path, seed: int, size: tuple[int, int] = (40, 36)) -> Path:

@@ -7,7 +7,7 @@ import torch
 
 from glm_training.data import DataError, I2IDataset, T2IDataset, describe_drift, load_image, may_flip
 from glm_training.data import dataset as dataset_module
-from glm_training.data.images import CroppedImage
+from glm_training.data.pictures.images import CroppedImage
 
 SIZE = {"height": 32, "width": 64}
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from glm_training.data.fingerprint import describe_drift
-from glm_training.data.images import decode_image
+from glm_training.data.pictures.images import decode_image
 from glm_training.data.preference.dataset import (
     FileImage,
     PreferenceDataset,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from glm_training.data import DataError, StatefulSampler, describe_drift
-from glm_training.data.mixed_sampler import MixedSampler
+from glm_training.data.samplers.mixed_sampler import MixedSampler
 from glm_training.engine import setup
 from glm_training.engine.captioned_setup import build_captioned, build_held_out_images
 from glm_training.engine.places import place_problems

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from glm_training.data import DataError
-from glm_training.data.buckets import Buckets
 from glm_training.data.dataset import sizes_of
+from glm_training.data.pictures.buckets import Buckets
 from glm_training.data.preference.dataset import PreferenceDataset, distinct_prompts
 from glm_training.data.preference.scan import load_pairs
 from glm_training.methods.losses import MethodLoss

@@ -11,7 +11,7 @@ from PIL import Image
 
 from glm_training.checkpoint.resume import load_checkpoint
 from glm_training.config import Config, load_config
-from glm_training.data.bucket_sampler import BucketSampler
+from glm_training.data.samplers.bucket_sampler import BucketSampler
 from glm_training.engine.captioned_setup import build_captioned
 from glm_training.engine.setup import build_sampler
 from glm_training.methods.losses import MethodLoss

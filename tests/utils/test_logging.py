@@ -151,10 +151,10 @@ def test_train_log_takes_the_packages_records_without_secrets(tmp_path, monkeypa
     monkeypatch.setenv("HF_TOKEN", "hf_abcdefgh")
     with make(tmp_path) as log:
         log.text("step 1 done")
-        logging.getLogger("glm_training.data.scan").warning("bad file; header was hf_abcdefgh")
+        logging.getLogger("glm_training.data.prompts_layout.scan").warning("bad file; header was hf_abcdefgh")
     logging.getLogger("glm_training.data").warning("after closing")
     text = (tmp_path / "train.log").read_text()
-    assert "step 1 done" in text and "WARNING glm_training.data.scan: bad file; header was ***" in text
+    assert "step 1 done" in text and "WARNING glm_training.data.prompts_layout.scan: bad file; header was ***" in text
     assert "hf_abcdefgh" not in text and "after closing" not in text
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
-from glm_training.data.buckets import Size
 from glm_training.data.captioned.decoding import SampleDecoder
 from glm_training.data.captioned.samples import BadSample, ImageSet
 from glm_training.data.dataset import may_flip
 from glm_training.data.examples import ImageRows, View
-from glm_training.data.images import decode_image, fitted, to_unit_range
+from glm_training.data.pictures.buckets import Size
+from glm_training.data.pictures.images import decode_image, fitted, to_unit_range
 from glm_training.data.problems import DataError, Problem
 
 Place = tuple[int, int]

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glm_training.data.buckets import Size
 from glm_training.data.captioned.contents import IsEncoded, SampleContents
 from glm_training.data.captioned.decoding import Captioning, Decoded, Drawn, SampleDecoder, Shaping
 from glm_training.data.captioned.samples import HASHED_CAPTIONS, BadSample, Encoded, Fault, ImageSet
@@ -26,7 +25,8 @@ from glm_training.data.captioned.skipped import SkippedSamples
 from glm_training.data.dataset import check_one_size
 from glm_training.data.examples import Batch
 from glm_training.data.fingerprint import combined_digest
-from glm_training.data.images import CroppedImage, to_unit_range
+from glm_training.data.pictures.buckets import Size
+from glm_training.data.pictures.images import CroppedImage, to_unit_range
 from glm_training.data.problems import DataError
 from glm_training.data.prompt_lengths import PromptReader, check_lengths
 from glm_training.utils.randomness import derive_seed

@@ -11,12 +11,12 @@ from typing import Literal
 
 from PIL import Image
 
-from glm_training.data.buckets import Buckets, Size
 from glm_training.data.captioned.samples import BadSample, Encoded, Fault, ImageSet
 from glm_training.data.dataset import is_flipped, may_flip
 from glm_training.data.examples import View
-from glm_training.data.images import CroppedImage, decode_image, fitted
-from glm_training.data.picture_size import upright_size
+from glm_training.data.pictures.buckets import Buckets, Size
+from glm_training.data.pictures.images import CroppedImage, decode_image, fitted
+from glm_training.data.pictures.picture_size import upright_size
 from glm_training.data.problems import DataError
 from glm_training.data.prompt_lengths import PromptReader
 from glm_training.utils.randomness import uniform

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from glm_training.data.captioned.columns import ColumnsMissing, columns_of, names_pictures
-from glm_training.data.captioned.layouts import arrow, folder, listing, numbered, records, tars
+from glm_training.data.captioned.layouts import folder, listing, numbered
+from glm_training.data.captioned.layouts.tables import arrow, records
+from glm_training.data.captioned.layouts.tables.columns import ColumnsMissing, columns_of, names_pictures
+from glm_training.data.captioned.layouts.tables.text_tables import table_head
+from glm_training.data.captioned.layouts.tars import tar_set
 from glm_training.data.captioned.options import Reading, SetOptions
 from glm_training.data.captioned.samples import ImageSet
 from glm_training.data.captioned.sniff import (
@@ -21,15 +24,14 @@ from glm_training.data.captioned.sniff import (
     some_files_below,
     walk_below,
 )
-from glm_training.data.captioned.text_tables import table_head
 from glm_training.data.paths import PathRefused, local_path
 from glm_training.data.problems import DataError, Problem
 from glm_training.data.text_lines import UNREAD_IMAGE
 
-LAYOUTS: tuple[ModuleType, ...] = (folder, records, numbered, tars, listing, arrow)
+LAYOUTS: tuple[ModuleType, ...] = (folder, records, numbered, tar_set, listing, arrow)
 """Each has NAME, in words; in the order of how common they are."""
 
-_WITH_SOURCES = (records.NAME, numbered.NAME, arrow.NAME, tars.NAME)
+_WITH_SOURCES = (records.NAME, numbered.NAME, arrow.NAME, tar_set.NAME)
 EDITS = (
     "a table with the columns source, target and prompt, a prompts.txt with source_images beside target_images, or "
     "tars with KEY.source.jpg"
@@ -38,7 +40,7 @@ EDITS = (
 
 _TEXTS = ("text", "JSON object", "JSON list")
 _PARQUET = "a Parquet table"
-_NEAREST = {"image": folder, "JSON object": listing, "text": folder, "empty": tars}
+_NEAREST = {"image": folder, "JSON object": listing, "text": folder, "empty": tar_set}
 
 
 def open_sets(options: Sequence[SetOptions], reading: Reading) -> list[ImageSet]:
@@ -84,7 +86,7 @@ def _open_file(options: SetOptions, reading: Reading) -> ImageSet:
     path = options.path
     kind = kind_of(path)
     if kind == "tar":
-        return tars.open_set(options, reading)
+        return tar_set.open_set(options, reading)
     if kind == _PARQUET:
         return arrow.open_set(options, reading, [path])
     if _is_record_table(path, kind, options):
@@ -121,7 +123,7 @@ def _by_files(
 ) -> ImageSet | None:
     """What some `files` of a folder, of these `kinds`, say that it is."""
     if "tar" in kinds:
-        return tars.open_set(options, reading)
+        return tar_set.open_set(options, reading)
     tables = [file for file in may_be_tables if _is_record_table(file, kind_of(file), options)]
     if tables:
         return records.open_set(options, reading, tables)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from glm_training.data.buckets import Buckets, Size
 from glm_training.data.captioned.samples import BadSample, Fault, ImageSet
-from glm_training.data.picture_size import in_memory, upright_size
+from glm_training.data.pictures.buckets import Buckets, Size
+from glm_training.data.pictures.picture_size import in_memory, upright_size
 from glm_training.data.problems import DataError
 
 _AT_ONCE = 8192

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from glm_training.data.captioned.tar_members import BLOCK, is_tar
+from glm_training.data.captioned.layouts.tars.members import BLOCK, is_tar
 from glm_training.data.problems import DataError, Problem
 from glm_training.data.text_lines import is_unread_image, other_kind
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from glm_training.data.dataset import check_one_size
 from glm_training.data.examples import Example, ImageRows
-from glm_training.data.images import CroppedImage, decode_image, to_unit_range
+from glm_training.data.pictures.images import CroppedImage, decode_image, to_unit_range
 from glm_training.data.problems import DataError, Problem
 from glm_training.utils.randomness import uniform
 
@@ -124,7 +124,7 @@ class ResizedImage:
 
 
 def load_resized(image: PairImage, height: int, width: int, digest: str | None = None) -> ResizedImage:
-    """The image, decoded by the rules of :mod:`glm_training.data.images`, resized (Lanczos) to cover the size.
+    """The image, decoded by the rules of :mod:`glm_training.data.pictures.images`, resized (Lanczos) to cover the size.
 
     Raises:
         DataError: when the image is gone, cannot be decoded or, with ``digest``, has another one by now.

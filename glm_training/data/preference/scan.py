@@ -7,15 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from glm_training.data.buckets import Buckets, Size
-from glm_training.data.images import decode_image
-from glm_training.data.metadata import METADATA_NAME
 from glm_training.data.paths import PathRefused, local_path
+from glm_training.data.pictures.buckets import Buckets, Size
+from glm_training.data.pictures.images import decode_image
 from glm_training.data.preference.dataset import FileImage, PairImage, PreferencePair
 from glm_training.data.preference.listing import PairListing, read_listing
 from glm_training.data.preference.table import is_table, open_table, read_table
 from glm_training.data.problems import DataError, Problem, format_problems
 from glm_training.data.prompt_lengths import PromptReader, check_lengths
+from glm_training.data.prompts_layout.metadata import METADATA_NAME
 from glm_training.data.text_lines import read_text
 from glm_training.utils.words import counted
 

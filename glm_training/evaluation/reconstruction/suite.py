@@ -23,7 +23,7 @@ from torch import Tensor
 from glm_training.data.captioned.options import Reading, SetOptions
 from glm_training.data.captioned.recognise import open_sets
 from glm_training.data.captioned.samples import BadSample, ImageSet
-from glm_training.data.images import decode_image
+from glm_training.data.pictures.images import decode_image
 from glm_training.data.problems import DataError
 from glm_training.evaluation.reconstruction.frechet import frechet_distance, moments_of
 from glm_training.evaluation.reconstruction.inception import DIMENSION, Inception

@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from glm_training.data import DataError
-from glm_training.data.images import decode_image
+from glm_training.data.pictures.images import decode_image
 from glm_training.evaluation.suites.files import (
     LINES,
     RECORDS,

@@ -10,8 +10,6 @@ import pytest
 import torch
 
 from glm_training.data import DataError
-from glm_training.data.bucket_sampler import BucketSampler
-from glm_training.data.buckets import Buckets
 from glm_training.data.captioned import sizes as sizes_module
 from glm_training.data.captioned.dataset import CaptionedImages, Shaping
 from glm_training.data.captioned.held_out import HeldOutImages
@@ -20,8 +18,10 @@ from glm_training.data.captioned.recognise import open_sets
 from glm_training.data.captioned.samples import ImageSet
 from glm_training.data.captioned.split import hold_out
 from glm_training.data.dataset import sizes_of
-from glm_training.data.images import decode_image, fitted
-from glm_training.data.sampler import StatefulSampler
+from glm_training.data.pictures.buckets import Buckets
+from glm_training.data.pictures.images import decode_image, fitted
+from glm_training.data.samplers.bucket_sampler import BucketSampler
+from glm_training.data.samplers.sampler import StatefulSampler
 from tests.data.captioned.building import noise, opened, picture, write_listing, write_tar
 
 BUCKETS = Buckets(64 * 64, 32, smallest=32)

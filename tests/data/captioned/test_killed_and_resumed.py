@@ -16,7 +16,7 @@ import pytest
 
 from glm_training.data import StatefulSampler
 from glm_training.data.captioned.dataset import CaptionedImages, Shaping
-from glm_training.data.mixed_sampler import BLOCK, MixedSampler
+from glm_training.data.samplers.mixed_sampler import BLOCK, MixedSampler
 from tests.data.captioned.building import captioned, opened, tars, write_tar
 
 SIZES, BATCH = (50, 30, 20), 3

@@ -16,8 +16,8 @@ MUTATIONS = [
         ),
     ),
     *of(
-        "data/buckets.py",
-        "data/test_buckets.py",
+        "data/pictures/buckets.py",
+        "data/pictures/test_buckets.py",
         ("if height <= highest and width <= widest and height", "if height", "pictures are enlarged"),
         (
             "max(smallest, _up(side * w, h, step))",
@@ -28,8 +28,8 @@ MUTATIONS = [
         ("zip(shape, *others, strict=True)", "zip(shape, strict=True)", "what goes with a picture is enlarged"),
     ),
     *of(
-        "data/bucket_sampler.py",
-        "data/test_bucket_sampler.py",
+        "data/samplers/bucket_sampler.py",
+        "data/samplers/test_bucket_sampler.py",
         (
             "torch.argsort(self._buckets[indices], stable=True)",
             "torch.arange(len(indices))",
@@ -45,15 +45,15 @@ MUTATIONS = [
         ("[self.rank])", "[0])", "all processes draw the same batch"),
     ),
     *of(
-        "data/picture_size.py",
-        "data/test_picture_size.py",
+        "data/pictures/picture_size.py",
+        "data/pictures/test_picture_size.py",
         ("(image.width, image.height) if turned", "(image.height, image.width) if turned", "orientation is not heeded"),
         ("if pixels and header[4:] in _TEXTS:", "if False:", "what follows a PNG's pixels is not heeded"),
         ("(bits >> 14 & 0x3FFF) + 1", "(bits >> 14 & 0x3FFF)", "a lossless WebP is a row short"),
     ),
     *of(
-        "data/sampler.py",
-        "data/test_sampler.py",
+        "data/samplers/sampler.py",
+        "data/samplers/test_sampler.py",
         (
             "self.position += self.global_batch_size",
             "self.position += self.batch_size",
@@ -109,8 +109,8 @@ MUTATIONS = [
         ),
     ),
     *of(
-        "data/images.py",
-        "data/test_images.py",
+        "data/pictures/images.py",
+        "data/pictures/test_images.py",
         ("images.to(torch.float32) / 255", "images.to(torch.float32) / 256", "white is not 1"),
         ("return ImageOps.exif_transpose(image)", "return image", "photographs lie on their side"),
         ("ImageOps.fit(image, (width, height)", "ImageOps.fit(image, (height, width)", "height and width swapped"),

@@ -4,8 +4,8 @@ from tests.mutants.catalogue import of
 
 MUTATIONS = [
     *of(
-        "data/mixed_sampler.py",
-        "data/test_mixed_sampler.py",
+        "data/samplers/mixed_sampler.py",
+        "data/samplers/test_mixed_sampler.py",
         (
             "exact = [Fraction(weight) for weight in weights]",
             "exact = [Fraction(1) for weight in weights]",
@@ -30,8 +30,8 @@ MUTATIONS = [
         ),
     ),
     *of(
-        "data/captioned/tar_members.py",
-        "data/captioned/test_tar_members.py",
+        "data/captioned/layouts/tars/members.py",
+        "data/captioned/layouts/tars/test_tar_members.py",
         ("cut=self._ended)", "cut=False)", "a cut member counts as whole"),
         ("if total - 256 * high != checksum:", "if False:", "a header with a wrong checksum counts"),
         (
@@ -47,8 +47,8 @@ MUTATIONS = [
         ('elif key == b"size" and value.isdigit():', 'elif key == b"sizes":', "sizes of pax are not read"),
     ),
     *of(
-        "data/captioned/tar_index.py",
-        "data/captioned/test_tar_index.py",
+        "data/captioned/layouts/tars/index.py",
+        "data/captioned/layouts/tars/test_tar_index.py",
         ('key, _, kind = name.partition(".")', 'key, _, kind = name.rpartition(".")', "masks count as pictures"),
         ("if sample is None or kind in sample:", "if sample is None:", "a name that comes again hides the first"),
         ('return f"{name} (byte {offset})" if', "return name if", "samples of one name count once"),
@@ -56,21 +56,21 @@ MUTATIONS = [
         ("{path.absolute()} {stamp}", "{path.absolute()}", "a changed tar is not noticed"),
     ),
     *of(
-        "data/captioned/open_files.py",
-        "data/captioned/test_tar_index.py",
+        "data/captioned/layouts/tars/open_files.py",
+        "data/captioned/layouts/tars/test_tar_index.py",
         ("if stamp_of(os.fstat(file.fileno())) != stamp:", "if False:", "a tar that changed is read on"),
         ("self._close_beyond(self._limit)", "pass", "files stay open without bound"),
     ),
     *of(
         "data/captioned/samples.py",
-        "data/captioned/test_layouts.py",
+        "data/captioned/layouts/test_layouts.py",
         ('if not real.startswith(os.path.join(root, "")):', "if False:", "links lead out of the folder"),
         ('caption = " ".join(text.split())', "caption = text.strip()", "captions of several lines"),
         ('if not path.startswith(os.path.join(top, "")):', "if False:", "a listing names files anywhere"),
     ),
     *of(
         "data/captioned/layouts/listing.py",
-        "data/captioned/test_layouts.py",
+        "data/captioned/layouts/test_layouts.py",
         ("for key in _KEYS if captions else _KEYS[:1]:", "for key in _KEYS[:1]:", "records without annotation count"),
     ),
     *of(
@@ -120,17 +120,17 @@ MUTATIONS = [
     ),
     *of(
         "data/captioned/samples.py",
-        "data/captioned/test_layouts.py",
+        "data/captioned/layouts/test_layouts.py",
         ("if len(captions) > HASHED_CAPTIONS:", "if captions:", "changed captions are no drift"),
     ),
     *of(
         "data/captioned/sniff.py",
-        "data/captioned/test_layouts.py",
+        "data/captioned/layouts/test_layouts.py",
         ("        if real in seen:", "        if False:", "a link back is walked again and again"),
     ),
     *of(
         "data/captioned/recognise.py",
-        "data/captioned/test_layouts.py",
+        "data/captioned/layouts/test_layouts.py",
         (
             "            problems += error.problems\n",
             "            problems = error.problems\n",

@@ -4,8 +4,8 @@ from tests.mutants.catalogue import of
 
 MUTATIONS = [
     *of(
-        "data/captioned/columns.py",
-        "data/captioned/test_tables.py",
+        "data/captioned/layouts/tables/columns.py",
+        "data/captioned/layouts/tables/test_tables.py",
         (
             "if source is None and plain(image) in EDITED:",
             "if False:",
@@ -23,27 +23,27 @@ MUTATIONS = [
         ),
     ),
     *of(
-        "data/captioned/text_tables.py",
-        "data/captioned/test_tables.py",
+        "data/captioned/layouts/tables/text_tables.py",
+        "data/captioned/layouts/tables/test_tables.py",
         ('_DELIMITERS = ",;\\t|"', '_DELIMITERS = ","', "semicolons and tabs are no table"),
         ("            if not line:\n                continue\n", "", "blank lines are faults"),
         ("if len(fields) != len(names):", "if False:", "fields that do not fit are cut off"),
         ("data = file.read(_HEAD).removeprefix(_BOM)", "data = file.read(_HEAD)", "a mark hides the first column"),
     ),
     *of(
-        "data/captioned/layouts/records.py",
-        "data/captioned/test_tables.py",
+        "data/captioned/layouts/tables/records.py",
+        "data/captioned/layouts/tables/test_tables.py",
         ("            text = text[0]\n", "            text = text[-1]\n", "the last of several captions"),
         ("table.parent if options.root is None", "options.path if options.root is None", "paths start at the set"),
     ),
     *of(
         "data/captioned/layouts/numbered.py",
-        "data/captioned/test_tables.py",
+        "data/captioned/layouts/tables/test_tables.py",
         ("source[0] if source else None", "None", "edits have no sources"),
     ),
     *of(
-        "data/captioned/layouts/arrow.py",
-        "data/captioned/test_tables.py",
+        "data/captioned/layouts/tables/arrow.py",
+        "data/captioned/layouts/tables/test_tables.py",
         (
             "name = DEFAULT_SPLIT if options.split is None",
             "name = next(iter(splits)) if options.split is None",
@@ -52,8 +52,8 @@ MUTATIONS = [
         ("if isinstance(data, bytes) and data:", "if False:", "pictures inside are not read"),
     ),
     *of(
-        "data/captioned/tar_index.py",
-        "data/captioned/test_tables.py",
+        "data/captioned/layouts/tars/index.py",
+        "data/captioned/layouts/tables/test_tables.py",
         (
             "sample[kind] = min(other, member, key=_rank)",
             "sample[kind] = member",
@@ -63,7 +63,7 @@ MUTATIONS = [
     ),
     *of(
         "data/captioned/sniff.py",
-        "data/captioned/test_tables.py",
+        "data/captioned/layouts/tables/test_tables.py",
         ('_LEFT_BEHIND = ("__MACOSX", "@eaDir")', "_LEFT_BEHIND = ()", "what systems leave behind counts"),
         ("rest = [name for name in rest if os.path.splitext(name)[0] not in stems]", "pass", "captions are tables"),
     ),

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from glm_training.data.captioned.options import Reading, SetOptions
 from glm_training.data.captioned.samples import CaptionFault, Encoded, Fault, checked_caption, read_below
-from glm_training.data.layout import layout_of
-from glm_training.data.listing import Listing, Request, read_numbered
 from glm_training.data.problems import DataError, Problem
+from glm_training.data.prompts_layout.layout import layout_of
+from glm_training.data.prompts_layout.listing import Listing, Request, read_numbered
 from glm_training.data.text_lines import read_text
 
 NAME = "a prompts.txt with one prompt per line, beside it target_images/0.png, 1.png, ..."

@@ -47,7 +47,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class Request:
-    """What to look for; see :func:`glm_training.data.scan.load_examples` for the fields."""
+    """What to look for; see :func:`glm_training.data.prompts_layout.scan.load_examples` for the fields."""
 
     mode: Mode
     prompts_file: str | Path

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from glm_training.data import DataError
-from glm_training.data.images import decode_image
+from glm_training.data.pictures.images import decode_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (48, 40, 3), dtype=np.uint8)
 PICTURE = Image.fromarray(PIXELS)
@@ -198,7 +198,7 @@ def test_a_damaged_picture_is_refused(name):
 
 
 def test_a_bomb_is_one_behind_broken_metadata_too(monkeypatch):
-    monkeypatch.setattr("glm_training.data.images.MAX_PIXELS", 40 * 48 - 1)
+    monkeypatch.setattr("glm_training.data.pictures.images.MAX_PIXELS", 40 * 48 - 1)
     with pytest.raises(DataError, match="decompression bomb"):
         decoded(ODD_PNG["text with a wrong sum"])
 

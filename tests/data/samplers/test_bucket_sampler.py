@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from glm_training.data.bucket_sampler import BucketSampler
-from glm_training.data.mixed_sampler import BLOCK, MixedSampler
-from glm_training.data.sampler import StatefulSampler
+from glm_training.data.samplers.bucket_sampler import BucketSampler
+from glm_training.data.samplers.mixed_sampler import BLOCK, MixedSampler
+from glm_training.data.samplers.sampler import StatefulSampler
 
 WIDE, TALL, SQUARE = (64, 128), (128, 64), (64, 64)
 SIZES = [WIDE] * 5 + [TALL] * 7 + [SQUARE] * 1 + [WIDE] * 4

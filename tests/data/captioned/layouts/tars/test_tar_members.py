@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from glm_training.data.captioned.tar_members import BLOCK, FileReader, Member, TarWalk, is_tar, name_at
+from glm_training.data.captioned.layouts.tars.members import BLOCK, FileReader, Member, TarWalk, is_tar, name_at
 from tests.data.captioned.building import write_tar
 
 FILES = {"a.txt": b"x" * 700, "b.bin": b"", "c.jpg": bytes(range(256)) * 4}

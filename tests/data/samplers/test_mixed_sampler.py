@@ -8,8 +8,8 @@ from math import floor
 
 import pytest
 
-from glm_training.data.mixed_sampler import BLOCK, MixedSampler
-from glm_training.data.sampler import Place
+from glm_training.data.samplers.mixed_sampler import BLOCK, MixedSampler
+from glm_training.data.samplers.sampler import Place
 
 LENGTHS, WEIGHTS = (7, 40, 300), (1.0, 2.0, 5.0)
 

@@ -6,16 +6,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from glm_training.data.buckets import Buckets, Size
 from glm_training.data.examples import Example
-from glm_training.data.images import decode_image
 from glm_training.data.json_records import read_json_lines, read_json_list
-from glm_training.data.layout import is_record, layout_of
-from glm_training.data.listing import Listing, Mode, Request, Role, Row, read_numbered
-from glm_training.data.metadata import EXAMPLE, metadata_in, read_metadata
 from glm_training.data.paths import PathRefused, local_path
+from glm_training.data.pictures.buckets import Buckets, Size
+from glm_training.data.pictures.images import decode_image
 from glm_training.data.problems import DataError, Problem, format_problems
 from glm_training.data.prompt_lengths import PromptReader, check_lengths
+from glm_training.data.prompts_layout.layout import is_record, layout_of
+from glm_training.data.prompts_layout.listing import Listing, Mode, Request, Role, Row, read_numbered
+from glm_training.data.prompts_layout.metadata import EXAMPLE, metadata_in, read_metadata
 from glm_training.data.text_lines import TextFile, read_text
 from glm_training.utils.words import counted
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 
 from glm_training.data import DataError, load_image
-from glm_training.data.images import decode_image, fitted, load_fitted
+from glm_training.data.pictures.images import decode_image, fitted, load_fitted
 
 WHITE = [255, 255, 255]
 

@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from glm_training.data.buckets import Buckets
+from glm_training.data.pictures.buckets import Buckets
 
 
 @pytest.mark.parametrize(

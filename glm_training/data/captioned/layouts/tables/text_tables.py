@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from glm_training.data.captioned.columns import plain
+from glm_training.data.captioned.layouts.tables.columns import plain
 from glm_training.data.problems import DataError, Problem
 
 _HEAD = 1 << 16

@@ -24,7 +24,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor
 
-from glm_training.data.bare_images import bare, ended_jpeg
+from glm_training.data.pictures.bare_images import bare, ended_jpeg
 from glm_training.data.problems import DataError, Problem
 from glm_training.data.text_lines import UNREAD_IMAGE, is_unread_image, other_kind
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from glm_training.data.captioned.open_files import OpenFiles
-from glm_training.data.captioned.tar_index import IndexCache, TarIndex, index_tar, sample_name, stamp_of
-from glm_training.data.captioned.tar_members import BLOCK
+from glm_training.data.captioned.layouts.tars.index import IndexCache, TarIndex, index_tar, sample_name, stamp_of
+from glm_training.data.captioned.layouts.tars.members import BLOCK
+from glm_training.data.captioned.layouts.tars.open_files import OpenFiles
 from glm_training.data.problems import DataError
 from tests.data.captioned.building import captioned, picture, write_tar
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from glm_training.data.captioned.columns import Columns, ColumnsMissing, columns_of
+from glm_training.data.captioned.layouts.tables.columns import Columns, ColumnsMissing, columns_of
 from glm_training.data.captioned.options import Reading, SetOptions
 from glm_training.data.captioned.samples import (
     HASHED_CAPTIONS,

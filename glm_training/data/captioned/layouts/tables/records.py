@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from glm_training.data.captioned.columns import Columns, ColumnsMissing, columns_of
+from glm_training.data.captioned.layouts.tables.columns import Columns, ColumnsMissing, columns_of
+from glm_training.data.captioned.layouts.tables.text_tables import TableRow, table_head, table_rows
 from glm_training.data.captioned.options import Reading, SetOptions
 from glm_training.data.captioned.samples import (
     BadSample,
@@ -25,7 +26,6 @@ from glm_training.data.captioned.samples import (
     read_below,
 )
 from glm_training.data.captioned.sniff import IMAGE_SUFFIXES, files_below
-from glm_training.data.captioned.text_tables import TableRow, table_head, table_rows
 from glm_training.data.paths import PathRefused, local_path
 from glm_training.data.problems import DataError, Problem
 from glm_training.utils.words import counted

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from glm_training.data import DataError, Example
-from glm_training.data.buckets import Buckets
+from glm_training.data.pictures.buckets import Buckets
 from tests.data.conftest import paint
 
 
@@ -115,7 +115,7 @@ def test_damaged_images_are_named_with_their_line(files) -> None:
 
 
 def test_a_decompression_bomb_is_listed(files, monkeypatch) -> None:
-    monkeypatch.setattr("glm_training.data.images.MAX_PIXELS", 40 * 36 - 1)
+    monkeypatch.setattr("glm_training.data.pictures.images.MAX_PIXELS", 40 * 36 - 1)
     assert len(problems(files)) == 4
 
 

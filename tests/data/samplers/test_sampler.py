@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from glm_training.data import StatefulSampler
-from glm_training.data.sampler import Place, shuffled
+from glm_training.data.samplers.sampler import Place, shuffled
 from glm_training.utils.randomness import make_generator
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 
-from glm_training.data.captioned.tar_index import stamp_of
-from glm_training.data.captioned.tar_members import FileReader
+from glm_training.data.captioned.layouts.tars.index import stamp_of
+from glm_training.data.captioned.layouts.tars.members import FileReader
 from glm_training.data.problems import DataError, Problem
 
 LIMIT = 256

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from glm_training.data.sampler import Place, StatefulSampler, shuffled
+from glm_training.data.samplers.sampler import Place, StatefulSampler, shuffled
 
 _KEPT_ROUNDS = 2
 """Draws near the end of a round need the next one."""

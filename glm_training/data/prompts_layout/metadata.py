@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from glm_training.data.json_records import Record
-from glm_training.data.listing import Listing, Request, Role, Row, folder_problem
 from glm_training.data.paths import PathRefused, path_below
 from glm_training.data.problems import Problem
+from glm_training.data.prompts_layout.listing import Listing, Request, Role, Row, folder_problem
 from glm_training.data.text_lines import TextLine, prompt_fault
 
 METADATA_NAME = "metadata.jsonl"

@@ -19,7 +19,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from glm_training.data.sampler import StatefulSampler, shuffled
+from glm_training.data.samplers.sampler import StatefulSampler, shuffled
 
 BLOCK = 1024
 _KEPT_BLOCKS = 2

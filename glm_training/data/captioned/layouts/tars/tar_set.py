@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from glm_training.data.captioned.open_files import OpenFiles
+from glm_training.data.captioned.layouts.tars.index import IndexCache, TarIndex, sample_key, sample_name
+from glm_training.data.captioned.layouts.tars.members import BLOCK, name_at
+from glm_training.data.captioned.layouts.tars.open_files import OpenFiles
 from glm_training.data.captioned.options import Reading, SetOptions
 from glm_training.data.captioned.samples import (
     DEFAULT_KEY,
@@ -24,8 +26,6 @@ from glm_training.data.captioned.samples import (
     caption_of_text,
 )
 from glm_training.data.captioned.sniff import files_below, kind_of
-from glm_training.data.captioned.tar_index import IndexCache, TarIndex, sample_key, sample_name
-from glm_training.data.captioned.tar_members import BLOCK, name_at
 from glm_training.data.problems import DataError, Problem
 from glm_training.utils.words import counted
 

@@ -1,8 +1,8 @@
 """How large a picture is, from the beginning of its file: no pixel is decoded where the header alone tells.
 
-What is said here is what :func:`glm_training.data.images.decode_image` makes of the file, upright. So what may turn a
-picture has to be read as it is read there: where that cannot be told from the header (TIFF, a PNG whose metadata follow
-its pixels, a file whose header Pillow stops at), the picture is decoded after all.
+What is said here is what :func:`glm_training.data.pictures.images.decode_image` makes of the file, upright. So what
+may turn a picture has to be read as it is read there: where that cannot be told from the header (TIFF, a PNG whose
+metadata follow its pixels, a file whose header Pillow stops at), the picture is decoded after all.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from glm_training.data.images import DECODE_ERRORS, FORMATS, MAX_PIXELS, decode_image, upright
+from glm_training.data.pictures.images import DECODE_ERRORS, FORMATS, MAX_PIXELS, decode_image, upright
 
 Part = Callable[[int, int], bytes]
 """Up to so many bytes of a file from an offset; none at its end. `(offset, size)`."""

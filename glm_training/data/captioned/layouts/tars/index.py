@@ -23,8 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
-from glm_training.data.captioned.columns import CAPTIONS, EDITED, SOURCES, plain
-from glm_training.data.captioned.tar_members import BLOCK, FileReader, Member, TarWalk
+from glm_training.data.captioned.layouts.tables.columns import CAPTIONS, EDITED, SOURCES, plain
+from glm_training.data.captioned.layouts.tars.members import BLOCK, FileReader, Member, TarWalk
 from glm_training.utils.failures import beside_training
 
 FORMAT = 3

@@ -1,0 +1,1 @@
+"""One picture: its bytes, its pixels, its size in a batch."""

@@ -1,0 +1,1 @@
+"""Prompts in a text, with or without their pictures in folders beside it."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,13 +22,14 @@ from glm_training.data.captioned.decoding import Captioning, Decoded, Drawn, Sam
 from glm_training.data.captioned.samples import HASHED_CAPTIONS, BadSample, Encoded, Fault, ImageSet
 from glm_training.data.captioned.sizes import PictureSizes
 from glm_training.data.captioned.skipped import SkippedSamples
+from glm_training.data.captioned.trial import Found, measured, prompt_or_fault, try_some
 from glm_training.data.dataset import check_one_size
 from glm_training.data.examples import Batch
 from glm_training.data.fingerprint import combined_digest
 from glm_training.data.pictures.buckets import Size
 from glm_training.data.pictures.images import CroppedImage, to_unit_range
 from glm_training.data.problems import DataError
-from glm_training.data.prompt_lengths import PromptReader, check_lengths
+from glm_training.data.prompt_lengths import PromptReader
 from glm_training.utils.randomness import derive_seed
 from glm_training.utils.words import counted
 
@@ -36,9 +37,6 @@ Crop = Literal["center", "random"]
 
 ATTEMPTS = 100
 """Pictures that are tried for one place: of a set with every second one unusable, none of 10^30 places stays empty."""
-
-ALIKE_SHOWN = 5
-"""Faults that are shown of a set that has nothing else."""
 
 TRIED_FIRST = 256
 """Samples of each set that are read before training."""
@@ -101,25 +99,30 @@ class CaptionedImages:
         self._unsuitable: list[Fault] = []
         total = sum(map(len, self.sets)) + len(self._faults)
         self.skipped = SkippedSamples(skipped_dir, total, max_bad_fraction, rank)
+        self.skipped.note(self._faults)
         self._seed = seed
         self._num_workers = num_workers
         self._pin_memory = pin_memory and torch.cuda.is_available()
         self._pending: dict[tuple[int, int], Future[Drawn]] = {}
         self._pool: ThreadPoolExecutor | None = None
-        self._reader = reader
         self._decoder = SampleDecoder(shaping, self.captioning, reader, seed)
         self.contents = SampleContents(self.sets, self._decoder, flip=shaping.flip)
         self.decodes = True
         buckets = shaping.buckets
         self._sizes = None if buckets is None else PictureSizes(self.sets, buckets, shaping.unsuitable, sources=sources)
-        self._usable = self._measured() if measure else [None] * len(self.sets)
+        self._usable: Sequence[np.ndarray | None] = [None] * len(self.sets)
+        if measure and self._sizes is not None:
+            self._usable, found = measured(self.sets, self._sizes, num_workers)
+            self._take_note(found)
+            self._unsuitable = found.unsuitable
         lengths = [len(one if rows is None else rows) for one, rows in zip(self.sets, self._usable, strict=True)]
         self.set_lengths = tuple(length * count for length, count in zip(lengths, counts, strict=True))
         self._ends = np.cumsum(self.set_lengths).tolist()
-        self.skipped.note(self._faults)
         self.skipped.check()
-        cut = self._try_some(try_first)
-        self.remarks = [remark for one in self.sets for remark in one.remarks] + list(self._told()) + cut
+        found = try_some(self.sets, self._decoder, reader, try_first, num_workers)
+        self._take_note(found)
+        self.skipped.check()
+        self.remarks = [remark for one in self.sets for remark in one.remarks] + list(self._told()) + found.remarks
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -247,59 +250,16 @@ class CaptionedImages:
 
     # -- before training -----------------------------------------------------------------------------------------------
 
-    def _measured(self) -> list[np.ndarray | None]:
-        """The rows of each set that have a size; takes note of the others."""
-        if self._sizes is None:
-            return [None] * len(self.sets)
-        usable: list[np.ndarray | None] = []
-        for number, one in enumerate(self.sets):
-            rows, bad = self._sizes.measure(number, self._num_workers)
-            self._faults += [found.fault for found in bad if not found.unsuitable]
-            self._unsuitable += [found.fault for found in bad if found.unsuitable]
-            if not len(rows):
-                self._refuse_set(one, bad, "all")
-            usable.append(rows)
-        self.skipped.note(self._unsuitable, unsuitable=True)
-        return usable
-
-    def _refuse_set(self, one: ImageSet, bad: Sequence[BadSample], what: str) -> NoReturn:
-        problems = [found.fault.problem() for found in bad[:ALIKE_SHOWN]]
-        heading = f"{one.name}: {counted(len(one), 'sample')}, and {what} cannot be used, the first of them:"
-        raise DataError(problems, heading)
-
-    def _try_some(self, most: int) -> list[str]:
-        """Reads some of each set: a key that no caption has, say, is known before training. Returns what of their
-        captions the model does not read, in words."""
-        found: list[Fault] = []
-        remarks: list[str] = []
-        with ThreadPoolExecutor(max(self._num_workers, 1), thread_name_prefix="decode") as pool:
-            for number, one in enumerate(self.sets):
-                count = min(len(one), most)
-                rows = [place * len(one) // count for place in range(count)]
-                tried = list(pool.map(lambda row, own=number: self._tried(own, row), rows))
-                bad = [fault for fault in tried if isinstance(fault, BadSample)]
-                found += [fault.fault for fault in bad if not fault.unsuitable]
-                if bad and len(bad) == count:
-                    self._refuse_set(one, bad, "all" if count == len(one) else f"all of {count} that were tried")
-                self.skipped.note((fault.fault for fault in bad if fault.unsuitable), unsuitable=True)
-                texts = [(row, None, told) for row, told in zip(rows, tried, strict=True) if isinstance(told, str)]
-                remarks += [] if self._reader is None else check_lengths(Path(one.name), texts, self._reader)[1]
-        self.skipped.note(found)
-        self.skipped.check()
-        self._faults += found
-        return remarks
+    def _take_note(self, found: Found) -> None:
+        self._faults += found.broken
+        self.skipped.note(found.broken)
+        self.skipped.note(found.unsuitable, unsuitable=True)
 
     def tried(self, index: int) -> BadSample | None:
         """Why the sample at `index` cannot be used; None where it can."""
-        tried = self._tried(*self._row(index))
+        number, row = self._row(index)
+        tried = prompt_or_fault(self._decoder, self.sets[number], row)
         return tried if isinstance(tried, BadSample) else None
-
-    def _tried(self, number: int, row: int) -> BadSample | str:
-        """The caption of a sample that can be used, else why not."""
-        try:
-            return self._decoder.decoded(self.sets[number], row).prompt
-        except BadSample as bad:
-            return bad
 
     def _told(self) -> Iterator[str]:
         broken, unsuitable = self.skipped.counts()

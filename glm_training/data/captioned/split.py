@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from glm_training.data.captioned.dataset import ALIKE_SHOWN, CaptionedImages
+from glm_training.data.captioned.dataset import CaptionedImages
 from glm_training.data.captioned.samples import BadSample, Encoded, ImageSet
+from glm_training.data.captioned.trial import ALIKE_SHOWN
 from glm_training.data.problems import DataError, Problem
 from glm_training.utils.words import counted
 

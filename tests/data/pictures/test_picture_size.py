@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from glm_training.data import picture_size
+from glm_training.data.pictures import picture_size
 from glm_training.data.pictures.images import decode_image
 from glm_training.data.pictures.picture_size import BUFFER, upright_size
 from glm_training.data.problems import DataError

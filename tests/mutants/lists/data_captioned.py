@@ -81,7 +81,7 @@ MUTATIONS = [
             '"captioned replacement", 0, 0, attempt)',
             "one stands in for all",
         ),
-        ("        self.skipped.note(found)\n", "", "broken samples that were tried do not count"),
+        ("        self.skipped.note(found.broken)\n", "", "broken samples that were tried do not count"),
         (
             "place = index - self._ends[number] + self.set_lengths[number]",
             "place = index",

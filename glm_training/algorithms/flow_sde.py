@@ -203,6 +203,34 @@ def divergence_mask(ratio: Tensor, advantages: Tensor, divergence: Tensor, thres
     return ~(outwards & (divergence > threshold))
 
 
+def noise_weights(sigmas: Tensor, *, kernel: Kernel, eta: float) -> Tensor:
+    """TempFlow-GRPO's weight of each step of a schedule (arXiv:2508.04324): its std over the mean std, fp32 [S].
+
+    `sigmas` [S + 1] fall from at most 1 to 0. A step's std is s sqrt(-dt), the noise it explores with, and the gradient
+    of its log-prob goes as 1 / std: so weighted, steps count alike in what they change, and the early ones, which
+    decide most, are no longer drowned by the last ones. The mean is over the steps of the schedule that have noise (all
+    but the last one of "cps"), whichever of them are trained: a window's place keeps its weight. Raises ValueError for
+    the kernel "ode", which has no noise, and as `sde_transition` does.
+    """
+    require_choice("kernel", kernel, ("flow", "dance", "cps"))
+    if sigmas.ndim != 1 or len(sigmas) < 2:
+        raise ValueError(f"sigmas must have shape [S + 1], got {list(sigmas.shape)}")
+    nothing = sigmas.new_zeros(len(sigmas) - 1, 1)
+    below_one = sigmas[sigmas < _PURE_NOISE].amax() if bool((sigmas < _PURE_NOISE).any()) else None
+    step = sde_transition(
+        nothing,
+        nothing,
+        sigmas[:-1],
+        sigmas[1:],
+        kernel=kernel,
+        eta=eta,
+        sigma_max=below_one,
+        check_finite=False,
+    )
+    stds = step.std.flatten()
+    return stds / stds[stds > 0].mean()
+
+
 def sde_window(
     step: int,
     total_steps: int,

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from glm_training.algorithms.flow_sde import SDEStep, divergence_mask, gaussian_kl, guard_log_ratio
+from glm_training.algorithms.awm import velocity_kl
+from glm_training.algorithms.flow_sde import SDEStep, divergence_mask, gaussian_kl, guard_log_ratio, noise_weights
 from glm_training.algorithms.policy_loss import PolicyLoss, policy_loss
 from glm_training.methods.losses import DiTPolicies, MethodLoss, Velocity
 from glm_training.models.glm_image.dit_types import Trajectory
@@ -32,19 +34,26 @@ class FlowPolicyGradient:
 
     `guard`: log-ratios centred and of one size at every step, the loss of a step divided by |dt| (GRPO-Guard,
     arXiv:2510.22319). `divergence_threshold`: no ratio clip; a sample whose step has moved further than this KL (per
-    latent dim) from the policy that drew it is not pushed further out (Flow-DPPO).
+    latent dim) from the policy that drew it is not pushed further out (Flow-DPPO). `noise_weighting`: the policy loss
+    of a step, not its KL, times the step's `noise_weights` (TempFlow-GRPO, arXiv:2508.04324). `kl_form` "velocity":
+    the squared velocity difference at the drawn latents in the place of the step's KL (UniGRPO, arXiv:2603.23500).
     """
 
     clip: tuple[float, float]
     kl_coef: float
     guard: bool = False
     divergence_threshold: float | None = None
+    noise_weighting: bool = False
+    kl_form: Literal["step", "velocity"] = "step"
 
     def replay(self, policy: Velocity, trajectory: Trajectory, step: int) -> SDEStep:
         """Step `step` again under `policy`, with the guidance, kernel and eta that sampled."""
+        return trajectory.score(step, self._velocity(policy, trajectory, step))
+
+    def _velocity(self, policy: Velocity, trajectory: Trajectory, step: int) -> Tensor:
+        """[B, C, h, w] under `policy` at the drawn latents before `step`."""
         times = trajectory.schedule.timesteps[step].to(trajectory.final.device).expand(len(trajectory.final))
-        velocity = policy(trajectory.at(step), times, trajectory.condition, guidance_scale=trajectory.guidance_scale)
-        return trajectory.score(step, velocity)
+        return policy(trajectory.at(step), times, trajectory.condition, guidance_scale=trajectory.guidance_scale)
 
     @torch.no_grad()
     def rescored(self, policy: Velocity, trajectory: Trajectory) -> tuple[Tensor, Tensor | None]:
@@ -65,13 +74,15 @@ class FlowPolicyGradient:
         how much it did is then the figure `replay_gap` (nats per latent dim).
         """
         share = 1.0 / len(trajectory.sde_indices)
+        weights = self._step_weights(trajectory)
         for step in trajectory.sde_indices:
             anchor = None
             # before the trained pass, so that none of its activations are held meanwhile
             if self.kl_coef > 0 and policies.reference is not None:
                 with policies.reference():
-                    anchor = self.replay(policies.component, trajectory, step).mean
-            now = self.replay(policies.trained, trajectory, step)
+                    anchor = self._velocity(policies.component, trajectory, step)
+            velocity = self._velocity(policies.trained, trajectory, step)
+            now = trajectory.score(step, velocity)
             assert now.log_prob is not None  # the ODE kernel has no SDE steps
             drawn = trajectory.log_probs[:, trajectory.sde_indices.index(step)]
             old = now.log_prob.detach() if on_policy else drawn
@@ -79,7 +90,7 @@ class FlowPolicyGradient:
             if self.guard or self.divergence_threshold is not None:
                 old_mean = now.mean.detach() if on_policy else trajectory.mean_at(step)
             result, divergence = self._step_loss(now, old, old_mean, trajectory, step, advantages)
-            loss = result.loss
+            loss = result.loss * weights[step]
             metrics = {
                 "clip_fraction": result.clip_fraction,
                 "approx_kl": result.approx_kl if divergence is None else divergence,
@@ -89,10 +100,23 @@ class FlowPolicyGradient:
                 gap = (old - drawn).abs()
                 metrics |= {"replay_gap": gap.mean(), "replay_gap_max": gap.max()}
             if anchor is not None:
-                kl = gaussian_kl(now.mean, anchor, now.std, check_finite=False).mean()
+                kl = self._kl(trajectory, step, velocity, now, anchor)
                 loss = loss + self.kl_coef * kl
                 metrics["kl"] = kl.detach()
             yield MethodLoss(loss * share, len(advantages), metrics)
+
+    def _step_weights(self, trajectory: Trajectory) -> list[float]:
+        """Of each denoising step, in its policy loss."""
+        schedule = trajectory.schedule
+        if not self.noise_weighting:
+            return [1.0] * schedule.steps
+        return noise_weights(schedule.sigmas, kernel=trajectory.kernel, eta=trajectory.eta).tolist()
+
+    def _kl(self, trajectory: Trajectory, step: int, velocity: Tensor, now: SDEStep, anchor: Tensor) -> Tensor:
+        """The mean distance of a step from the reference, whose velocity is `anchor` [B, C, h, w]."""
+        if self.kl_form == "velocity":
+            return velocity_kl(velocity, anchor, check_finite=False).mean()
+        return gaussian_kl(now.mean, trajectory.score(step, anchor).mean, now.std, check_finite=False).mean()
 
     def _step_loss(
         self, now: SDEStep, old: Tensor, old_mean: Tensor | None, trajectory: Trajectory, step: int, advantages: Tensor

@@ -95,7 +95,9 @@ def dit_method(config: Config) -> DiTMethod:
         return NFT(dit.nft_beta, dit.advantage_max, policy.kl_coef)
     if dit.method == "awm":
         return AWM(clip, policy.kl_coef, dit.huber)
-    return FlowPolicyGradient(clip, policy.kl_coef, dit.ratio == "guard", dit.divergence_threshold)
+    return FlowPolicyGradient(
+        clip, policy.kl_coef, dit.ratio == "guard", dit.divergence_threshold, dit.noise_weighting, dit.kl_form
+    )
 
 
 # -- the AR half -------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import torch
 
 from glm_training.algorithms.flow_sde import (
     gaussian_kl,
+    noise_weights,
     sde_step,
     sde_transition,
     sde_window,
@@ -386,3 +387,32 @@ def test_kl_refuses(args: tuple, named: str) -> None:
 def test_window_refuses(args: tuple, kwargs: dict, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         sde_window(*args, **kwargs)
+
+
+# -- weights of the steps ----------------------------------------------------------------------------------------------
+
+
+def test_noise_weights_are_the_stds_over_their_mean() -> None:
+    sigmas = torch.tensor([1.0, 0.8, 0.5, 0.0])
+    flow = [0.49 * 1.0 / 0.2 * 0.2, 0.49 * 0.8 / 0.2 * 0.3, 0.49 * 0.5 / 0.5 * 0.5]
+    dance = [0.2, 0.3, 0.5]
+    for kernel, squares in (("flow", flow), ("dance", dance)):
+        stds = [math.sqrt(square) for square in squares]
+        weights = noise_weights(sigmas, kernel=kernel, eta=0.7)
+        assert weights.tolist() == pytest.approx([std / (sum(stds) / 3) for std in stds], rel=1e-5)
+    # std sigma_next sin(eta pi / 2): eta has no effect, and the last step, which has no noise, none either
+    assert noise_weights(sigmas, kernel="cps", eta=0.4).tolist() == pytest.approx([0.8 / 0.65, 0.5 / 0.65, 0.0])
+
+
+def test_noise_weights_of_a_schedule_that_starts_below_pure_noise() -> None:
+    """Nothing stands in for a sigma of 1 where there is none."""
+    weights = noise_weights(torch.tensor([0.8, 0.5, 0.0]), kernel="flow", eta=0.5)
+    stds = [math.sqrt(0.8 / 0.2 * 0.3), math.sqrt(0.5 / 0.5 * 0.5)]
+    assert weights.tolist() == pytest.approx([std / (sum(stds) / 2) for std in stds], rel=1e-5)
+
+
+def test_noise_weights_refuse() -> None:
+    with pytest.raises(ValueError, match="kernel must be one of flow, dance, cps, got 'ode'"):
+        noise_weights(torch.tensor([1.0, 0.0]), kernel="ode", eta=0.5)
+    with pytest.raises(ValueError, match=r"sigmas must have shape \[S \+ 1\], got \[1\]"):
+        noise_weights(torch.tensor([1.0]), kernel="flow", eta=0.5)

@@ -137,6 +137,7 @@ def test_each_half_has_the_kl_coefficient_of_its_unit() -> None:
     assert build().policy_for("dit").kl_coef == published / steps
     for method, coefficient in (("nft", 1e-4), ("awm", 3e-3)):
         assert build(reward=reward(dit={"method": method})).policy_for("dit").kl_coef == coefficient
+    assert build(reward=reward(dit={"kl_form": "velocity"})).policy_for("dit").kl_coef == 1e-4
 
 
 def test_a_given_kl_coefficient_is_that_of_both_halves() -> None:

@@ -159,7 +159,8 @@ def drawn(old: float):
 
 def flow_terms(policy: ToyVelocity, old: float, clip: tuple[float, float], kl_coef: float = 0.0, **options):
     policies = DiTPolicies(policy, policy, partial(policy.at, REFERENCE))
-    method = FlowPolicyGradient(clip, kl_coef)
+    kept = {name: options.pop(name) for name in ("noise_weighting", "kl_form") if name in options}
+    method = FlowPolicyGradient(clip, kl_coef, **kept)
     return list(method.losses(policies, drawn(old), torch.tensor(ADVANTAGES), **options))
 
 
@@ -188,6 +189,40 @@ def test_the_flow_kl_is_that_of_the_two_gaussians():
         assert kept[step].metrics["kl"].item() == pytest.approx(kl, rel=1e-4)
         assert (kept[step].loss - plain[step].loss).item() == pytest.approx(0.3 * kl / 2, rel=1e-4)
         assert plain[step].loss.item() == pytest.approx(-0.5 / 2, rel=1e-5), "at ratio 1 it is -mean A"
+
+
+def test_noise_weights_multiply_the_policy_loss_of_a_step_and_not_its_kl():
+    """Over the mean std of the whole schedule, of which the third step is not trained."""
+    plain, kept, alone = (
+        flow_terms(ToyVelocity(NEW), 0.6, (0.9, 9.0), kl_coef, noise_weighting=weighted)
+        for kl_coef, weighted in ((0.0, False), (0.3, True), (0.3, False))
+    )
+    stds = [mean_and_std(0, 0, NEW)[1], mean_and_std(1, 0, NEW)[1], math.sqrt(0.25 * 0.5 / 0.5 * 0.5)]
+    for step in (0, 1):
+        weight = stds[step] / (sum(stds) / 3)
+        assert abs(weight - 1) > 0.05
+        kl = (alone[step].loss - plain[step].loss).item()
+        assert kept[step].loss.item() == pytest.approx(weight * plain[step].loss.item() + kl, rel=1e-4)
+
+
+def test_the_velocity_form_of_the_kl_is_the_squared_velocity_difference():
+    plain, kept = (flow_terms(ToyVelocity(NEW), NEW, (0.9, 9.0), kl_coef, kl_form="velocity") for kl_coef in (0.0, 0.3))
+    for step, latents in enumerate((BEFORE, BETWEEN)):
+        kl = sum(((NEW - REFERENCE) * x) ** 2 for row in latents for x in row) / 4
+        assert kept[step].metrics["kl"].item() == pytest.approx(kl, rel=1e-5)
+        assert (kept[step].loss - plain[step].loss).item() == pytest.approx(0.3 * kl / 2, rel=1e-4)
+
+
+def test_the_velocity_kl_pulls_towards_the_reference():
+    """Its gradient in the weight is 2 (weight - reference) mean x^2."""
+    policy, plain = ToyVelocity(NEW), ToyVelocity(NEW)
+    kept = flow_terms(policy, NEW, (0.9, 9.0), 0.3, kl_form="velocity")[0]
+    without = flow_terms(plain, NEW, (0.9, 9.0), 0.0)[0]
+    pull = (
+        torch.autograd.grad(kept.loss, policy.weight)[0] - torch.autograd.grad(without.loss, plain.weight)[0]
+    ).item()
+    squares = sum(x**2 for row in BEFORE for x in row) / 4
+    assert pull == pytest.approx(0.3 * 2 * (NEW - REFERENCE) * squares / 2, rel=1e-3)
 
 
 def test_the_deviation_of_a_replay_is_that_of_its_ratio():

@@ -16,7 +16,16 @@ from tests.runs import trainer_of, weights_of
 CASES: dict[str, tuple[str, list[str]]] = {
     "ar": ("t2i", ["model.component=ar"]),
     "flow_grpo": ("t2i", ["model.component=both"]),
-    "rescored": ("t2i", ["model.component=both", "rollout.rescore=true", "reward.grpo.updates_per_rollout=2"]),
+    "rescored": (
+        "t2i",
+        [
+            "model.component=both",
+            "rollout.rescore=true",
+            "reward.grpo.updates_per_rollout=2",
+            "reward.grpo.dit.noise_weighting=true",
+            "reward.grpo.dit.kl_form=velocity",
+        ],
+    ),
     "nft": ("t2i", ["model.component=both", "reward.grpo.dit.method=nft", "reward.grpo.dit.old_decay=0.5"]),
     "edits": ("i2i", ["model.component=both"]),
     "supervised": ("t2i", ["model.component=both", "training.use_reward=false"]),

@@ -197,6 +197,9 @@ def test_the_dit_half_learns_as_the_configuration_says(tmp_path):
 
     assert method() == FlowPolicyGradient((0.1, 0.3), 0.02, False, None)
     assert method("ratio=guard") == FlowPolicyGradient((0.1, 0.3), 0.02, True, None)
+    assert method("noise_weighting=true", "kl_form=velocity") == FlowPolicyGradient(
+        (0.1, 0.3), 0.02, noise_weighting=True, kl_form="velocity"
+    )
     assert method("divergence_threshold=0.5") == FlowPolicyGradient((0.1, 0.3), 0.02, False, 0.5)
     assert method("method=nft", "nft_beta=0.4", "advantage_max=3") == NFT(0.4, 3.0, 0.02)
     assert method("method=awm", "huber=0.2") == AWM((0.1, 0.3), 0.02, 0.2)

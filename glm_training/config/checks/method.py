@@ -84,6 +84,7 @@ def _dit_method(config: Config) -> Iterator[Issue]:
     for name, asked in (
         ("ratio", dit.ratio == "guard"),
         ("divergence_threshold", dit.divergence_threshold is not None),
+        ("noise_weighting", dit.noise_weighting),
     ):
         if asked and dit.method != "flow_grpo":
             yield Issue(
@@ -91,6 +92,24 @@ def _dit_method(config: Config) -> Iterator[Issue]:
                 f"belongs to the method `flow_grpo`; the method is `{dit.method}`.",
                 "Remove it, or set the method.",
             )
+    if dit.noise_weighting and dit.ratio == "guard":
+        yield Issue(
+            ("reward.grpo.dit.noise_weighting", "reward.grpo.dit.ratio"),
+            "GRPO-Guard's ratios have one size at all steps already, and its loss a weight of its own.",
+            "Remove it, or use `reward.grpo.dit.ratio: plain`.",
+        )
+    if dit.kl_form == "velocity" and dit.method != "flow_grpo":
+        yield Issue(
+            ("reward.grpo.dit.kl_form", "reward.grpo.dit.method"),
+            f"`{dit.method}` weighs the squared velocity difference as it is.",
+            "Remove it.",
+        )
+    elif dit.kl_form == "velocity" and config.policy_for("dit").kl_coef == 0:
+        yield Issue(
+            ("reward.grpo.dit.kl_form", "reward.grpo.dit.kl_coef"),
+            "it has no weight: `kl_coef` is 0.",
+            "Remove it, or set `reward.grpo.dit.kl_coef`.",
+        )
     if dit.timesteps_per_sample is not None and dit.method == "flow_grpo":
         yield Issue(
             ("reward.grpo.dit.timesteps_per_sample", "reward.grpo.dit.method"),

@@ -23,6 +23,8 @@ SDXL_NAME = "stabilityai/stable-diffusion-xl-base-1.0"
 VGT_NAME = "OpenGVLab/InternVL3-1B-hf"
 DIT_KL = {"flow_grpo": 0.004, "nft": 1e-4, "awm": 3e-3}
 """The published coefficients, each in the unit that its method's KL has here (docs/recipes.md)."""
+VELOCITY_KL = 1e-4
+"""Of `flow_grpo` with `kl_form: velocity`: DiffusionNFT's, which weighs the same squared difference."""
 DEFAULT_SIZE = 1024
 VGT_SIZE = 448
 SMALLEST_SIDE = 80
@@ -183,7 +185,8 @@ def _fill_kl(reward: Any) -> None:
     dit = _get(grpo, "dit")
     method = _get(dit, "method") or "flow_grpo"
     if isinstance(grpo, dict) and "kl_coef" not in grpo and isinstance(method, str) and method in DIT_KL:
-        _fill(dit, "kl_coef", DIT_KL[method])
+        velocity = method == "flow_grpo" and _get(dit, "kl_form") == "velocity"
+        _fill(dit, "kl_coef", VELOCITY_KL if velocity else DIT_KL[method])
 
 
 OWN_OPTIMIZER_DEFAULTS: dict[str, Tree] = {

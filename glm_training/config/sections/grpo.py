@@ -59,9 +59,10 @@ class GRPODiTConfig(GRPOPartConfig):
         ge=0,
         le=1_000_000,
         description="In the unit of its KL: of a noisy step (`flow_grpo`; 1/abs(dt) times the published code's), "
-        "or the squared velocity difference (`nft`, `awm`). Null = `reward.grpo.kl_coef`.",
+        "or the squared velocity difference (`nft`, `awm`, `kl_form: velocity`). Null = `reward.grpo.kl_coef`.",
         json_schema_extra={
-            "default_text": "0.004 (`nft` 1e-4, `awm` 3e-3); `null` where `reward.grpo.kl_coef` is given"
+            "default_text": "0.004 (`nft` and `kl_form: velocity` 1e-4, `awm` 3e-3); "
+            "`null` where `reward.grpo.kl_coef` is given"
         },
     )
     method: Literal["flow_grpo", "nft", "awm"] = Field(
@@ -79,6 +80,16 @@ class GRPODiTConfig(GRPOPartConfig):
         le=1_000_000,
         description="`flow_grpo`: in the clip's place, a KL per step beyond which nothing is pushed further out "
         "(Flow-DPPO); null = clip.",
+    )
+    noise_weighting: bool = Field(
+        default=False,
+        description="`flow_grpo`: a step's policy loss is weighted by its noise, s sqrt(abs(dt)) over the mean of the "
+        "schedule's, so that early steps count more (TempFlow-GRPO).",
+    )
+    kl_form: Literal["step", "velocity"] = Field(
+        default="step",
+        description="`flow_grpo`: the KL of the Gaussian steps, or the squared velocity difference in its place "
+        "(UniGRPO).",
     )
     timesteps_per_sample: int | None = Field(
         default=None,

@@ -69,6 +69,8 @@ MUTATIONS = [
             "mean_per_sample(((mean - other_mean) / spread).square())",
             "the KL is twice as large",
         ),
+        ("return stds / stds[stds > 0].mean()", "return stds", "noise weights are not of mean 1"),
+        ("stds[stds > 0].mean()", "stds.mean()", "a step without noise counts in the mean of the weights"),
         ("/ 2 - std.flatten().log() - _HALF_LOG_2PI", "/ 2 - _HALF_LOG_2PI", "log-probs without their normaliser"),
         (
             "old_log_probs.detach().float() + kl) * std",

@@ -1,6 +1,6 @@
 """A classical checker for the small world: does a picture show the shapes, colours, count and relation asked for?
 
-It reads the prompt back into a `Scene` and compares it with what `glm_training.evaluation.shapes` finds. Also a reward:
+It reads the prompt back into a `Scene` and compares it with what `glm_training.rewards.shapes` finds. Also a reward:
 `examples/tiny_glm_image/checker.py:SceneReward`.
 """
 
@@ -12,8 +12,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from glm_training.evaluation.shapes import Blob, find_blobs
 from glm_training.rewards import RewardCalculator, quoted_text
+from glm_training.rewards.shapes import Blob, find_blobs
 
 sys.path.insert(0, str(Path(__file__).parent))
 from world import COLORS, COUNTS, RELATIONS, SHAPES, Scene  # noqa: E402

@@ -16,7 +16,7 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from glm_training.evaluation.shapes import BACKGROUND, COLORS, SHAPES
+from glm_training.rewards.shapes import BACKGROUND, COLORS, SHAPES
 
 SIZE = 128
 SIGN_COLORS = ("red", "green", "blue", "purple", "black")

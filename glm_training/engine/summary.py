@@ -59,6 +59,9 @@ Subjects = tuple[Subject, Subject | None]
 
 COLUMNS = ("change", "standard error", "")
 
+RIGHT = "exactly_right"
+"""The figure that stands first, where there is one."""
+
 
 def write_summary(
     console: Console,
@@ -80,7 +83,7 @@ def write_summary(
         alone = only_metric(before, after)
         rows = [
             summary_row(score_label(name, alone), before.scores[name], values, weights.get(name, 1.0) >= 0)
-            for name, values in after.scores.items()
+            for name, values in sorted(after.scores.items(), key=lambda score: score[0] != RIGHT)
             if name in before.scores and not values.isnan().all() and name != alone
         ]
         if rows:
@@ -122,7 +125,7 @@ def score_label(name: str, alone: str | None) -> str:
 
 def label(name: str) -> str:
     """What a figure is called on the terminal."""
-    return "reward" if name == "total" else name.replace("/", " ")
+    return {"total": "reward", RIGHT: "exactly right"}.get(name, name.replace("/", " "))
 
 
 def _direction(name: str) -> bool | None:

@@ -42,6 +42,21 @@ class TextAccuracyOptions:
 
 
 @dataclass(frozen=True)
+class ObjectsOptions:
+    """color, shape, relation, number: relative weights (>= 0) of the parts, one of them positive."""
+
+    color: float = 1.0
+    shape: float = 1.0
+    relation: float = 1.0
+    number: float = 1.0
+
+    def __post_init__(self) -> None:
+        weights = (self.color, self.shape, self.relation, self.number)
+        if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not any(weights):
+            raise RewardConfigError("reward.options.objects needs weights >= 0, and one of them > 0")
+
+
+@dataclass(frozen=True)
 class LpipsOptions:
     """backbone_weights: torchvision's AlexNet state dict; None looks in the torch hub cache."""
 
@@ -170,6 +185,7 @@ class RewardOptions:
     ``remote/name``."""
 
     text_accuracy: TextAccuracyOptions = field(default_factory=TextAccuracyOptions)
+    objects: ObjectsOptions = field(default_factory=ObjectsOptions)
     lpips: LpipsOptions = field(default_factory=LpipsOptions)
     structure: StructureOptions = field(default_factory=StructureOptions)
     aesthetic: AestheticOptions = field(default_factory=AestheticOptions)

@@ -28,6 +28,7 @@ from glm_training.rewards.custom import (
 from glm_training.rewards.foreign import shown, users_code
 from glm_training.rewards.hps_v2 import HpsV2
 from glm_training.rewards.lpips_similarity import LpipsSimilarity
+from glm_training.rewards.objects import Objects
 from glm_training.rewards.options import RewardOptions
 from glm_training.rewards.remote import RemoteReward
 from glm_training.rewards.structure import Structure
@@ -41,6 +42,7 @@ from glm_training.rewards.types import (
     RewardError,
     RewardResult,
     check_weights,
+    exactly_right,
     from_pil,
     load_all,
     weighted_total,
@@ -48,7 +50,7 @@ from glm_training.rewards.types import (
 from glm_training.utils.hub_files import Wanted
 from glm_training.utils.words import counted
 
-METRICS = ("lpips", "aesthetic", "text_accuracy", "structure", "clip_score", "pick_score", "hps_v2")
+METRICS = ("lpips", "aesthetic", "text_accuracy", "objects", "structure", "clip_score", "pick_score", "hps_v2")
 REMOTE_PREFIX = "remote/"
 TAKEN = FIGURES | {*METRICS, CUSTOM}
 """Names that a metric of the user's cannot have: of our metrics, and of the figures beside them in `reward/<name>`."""
@@ -226,11 +228,18 @@ class RewardCalculator:
             with users_code(f"the metric {name}"):
                 scores = metric.score(batch.select(rows)) if rows else MetricScores(torch.zeros(0))
             components[name], failed = _spread(scores, rows, len(batch))
+            for part, values in scores.parts.items():
+                components[f"{name}/{part}"] = torch.full((len(batch),), math.nan)
+                components[f"{name}/{part}"][rows] = values
             failures |= {row: f"{name}: {reason}" for row, reason in failed.items()}
         stop_at(failures, batch, self.options.on_error)
         for values in components.values():
             values[sorted(failures)] = math.nan
         total = weighted_total(components, self.weights, failures)
+        right = exactly_right(components, self.weights)
+        if right is not None:
+            right[sorted(failures)] = math.nan
+            components["exactly_right"] = right
         return RewardResult(total, components, failures, self.names)
 
 
@@ -339,6 +348,8 @@ def _build_metric(name: str, options: RewardOptions, device: torch.device) -> Me
         return Aesthetic(options.aesthetic, device)
     if name == "text_accuracy":
         return TextAccuracy(options.text_accuracy, only_readable=options.on_error == "skip")
+    if name == "objects":
+        return Objects(options.objects)
     if name == "structure":
         return Structure(options.structure, device)
     if name == "clip_score":

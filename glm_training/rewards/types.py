@@ -107,10 +107,12 @@ class RewardBatch:
 
 @dataclass
 class MetricScores:
-    """values: [B] fp32 on the CPU; failures: position in the batch -> why that sample could not be scored."""
+    """values: [B] fp32 on the CPU; failures: position in the batch -> why that sample could not be scored. parts:
+    further figures [B] by name, which are shown and count in no total; NaN where one does not apply."""
 
     values: torch.Tensor
     failures: dict[int, str] = field(default_factory=dict)
+    parts: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 class Metric(Protocol):
@@ -136,7 +138,8 @@ class Metric(Protocol):
 @dataclass
 class RewardResult:
     """total: [B] fp32 on the CPU, NaN for a sample left out under ``on_error="skip"``. components: metric name -> raw
-    scores [B] fp32, NaN where the metric does not apply to the sample. failures: position -> why it was left out.
+    scores [B] fp32, NaN where the metric does not apply to the sample; beside them "metric/part" for what a metric is
+    made of, and "exactly_right", see ``exactly_right``. failures: position -> why it was left out.
     names: metric as the configuration writes it -> its name among the components, where the two differ."""
 
     total: torch.Tensor
@@ -199,6 +202,22 @@ def weighted_total(
         )
     total[dropped] = math.nan
     return total.float()
+
+
+EXACT = ("objects", "text_accuracy")
+"""Metrics that give 1 when, and only when, all that they look for is there."""
+
+
+def exactly_right(components: Mapping[str, torch.Tensor], weights: Mapping[str, float]) -> torch.Tensor | None:
+    """[B] fp32, 1 where every metric of positive weight that applies to a sample gives it 1, else 0, NaN where none
+    does; None unless all of them are ``EXACT``."""
+    counting = [name for name, weight in weights.items() if weight > 0]
+    if not set(counting) <= set(EXACT):
+        return None
+    scores = torch.stack([components[name] for name in counting])
+    right = ((scores >= 1 - 1e-6) | scores.isnan()).all(dim=0).float()
+    right[scores.isnan().all(dim=0)] = math.nan
+    return right
 
 
 def to_uint8(images: torch.Tensor) -> np.ndarray:

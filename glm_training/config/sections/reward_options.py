@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field
 
 from glm_training.config.sections.base import FilePath, PlaceName, Section, no_as_text
 
-METRICS = ("lpips", "aesthetic", "text_accuracy", "structure", "clip_score", "pick_score", "hps_v2")
+METRICS = ("lpips", "aesthetic", "text_accuracy", "objects", "structure", "clip_score", "pick_score", "hps_v2")
 """Metrics that come with the package; any other is named `remote/name`, `module:Class` or `path/to/file.py:Class`."""
 
 REMOTE_PREFIX = "remote/"
@@ -39,6 +39,20 @@ class TextAccuracyConfig(Section):
     min_confidence: float = Field(
         default=0.5, ge=0, le=1, description="Readings of which the engine is less sure than this count as not read."
     )
+
+
+class ObjectsConfig(Section):
+    """Coloured shapes and how they stand to each other, against the target's: the weights of the parts."""
+
+    color: float = Field(default=1.0, ge=0, le=1_000_000, description="Share of the objects that have their colour.")
+    shape: float = Field(default=1.0, ge=0, le=1_000_000, description="Share of the objects that have their shape.")
+    relation: float = Field(
+        default=1.0,
+        ge=0,
+        le=1_000_000,
+        description="Share of the pairs of unlike objects that stand to each other as in the target.",
+    )
+    number: float = Field(default=1.0, ge=0, le=1_000_000, description="How near the number of objects comes.")
 
 
 class LPIPSConfig(Section):
@@ -145,6 +159,7 @@ class RewardOptionsConfig(Section):
     """Options of the metrics that come with the package."""
 
     text_accuracy: TextAccuracyConfig = TextAccuracyConfig()
+    objects: ObjectsConfig = ObjectsConfig()
     lpips: LPIPSConfig = LPIPSConfig()
     aesthetic: AestheticConfig = AestheticConfig()
     structure: StructureConfig = StructureConfig()

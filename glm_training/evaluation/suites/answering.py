@@ -11,13 +11,13 @@ from typing import Annotated, Any, Protocol
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-from glm_training.evaluation.shapes import COLORS, SHAPES, find_blobs
 from glm_training.evaluation.suites.chat import PREFIX, ChatModel
 from glm_training.evaluation.suites.protocol import EvaluationError, Failure
 from glm_training.evaluation.suites.services import client
 from glm_training.rewards.client import encode_png
 from glm_training.rewards.exchange import Unanswered
 from glm_training.rewards.foreign import shown
+from glm_training.rewards.shapes import COLORS, SHAPES, find_blobs
 from glm_training.rewards.types import RewardError
 from glm_training.utils.words import counted
 

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from glm_training.evaluation.shapes import COLORS as WORLD_COLORS
-from glm_training.evaluation.shapes import SHAPES, find_blobs
 from glm_training.evaluation.suites.protocol import EvaluationError, Failure
+from glm_training.rewards.shapes import COLORS as WORLD_COLORS
+from glm_training.rewards.shapes import SHAPES, find_blobs
 
 RECORDED_FROM = 0.1
 """Detections of a lower score are not recorded; the rules begin at .3."""

@@ -1,6 +1,7 @@
 """Records of a listing in JSON: an object on each line, or one list of them. Faults stay with their record."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -94,13 +95,31 @@ def _skip_space(text: str, position: int) -> int:
     return position
 
 
+class Doubled(dict[str, object]):
+    """A JSON object in which a key comes more than once; ``pairs`` as they stand there."""
+
+    def __init__(self, pairs: list[tuple[str, object]]) -> None:
+        super().__init__(pairs)
+        self.pairs = pairs
+
+    @property
+    def twice(self) -> list[str]:
+        """The keys that come more than once."""
+        return [key for key, count in Counter(key for key, _ in self.pairs).items() if count > 1]
+
+
+def keeping_pairs(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """As an `object_pairs_hook`: of a key that comes again nothing is lost."""
+    record = dict(pairs)
+    return record if len(record) == len(pairs) else Doubled(pairs)
+
+
 class _DuplicateKey(ValueError):
     pass
 
 
 def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    record = dict(pairs)
-    if len(record) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise _DuplicateKey(f"key {next(key for key in keys if keys.count(key) > 1)!r} is given twice")
+    record = keeping_pairs(pairs)
+    if isinstance(record, Doubled):
+        raise _DuplicateKey(f"key {record.twice[0]!r} is given twice")
     return record

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -21,7 +21,6 @@ from glm_training.data.captioned.sniff import (
     may_list,
     own_files,
     some_files,
-    some_files_below,
     walk_below,
 )
 from glm_training.data.paths import PathRefused, local_path
@@ -38,6 +37,7 @@ EDITS = (
 )
 """Layouts of edits, in words."""
 
+_TAR_BESIDE = Problem(Path(), "it is a tar among pictures", "Put it into a folder of its own, and name that too")
 _TEXTS = ("text", "JSON object", "JSON list")
 _PARQUET = "a Parquet table"
 _NEAREST = {"image": folder, "JSON object": listing, "text": folder, "empty": tar_set}
@@ -106,43 +106,106 @@ def _open_folder(options: SetOptions, reading: Reading) -> ImageSet:
     own = may_list(path, own_files(path))
     files = [*dict.fromkeys([*some_files(path), *own])]
     kinds = [kind_in_folder(file) for file in files]
-    found = _by_files(options, reading, files, kinds, own)
+    alone = folder.PicturesAlone(options, reading, files, kinds)
+    found = _by_files(options, reading, files, kinds, own, alone)
     if found is None and (text := _prompts_text(own)) is not None:
         return numbered.open_set(options, reading, text)
     if found is None:
-        below = some_files_below(path)
-        files, kinds = [*files, *below], [*kinds, *map(kind_in_folder, below)]
-        found = _by_files(options, reading, files, kinds, _below(path))
+        files, kinds = alone.with_those_below
+        found = _by_files(options, reading, files, kinds, [*own, *_below(path)], alone)
     if found is None:
         raise DataError([_unknown(options, files, kinds)])
     return found
 
 
 def _by_files(
-    options: SetOptions, reading: Reading, files: Sequence[Path], kinds: Sequence[str], may_be_tables: Sequence[Path]
+    options: SetOptions,
+    reading: Reading,
+    files: Sequence[Path],
+    kinds: Sequence[str],
+    may_be_tables: Sequence[Path],
+    alone: folder.PicturesAlone,
 ) -> ImageSet | None:
     """What some `files` of a folder, of these `kinds`, say that it is."""
-    if "tar" in kinds:
-        return tar_set.open_set(options, reading)
-    tables = [file for file in may_be_tables if _is_record_table(file, kind_of(file), options)]
-    if tables:
-        return records.open_set(options, reading, tables)
-    parquet = [file for file in may_be_tables if kind_of(file) == _PARQUET]
-    if parquet:
-        return arrow.open_set(options, reading, parquet)
-    if "JSON list" in kinds:
-        return listing.open_set(options, reading)
+    open_to = [file for file in may_be_tables if file not in alone.not_read]
+    tables = [file for file in open_to if _is_record_table(file, kind_of(file), options)]
+    parquet = [file for file in open_to if kind_of(file) == _PARQUET]
+    archives = _of_kind("tar", files, kinds)
+    claims: list[tuple[list[Path], Callable[[], ImageSet]]] = [
+        (archives, lambda: tar_set.open_set(options, reading)),
+        (tables, lambda: _open_tables(options, reading, tables, alone)),
+        (parquet, lambda: arrow.open_set(options, reading, parquet)),
+        (_of_kind("JSON list", files, kinds), lambda: listing.open_set(options, reading)),
+    ]
+    for claimed, opened in claims:
+        if not claimed:
+            continue
+        try:
+            return opened()
+        except DataError as error:
+            if not alone.are_there():
+                raise
+            why = DataError([_TAR_BESIDE]) if claimed is archives else error
+            alone.not_read |= {file: folder.why_not_read(options.path, file, why) for file in claimed}
     if "image" not in kinds:
         return None
-    unread = [file for file in may_be_tables if file.suffix.lower() in TABLE_SUFFIXES]
+    return _open_pictures(options, reading, may_be_tables, alone)
+
+
+def _of_kind(wanted: str, files: Sequence[Path], kinds: Sequence[str]) -> list[Path]:
+    return [file for file, kind in zip(files, kinds, strict=True) if kind == wanted]
+
+
+def _open_tables(
+    options: SetOptions, reading: Reading, tables: Sequence[Path], alone: folder.PicturesAlone
+) -> ImageSet:
+    """The tables without those that name no picture that is there and are not even named like tables: a README, say.
+    Raises DataError."""
     try:
-        opened = folder.open_set(options, reading)
-    except DataError as error:
-        problems = [Problem(file, *_no_table(file)) for file in unread[:3]] if reading.captions else []
-        raise DataError([*error.problems, *problems]) from error
-    if unread and reading.captions:
-        opened.remarks.append(f"{options.path}: not read, since it is no table of pictures and captions: {unread[0]}")
+        together = records.open_set(options, reading, tables)
+        if not together.idle_tables():
+            return together
+    except DataError:
+        if len(tables) == 1:
+            raise
+    others: dict[Path, Problem] = {}
+    for table in tables:
+        try:
+            records.open_set(options, reading, [table])
+        except DataError as error:
+            if table.suffix.lower() not in TABLE_SUFFIXES or alone.are_there():
+                others[table] = folder.why_not_read(options.path, table, error)
+    used = [table for table in tables if table not in others]
+    opened = records.open_set(options, reading, used or tables)
+    opened.remarks += _not_read(options.path, list(others.values()))
     return opened
+
+
+def _open_pictures(
+    options: SetOptions, reading: Reading, may_be_tables: Sequence[Path], alone: folder.PicturesAlone
+) -> ImageSet:
+    """The folder of pictures; what else lies in it and looks like a table is told."""
+    passed = dict(alone.not_read)
+    if reading.captions:
+        unread = [file for file in may_be_tables if file.suffix.lower() in TABLE_SUFFIXES and file not in passed]
+        passed |= {file: Problem(file, *_no_table(file)) for file in unread}
+    problems = list(passed.values())
+    try:
+        opened = folder.open_set(options, reading, passed)
+    except DataError as error:
+        raise DataError([*error.problems, *(problems[:3] if reading.captions else [])]) from error
+    opened.remarks += _not_read(options.path, problems)
+    return opened
+
+
+def _not_read(path: Path, problems: Sequence[Problem]) -> list[str]:
+    """One remark on files that are not read."""
+    if not problems:
+        return []
+    first = problems[0]
+    line = "" if first.line is None else f"line {first.line} "
+    more = f"; nor are {len(problems) - 1} more" if len(problems) > 1 else ""
+    return [f"{path}: {first.path.relative_to(path)} is not read: {line}{first.reason}{more}"]
 
 
 def _is_record_table(path: Path, kind: str, options: SetOptions) -> bool:

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
+from glm_training.data.json_records import Doubled, keeping_pairs
 from glm_training.data.problems import Problem
 from glm_training.data.text_lines import text_fault
 
@@ -124,11 +125,13 @@ def caption_of_text(data: bytes, row: int, *, optional: bool = False) -> str:
 def caption_of_json(data: bytes, key: str, row: int, *, optional: bool = False) -> str:
     """The text under `key` of a JSON object; `optional`: it may be empty. Raises CaptionFault."""
     try:
-        record = json.loads(data)
+        record = json.loads(data, object_pairs_hook=keeping_pairs)
     except (ValueError, RecursionError) as error:
         raise CaptionFault(f"its annotation is not JSON: {error}", "Correct it") from error
     if not isinstance(record, dict):
         raise CaptionFault(f"its annotation is a JSON {type(record).__name__}, not an object", "Correct it")
+    if isinstance(record, Doubled) and key in record.twice:
+        raise CaptionFault(f"its annotation gives {key!r} twice", "Keep one of them")
     caption = record.get(key)
     if not isinstance(caption, str):
         what = f"no text under {key!r}" if key in record else f"no key {key!r}"

@@ -6,6 +6,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +28,7 @@ from glm_training.data.captioned.samples import (
     read_below,
     with_captions,
 )
-from glm_training.data.captioned.sniff import IMAGE_SUFFIXES, kind_of, walk_below
+from glm_training.data.captioned.sniff import IMAGE_SUFFIXES, kind_in_folder, kind_of, some_files_below, walk_below
 from glm_training.data.problems import DataError, Problem
 from glm_training.data.text_lines import UNREAD_IMAGE
 from glm_training.utils.words import counted
@@ -39,6 +43,9 @@ _JSON_FIRST = (4, 5, 0, 1, 2, 3)
 _NONE = len(SUFFIXES)
 _WHOLE = _NONE + 1
 
+_REPEATS = re.compile(r"0*([2-9]|[1-9]\d{1,2})_\S")
+"""Folders' names that begin with how often their pictures are to come, as kohya's scripts read them."""
+
 
 def caption_beside(path: Path, kind: int) -> Path:
     """The caption of a picture: with suffix number `kind` in place of its own (`a.txt` of `a.jpg`), or from `_WHOLE`
@@ -46,9 +53,51 @@ def caption_beside(path: Path, kind: int) -> Path:
     return path.with_suffix(SUFFIXES[kind]) if kind < _NONE else path.with_name(path.name + SUFFIXES[kind - _WHOLE])
 
 
-def open_set(options: SetOptions, reading: Reading) -> FolderSet:
-    """The pictures below the folder. Raises DataError with all that no quarantine cures."""
-    found = FolderSet(options, reading)
+def has_caption(picture: Path) -> bool:
+    """Whether a caption lies beside a picture."""
+    places = [*range(_NONE), *range(_WHOLE, _WHOLE + len(SUFFIXES))]
+    return any(caption_beside(picture, place).is_file() for place in places)
+
+
+class PicturesAlone:
+    """Whether a folder's pictures need no table, listing or tar: they have captions beside them, or need none. A file
+    that names none of them is then of something else. `files` of the folder, of these `kinds`.
+
+    ``not_read``: files that were found to be so, and why.
+    """
+
+    def __init__(self, options: SetOptions, reading: Reading, files: Sequence[Path], kinds: Sequence[str]) -> None:
+        self.not_read: dict[Path, Problem] = {}
+        self._path = options.path
+        self._captions, self._sources = reading.captions, reading.sources
+        self._files, self._kinds = list(files), list(kinds)
+
+    @cached_property
+    def with_those_below(self) -> tuple[list[Path], list[str]]:
+        """Files of the folder and of those below it, and their kinds."""
+        below = some_files_below(self._path)
+        return [*self._files, *below], [*self._kinds, *map(kind_in_folder, below)]
+
+    def are_there(self) -> bool:
+        """Among the files that are looked at, more often than tars."""
+        if self._sources:  # which no folder of pictures has
+            return False
+        files, kinds = self.with_those_below
+        pictures = (file for file, kind in zip(files, kinds, strict=True) if kind == "image")
+        count = sum(1 for file in pictures if not self._captions or has_caption(file))
+        return count > kinds.count("tar")
+
+
+def why_not_read(folder: Path, file: Path, error: DataError) -> Problem:
+    """What `error` says of a file of a folder, rather than of the folder."""
+    own = [problem for problem in error.problems if problem.path != folder] or error.problems
+    return replace(own[0], path=file)
+
+
+def open_set(options: SetOptions, reading: Reading, elsewhere: Collection[Path] = ()) -> FolderSet:
+    """The pictures below the folder. `elsewhere`: files that others tell of. Raises DataError with all that no quarantine
+    cures."""
+    found = FolderSet(options, reading, elsewhere)
     if len(found) == 0:
         problems = [fault.problem() for fault in found.faults[:1]]
         if found.faults:
@@ -73,7 +122,7 @@ class FolderSet:
 
     layout = NAME
 
-    def __init__(self, options: SetOptions, reading: Reading) -> None:
+    def __init__(self, options: SetOptions, reading: Reading, elsewhere: Collection[Path]) -> None:
         self.name = str(options.path)
         self.faults: list[Fault] = []
         self.remarks: list[str] = []
@@ -82,14 +131,19 @@ class FolderSet:
         self._root = options.path
         self._real_root = os.path.realpath(options.path)
         self._digests: dict[str, str] = {}
+        self._elsewhere = elsewhere
         self._orphans: list[str] = []
         self._twice: list[tuple[str, ...]] = []
         paths: list[str] = []
         kinds: list[int] = []
+        repeats: dict[str, str] = {}
         for folder, names in walk_below(self._root):
-            for path, kind in self._in_folder(folder, names):
-                paths.append(path)
-                kinds.append(kind)
+            found = self._in_folder(folder, names)
+            paths += [path for path, _ in found]
+            kinds += [kind for _, kind in found]
+            number = _REPEATS.match(Path(folder).name) if found else None
+            if number is not None and (Path(folder) != self._root or (options.repeats == 1 and options.weight is None)):
+                repeats[folder] = number[1]
         self._paths = StringTable(paths)
         self._kinds = np.array(kinds, dtype=np.uint8)
         if self._twice and reading.captions:
@@ -97,6 +151,7 @@ class FolderSet:
             told = f"{counted(len(self._twice), 'picture')} with two captions; {counts} counts"
             many = "and so on" if len(self._twice) > 1 else ""
             self.remarks.append(f"{self.name}: {', '.join(filter(None, [told, f'not {others[0]}', many]))}")
+        self._tell_repeats(repeats)
         if self._orphans and reading.captions:
             shown = ", ".join(self._orphans[:3])
             self.remarks.append(f"{self.name}: {counted(len(self._orphans), 'text')} without a picture ({shown})")
@@ -138,10 +193,18 @@ class FolderSet:
                 self.faults.append(Fault(path, "", "has no caption", f"Write it into {path.with_suffix('.txt').name}"))
                 continue
             found.append((name if below == "." else os.path.join(below, name), kind))
-        self._orphans += sorted(texts - told)
+        self._orphans += sorted(name for name in texts - told if Path(folder, name) not in self._elsewhere)
         if names:
             self._digests[str(Path(folder))] = digest.hexdigest()
         return found
+
+    def _tell_repeats(self, repeats: Mapping[str, str]) -> None:
+        """Says that numbers of the folders' names, by folder, do nothing here."""
+        if repeats:
+            sets = ", ".join(f"{{path: {folder}, repeats: {number}}}" for folder, number in list(repeats.items())[:3])
+            more = ", ..." if len(repeats) > 3 else ""
+            told = "each picture counts once, whatever number a folder's name begins with"
+            self.remarks.append(f"{self.name}: {told}; to have some more often: data.images: [{sets}{more}]")
 
     def __len__(self) -> int:
         return len(self._paths)

@@ -31,6 +31,7 @@ from glm_training.data.captioned.samples import (
     with_captions,
 )
 from glm_training.data.captioned.sniff import files_below, first_lines, kind_in_folder
+from glm_training.data.json_records import Doubled, keeping_pairs
 from glm_training.data.paths import PathRefused, local_path
 from glm_training.data.problems import DataError, Problem
 from glm_training.utils.words import counted
@@ -159,7 +160,7 @@ class ListingSet:
 def _read_list(file: Path) -> tuple[bytes, list[object]]:
     try:
         data = file.read_bytes()
-        values = json.loads(data)
+        values = json.loads(data, object_pairs_hook=keeping_pairs)
     except OSError as error:
         raise DataError([Problem(file, f"cannot be read: {error.strerror}", "Correct its permissions")]) from error
     except json.JSONDecodeError as error:
@@ -185,6 +186,8 @@ def _fault(value: object, captions: bool) -> str | None:
     if not isinstance(value, dict):
         return f"is no object but {type(value).__name__}"
     for key in _KEYS if captions else _KEYS[:1]:
+        if isinstance(value, Doubled) and key in value.twice:
+            return f"gives {key!r} twice"
         path = value.get(key)
         if not isinstance(path, str) or not path:
             return f"{key!r} is no path" if key in value else f"has no {key!r}"

@@ -106,6 +106,11 @@ class RecordSet:
         self._digests[str(table)] = digest.hexdigest()
         return kept
 
+    def idle_tables(self) -> list[Path]:
+        """Tables of which no record can be used."""
+        used = set(self._origins.tolist())
+        return [table for number, table in enumerate(self._tables) if number not in used]
+
     def _tell_columns(self, table: Path, columns: Columns) -> None:
         if self._captions and columns.others:
             also = ", ".join(columns.others)

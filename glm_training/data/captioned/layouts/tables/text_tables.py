@@ -7,11 +7,12 @@ import csv
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from glm_training.data.captioned.layouts.tables.columns import plain
+from glm_training.data.json_records import Doubled, keeping_pairs
 from glm_training.data.problems import DataError, Problem
 
 _HEAD = 1 << 16
@@ -98,7 +99,7 @@ def _line_rows(path: Path) -> Iterator[TableRow]:
             if not line:
                 continue
             try:
-                value = json.loads(line)
+                value = json.loads(line, object_pairs_hook=keeping_pairs)
             except UnicodeDecodeError as error:
                 yield TableRow(number, None, f"is not UTF-8 (byte {error.start})")
             except (ValueError, RecursionError) as error:
@@ -109,7 +110,7 @@ def _line_rows(path: Path) -> Iterator[TableRow]:
 
 def _whole_rows(path: Path) -> Iterator[TableRow]:
     try:
-        values = json.loads(path.read_bytes().removeprefix(_BOM))
+        values = json.loads(path.read_bytes().removeprefix(_BOM), object_pairs_hook=keeping_pairs)
     except json.JSONDecodeError as error:
         reason = f"is not JSON: {error.msg} at column {error.colno}"
         raise DataError(
@@ -118,13 +119,29 @@ def _whole_rows(path: Path) -> Iterator[TableRow]:
     except (ValueError, RecursionError) as error:
         raise DataError([Problem(path, f"is not readable as JSON: {error}", "Correct it")]) from error
     if isinstance(values, dict):
-        told = ({"caption": value} if isinstance(value, str) else value for value in values.values())
-        pairs = zip(values, told, strict=True)
-        values = [{"image": name, **value} if isinstance(value, dict) else value for name, value in pairs]
+        return _by_picture(values.pairs if isinstance(values, Doubled) else list(values.items()))
     return (_record(number, value) for number, value in enumerate(values))
 
 
+def _by_picture(pairs: list[tuple[str, object]]) -> Iterator[TableRow]:
+    """Records of captions by picture. Of a name that comes again nobody knows which caption is meant."""
+    places: dict[str, list[int]] = {}
+    for number, (name, _) in enumerate(pairs):
+        places.setdefault(name, []).append(number)
+    for number, (name, told) in enumerate(pairs):
+        others = [str(place) for place in places[name] if place != number]
+        if others:
+            yield TableRow(number, None, f"{name!r} is named by record {' and '.join(others)}, too")
+        elif isinstance(told, str):
+            yield TableRow(number, {"image": name, "caption": told})
+        else:
+            record = _record(number, told)
+            yield record if record.values is None else replace(record, values={"image": name, **record.values})
+
+
 def _record(number: int, value: object) -> TableRow:
+    if isinstance(value, Doubled):
+        return TableRow(number, None, f"gives {value.twice[0]!r} twice")
     if isinstance(value, dict):
         return TableRow(number, value)
     return TableRow(number, None, f"is no record but a JSON {type(value).__name__}")

@@ -4,6 +4,17 @@ from tests.mutants.catalogue import of
 
 MUTATIONS = [
     *of(
+        "data/captioned/layouts/folder.py",
+        "data/captioned/layouts/test_other_files.py",
+        ('return count > kinds.count("tar")', "return count > 0", "a stray picture hides all tars"),
+        ("        self._tell_repeats(repeats)\n", "", "numbers of folders' names do nothing in silence"),
+    ),
+    *of(
+        "data/captioned/layouts/tables/text_tables.py",
+        "data/captioned/layouts/test_other_files.py",
+        ("        if others:\n", "        if False:\n", "the last caption of a name counts"),
+    ),
+    *of(
         "data/captioned/layouts/tables/columns.py",
         "data/captioned/layouts/tables/test_tables.py",
         (

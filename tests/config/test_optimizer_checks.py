@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from glm_training.config.checks.cross_field import cross_field_issues
+from glm_training.config.sections.optimization import OptimizerName
 from tests.config.building import build, issues
 
 FREE = {"optimizer": "adamw_schedule_free"}
@@ -71,6 +72,14 @@ def test_the_rule_of_one_half_leaves_the_other_alone() -> None:
         ({"training": {"lr_cycles": 3}}, ("training.lr_cycles", "training.lr_scheduler")),
         ({"training": {"lr_power": 2.0}}, ("training.lr_power", "training.lr_scheduler")),
         ({"optimizer": {"ar": {"power": 2.0}}}, ("optimizer.ar.power", "training.lr_scheduler")),
+        (
+            {"training": {"lr_scheduler": "constant"}, "optimizer": {"ar": {"min_lr_ratio": 0.1}}},
+            ("optimizer.ar.min_lr_ratio", "training.lr_scheduler"),
+        ),
+        (
+            {"training": {"weight_decay": 0.0}, "optimizer": {"decay_norms_and_biases": True}},
+            ("optimizer.decay_norms_and_biases", "training.weight_decay"),
+        ),
         ({"training": {"ema": {"export": False}}}, ("training.ema.export", "training.ema.decay")),
         ({**AUTOENCODER, "training": {"optimizer": "prodigy"}}, ("vgt.encoder_rate_ratio", "training.optimizer")),
         (
@@ -89,6 +98,46 @@ def test_the_rule_of_one_half_leaves_the_other_alone() -> None:
 )
 def test_what_does_not_go_together_is_told_once(sections: dict[str, Any], paths: tuple[str, ...]) -> None:
     assert [issue.paths for issue in issues(**sections)] == [paths]
+
+
+USED = {
+    "adamw": {"beta1", "beta2", "epsilon"},
+    "adamw_8bit": {"beta1", "beta2", "epsilon"},
+    "adafactor": set(),
+    "prodigy": {"beta1", "beta2", "epsilon"},
+    "lion": {"beta1", "beta2"},
+    "muon": {"beta1", "beta2", "epsilon"},
+    "adamw_schedule_free": {"beta1", "beta2", "epsilon"},
+    "sgd": {"beta1"},
+}
+
+
+@pytest.mark.parametrize("key", ["beta1", "beta2", "epsilon"])
+@pytest.mark.parametrize("rule", get_args(OptimizerName))
+def test_a_key_that_a_rule_has_no_use_for_is_told(rule: str, key: str) -> None:
+    shared = build(training={"optimizer": rule, f"adam_{key}": 0.75})
+    own = build(optimizer={"dit": {"name": rule, key: 0.75}})
+    unused = key not in USED[rule]
+    told = [(issue.paths, issue.message) for config in (shared, own) for issue in cross_field_issues(config)]
+    why = f"`{rule}` has no use for it."
+    assert told == unused * [
+        ((f"training.adam_{key}", "training.optimizer"), why),
+        ((f"optimizer.dit.{key}", "optimizer.dit.name"), why),
+    ]
+
+
+def test_a_key_that_one_half_has_a_use_for_is_taken() -> None:
+    halves = {"training": {"optimizer": "sgd", "adam_beta2": 0.75}, "optimizer": {"ar": {"name": "adamw"}}}
+    assert cross_field_issues(build(**halves)) == []
+    ar_has_its_own = {**halves, "optimizer": {"ar": {"name": "adamw", "beta2": 0.5}}}
+    assert [issue.paths for issue in issues(**ar_has_its_own)] == [("training.adam_beta2", "training.optimizer")]
+
+
+@pytest.mark.parametrize("rule", get_args(OptimizerName))
+def test_written_defaults_are_not_told(rule: str) -> None:
+    """As the file of a resolved configuration has all of them."""
+    defaults = {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}
+    assert cross_field_issues(build(training={"optimizer": rule} | defaults)) == []
 
 
 @pytest.mark.parametrize(

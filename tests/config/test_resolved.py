@@ -12,7 +12,7 @@ from tests.runs import config_of
 ADAM = ["training.optimizer=adamw", "training.adam_beta1=0.8", "training.adam_beta2=0.9", "training.adam_epsilon=1e-6"]
 SHARED = [*ADAM, "training.weight_decay=0.2", "training.max_grad_norm=3", "training.warmup_steps=4"]
 OWN = {
-    "name": "sgd", "learning_rate": 0.5, "beta1": 0.1, "beta2": 0.2, "epsilon": 0.3, "weight_decay": 0.4,
+    "name": "muon", "learning_rate": 0.5, "beta1": 0.1, "beta2": 0.2, "epsilon": 0.3, "weight_decay": 0.4,
     "max_grad_norm": 0.6, "scheduler": "linear", "warmup_steps": 7, "min_lr_ratio": 0.25,
 }  # fmt: skip
 

@@ -9,7 +9,13 @@ from glm_training.utils.distributed import init_world, shutdown
 from tests.runs import weights_of
 from tests.vgt_runs import stepped, trainer_of
 
-SHARED = ["training.optimizer=sgd", "training.learning_rate=0.05", "training.adam_beta1=0", "training.max_grad_norm=0"]
+SHARED = [
+    "training.optimizer=sgd",
+    "training.adam_beta2=0.999",
+    "training.learning_rate=0.05",
+    "training.adam_beta1=0",
+    "training.max_grad_norm=0",
+]
 OWN = {
     "autoencoder": ["vgt.gan.start_step=0", "vgt.gan.channels=32", "vgt.gan.stages=2", "vgt.gan.lecam_weight=1"],
     "generator": [],

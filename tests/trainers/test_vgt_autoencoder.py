@@ -23,7 +23,13 @@ from tests.same import assert_identical
 from tests.vgt_runs import config_of, stepped, trainer_of
 
 GAN = ["vgt.gan.channels=32", "vgt.gan.stages=2"]
-SGD = ["training.optimizer=sgd", "training.adam_beta1=0", "training.max_grad_norm=0", "training.learning_rate=0.05"]
+SGD = [
+    "training.optimizer=sgd",
+    "training.adam_beta2=0.999",
+    "training.adam_beta1=0",
+    "training.max_grad_norm=0",
+    "training.learning_rate=0.05",
+]
 
 
 def copied(module: torch.nn.Module) -> dict[str, Tensor]:

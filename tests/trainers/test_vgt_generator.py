@@ -132,6 +132,7 @@ def test_finetuning_starts_from_the_average_that_pretraining_left(tmp_path):
 def test_chunks_are_the_batch_cut_up(tmp_path):
     keys = [
         "training.optimizer=sgd",
+        "training.adam_beta2=0.999",
         "training.adam_beta1=0",
         "training.max_grad_norm=0",
         "training.learning_rate=0.05",

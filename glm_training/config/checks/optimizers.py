@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from glm_training.config.errors import Issue
 from glm_training.config.sections.base import Part
+from glm_training.config.sections.optimization import OptimizerName
 from glm_training.config.sections.resolved import ResolvedOptimizer
 
 if TYPE_CHECKING:
@@ -14,6 +15,14 @@ if TYPE_CHECKING:
 
 SMALLEST_PRODIGY_RATE = 0.01
 """Of `prodigy`, whose learning rate multiplies the steps that it finds: below, it was meant for another rule."""
+
+
+UNREAD_BY: dict[OptimizerName, tuple[str, ...]] = {
+    "adafactor": ("beta1", "beta2", "epsilon"),
+    "lion": ("epsilon",),
+    "sgd": ("beta2", "epsilon"),
+}
+"""Keys of `optimizer.<part>` that an update rule has no use for; others use all."""
 
 
 def optimizer_issues(config: Config) -> Iterator[Issue]:
@@ -25,6 +34,7 @@ def optimizer_issues(config: Config) -> Iterator[Issue]:
                 told.add(issue.paths)
                 yield issue
     yield from _ineffective(config)
+    yield from _unread(config)
 
 
 def _of_part(config: Config, part: Part, settings: ResolvedOptimizer) -> Iterator[Issue]:
@@ -80,6 +90,29 @@ def _key(config: Config, part: Part, own: str, shared: str) -> str:
     return f"training.{shared}" if getattr(getattr(config.optimizer, part), own) is None else f"optimizer.{part}.{own}"
 
 
+def _unread(config: Config) -> Iterator[Issue]:
+    """What was asked for and no update rule reads. A key of `training` counts for the parts without one of their own;
+    what has its default may be meant for another rule, or stand in the file that a run has written."""
+    parts = config.parts()
+    for own, shared in (("beta1", "adam_beta1"), ("beta2", "adam_beta2"), ("epsilon", "adam_epsilon")):
+        given = getattr(config.training, shared) != type(config.training).model_fields[shared].default
+        heirs = [part for part in parts if getattr(getattr(config.optimizer, part), own) is None]
+        if given and heirs and all(own in UNREAD_BY.get(config.optimizer_for(part).name, ()) for part in heirs):
+            hint = f"Remove it, or set it to {type(config.training).model_fields[shared].default:g}."
+            yield _unread_issue(config, heirs[0], f"training.{shared}", hint)
+        for part in parts:
+            if part not in heirs and own in UNREAD_BY.get(config.optimizer_for(part).name, ()):
+                yield _unread_issue(config, part, f"optimizer.{part}.{own}", "Remove it.")
+    if config.optimizer.decay_norms_and_biases and not any(config.optimizer_for(part).weight_decay for part in parts):
+        decay = _key(config, parts[0], "weight_decay", "weight_decay")
+        yield Issue(("optimizer.decay_norms_and_biases", decay), "nothing decays: weight decay is 0.", "Remove it.")
+
+
+def _unread_issue(config: Config, part: Part, key: str, hint: str) -> Issue:
+    name = config.optimizer_for(part).name
+    return Issue((key, _key(config, part, "name", "optimizer")), f"`{name}` has no use for it.", hint)
+
+
 def _ineffective(config: Config) -> Iterator[Issue]:
     """What was asked for and no schedule, or no average, would read: better said than ignored."""
     schedules = {config.optimizer_for(part).scheduler for part in config.parts()}
@@ -92,6 +125,12 @@ def _ineffective(config: Config) -> Iterator[Issue]:
         own, scheduler = getattr(config.optimizer, part), config.optimizer_for(part).scheduler
         asked[f"optimizer.{part}.cycles"] = (own.cycles is not None, scheduler == "cosine_with_restarts")
         asked[f"optimizer.{part}.power"] = (own.power is not None, scheduler == "polynomial")
+        if own.min_lr_ratio is not None and scheduler == "constant":
+            yield Issue(
+                (f"optimizer.{part}.min_lr_ratio", _key(config, part, "scheduler", "lr_scheduler")),
+                "`constant` stays at the learning rate to the last step.",
+                "Remove it, or take another schedule.",
+            )
     for key, (given, has_effect) in asked.items():
         if given and not has_effect:
             needs = "cosine_with_restarts" if key.endswith("cycles") else "polynomial"

@@ -95,8 +95,10 @@ def why_not_read(folder: Path, file: Path, error: DataError) -> Problem:
 
 
 def open_set(options: SetOptions, reading: Reading, elsewhere: Collection[Path] = ()) -> FolderSet:
-    """The pictures below the folder. `elsewhere`: files that others tell of. Raises DataError with all that no quarantine
-    cures."""
+    """The pictures below the folder. `elsewhere`: files that others tell of.
+
+    Raises DataError with all that no quarantine cures.
+    """
     found = FolderSet(options, reading, elsewhere)
     if len(found) == 0:
         problems = [fault.problem() for fault in found.faults[:1]]

@@ -5,8 +5,9 @@
 Two trainers of configs/quickstart.yaml on its 48 target images, one with `cache.enabled: false`, take their steps in
 turn in one process, on one thread, so that a machine that is slow for a minute is slow for both. Written down: whether
 all losses are the same to the last digit; the median seconds of a step and of the encoding in it; the median of the
-ratios without / with cache, step by step, with its 95 % interval (bootstrap); what filling the cache took; and how much
-of the model's weights then sleeps. On a GPU also the peak of memory of a step. Prints JSON.
+ratios without / with cache, step by step, with its 95 % interval (bootstrap); what filling the cache took; how much
+of the model's weights then sleeps; and the peak of memory of a step: on a GPU of what is allocated there, on the CPU of
+what is resident, each side in a process of its own (on the CPU a sleeping encoder lies where it lay). Prints JSON.
 
 `python benchmarks/two_revisions.py BEFORE AFTER --tasks sft dpo` compares with an older revision.
 """
@@ -17,6 +18,7 @@ import argparse
 import json
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -25,6 +27,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.memory import peak_resident, reset_peak
 from benchmarks.two_revisions import ROOT, interval
 from glm_training.config import load_config
 from glm_training.trainers.run import build_trainer
@@ -108,15 +111,34 @@ def _mib(modules: list[torch.nn.Module]) -> float:
     return sum(parameter.numel() * parameter.element_size() for parameter in unique.values()) / 2**20
 
 
+def resident(arguments: argparse.Namespace, name: str) -> float:
+    """Peak MiB of two steps of one side, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.encoding", "--side", name, "--component", arguments.component]
+    command += ["--size", str(arguments.size)]
+    return float(subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
+
+
+def print_resident(folder: Path, arguments: argparse.Namespace) -> None:
+    """What `resident` reads."""
+    run = Timed(folder, arguments, cached=arguments.side == "cached")
+    reset_peak()
+    for _ in range(2):
+        run.step()
+    sys.stdout.write(f"\n{peak_resident() / 2**20:.0f}\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--component", choices=("ar", "dit", "both"), default="both")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--side", choices=("uncached", "cached"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
+        if arguments.side:
+            return print_resident(Path(folder), arguments)
         runs = {name: Timed(Path(folder), arguments, cached=name == "cached") for name in ("uncached", "cached")}
         for turn in range(arguments.steps + 1):
             for name in list(runs)[:: 1 if turn % 2 == 0 else -1]:
@@ -136,6 +158,8 @@ def main() -> None:
             "seconds_to_fill": cached.filled,
             **cached.asleep(),
         }
+    if not torch.cuda.is_available():
+        report["resident_mib"] = {name: resident(arguments, name) for name in ("uncached", "cached")}
     text = json.dumps(report, indent=1) + "\n"
     if arguments.out is not None:
         arguments.out.write_text(text, encoding="utf-8")

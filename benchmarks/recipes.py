@@ -34,9 +34,15 @@ DIT = (
     "flow_dppo",
     "nft",
     "awm",
+    "dgpo",
 )
 ARMS = ("trained", "shuffled", "frozen")
-DRAWS_LIKE = {name: "grpo" for name in AR} | {"grpo_guard": "flow_grpo", "flow_dppo": "flow_grpo", "awm": "nft"}
+DRAWS_LIKE = {name: "grpo" for name in AR} | {
+    "grpo_guard": "flow_grpo",
+    "flow_dppo": "flow_grpo",
+    "awm": "nft",
+    "dgpo": "nft",
+}
 """Recipes whose frozen model draws exactly what that of another one does."""
 LAST = 4
 """Steps at the end over which rewards are averaged."""

@@ -157,6 +157,11 @@ class Config(Section):
             advantage_scale=first(own.advantage_scale, grpo.advantage_scale),
         )
 
+    def needs_reference(self, part: Part) -> bool:
+        """Whether reward steps compare a part with its reference: for the KL, or as DGPO does."""
+        prefers = part == "dit" and self.reward.grpo.dit.method == "dgpo"
+        return self.uses_reward() and (prefers or self.policy_for(part).kl_coef > 0)
+
     def reward_weights_for(self, part: Part) -> dict[str, float] | None:
         """Weights of the metrics for one half alone; None where both share `metric_weights`."""
         return (self.reward.ar if part == "ar" else self.reward.dit).weights

@@ -81,7 +81,7 @@ def build_parts(config: Config, family: Family, world: World, total_steps: int) 
             rate_scales=family.rate_scales(name),
         )
         part.ema = weight_average(config, part)
-        if config.uses_reward() and config.policy_for(name).kl_coef > 0:
+        if config.needs_reference(name):
             keep_reference(part, family.module(name), config.reward.grpo.reference)
         if config.uses_reward() and name == "dit" and config.reward.grpo.dit.method == "nft":
             part.old = ParameterSnapshot(part.parameters)

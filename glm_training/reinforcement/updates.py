@@ -5,6 +5,7 @@ B rows of a chunk (plans or renders), R rows of a slice, T tokens of a plan.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from glm_training.engine.figures import Interval, mean_over_processes, stack_mea
 from glm_training.engine.parts import Part
 from glm_training.methods.ar_policy_gradient import ARPolicyGradient
 from glm_training.methods.awm import AWM
+from glm_training.methods.dgpo import DGPO
 from glm_training.methods.flow_policy_gradient import FlowPolicyGradient
 from glm_training.methods.losses import DiTPolicies, MatchingDraws, MethodLoss
 from glm_training.methods.nft import NFT
@@ -30,7 +32,7 @@ from glm_training.reinforcement.rollout import RolloutSettings
 from glm_training.utils.distributed import World, gather_objects
 from glm_training.utils.randomness import make_generator, normal
 
-DiTMethod = FlowPolicyGradient | NFT | AWM
+DiTMethod = FlowPolicyGradient | NFT | AWM | DGPO
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,8 @@ def dit_method(config: Config) -> DiTMethod:
         return NFT(dit.nft_beta, dit.advantage_max, policy.kl_coef)
     if dit.method == "awm":
         return AWM(clip, policy.kl_coef, dit.huber)
+    if dit.method == "dgpo":
+        return DGPO(dit.dgpo_beta, clip, policy.kl_coef)
     return FlowPolicyGradient(
         clip, policy.kl_coef, dit.ratio == "guard", dit.divergence_threshold, dit.noise_weighting, dit.kl_form
     )
@@ -150,8 +154,8 @@ def _scores(
 
 def update_dit(run: Learning, method: DiTMethod, chunks: list[Scored]) -> dict[str, float]:
     """The optimizer steps of the DiT half on the renders of `chunks`."""
-    part, group = run.parts["dit"], run.settings.group
-    slices = _slices(run, part, chunks, group)
+    part, group, siblings = run.parts["dit"], run.settings.group, run.settings.renders
+    slices = _slices(run, part, chunks, group, siblings if isinstance(method, DGPO) else 1)
     policies = DiTPolicies(
         part.policy, part.component, None if part.reference is None else part.as_reference, part.as_old
     )
@@ -169,18 +173,18 @@ def update_dit(run: Learning, method: DiTMethod, chunks: list[Scored]) -> dict[s
         return _optimise(run, part, chunks, group, slices, terms, len(renders[0].sde_indices))
     levels = _levels(run)
     draws = partial(_matching_draws, run, chunks, levels)
-    if isinstance(method, AWM):
+    if isinstance(method, AWM | DGPO):
         olds = _old_densities(run, method, part, chunks, slices, draws)
 
         def awm_terms(piece: Slice) -> Iterator[MethodLoss]:
             scored, rows = chunks[piece.chunk], piece.rows
-            yield from method.losses(
-                policies,
-                scored.rollout.renders.select(rows),
-                scored.render_advantages[rows],
-                draws(piece.chunk, rows),
-                None if piece.update == 0 else olds[piece.chunk][rows],
-            )
+            trajectory, advantages = scored.rollout.renders.select(rows), scored.render_advantages[rows]
+            old = None if piece.update == 0 else olds[piece.chunk][rows]
+            if isinstance(method, DGPO):
+                plans = rows.div(siblings, rounding_mode="floor")
+                yield from method.losses(policies, trajectory, advantages, plans, draws(piece.chunk, rows), old)
+            else:
+                yield from method.losses(policies, trajectory, advantages, draws(piece.chunk, rows), old)
 
         return _optimise(run, part, chunks, group, slices, awm_terms, len(levels))
 
@@ -198,8 +202,9 @@ def update_dit(run: Learning, method: DiTMethod, chunks: list[Scored]) -> dict[s
 
 
 def _levels(run: Learning) -> tuple[int, ...]:
-    """The noise levels of this step: all of the schedule, or a random choice of `timesteps_per_sample`."""
-    steps = run.settings.num_inference_steps
+    """The noise levels of this step: all of the schedule's `noisiest_share`, or a random choice of
+    `timesteps_per_sample`."""
+    steps = math.ceil(run.config.reward.grpo.dit.noisiest_share * run.settings.num_inference_steps)
     wanted = run.config.reward.grpo.dit.timesteps_per_sample
     if wanted is None or wanted >= steps:
         return tuple(range(steps))
@@ -210,13 +215,15 @@ def _levels(run: Learning) -> tuple[int, ...]:
 def _matching_draws(
     run: Learning, chunks: list[Scored], levels: tuple[int, ...], chunk: int, rows: Tensor
 ) -> MatchingDraws:
-    """The noise of the given rows of a chunk, named by prompt and sample."""
+    """The noise of the given rows of a chunk, named by prompt and sample; DGPO's, by prompt and plan, since renders
+    that are compared differ by nothing else then."""
     rollout, group = chunks[chunk].rollout, run.settings.group
     final = rollout.renders.final
-    names = [(rollout.positions[row // group], row % group) for row in rows.tolist()]
+    shared = run.settings.renders if run.config.reward.grpo.dit.method == "dgpo" else 1
+    names = [(rollout.positions[row // group], row % group // shared * shared) for row in rows.tolist()]
 
     def noise(level: int) -> Tensor:
-        # AWM draws under this name as well: another one would give its runs other numbers
+        # AWM and DGPO draw under this name as well: another one would give its runs other numbers
         return normal(run.config.seed, f"nft/{level}", names, tuple(final.shape[1:]), device=final.device)
 
     return MatchingDraws(levels, noise)
@@ -246,14 +253,14 @@ def _rescored(
 
 def _old_densities(
     run: Learning,
-    method: AWM,
+    method: AWM | DGPO,
     part: Part,
     chunks: list[Scored],
     slices: list[Slice],
     draws: Callable[[int, Tensor], MatchingDraws],
 ) -> list[Tensor]:
-    """AWM's densities [rows, levels] under the policy that drew, per chunk, of the rows of later updates: those of the
-    first one have it at hand."""
+    """Densities [rows, levels] of AWM or DGPO under the policy that drew, per chunk, of the rows of later updates:
+    those of the first one have it at hand."""
     levels = len(_levels(run))
     olds = [chunk.rollout.renders.final.new_zeros(len(chunk.rollout.renders.final), levels) for chunk in chunks]
     for piece in slices:
@@ -279,8 +286,9 @@ def _old_decay(config: Config, step: int) -> float:
 # -- both --------------------------------------------------------------------------------------------------------------
 
 
-def _slices(run: Learning, part: Part, chunks: list[Scored], rows_per_prompt: int) -> list[Slice]:
-    """What a half is trained on, in order; row r of the step belongs to update r mod `updates_per_rollout`.
+def _slices(run: Learning, part: Part, chunks: list[Scored], rows_per_prompt: int, together: int = 1) -> list[Slice]:
+    """What a half is trained on, in order; row r of the step belongs to update r mod `updates_per_rollout`. Where
+    `together` rows in a row are one, as DGPO's groups are, they count as one row there and are never parted.
 
     Every process has equally many, so that all poll and exchange gradients equally often: a piece without any score
     keeps one row, and counts as none; where batches may be short, a process with fewer pieces adds such ones.
@@ -292,7 +300,7 @@ def _slices(run: Learning, part: Part, chunks: list[Scored], rows_per_prompt: in
         for index, chunk in enumerate(chunks):
             # on the CPU: a choice of rows by what is in a tensor would wait for the device
             rows = torch.arange(len(chunk.rollout.prompts) * rows_per_prompt)
-            rows = rows[(rows + chunk.first_prompt * rows_per_prompt) % updates == update]
+            rows = rows[(rows + chunk.first_prompt * rows_per_prompt) // together % updates == update]
             scored = chunk.has_score(name)
             for piece in run.micro(rows):
                 kept = piece[scored[piece]]

@@ -63,14 +63,17 @@ class RewardTrainer(EncodingTrainer):
         settings, prompts = rollout_settings(config), config.training.batch_size
         if world.world_size == 1:
             prompts *= config.training.gradient_accumulation_steps
-        rows = {"ar": prompts * settings.plans, "dit": prompts * settings.group}
+        rows = {"ar": ("ar sample", settings.plans), "dit": ("dit sample", settings.group)}
+        if config.reward.grpo.dit.method == "dgpo":  # the renders of a plan stay together
+            rows["dit"] = ("dit group", settings.plans)
         for name in config.parts():
             count = config.policy_for(name).updates_per_rollout
-            if rows[name] % count:
+            what, each = rows[name]
+            if prompts * each % count:
                 raise SettingsError(
                     f"reward.grpo updates_per_rollout {count} does not divide the "
-                    f"{counted(rows[name], name + ' sample')} that a process draws at once "
-                    "(batch_size x samples per prompt; one process may count its accumulation)"
+                    f"{counted(prompts * each, what)} that a process draws at once "
+                    f"(batch_size x {what.split()[1]}s per prompt; one process may count its accumulation)"
                 )
 
     # -- a step --------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from glm_training.algorithms.dgpo import group_preference_loss
 from glm_training.algorithms.distillation import distribution_matching_loss, reward_hinge, srpo_text_feature
 from glm_training.algorithms.flow_matching import (
     flow_matching_loss,
@@ -69,6 +70,9 @@ CALLS: dict[str, Call] = {
     "gaussian_kl": lambda x, row, check: gaussian_kl(x, x, row, check_finite=check),
     "nft_loss": lambda x, row, check: nft_loss(
         x, x, x, x, row, row, beta=1.0, advantage_max=5.0, reference_velocity=x, check_finite=check
+    ),
+    "group_preference_loss": lambda x, row, check: group_preference_loss(
+        row, row, row, row.long(), beta=1.0, old_errors=row, clip=(0.1, 0.1), check_finite=check
     ),
     "diffusion_dpo_loss": lambda x, row, check: diffusion_dpo_loss(
         row, row, row, row, beta=1.0, weights=row, check_finite=check

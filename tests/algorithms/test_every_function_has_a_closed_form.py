@@ -21,6 +21,7 @@ CLOSED_FORMS = {
     "advantages.plan_render_gdpo": "algorithms/test_advantages.py::test_gdpo_tree_by_hand",
     "awm.matching_log_density": "algorithms/test_awm.py::test_by_hand",
     "awm.velocity_kl": "algorithms/test_awm.py::test_by_hand",
+    "dgpo.group_preference_loss": "algorithms/test_dgpo.py::test_by_hand",
     "distillation.distribution_matching_loss": "algorithms/test_distillation.py::test_distribution_matching_by_hand",
     "distillation.guidance_scale_decay": "algorithms/test_distillation.py::test_guidance_scale_at_its_ends_and_middle",
     "distillation.renoise_beta": "algorithms/test_distillation.py::test_renoise_beta_means",

@@ -64,6 +64,13 @@ from tests.config.building import TEXT_REWARD, build, first_paths, issues, rewar
             {"model": {"component": "ar"}, "reward": TEXT_REWARD | {"dit": {"weights": {"text_accuracy": 1.0}}}},
         ),
         ("reward.grpo.dit.huber", {"reward": reward(dit={"huber": 0.1})}),
+        ("reward.grpo.dit.dgpo_beta", {"reward": reward(dit={"method": "awm", "dgpo_beta": 10})}),
+        ("reward.grpo.dit.noisiest_share", {"reward": reward(dit={"method": "nft", "noisiest_share": 0.5})}),
+        ("rollout.sde_kernel", {"reward": reward(dit={"method": "dgpo"}), "rollout": {"sde_kernel": "cps"}}),
+        (
+            "rollout.micro_batch_size",
+            {"reward": reward(dit={"method": "dgpo"}, num_samples=8), "rollout": {"micro_batch_size": 3}},
+        ),
         ("reward.grpo.dit.old_decay", {"reward": reward(dit={"old_decay": 0.5})}),
         ("reward.grpo.dit.nft_beta", {"reward": reward(dit={"method": "awm", "nft_beta": 0.1})}),
         ("reward.grpo.ar.cispo_cap", {"reward": reward(ar={"cispo_cap": 2.0})}),

@@ -135,7 +135,7 @@ def test_each_half_has_the_kl_coefficient_of_its_unit() -> None:
     published, steps = 0.04, 10
     assert build().policy_for("ar").kl_coef == 0.05
     assert build().policy_for("dit").kl_coef == published / steps
-    for method, coefficient in (("nft", 1e-4), ("awm", 3e-3)):
+    for method, coefficient in (("nft", 1e-4), ("awm", 3e-3), ("dgpo", 0.02)):
         assert build(reward=reward(dit={"method": method})).policy_for("dit").kl_coef == coefficient
     assert build(reward=reward(dit={"kl_form": "velocity"})).policy_for("dit").kl_coef == 1e-4
 
@@ -209,6 +209,7 @@ def test_kernel_follows_the_method() -> None:
     assert build(model={"component": "ar"}).rollout.sde_kernel == "ode"
     assert build(reward=reward(dit={"method": "nft"})).rollout.sde_kernel == "ode"
     assert build(reward=reward(dit={"method": "awm"})).rollout.sde_kernel == "ode"
+    assert build(reward=reward(dit={"method": "dgpo"})).rollout.sde_kernel == "ode"
     assert build(rollout={"sde_window_size": 3}).rollout.sde_window_strategy == "random"
 
 

@@ -48,6 +48,7 @@ def test_activations_are_recomputed_where_asked(tmp_path):
     [
         ([], True, False, False),
         (["reward.grpo.kl_coef=0"], False, False, False),
+        (["reward.grpo.dit.method=dgpo", "reward.grpo.kl_coef=0"], True, False, False),
         (["reward.grpo.reference=ema"], True, True, False),
         (["reward.grpo.dit.method=nft", "reward.grpo.kl_coef=0"], False, False, True),
         (["lora.enabled=true"], True, False, False),

@@ -42,7 +42,7 @@ def assert_same(tmp_path: Path, first: list[str], second: list[str], *, mode: st
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("method", ["flow_grpo", "nft"])
+@pytest.mark.parametrize("method", ["flow_grpo", "nft", "dgpo"])
 def test_four_chunks_of_one_prompt_equal_one_chunk_of_four_in_reward_training(tmp_path, method, mode):
     shared = [f"reward.grpo.dit.method={method}", "reward.grpo.num_samples=4"]
     chunked = ["training.batch_size=1", "training.gradient_accumulation_steps=4"]
@@ -89,11 +89,12 @@ def test_gradient_checkpointing_changes_nothing(tmp_path, use_reward, mode):
     [
         ["model.component=ar"],
         ["model.component=dit", "reward.grpo.dit.method=nft"],
+        ["model.component=dit", "reward.grpo.dit.method=dgpo", "reward.grpo.dit.timesteps_per_sample=1"],
         ["model.component=both"],
         ["model.component=both", "reward.grpo.dit.method=nft", "reward.grpo.dit.old_decay=0.5"],
         ["model.component=both", "lora.enabled=true", "lora.rank=2", "lora.alpha=4"],
     ],
-    ids=["ar", "dit-nft", "both", "both-nft", "both-lora"],
+    ids=["ar", "dit-nft", "dit-dgpo", "both", "both-nft", "both-lora"],
 )
 def test_four_steps_equal_two_steps_and_a_resume_bit_for_bit(tmp_path, kind):
     shared = [

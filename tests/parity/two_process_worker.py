@@ -27,6 +27,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
         ],
     ),
     "nft": ("t2i", ["model.component=both", "reward.grpo.dit.method=nft", "reward.grpo.dit.old_decay=0.5"]),
+    "dgpo": ("t2i", ["model.component=both", "reward.grpo.dit.method=dgpo", "reward.grpo.updates_per_rollout=2"]),
     "edits": ("i2i", ["model.component=both"]),
     "supervised": ("t2i", ["model.component=both", "training.use_reward=false"]),
     "token_mean": (

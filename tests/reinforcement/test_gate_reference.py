@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from glm_training.reinforcement.gate.tolerance import Tolerance
 from tests.runs import trainer_of
 
 SMALL = ["reward.grpo.num_samples=2", "training.batch_size=1"]
-ROLLOUT = {"ar": [], "flow_grpo": [], "nft": ["reward.grpo.dit.method=nft"]}
+ROLLOUT = {"ar": [], "flow_grpo": [], "nft": ["reward.grpo.dit.method=nft"], "dgpo": ["reward.grpo.dit.method=dgpo"]}
 
 
 def settings(half: str) -> list[str]:
@@ -24,7 +25,7 @@ def settings(half: str) -> list[str]:
 
 
 @pytest.mark.parametrize("extra", [[], ["lora.enabled=true", "lora.rank=2"], ["training.gradient_checkpointing=true"]])
-@pytest.mark.parametrize("half", ["ar", "flow_grpo", "nft"])
+@pytest.mark.parametrize("half", ["ar", "flow_grpo", "nft", "dgpo"])
 def test_a_sound_run_passes_and_keeps_no_gradient(tmp_path, monkeypatch, half, extra):
     trainer = trainer_of(tmp_path, *settings(half), *extra)
     part = next(iter(trainer.parts.values()))
@@ -33,6 +34,9 @@ def test_a_sound_run_passes_and_keeps_no_gradient(tmp_path, monkeypatch, half, e
     monkeypatch.setattr(Part, "step", lambda self, step: {})
     figures = trainer.training_step()
     assert figures[f"gate/{part.name}_reference_max"] <= 1e-6
+    if half == "dgpo":  # at the reference nothing is preferred yet
+        assert figures["dit/preference_accuracy"] == 0.5 and figures["dit/kl"] <= 1e-12
+        assert figures["dit/loss"] == pytest.approx(math.log(2) / 100, rel=1e-4)
     assert set(left[0]) == {None}
 
 

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from glm_training.algorithms.awm import matching_log_density
+from glm_training.algorithms.dgpo import group_preference_loss
 from glm_training.algorithms.nft import nft_loss
 from glm_training.algorithms.policy_loss import policy_loss
 from glm_training.engine.parts import Part
 from glm_training.methods.awm import AWM
+from glm_training.methods.dgpo import DGPO
 from glm_training.methods.flow_policy_gradient import FlowPolicyGradient
 from glm_training.methods.nft import NFT
 from glm_training.models.glm_image.ar_types import ARRollout
@@ -102,6 +104,29 @@ def test_awms_second_update_compares_with_the_policy_that_drew(tmp_path):
     assert abs(weight - WEIGHT) > 1e-3
 
 
+def test_dgpo_keeps_the_renders_of_a_plan_together_and_gives_them_one_noise(tmp_path):
+    """Update k has the prompt k, both renders of it, compared with each other."""
+    keys = ["reward.grpo.dit.method=dgpo", "reward.grpo.updates_per_rollout=2", "rollout.micro_batch_size=2"]
+    run, part, chunks = dit_run(tmp_path, *keys)
+    part.reference = lambda: part.component.at(OLD)
+    updates.update_dit(run, DGPO(0.5, (0.9, 9.0), 0.0), chunks)
+    weight = WEIGHT
+    for update, position in enumerate(POSITIONS):
+        own, rows = torch.tensor(weight, requires_grad=True), slice(2 * update, 2 * update + 2)
+        for level in range(3):
+            noise = normal(run.config.seed, f"nft/{level}", [(position, 0)] * 2, (1, 1, 2))
+            noisy = (1 - SCHEDULE.sigmas[level]) * FINALS[rows] + SCHEDULE.sigmas[level] * noise
+            errors = [
+                (w * noisy + SCHEDULE.timesteps[level] / 1000 - (noise - FINALS[rows])).square().mean(dim=(1, 2, 3))
+                for w in (own, torch.tensor(OLD))
+            ]
+            loss = group_preference_loss(*errors, ADVANTAGES[rows], torch.zeros(2, dtype=torch.long), beta=0.5).loss
+            (loss / 3).backward()
+        weight -= 0.1 * own.grad.item()
+    assert part.component.weight.item() == pytest.approx(weight, rel=1e-5)
+    assert abs(weight - WEIGHT) > 1e-3
+
+
 def test_gradients_are_exchanged_at_the_last_term_of_each_update(tmp_path):
     keys = ["reward.grpo.dit.method=awm", "reward.grpo.updates_per_rollout=2", "rollout.micro_batch_size=1"]
     run, part, chunks = dit_run(tmp_path, *keys)
@@ -118,6 +143,8 @@ def test_noise_levels_are_chosen_anew_at_each_step(tmp_path):
     run = dit_run(tmp_path, "reward.grpo.dit.method=nft", "reward.grpo.dit.timesteps_per_sample=2")[0]
     assert len(set(updates._levels(run))) == 2 and list(updates._levels(run)) == sorted(updates._levels(run))
     assert updates._levels(dit_run(tmp_path, "reward.grpo.dit.method=nft")[0]) == (0, 1, 2)
+    noisy = dit_run(tmp_path, "reward.grpo.dit.method=dgpo", "reward.grpo.dit.noisiest_share=0.5")[0]
+    assert updates._levels(noisy) == (0, 1), "half of three levels, rounded up, from the noisiest on"
 
 
 def test_the_ar_half_is_held_to_the_reference_of_the_same_rows(tmp_path):
@@ -202,4 +229,5 @@ def test_the_dit_half_learns_as_the_configuration_says(tmp_path):
     )
     assert method("divergence_threshold=0.5") == FlowPolicyGradient((0.1, 0.3), 0.02, False, 0.5)
     assert method("method=nft", "nft_beta=0.4", "advantage_max=3") == NFT(0.4, 3.0, 0.02)
+    assert method("method=dgpo", "dgpo_beta=10") == DGPO(10.0, (0.1, 0.3), 0.02)
     assert method("method=awm", "huber=0.2") == AWM((0.1, 0.3), 0.02, 0.2)

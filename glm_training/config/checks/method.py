@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from glm_training.config.errors import Issue
+from glm_training.config.sections.resolved import split_group
+from glm_training.utils.words import counted
 
 if TYPE_CHECKING:
     from glm_training.config.schema import Config
@@ -110,12 +112,28 @@ def _dit_method(config: Config) -> Iterator[Issue]:
             "it has no weight: `kl_coef` is 0.",
             "Remove it, or set `reward.grpo.dit.kl_coef`.",
         )
+    yield from _whole_groups(config)
     if dit.timesteps_per_sample is not None and dit.method == "flow_grpo":
         yield Issue(
             ("reward.grpo.dit.timesteps_per_sample", "reward.grpo.dit.method"),
             "`flow_grpo` trains the noisy denoising steps.",
             "Remove it; `rollout.sde_window_size` says how many those are.",
         )
+
+
+def _whole_groups(config: Config) -> Iterator[Issue]:
+    """DGPO compares the renders of a plan in one pass."""
+    rollout, samples = config.rollout, config.reward.grpo.num_samples
+    group = split_group(config.model.component, samples, rollout.plans_per_prompt, rollout.renders_per_plan)
+    micro = rollout.micro_batch_size
+    if config.reward.grpo.dit.method != "dgpo" or group is None or micro is None or micro % group.renders == 0:
+        return
+    yield Issue(
+        ("rollout.micro_batch_size", "reward.grpo.dit.method", "rollout.renders_per_plan"),
+        f"`dgpo` compares the {counted(group.renders, 'render')} of a plan in one pass, and passes of "
+        f"{counted(micro, 'sample')} would part them.",
+        f"Use a multiple of {group.renders}, fewer renders per plan, or another method.",
+    )
 
 
 def _ineffective(config: Config) -> Iterator[Issue]:
@@ -125,13 +143,15 @@ def _ineffective(config: Config) -> Iterator[Issue]:
     trained = config.parts()
     asked = {
         "reward.grpo.dit.huber": (dit.huber is not None, dit.method == "awm", "the method `awm`"),
+        "reward.grpo.dit.noisiest_share": (dit.noisiest_share != 1.0, dit.method == "dgpo", "the method `dgpo`"),
+        "reward.grpo.dit.dgpo_beta": (dit.dgpo_beta != 100.0, dit.method == "dgpo", "the method `dgpo`"),
         "reward.grpo.dit.nft_beta": (dit.nft_beta != 1.0, dit.method == "nft", "the method `nft`"),
         "reward.grpo.dit.advantage_max": (dit.advantage_max != 5.0, dit.method == "nft", "the method `nft`"),
         "reward.grpo.dit.old_decay": (dit.old_decay != "fast", dit.method == "nft", "the method `nft`"),
         "reward.grpo.ar.cispo_cap": (ar.cispo_cap != 5.0, ar.objective == "cispo", "`objective: cispo`"),
         "reward.grpo.reference": (
             grpo.reference == "ema",
-            any(config.policy_for(part).kl_coef > 0 for part in trained),
+            any(config.needs_reference(part) for part in trained),
             "a `kl_coef` above 0",
         ),
         "reward.grpo.reference_decay": (grpo.reference_decay != 0.99, grpo.reference == "ema", "`reference: ema`"),

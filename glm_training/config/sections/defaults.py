@@ -21,7 +21,7 @@ T2I_WEIGHTS = {"lpips": 0.4, "aesthetic": 0.3, "text_accuracy": 0.3}
 I2I_WEIGHTS = {"lpips": 0.35, "aesthetic": 0.25, "text_accuracy": 0.25, "structure": 0.15}
 SDXL_NAME = "stabilityai/stable-diffusion-xl-base-1.0"
 VGT_NAME = "OpenGVLab/InternVL3-1B-hf"
-DIT_KL = {"flow_grpo": 0.004, "nft": 1e-4, "awm": 3e-3}
+DIT_KL = {"flow_grpo": 0.004, "nft": 1e-4, "awm": 3e-3, "dgpo": 0.02}
 """The published coefficients, each in the unit that its method's KL has here (docs/recipes.md)."""
 VELOCITY_KL = 1e-4
 """Of `flow_grpo` with `kl_form: velocity`: DiffusionNFT's, which weighs the same squared difference."""
@@ -240,7 +240,7 @@ def _fill_rollout(tree: Tree) -> None:
     if not isinstance(rollout, dict):
         return
     component = _get(model, "component") or "both"
-    if component == "ar" or _get(_get(grpo, "dit"), "method") in ("nft", "awm"):
+    if component == "ar" or _get(_get(grpo, "dit"), "method") in ("nft", "awm", "dgpo"):
         _fill(rollout, "sde_kernel", "ode")
     if rollout.get("sde_window_size") is not None:
         _fill(rollout, "sde_window_strategy", "random")

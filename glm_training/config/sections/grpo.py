@@ -59,16 +59,16 @@ class GRPODiTConfig(GRPOPartConfig):
         ge=0,
         le=1_000_000,
         description="In the unit of its KL: of a noisy step (`flow_grpo`; 1/abs(dt) times the published code's), "
-        "or the squared velocity difference (`nft`, `awm`, `kl_form: velocity`). Null = `reward.grpo.kl_coef`.",
+        "or the squared velocity difference (`nft`, `awm`, `dgpo`, `kl_form: velocity`). Null = `reward.grpo.kl_coef`.",
         json_schema_extra={
-            "default_text": "0.004 (`nft` and `kl_form: velocity` 1e-4, `awm` 3e-3); "
+            "default_text": "0.004 (`nft` and `kl_form: velocity` 1e-4, `awm` 3e-3, `dgpo` 0.02); "
             "`null` where `reward.grpo.kl_coef` is given"
         },
     )
-    method: Literal["flow_grpo", "nft", "awm"] = Field(
+    method: Literal["flow_grpo", "nft", "awm", "dgpo"] = Field(
         default="flow_grpo",
-        description="Policy gradient over noisy denoising steps; or on final images alone: DiffusionNFT, or "
-        "advantage-weighted matching.",
+        description="Policy gradient over noisy denoising steps; or on final images alone: DiffusionNFT, "
+        "advantage-weighted matching, or direct group preference optimization.",
     )
     ratio: Literal["plain", "guard"] = Field(
         default="plain",
@@ -95,7 +95,20 @@ class GRPODiTConfig(GRPOPartConfig):
         default=None,
         ge=1,
         le=1000,
-        description="NFT, AWM: noise levels trained per image, out of the rollout's; null = all.",
+        description="NFT, AWM, DGPO: noise levels trained per image, out of the rollout's; null = all.",
+    )
+    noisiest_share: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="DGPO: share of the rollout's noise levels, from the noisiest on, that are trained; at the last "
+        "ones few steps leave their traces.",
+    )
+    dgpo_beta: float = Field(
+        default=100.0,
+        gt=0,
+        le=1_000_000,
+        description="DGPO: scale of the group's preference under the sigmoid (published: 10 to 100).",
     )
     huber: float | None = Field(
         default=None,

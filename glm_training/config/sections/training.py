@@ -255,7 +255,9 @@ class RolloutConfig(Section):
     sde_kernel: Literal["ode", "flow", "dance", "cps"] = Field(
         default="flow",
         description="Noise of the denoising steps; `ode` = none.",
-        json_schema_extra={"default_text": "`flow`; `ode` if the DiT is not trained or with method `nft`"},
+        json_schema_extra={
+            "default_text": "`flow`; `ode` if the DiT is not trained or with method `nft`, `awm` or `dgpo`"
+        },
     )
     eta: float = Field(default=0.7, ge=0.01, le=10, description="Strength of that noise.")
     sde_window_size: int | None = Field(

@@ -50,6 +50,18 @@ MUTATIONS = [
         ("mean + std * torch.special.ndtri(inner)", "mean + torch.special.ndtri(inner)", "std has no effect"),
     ),
     *of(
+        "algorithms/dgpo.py",
+        "algorithms/test_dgpo.py",
+        ("margins = -beta * (member", "margins = beta * (member", "the bad side is preferred"),
+        (" / member.sum(dim=1)", " / len(errors)", "the preference is not a mean over the group"),
+        ("kept - reference_errors.detach().float()", "kept", "DGPO without its reference"),
+        (".mean() / beta", ".mean()", "DGPO's gradient grows with beta"),
+        ("ratio > 1 + clip[1]", "ratio > 1 + clip[0]", "DGPO's clips are swapped"),
+        ("(advantages < 0) & (ratio < 1", "(advantages > 0) & (ratio < 1", "DGPO clips what undoes too much"),
+        ("torch.where(clipped, errors.detach(), errors)", "errors", "DGPO's clip takes no gradient"),
+        ("(groups[:, None] == groups[None, :])", "(groups[:, None] >= groups[None, :])", "groups run into each other"),
+    ),
+    *of(
         "algorithms/flow_sde.py",
         ("algorithms/test_flow_sde.py", "algorithms/test_trust_region.py", "parity/test_flow_sde_marginals.py"),
         ("latents * (1 + correction * dt)", "latents * (1 - correction * dt)", "the score has the wrong sign"),

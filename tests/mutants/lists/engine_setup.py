@@ -45,8 +45,8 @@ MUTATIONS = [
             "bf16 and fp16 swapped",
         ),
         (
-            "config.policy_for(name).kl_coef > 0",
-            "config.policy_for(name).kl_coef >= 0",
+            "if config.needs_reference(name):",
+            "if config.uses_reward():",
             "a reference is kept that nobody asks",
         ),
         ('config.reward.grpo.dit.method == "nft"', 'config.reward.grpo.dit.method != "nft"', "NFT keeps no old policy"),

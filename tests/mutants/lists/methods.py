@@ -104,6 +104,22 @@ MUTATIONS = [
         ),
     ),
     *of(
+        "methods/dgpo.py",
+        "methods/test_dgpo.py",
+        ("yield MethodLoss(loss * share,", "yield MethodLoss(loss,", "DGPO sums its levels"),
+        ("loss = loss + self.kl_coef * kl", "loss = loss - self.kl_coef * kl", "DGPO's KL pushes away"),
+        ("with torch.no_grad(), policies.reference():", "with torch.no_grad():", "DGPO's reference is the trained one"),
+        ("return -torch.stack(", "return torch.stack(", "errors in the place of DGPO's densities"),
+        ("-old_densities[:, column]", "-old_densities[:, 0]", "DGPO's old errors are those of the first level"),
+        ("else self.clip,", "else (1.0, 1e9),", "DGPO is not clipped"),
+        ("beta=self.beta", "beta=1.0", "DGPO's beta has no effect"),
+        (
+            "trajectory.condition, guidance_scale=trajectory.guidance_scale)",
+            "trajectory.condition)",
+            "DGPO trains without the guidance that drew",
+        ),
+    ),
+    *of(
         "methods/preference.py",
         ("methods/test_distillation_terms.py", "methods/test_preference.py"),
         ("noise = torch.cat([noise, noise])", "noise = torch.cat([noise, noise.flip(0)])", "a pair has two noises"),

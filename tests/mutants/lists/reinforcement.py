@@ -15,10 +15,12 @@ MUTATIONS = [
             "parity/test_training_equivalences.py::test_two_processes_equal_one_with_the_double_batch",
         ),
         (
-            "(rows + chunk.first_prompt * rows_per_prompt) % updates",
-            "rows % updates",
+            "(rows + chunk.first_prompt * rows_per_prompt) // together % updates",
+            "rows // together % updates",
             "places in a chunk, not the step",
         ),
+        ("siblings if isinstance(method, DGPO) else 1", "1", "DGPO's groups are parted"),
+        ("row % group // shared * shared", "row % group", "DGPO's siblings have noises of their own"),
         (
             "term.loss * (piece.counted * run.world.world_size / counted)",
             "term.loss * (run.world.world_size / len(own))",

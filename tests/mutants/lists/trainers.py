@@ -143,7 +143,7 @@ MUTATIONS = [
             '            strategy="all"',
             "sde_window_strategy has no effect",
         ),
-        ("if rows[name] % count:", "if count % rows[name]:", "updates that do not divide the rows"),
+        ("if prompts * each % count:", "if count % (prompts * each):", "updates that do not divide the rows"),
         ("[(self.step,)], (1,)).item()", "[(0,)], (1,)).item()", "the same random window at every step"),
     ),
     *of(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from glm_training.config import Config
 from glm_training.engine.errors import SettingsError
 from glm_training.engine.families import FAMILIES, adapters_to_merge, adapters_to_train_on
-from glm_training.models.adapters import StartingAdapter, misfit, unlike
+from glm_training.models.adapters import StartingAdapter, malformed, misfit, unlike
 from glm_training.models.run_folders import pipeline_in
 from glm_training.utils.downloads import sha256_of
 
@@ -36,6 +36,8 @@ def check_adapters(config: Config) -> list[str]:
 
 def _problem(config: Config, adapter: StartingAdapter) -> str | None:
     """Why an adapter does not fit; None where it does, and where the model is not here to tell."""
+    if reason := malformed(adapter):
+        return reason
     skeleton = FAMILIES[config.model.family].skeleton
     source = pipeline_in(config.model.name)
     module = None if skeleton is None else skeleton(source, adapter.part, config.model.revision)

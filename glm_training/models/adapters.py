@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +18,21 @@ from torch import Tensor, nn
 
 from glm_training.models.family import Family
 from glm_training.models.loading import ModelLoadError
-from glm_training.models.lora import adapter_parameters, merge_lora, reached_layers
+from glm_training.models.lora import adapter_parameters, reached_layers
 from glm_training.models.run_folders import ADAPTER_FILES, adapters_in
 from glm_training.utils.words import counted
 
+_ENDINGS = (".lora_A.weight", ".lora_B.weight")
+"""A is [rank, in], B is [out, rank]."""
+_OLDER = (".lora_down.", ".lora_up.", ".lora.down.", ".lora.up.")
 _PREFIXES = ("base_model.model.", "unet.", "transformer.")
 
 
 @dataclass(frozen=True)
 class StartingAdapter:
     """An adapter in `folder` for `part` of the model, named under `key`. shapes: of its weights by name, as in
-    `blocks.0.to_q.lora_A.weight`. rank, alpha: B A is scaled by alpha / rank; None where layers differ in that."""
+    `blocks.0.to_q.lora_A.weight`. rank, alpha: B A is scaled by alpha / rank; None where layers differ in that.
+    settings: what it says of itself."""
 
     key: str
     part: str
@@ -35,6 +40,7 @@ class StartingAdapter:
     shapes: Mapping[str, tuple[int, ...]]
     rank: int | None
     alpha: float | None
+    settings: Mapping[str, Any]
 
     @property
     def file(self) -> Path:
@@ -48,6 +54,15 @@ class StartingAdapter:
     def layers(self) -> set[str]:
         """Names of the layers that it adapts."""
         return {name.partition(".lora_")[0] for name in self.shapes}
+
+    def scale(self, layer: str) -> float:
+        """By which B A of a layer is multiplied: alpha / rank, of rank-stabilised adapters alpha / sqrt(rank)
+        (arXiv:2312.03732). Diffusers takes alpha for the rank where a file does not tell it."""
+        rank = self.shapes[f"{layer}.lora_A.weight"][0]
+        patterns: Mapping[str, float] = self.settings.get("alpha_pattern") or {}
+        own = (alpha for pattern, alpha in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", layer))
+        alpha = float(next(own, self.settings.get("lora_alpha", rank)))
+        return alpha / (math.sqrt(rank) if self.settings.get("use_rslora") else rank)
 
 
 def starting_adapters(key: str, places: Sequence[str], components: Sequence[str]) -> list[StartingAdapter]:
@@ -65,9 +80,29 @@ def starting_adapters(key: str, places: Sequence[str], components: Sequence[str]
     return found
 
 
+def malformed(adapter: StartingAdapter) -> str | None:
+    """Why an adapter is none that is read here, whatever the model; None where it is one."""
+    told = f"{adapter.key}: the adapter in {adapter.folder}"
+    if not adapter.shapes:
+        return f"{told} holds no weights"
+    older = next((name for name in adapter.shapes if any(mark in name for mark in _OLDER)), None)
+    if older is not None:
+        return f"{told} has weights named as kohya's scripts do, as {older}: save it in diffusers' or PEFT's format"
+    odd = [name for name, shape in adapter.shapes.items() if len(shape) != 2 or not name.endswith(_ENDINGS)]
+    if odd:
+        return f"{told} has more than the matrices A and B of linear layers: {odd[0]} {list(adapter.shapes[odd[0]])}"
+    for layer in sorted(adapter.layers()):
+        a, b = (adapter.shapes.get(f"{layer}{ending}") for ending in _ENDINGS)
+        if a is None or b is None or a[0] != b[1]:
+            return f"{told} is not whole: {layer} has A {a and list(a)} and B {b and list(b)}"
+    return None
+
+
 def misfit(adapter: StartingAdapter, module: nn.Module) -> str | None:
     """Why an adapter cannot be merged into the component `module`, which may lie on the meta device; None where it
     can."""
+    if reason := malformed(adapter):
+        return reason
     layers = dict(module.named_modules())
     odd = [name for name in adapter.shapes if not _fits(name, adapter.shapes[name], layers)]
     if not odd:
@@ -101,17 +136,18 @@ def unlike(adapter: StartingAdapter, module: nn.Module, targets: Sequence[str], 
     return None
 
 
+@torch.no_grad()
 def merge_into(family: Family, adapters: Sequence[StartingAdapter]) -> None:
     """Adds adapters to the weights of a model without any, one after the other. Raises ModelLoadError."""
     for adapter in adapters:
         module = family.module(adapter.part)
         if reason := misfit(adapter, module):
             raise ModelLoadError(reason)
-        try:
-            family.load_lora(adapter.part, adapter.folder)
-        except (OSError, ValueError) as error:
-            raise ModelLoadError(f"{adapter.key}: {error}") from error
-        merge_lora(module)
+        weights = adapter.weights()
+        for layer in sorted(adapter.layers()):
+            weight = module.get_parameter(f"{layer}.weight")
+            a, b = (weights[f"{layer}.lora_{side}.weight"].to(weight.device).float() for side in "AB")
+            weight.data.copy_(weight.float() + adapter.scale(layer) * (b @ a))  # one rounding to half precision
 
 
 @torch.no_grad()
@@ -130,10 +166,11 @@ def _read(key: str, part: str, folder: Path) -> StartingAdapter:
         with safe_open(_weights_file(folder), framework="pt") as file:
             shapes = {_plain(name): tuple(file.get_slice(name).get_shape()) for name in file.keys()}
             metadata = file.metadata() or {}
-        rank, alpha = _strength(shapes, _settings(folder, metadata))
+        settings = _settings(folder, metadata)
+        rank, alpha = _strength(shapes, settings)
     except (OSError, ValueError, TypeError, SafetensorError, AttributeError) as error:
         raise ModelLoadError(f"{key}: the adapter in {folder} cannot be read ({error})") from error
-    return StartingAdapter(key, part, folder, shapes, rank, alpha)
+    return StartingAdapter(key, part, folder, shapes, rank, alpha, settings)
 
 
 def _strength(shapes: Mapping[str, tuple[int, ...]], told: Mapping[str, Any]) -> tuple[int | None, float | None]:
@@ -175,7 +212,6 @@ def _plain(name: str) -> str:
 def _fits(name: str, shape: tuple[int, ...], layers: Mapping[str, nn.Module]) -> bool:
     owner, _, which = name.partition(".lora_")
     layer = layers.get(owner)
-    sides = {"A.weight": 1, "B.weight": 0}  # A is [rank, in], B is [out, rank]
-    if not isinstance(layer, nn.Linear) or which not in sides or len(shape) != 2:
+    if not isinstance(layer, nn.Linear):
         return False
-    return shape[sides[which]] == (layer.in_features if which == "A.weight" else layer.out_features)
+    return shape[1] == layer.in_features if which == "A.weight" else shape[0] == layer.out_features

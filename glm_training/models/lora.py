@@ -128,14 +128,6 @@ def merged(module: nn.Module) -> Iterator[None]:
             module.set_submodule(name, layer)
 
 
-def merge_lora(module: nn.Module) -> None:
-    """Makes the module a plain one for good, with B A added to its weights, as `merged` does for a while."""
-    for name, layer in _layers(module):
-        _merge(module, name, layer)
-    for mark in ("peft_config", "_hf_peft_config_loaded"):  # what PEFT, and diffusers, put on it
-        vars(module).pop(mark, None)
-
-
 @torch.no_grad()
 def _merge(module: nn.Module, name: str, layer: Any) -> None:
     base = layer.get_base_layer()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,83 @@ def test_sdxls_adapters_are_merged_from_diffusers_files(tmp_path: Path) -> None:
     assert_identical(weights(loaded), expected)
     assert not vars(loaded).keys() & {"peft_config", "_hf_peft_config_loaded"}
     add_lora(loaded, ["to_k"], 2, 2.0)  # nothing of the merged one is left in the way
+
+
+def rewritten(run: Path, rename: Callable[[str], str], told: dict[str, object] | None = None) -> Path:
+    """The adapter of the DiT of a run in a folder `lora_dit` of its own, in diffusers' file, its weights renamed."""
+    saved = load_file(run / "checkpoints" / "step-000002" / "lora_dit" / "adapter_model.safetensors")
+    folder = run.parent / "other" / "lora_dit"
+    folder.mkdir(parents=True)
+    plain = {name.removeprefix("base_model.model."): value for name, value in saved.items()}
+    metadata = {"lora_adapter_metadata": json.dumps({f"transformer.{k}": v for k, v in told.items()})} if told else None
+    weights_file = folder / "pytorch_lora_weights.safetensors"
+    save_file({rename(name): value for name, value in plain.items()}, weights_file, metadata)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("told", "scales"),
+    [
+        (None, (1.0, 1.0)),  # diffusers takes alpha for the rank
+        ({"r": 2, "lora_alpha": 8}, (4.0, 4.0)),
+        ({"r": 2, "lora_alpha": 8, "use_rslora": True}, (8 / 2**0.5, 8 / 2**0.5)),
+        ({"r": 2, "lora_alpha": 8, "alpha_pattern": {"attn1.to_q": 1}}, (0.5, 4.0)),
+    ],
+)
+def test_glm_images_adapters_are_merged_from_diffusers_files(
+    tmp_path: Path, run: Path, told: dict[str, object] | None, scales: tuple[float, float]
+) -> None:
+    folder = rewritten(run, lambda name: f"transformer.{name}", told)
+    config = config_of(tmp_path, f"model.adapters=[{folder}]")
+    assert check_adapters(config) == [f"{folder} is merged into the dit before training"]
+    found, plain = (weights(make(config, World()).module("dit")) for make in (build_family, load_family))
+    saved = load_file(folder / "pytorch_lora_weights.safetensors")
+    adapted = {name.split(".lora_")[0] for name in saved}
+    for layer in adapted:
+        scale = scales[0] if layer.endswith("attn1.to_q") else scales[1]
+        added = scale * (saved[f"{layer}.lora_B.weight"] @ saved[f"{layer}.lora_A.weight"])
+        name = f"{layer.removeprefix('transformer.')}.weight"
+        # the bound: one rounding of a sum of a few products of order 1, in fp32
+        torch.testing.assert_close(found.pop(name), plain.pop(name) + added, atol=1e-6, rtol=1e-6)
+    assert len(adapted) > 1
+    assert_identical(found, plain)
+
+
+MALFORMED: dict[str, tuple[Callable[[str], str], str]] = {
+    "kohya's names": (
+        lambda name: "lora_unet_" + name.replace("lora_A", "lora_down").replace("lora_B", "lora_up"),
+        "has weights named as kohya's scripts do, as lora_unet_.*: save it in diffusers' or PEFT's format",
+    ),
+    "diffusers' older names": (
+        lambda name: name.replace("lora_A", "lora.down").replace("lora_B", "lora.up"),
+        "has weights named as kohya's scripts do",
+    ),
+    "no B": (
+        lambda name: name.replace("to_q.lora_B", "to_k.lora_B"),
+        r"is not whole: .*to_k has A None and B \[\d+, 2]",
+    ),
+    "more than matrices": (
+        lambda name: name.replace("lora_B.weight", "lora_magnitude_vector"),
+        "has more than the matrices A and B of linear layers: .*lora_magnitude_vector",
+    ),
+}
+
+
+@pytest.mark.parametrize("here", ["here", "not here"])
+@pytest.mark.parametrize("kind", MALFORMED)
+def test_what_is_no_adapter_is_told_before_the_model_is_loaded(tmp_path: Path, run: Path, kind: str, here: str) -> None:
+    """Whether the model is on this machine or yet to come."""
+    rename, said = MALFORMED[kind]
+    folder = rewritten(run, rename)
+    name = [] if here == "here" else ["model.name=nobody/has-this"]
+    with pytest.raises(SettingsError, match=said):
+        check_adapters(config_of(tmp_path, f"model.adapters=[{folder}]", *name))
+
+
+def test_an_adapter_of_another_base_is_told_before_the_model_is_loaded(tmp_path: Path, run: Path) -> None:
+    folder = rewritten(run, lambda name: f"unet.down_blocks.{name}")
+    with pytest.raises(SettingsError, match="does not fit the dit of this model: .*first down_blocks."):
+        check_adapters(config_of(tmp_path, f"model.adapters=[{folder}]"))
 
 
 # -- trained on --------------------------------------------------------------------------------------------------------

@@ -148,10 +148,19 @@ class AddressFile:
             if total_bytes is not None:
                 require_room(part.parent, total_bytes - have, f"{self.needed_by}: {self.name}")
             with part.open("ab" if have else "wb") as file, _bar(self.name, total_bytes, have) as bar:
-                while chunk := answer.read(_CHUNK):
+                while chunk := _chunk(answer):
                     file.write(chunk)
                     bar.update(len(chunk))
         return total_bytes is None or part.stat().st_size == total_bytes
+
+
+def _chunk(answer: Any) -> bytes:
+    """What comes next. Raises ConnectionError: of TLS and of lost networks there are other errors, which would look
+    like those of a disk."""
+    try:
+        return bytes(answer.read(_CHUNK))
+    except OSError as error:
+        raise ConnectionError(_reason(error)) from error
 
 
 def sha256_of(path: Path) -> str:

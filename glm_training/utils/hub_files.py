@@ -3,6 +3,7 @@ whole. The hub's library goes on where a download broke off; what came is then h
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import re
 from collections import Counter
@@ -16,6 +17,9 @@ from filelock import FileLock
 
 from glm_training.utils.downloads import AddressFile, DownloadError, in_bytes, require_room, sha256_of
 from glm_training.utils.writable import expanded
+
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+"""What no network raises."""
 
 Choose = Callable[[Collection[str]], list[str]]
 """Of the names in a repository, those that are needed; none where something is lacking."""
@@ -238,12 +242,14 @@ def _is_whole(path: Path, sibling: Any) -> bool:
 
 @contextmanager
 def _explained(files: HubFiles) -> Iterator[None]:
-    """Around what asks the hub: its errors, and those of the network, are DownloadErrors."""
+    """Around what asks the hub: its errors, and those of the network, are DownloadErrors; a disk's stay as they are."""
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     try:
         yield
     except (hub_error(), OfflineModeIsEnabled, OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in _OF_DISKS:
+            raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DownloadError(
             f"{files.needed_by}: {files.repository} cannot be had from {files.source} ({reason})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -230,4 +231,13 @@ def test_a_hub_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(DownloadError, match="hps_v2: owner/name cannot be had from http://127.0.0.1:9 .*refused"):
+        FILES.fetch()
+
+
+def test_a_disk_that_fills_up_is_not_told_as_the_hub(hub: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", full)
+    with pytest.raises(DownloadError, match="hps_v2: .*cache cannot be written .*No space left"):
         FILES.fetch()

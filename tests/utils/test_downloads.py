@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import http.client
+import ssl
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -125,6 +128,57 @@ def test_a_host_that_is_not_there_is_given_up_and_what_came_is_kept(tmp_path: Pa
     with pytest.raises(DownloadError, match="cannot be had .*; what came so far is kept"):
         wanted(gone, tmp_path).fetch()
     assert (tmp_path / "cache" / ".weights.pth.part").read_bytes() == CONTENT[:100]
+
+
+class Failing:
+    """In place of an answer's `read`: a connection that fails with `error` after `reads` of it, `times` times."""
+
+    def __init__(self, error: OSError, reads: int, times: int) -> None:
+        self.error, self.reads, self.left = error, reads, times
+        self.count = 0
+        self.whole = http.client.HTTPResponse.read
+
+    def __call__(self, answer: http.client.HTTPResponse, size: int | None = None) -> bytes:
+        self.count += 1
+        if self.left and self.count > self.reads:
+            self.left -= 1
+            self.count = 0
+            raise self.error
+        return self.whole(answer, size)
+
+
+OF_NETWORKS = [ssl.SSLError(1, "bad record mac"), OSError(errno.ENETUNREACH, "Network is unreachable")]
+
+
+@pytest.mark.parametrize("error", OF_NETWORKS, ids=["TLS", "network"])
+def test_whatever_breaks_a_connection_is_taken_up_where_it_ended(
+    server: FileServer, tmp_path: Path, monkeypatch, error: OSError
+) -> None:
+    failing = Failing(error, reads=3, times=1)
+    monkeypatch.setattr(http.client.HTTPResponse, "read", lambda *given: failing(*given))
+    wanted(server, tmp_path).fetch()
+    assert (tmp_path / "cache" / "weights.pth").read_bytes() == CONTENT
+    assert server.bodies("weights.pth") == [None, f"bytes={3 << 20}-"]
+
+
+@pytest.mark.parametrize("error", OF_NETWORKS, ids=["TLS", "network"])
+def test_a_connection_that_is_lost_is_not_told_as_a_disk(
+    server: FileServer, tmp_path: Path, monkeypatch, error: OSError
+) -> None:
+    failing = Failing(error, reads=0, times=10)
+    monkeypatch.setattr(http.client.HTTPResponse, "read", lambda *given: failing(*given))
+    with pytest.raises(
+        DownloadError, match=rf"weights.pth cannot be had \(.*{error.strerror}\); what came so far is kept"
+    ):
+        wanted(server, tmp_path).fetch()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk without room is /dev/full, which Linux alone has")
+def test_a_disk_that_fills_up_is_told_as_one(server: FileServer, tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / ".weights.pth.part").symlink_to("/dev/full")
+    with pytest.raises(DownloadError, match="cache/weights.pth cannot be written .*No space left"):
+        wanted(server, tmp_path).fetch()
 
 
 def test_a_mirror_is_asked_in_the_hosts_place(server: FileServer, tmp_path: Path, monkeypatch) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks.quickstart import machine
 
 ROOT = Path(__file__).parents[1]
-AR = ("grpo", "gspo", "cispo", "dr_grpo", "dapo")
+AR = ("grpo", "gspo", "cispo", "dr_grpo", "dapo", "stage")
 DIT = (
     "flow_grpo",
     "dance",

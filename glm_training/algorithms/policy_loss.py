@@ -72,6 +72,7 @@ def policy_loss(
     constant_length: float | None = None,
     reference_log_probs: Tensor | None = None,
     kl_coef: float = 0.0,
+    kl_weights: Tensor | None = None,
     weights: Tensor | None = None,
     global_token_count: float | Tensor | None = None,
     check_finite: bool = True,
@@ -80,16 +81,18 @@ def policy_loss(
 
     `advantages` [B] or [B, L]. Ratio r = exp(log_probs - old); level "sequence" (GSPO, arXiv:2507.18071) has every
     action carry exp of its sequence's mean log-ratio over unmasked actions, with the gradient of the action's own
-    log-prob (GSPO-token: for [B] advantages and no weights, the same gradient as GSPO).
-    "ppo": -min(r A, clip(r, 1 - low, 1 + high) A). "cispo" (arXiv:2506.13585): -sg(min(r, high)) A log_probs; here
-    `high` >= 1 caps the ratio itself and `low` is unused. kl_coef * (exp(D) - D - 1), D = reference - log_probs, is
-    added per action. Aggregation: see the module. Gradient flows into `log_probs` alone.
+    log-prob (GSPO-token: for [B] advantages and no weights, the same gradient as GSPO). "ppo": -min(r A, clip(r, 1 -
+    low, 1 + high) A). "cispo" (arXiv:2506.13585): -sg(min(r, high)) A log_probs; here `high` >= 1 caps the ratio itself
+    and `low` is unused. kl_coef * (exp(D) - D - 1), D = reference - log_probs, is added per action, times its
+    `kl_weights` [B, L] where they are given. Aggregation: see the module. Gradient flows into `log_probs` alone.
 
     Raises ValueError for shapes, clip bounds, arguments that do not belong together, and (one device synchronisation,
     skipped with check_finite=False) non-finite values at unmasked actions, negative weights, or nothing unmasked while
     no global_token_count is given.
     """
     low, high = _require_clip(clip, objective)
+    if kl_weights is not None:
+        require_same_shape("kl_weights", kl_weights, "log_probs", log_probs)
     _require_options(level, aggregation, constant_length, global_token_count)
     if kl_coef != 0:
         require_positive("kl_coef", kl_coef)
@@ -105,7 +108,8 @@ def policy_loss(
     reference_kl = None
     if actions.reference_log_probs is not None:
         kl = _k3(actions.reference_log_probs - actions.log_probs)
-        terms = terms + kl_coef * kl if kl_coef != 0 else terms
+        weighed = kl if kl_weights is None else kl * torch.where(actions.keep, kl_weights.detach().float(), 0.0)
+        terms = terms + kl_coef * weighed if kl_coef != 0 else terms
         reference_kl = _figure(kl, actions.keep)
     return PolicyLoss(
         loss=_aggregate(terms, actions.weights, aggregation, constant_length, global_token_count),

@@ -155,12 +155,14 @@ class Config(Section):
             clip_high=first(own.clip_range_high, own.clip_range, grpo.clip_range_high, grpo.clip_range),
             updates_per_rollout=first(own.updates_per_rollout, grpo.updates_per_rollout),
             advantage_scale=first(own.advantage_scale, grpo.advantage_scale),
+            skip_flat_groups=own.skip_flat_groups,
         )
 
     def needs_reference(self, part: Part) -> bool:
-        """Whether reward steps compare a part with its reference: for the KL, or as DGPO does."""
-        prefers = part == "dit" and self.reward.grpo.dit.method == "dgpo"
-        return self.uses_reward() and (prefers or self.policy_for(part).kl_coef > 0)
+        """Whether reward steps compare a part with its reference: for the KL, or as DGPO and an entropy reward do."""
+        grpo = self.reward.grpo
+        asked = grpo.dit.method == "dgpo" if part == "dit" else grpo.ar.entropy_reward > 0
+        return self.uses_reward() and (asked or self.policy_for(part).kl_coef > 0)
 
     def reward_weights_for(self, part: Part) -> dict[str, float] | None:
         """Weights of the metrics for one half alone; None where both share `metric_weights`."""

@@ -26,7 +26,7 @@ class ARPolicyGradient:
     `clip` (low, high): DAPO's asymmetric clip where they differ; under `objective` "cispo" high is the ratio's cap.
     `level` "sequence" is GSPO's ratio. `aggregation` "constant" divides by the tokens of an image (Dr.GRPO).
     `entropy_coef` adds -c * mean entropy to the loss. `preview_weight` and `large_weight` weigh the tokens of the two
-    grids against each other.
+    grids against each other. `similarity_weighting`: advantage and KL of each token have weights of their own (STAGE).
 
     All rows have the same T tokens and weights, so a slice's mean over its rows is its share of the mean over all
     tokens of the step: "token_mean" needs no other count, over chunks and processes alike.
@@ -40,6 +40,7 @@ class ARPolicyGradient:
     entropy_coef: float = 0.0
     preview_weight: float = 1.0
     large_weight: float = 1.0
+    similarity_weighting: bool = False
 
     terms: int = 1
 
@@ -58,8 +59,10 @@ class ARPolicyGradient:
         reference_log_probs: Tensor | None = None,
         *,
         on_policy: bool = False,
+        token_weights: Tensor | None = None,
     ) -> Iterator[MethodLoss]:
-        """The loss of a slice: `advantages` [B]; `reference_log_probs` [B, T], needed when `kl_coef` > 0.
+        """The loss of a slice: `advantages` [B]; `reference_log_probs` [B, T], needed when `kl_coef` > 0;
+        `token_weights` [B, 2, T], of the tokens' advantages and of their KL, needed with `similarity_weighting`.
 
         `on_policy`: the weights are those that drew, so every ratio is 1, however differently the drawing rounded; by
         how much it did is then the figure `replay_gap` (nats per token).
@@ -67,6 +70,11 @@ class ARPolicyGradient:
         scored = self.score(policy, rollout, entropy=self.entropy_coef > 0)
         log_probs = scored[0] if self.entropy_coef > 0 else scored
         weights = self._weights(rollout, log_probs)
+        kl_weights = None
+        if self.similarity_weighting:
+            if token_weights is None:
+                raise ValueError("token_weights are needed for similarity_weighting")
+            advantages, kl_weights = advantages[:, None] * token_weights[:, 0], token_weights[:, 1]
         result = policy_loss(
             log_probs,
             log_probs.detach() if on_policy else rollout.log_probs,
@@ -78,6 +86,7 @@ class ARPolicyGradient:
             constant_length=rollout.prompt.T if self.aggregation == "constant" else None,
             reference_log_probs=reference_log_probs if self.kl_coef > 0 else None,
             kl_coef=self.kl_coef,
+            kl_weights=kl_weights,
             weights=weights,
             check_finite=False,
         )

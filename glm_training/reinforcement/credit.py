@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from glm_training.algorithms.advantages import PlanRenderAdvantages, Scale, plan_render_advantages, plan_render_gdpo
+from glm_training.algorithms.stage import entropy_bonus
 from glm_training.config import Config
 from glm_training.config.sections.base import Part
 from glm_training.engine.figures import Mean
@@ -31,7 +32,9 @@ class Scored:
     """A rollout of P prompts with its scores and, once the whole step is known, the advantages of its rows.
 
     first_prompt: the place of its first prompt among all prompts of the step, over chunks and processes.
-    plan_advantages: [P*N]; render_advantages: [P*N*M].
+    plan_advantages: [P*N]; render_advantages: [P*N*M]. left_out: bool of the same shapes on the CPU, of what no term of
+    a half's loss has although it is scored. entropies [2, P*N]: mean entropy of the tokens of a plan (nats), under the
+    policy that drew and under the reference. token_weights [P*N, 2, T]: of the tokens' advantages and of their KL.
     """
 
     rollout: Rollout
@@ -39,6 +42,9 @@ class Scored:
     first_prompt: int = 0
     plan_advantages: Tensor = field(default_factory=lambda: torch.empty(0))
     render_advantages: Tensor = field(default_factory=lambda: torch.empty(0))
+    left_out: dict[Part, Tensor] = field(default_factory=dict)
+    entropies: Tensor = field(default_factory=lambda: torch.empty(2, 0))
+    token_weights: Tensor | None = None
 
     def rewards(self, weights: Mapping[str, float] | None = None) -> Tensor:
         """Totals [P, N, M] on the CPU, under `weights` or those of the calculator; NaN where there is none."""
@@ -49,6 +55,11 @@ class Scored:
         """Bool [P*N] of the plans with a scored render, or [P*N*M] of the renders; on the CPU."""
         scored = ~self.rewards().isnan()
         return scored.any(dim=2).flatten() if part == "ar" else scored.flatten()
+
+    def learned_from(self, part: Part) -> Tensor:
+        """Bool as `has_score`, of what the loss of a half has."""
+        scored = self.has_score(part)
+        return scored & ~self.left_out[part] if part in self.left_out else scored
 
     def shaped(self, values: Tensor) -> Tensor:
         """[P*N*M] as [P, N, M]."""
@@ -114,13 +125,15 @@ def assign_advantages(chunks: list[Scored], config: Config, world: World, step: 
     rewards = gather_tensor(world, torch.cat([chunk.rewards() for chunk in chunks]))
     figures = _figures(chunks, world, rewards)
     chosen: dict[Part, Tensor] = {}
+    flat: dict[Part, Tensor] = {}
     shared: dict[Scale, PlanRenderAdvantages] = {}  # of what both halves are rewarded for
     halves: tuple[tuple[Part, str], ...] = (("ar", "plan"), ("dit", "render"))
     for part, level in halves:
         own, policy = config.reward_weights_for(part), config.policy_for(part)
+        rest, totals = (policy.advantage_scale, own), rewards
         if own is None:
             if policy.advantage_scale not in shared:
-                shared[policy.advantage_scale] = _compare(chunks, config, world, rewards, policy.advantage_scale, None)
+                shared[policy.advantage_scale] = _compare(chunks, config, world, rewards, *rest)
             compared = shared[policy.advantage_scale]
             if not compared.plan_variance_share.isnan():
                 figures["reward/plan_variance_share"] = compared.plan_variance_share.item()
@@ -128,11 +141,15 @@ def assign_advantages(chunks: list[Scored], config: Config, world: World, step: 
             totals = gather_tensor(world, torch.cat([chunk.rewards(own) for chunk in chunks]))
             if not totals.isnan().all():
                 figures[f"reward/{part}_total"] = mean_of_scored(totals)
-            compared = _compare(chunks, config, world, totals, policy.advantage_scale, own)
+            compared = _compare(chunks, config, world, totals, *rest)
+        if part == "ar" and grpo.ar.entropy_reward > 0:
+            compared = _compare(chunks, config, world, _with_entropy(chunks, config, world, totals), *rest)
         values = compared.plan if part == "ar" else compared.render
         if grpo.shuffle_advantages:
             scored = ~rewards.isnan()
             values = _shuffled(values, scored.any(dim=2) if part == "ar" else scored, config.seed, level, step)
+        if policy.skip_flat_groups:
+            flat[part] = ~values.ne(0).any(dim=-1, keepdim=True).expand_as(values)
         chosen[part] = values.clamp(-grpo.advantage_clip, grpo.advantage_clip) * policy.reward_weight
     # a process's prompts lie together in what was gathered, chunk after chunk
     start = sum(gather_objects(world, sum(len(chunk.rollout.prompts) for chunk in chunks))[: world.rank])
@@ -140,6 +157,7 @@ def assign_advantages(chunks: list[Scored], config: Config, world: World, step: 
         rows = slice(start, start + len(chunk.rollout.prompts))
         chunk.plan_advantages = chosen["ar"][rows].flatten().to(world.device)
         chunk.render_advantages = chosen["dit"][rows].flatten().to(world.device)
+        chunk.left_out = {part: values[rows].flatten() for part, values in flat.items()}
         start += len(chunk.rollout.prompts)
     return figures
 
@@ -166,6 +184,14 @@ def _compare(
     gathered = gather_tensor(world, columns).masked_fill(~scored[..., None], math.nan)
     plan, render = plan_render_gdpo({name: gathered[..., k] for k, name in enumerate(weights)}, weights)
     return replace(tree, plan=plan, render=render)
+
+
+def _with_entropy(chunks: list[Scored], config: Config, world: World, totals: Tensor) -> Tensor:
+    """`totals` [P, N, M] with the entropy reward of each plan (STAGE)."""
+    found = torch.cat([chunk.entropies.T.cpu() for chunk in chunks]).view(-1, totals.shape[1], 2)
+    drawn, reference = gather_tensor(world, found).unbind(dim=2)
+    bonus = entropy_bonus(totals.nanmean(dim=2), drawn, reference)
+    return totals + config.reward.grpo.ar.entropy_reward * bonus[:, :, None]
 
 
 def _shuffled(advantages: Tensor, scored: Tensor, seed: int, level: str, step: int) -> Tensor:

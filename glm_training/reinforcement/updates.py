@@ -86,6 +86,7 @@ def ar_method(config: Config) -> ARPolicyGradient:
         entropy_coef=grpo.ar.entropy_coef,
         preview_weight=grpo.ar.preview_weight,
         large_weight=grpo.ar.large_weight,
+        similarity_weighting=grpo.ar.similarity_weighting,
     )
 
 
@@ -110,7 +111,7 @@ def dit_method(config: Config) -> DiTMethod:
 def update_ar(run: Learning, method: ARPolicyGradient, chunks: list[Scored]) -> dict[str, float]:
     """The optimizer steps of the AR half on the plans of `chunks`."""
     part, rescores = run.parts["ar"], run.config.rescores()
-    slices = _slices(run, part, chunks, run.settings.plans)
+    slices = ar_slices(run, chunks)
     olds = [chunk.rollout.plans.log_probs for chunk in chunks]
     if rescores:
         olds = _scores(run, method, part, chunks, [piece for piece in slices if piece.update > 0])
@@ -120,7 +121,7 @@ def update_ar(run: Learning, method: ARPolicyGradient, chunks: list[Scored]) -> 
             anchors = _scores(run, method, part, chunks, slices)
 
     def terms(piece: Slice) -> Iterator[MethodLoss]:
-        plans = chunks[piece.chunk].rollout.plans.select(piece.rows)
+        plans, weights = chunks[piece.chunk].rollout.plans.select(piece.rows), chunks[piece.chunk].token_weights
         on_policy = rescores and piece.update == 0
         yield from method.losses(
             part.policy,
@@ -128,6 +129,7 @@ def update_ar(run: Learning, method: ARPolicyGradient, chunks: list[Scored]) -> 
             chunks[piece.chunk].plan_advantages[piece.rows],
             None if anchors is None else anchors[piece.chunk][piece.rows],
             on_policy=on_policy,
+            token_weights=None if weights is None else weights[piece.rows],
         )
 
     return _optimise(run, part, chunks, run.settings.plans, slices, terms, method.terms)
@@ -286,12 +288,18 @@ def _old_decay(config: Config, step: int) -> float:
 # -- both --------------------------------------------------------------------------------------------------------------
 
 
+def ar_slices(run: Learning, chunks: list[Scored]) -> list[Slice]:
+    """The plans that the AR half is trained on, in the order of its updates."""
+    return _slices(run, run.parts["ar"], chunks, run.settings.plans)
+
+
 def _slices(run: Learning, part: Part, chunks: list[Scored], rows_per_prompt: int, together: int = 1) -> list[Slice]:
     """What a half is trained on, in order; row r of the step belongs to update r mod `updates_per_rollout`. Where
     `together` rows in a row are one, as DGPO's groups are, they count as one row there and are never parted.
 
     Every process has equally many, so that all poll and exchange gradients equally often: a piece without any score
-    keeps one row, and counts as none; where batches may be short, a process with fewer pieces adds such ones.
+    (or, with `skip_flat_groups`, spread) keeps one row, and counts as none; where batches may be short, a process with
+    fewer pieces adds such ones.
     """
     name: PartName = "ar" if part.name == "ar" else "dit"
     updates = run.config.policy_for(name).updates_per_rollout
@@ -301,7 +309,7 @@ def _slices(run: Learning, part: Part, chunks: list[Scored], rows_per_prompt: in
             # on the CPU: a choice of rows by what is in a tensor would wait for the device
             rows = torch.arange(len(chunk.rollout.prompts) * rows_per_prompt)
             rows = rows[(rows + chunk.first_prompt * rows_per_prompt) // together % updates == update]
-            scored = chunk.has_score(name)
+            scored = chunk.learned_from(name)
             for piece in run.micro(rows):
                 kept = piece[scored[piece]]
                 if len(piece):

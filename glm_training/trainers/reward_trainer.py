@@ -29,6 +29,7 @@ from glm_training.reinforcement.remarks import FlatSteps, MissingScores
 from glm_training.reinforcement.resampling import Resampling, replace_flat_groups
 from glm_training.reinforcement.rollout import Rollout, draw_rollout, rollout_settings
 from glm_training.reinforcement.scoring import ScoringQueue
+from glm_training.reinforcement.token_credit import measure_entropies, weigh_tokens
 from glm_training.reinforcement.updates import Learning
 from glm_training.rewards import RewardBatch, score_batch
 from glm_training.trainers.encoding_trainer import EncodingTrainer
@@ -93,6 +94,10 @@ class RewardTrainer(EncodingTrainer):
         prompts = self.sampler.rows_ahead(self.config.training.gradient_accumulation_steps)
         chunks = self._draw_and_score(clock)
         chunks, metrics = replace_flat_groups(self.resampling(), chunks)
+        learning, grpo = self.learning(), self.config.reward.grpo
+        if self.ar_method is not None and grpo.ar.entropy_reward > 0:
+            with self.phase("AR update"):
+                metrics |= measure_entropies(learning, self.ar_method, chunks)
         with self.phase("reward"):
             metrics |= assign_advantages(chunks, self.config, self.world, self.step)
             self.missing.look(self.step + 1, chunks, metrics)
@@ -104,9 +109,10 @@ class RewardTrainer(EncodingTrainer):
         if self.gate.due(self.step):
             with self.phase("AR update" if "ar" in self.parts else "DiT update"), self.autocast():
                 metrics |= self.gate.check(self.step, chunks[0].rollout, self.ar_method, self.dit_method)
-        learning = self.learning()
         if self.ar_method is not None:
             with self.phase("AR update"):
+                if self.ar_method.similarity_weighting:
+                    weigh_tokens(chunks, self.family.ar.code_vectors)
                 metrics |= updates.update_ar(learning, self.ar_method, chunks)
         clock.lap("ar_update")
         if self.dit_method is not None:

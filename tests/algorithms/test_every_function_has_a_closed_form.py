@@ -52,6 +52,10 @@ CLOSED_FORMS = {
     "preference.diffusion_dpo_loss": "algorithms/test_preference.py::test_diffusion_by_hand",
     "preference.sequence_dpo_loss": "algorithms/test_preference.py::test_sequence_by_hand",
     "preference.min_snr_weights": "algorithms/test_preference.py::test_min_snr_by_hand",
+    "stage.token_similarity": "algorithms/test_stage.py::"
+    "test_a_token_is_compared_with_those_at_its_place_of_plans_that_fared_otherwise",
+    "stage.similarity_weights": "algorithms/test_stage.py::test_weights_by_hand",
+    "stage.entropy_bonus": "algorithms/test_stage.py::test_the_entropy_reward_parts_plans_that_share_the_best_reward",
 }
 """module.function -> file::test under tests/; a function's other tests stand in the same file."""
 

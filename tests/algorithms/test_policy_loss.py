@@ -260,6 +260,26 @@ def test_figures_by_hand() -> None:
     assert not any(value.requires_grad for name, value in vars(result).items() if value is not None and name != "loss")
 
 
+def test_the_kl_of_each_token_can_have_a_weight() -> None:
+    """In the loss; the figure stays what it is. What stands at a masked token is not looked at."""
+    log_probs, reference = torch.tensor([[-1.0, -2.0, -3.0]]), torch.tensor([[-1.5, -1.0, 5.0]])
+    mask, weights = torch.tensor([[True, True, False]]), torch.tensor([[0.5, 3.0, math.nan]])
+    result = policy_loss(
+        log_probs,
+        log_probs,
+        torch.zeros(1),
+        mask,
+        reference_log_probs=reference,
+        kl_coef=0.25,
+        kl_weights=weights,
+    )
+    first, second = math.exp(-0.5) + 0.5 - 1, math.exp(1.0) - 1.0 - 1
+    assert result.loss.item() == pytest.approx(0.25 * (0.5 * first + 3.0 * second) / 2, rel=1e-5)
+    assert result.reference_kl is not None and result.reference_kl.item() == pytest.approx((first + second) / 2)
+    with pytest.raises(ValueError, match=r"kl_weights must have the shape of log_probs"):
+        policy_loss(log_probs, log_probs, torch.zeros(1), kl_weights=weights[:, :2])
+
+
 def test_reference_kl_is_k3_inside_the_mask() -> None:
     log_probs, reference = torch.tensor([[-1.0, -2.0, -3.0]]), torch.tensor([[-1.5, -1.0, 5.0]])
     mask = torch.tensor([[1, 1, 0]])

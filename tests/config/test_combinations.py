@@ -73,6 +73,18 @@ from tests.config.building import TEXT_REWARD, build, first_paths, issues, rewar
         ),
         ("reward.grpo.dit.old_decay", {"reward": reward(dit={"old_decay": 0.5})}),
         ("reward.grpo.dit.nft_beta", {"reward": reward(dit={"method": "awm", "nft_beta": 0.1})}),
+        (
+            "reward.grpo.ar.similarity_weighting",
+            {"model": {"component": "dit"}, "reward": reward(ar={"similarity_weighting": True})},
+        ),
+        (
+            "reward.grpo.ar.entropy_reward",
+            {"model": {"component": "dit"}, "reward": reward(ar={"entropy_reward": 0.4})},
+        ),
+        (
+            "reward.grpo.ar.entropy_reward",
+            {"reward": reward(ar={"entropy_reward": 0.4}) | {"combine": "gdpo"}},
+        ),
         ("reward.grpo.ar.cispo_cap", {"reward": reward(ar={"cispo_cap": 2.0})}),
         ("reward.grpo.reference", {"reward": reward(reference="ema", kl_coef=0.0)}),
         ("reward.grpo.reference_decay", {"reward": reward(reference_decay=0.5)}),

@@ -31,6 +31,7 @@ RUNS = {
         "training.lr_scheduler=cosine",
     ],
     "AWM": ["model.component=dit", "reward.grpo.dit.method=awm", "training.max_steps=1"],
+    "DGPO": ["model.component=dit", "reward.grpo.dit.method=dgpo", "training.max_steps=1"],
     "supervised": ["training.use_reward=false"],
 }
 HELD_OUT = {

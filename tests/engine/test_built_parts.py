@@ -62,6 +62,11 @@ def test_slow_copies_are_kept_where_a_method_asks(tmp_path, keys, reference, ave
     assert (part.reference is not None, part.average is not None, part.old is not None) == (reference, average, old)
 
 
+def test_an_entropy_reward_keeps_a_reference_of_the_ar_half(tmp_path):
+    _, parts = built(tmp_path, "reward.grpo.ar.entropy_reward=0.4", "reward.grpo.kl_coef=0")
+    assert parts["ar"].reference is not None and parts["dit"].reference is None
+
+
 @pytest.mark.parametrize("lora", [False, True])
 def test_the_reference_is_the_model_as_it_was_built(tmp_path, lora):
     family, parts = built(tmp_path, "model.component=dit", f"lora.enabled={lora}".lower())

@@ -78,6 +78,21 @@ def test_preview_and_large_tokens_have_weights_of_their_own(drawn):
     torch.testing.assert_close(loss_of(method, ar, rollout).loss, (terms * weights).sum() / weights.sum() / 3)
 
 
+def test_advantage_and_kl_of_each_token_have_weights_of_their_own(drawn):
+    ar, rollout = drawn
+    log_probs = replayed(ar, rollout)
+    weights = torch.rand(3, 2, rollout.prompt.T, generator=torch.Generator().manual_seed(5)) + 0.5
+    anchor = log_probs.detach() + 0.3
+    method = ARPolicyGradient((0.2, 0.2), 0.5, similarity_weighting=True)
+    (term,) = method.losses(ar, rollout, ADVANTAGES, anchor, token_weights=weights)
+    ratio, advantages = (log_probs - rollout.log_probs).exp(), ADVANTAGES[:, None] * weights[:, 0]
+    terms = -torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)
+    kl = 0.5 * weights[:, 1] * ((anchor - log_probs).exp() - 0.3 - 1)
+    torch.testing.assert_close(term.loss, (terms + kl).mean())
+    with pytest.raises(ValueError, match="token_weights are needed"):
+        next(method.losses(ar, rollout, ADVANTAGES, anchor))
+
+
 def test_dr_grpo_divides_by_the_tokens_of_an_image(drawn):
     ar, rollout = drawn
     method = ARPolicyGradient((0.2, 0.2), 0.0, aggregation="constant", preview_weight=2.0)

@@ -88,13 +88,14 @@ def test_gradient_checkpointing_changes_nothing(tmp_path, use_reward, mode):
     "kind",
     [
         ["model.component=ar"],
+        ["model.component=ar", "reward.grpo.ar.similarity_weighting=true", "reward.grpo.ar.entropy_reward=0.4"],
         ["model.component=dit", "reward.grpo.dit.method=nft"],
         ["model.component=dit", "reward.grpo.dit.method=dgpo", "reward.grpo.dit.timesteps_per_sample=1"],
         ["model.component=both"],
         ["model.component=both", "reward.grpo.dit.method=nft", "reward.grpo.dit.old_decay=0.5"],
         ["model.component=both", "lora.enabled=true", "lora.rank=2", "lora.alpha=4"],
     ],
-    ids=["ar", "dit-nft", "dit-dgpo", "both", "both-nft", "both-lora"],
+    ids=["ar", "ar-stage", "dit-nft", "dit-dgpo", "both", "both-nft", "both-lora"],
 )
 def test_four_steps_equal_two_steps_and_a_resume_bit_for_bit(tmp_path, kind):
     shared = [

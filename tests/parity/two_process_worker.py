@@ -28,6 +28,17 @@ CASES: dict[str, tuple[str, list[str]]] = {
     ),
     "nft": ("t2i", ["model.component=both", "reward.grpo.dit.method=nft", "reward.grpo.dit.old_decay=0.5"]),
     "dgpo": ("t2i", ["model.component=both", "reward.grpo.dit.method=dgpo", "reward.grpo.updates_per_rollout=2"]),
+    "stage": (
+        "t2i",
+        [
+            "model.component=ar",
+            "reward.grpo.num_samples=4",
+            "rollout.micro_batch_size=3",
+            "reward.grpo.ar.similarity_weighting=true",
+            "reward.grpo.ar.entropy_reward=0.4",
+            "reward.grpo.ar.skip_flat_groups=true",
+        ],
+    ),
     "edits": ("i2i", ["model.component=both"]),
     "supervised": ("t2i", ["model.component=both", "training.use_reward=false"]),
     "token_mean": (

@@ -46,6 +46,30 @@ def test_plans_that_were_not_scored_get_no_advantage(tmp_path):
     assert figures["reward/group_std"] == pytest.approx((rewards[0][~rewards[0].isnan()].std().item() + 0) / 2)
 
 
+def test_a_group_without_spread_is_left_out_where_that_is_asked(tmp_path):
+    """With its KL; and of a half alone. A render's group is its plan."""
+    rewards = torch.tensor([[[1.0, 2.0], [0.5, 0.5]], [[0.5, 0.5]] * 2, [[1.0, 0.0], [0.0, 1.0]], [[NAN] * 2] * 2])
+    chunk, _ = assigned(tmp_path, rewards, "reward.grpo.ar.skip_flat_groups=true")
+    assert chunk.learned_from("ar").tolist() == [True] * 2 + [False] * 6
+    assert chunk.learned_from("dit").tolist() == [True] * 12 + [False] * 4
+    chunk, _ = assigned(tmp_path, rewards, "reward.grpo.dit.skip_flat_groups=true")
+    assert chunk.learned_from("ar").tolist() == [True] * 6 + [False] * 2
+    assert chunk.learned_from("dit").tolist() == [True] * 2 + [False] * 6 + [True] * 4 + [False] * 4
+    assert chunk.has_score("dit").tolist() == [True] * 12 + [False] * 4
+
+
+def test_the_entropy_reward_counts_for_plans_and_for_no_render(tmp_path):
+    """Equal rewards of .5 with gaps of 0 and 1 nat: .5 + .4 (1 - .75) and .5 - .4 (.75 - .5)."""
+    rewards = torch.tensor([[[0.5, 0.5], [0.2, 0.8]]])
+    keys = ["reward.grpo.ar.entropy_reward=0.4", "reward.grpo.advantage_scale=none"]
+    result = RewardResult(rewards.flatten(), {"structure": rewards.flatten()}, {})
+    chunk = Scored(SimpleNamespace(prompts=["a dog"], plans=range(2)), result)  # type: ignore[arg-type]
+    chunk.entropies = torch.tensor([[3.0, 2.0], [3.0, 3.0]])
+    assign_advantages([chunk], config_of(tmp_path, *keys), World(), 0)
+    assert chunk.plan_advantages.tolist() == pytest.approx([0.1, -0.1], abs=1e-6)
+    assert chunk.render_advantages.tolist() == pytest.approx([0.0, 0.0, -0.3, 0.3], abs=1e-6)
+
+
 def test_each_process_takes_the_advantages_of_its_own_prompts(tmp_path, monkeypatch):
     monkeypatch.setattr(credit, "gather_tensor", lambda world, own: torch.cat([own + 5, own]))
     monkeypatch.setattr(credit, "gather_objects", lambda world, own: [own, own])

@@ -149,6 +149,8 @@ def _ineffective(config: Config) -> Iterator[Issue]:
         "reward.grpo.dit.advantage_max": (dit.advantage_max != 5.0, dit.method == "nft", "the method `nft`"),
         "reward.grpo.dit.old_decay": (dit.old_decay != "fast", dit.method == "nft", "the method `nft`"),
         "reward.grpo.ar.cispo_cap": (ar.cispo_cap != 5.0, ar.objective == "cispo", "`objective: cispo`"),
+        "reward.grpo.ar.similarity_weighting": (ar.similarity_weighting, "ar" in trained, "a trained AR half"),
+        "reward.grpo.ar.entropy_reward": (ar.entropy_reward > 0, "ar" in trained, "a trained AR half"),
         "reward.grpo.reference": (
             grpo.reference == "ema",
             any(config.needs_reference(part) for part in trained),
@@ -161,6 +163,12 @@ def _ineffective(config: Config) -> Iterator[Issue]:
             "the method `flow_grpo`",
         ),
     }
+    if ar.entropy_reward > 0 and config.reward.combine == "gdpo":
+        yield Issue(
+            ("reward.grpo.ar.entropy_reward", "reward.combine"),
+            "`gdpo` normalises each metric apart, and has no place for what is added to their sum.",
+            "Remove it, or use `reward.combine: sum`.",
+        )
     for key, (given, has_effect, needs) in asked.items():
         if given and not has_effect:
             yield Issue((key,), f"belongs to {needs}, and does nothing here.", "Remove it.")

@@ -25,6 +25,10 @@ class GRPOPartConfig(Section):
     advantage_scale: Literal["group", "batch", "none"] | None = Field(
         default=None, description="Null = `reward.grpo.advantage_scale`."
     )
+    skip_flat_groups: bool = Field(
+        default=False,
+        description="Groups whose advantages are all zero are left out of the loss with their KL, as if not drawn.",
+    )
 
 
 class GRPOARConfig(GRPOPartConfig):
@@ -48,6 +52,18 @@ class GRPOARConfig(GRPOPartConfig):
     )
     large_weight: float = Field(
         default=1.0, ge=0, le=1_000_000, description="T2i: weight of the full-size tokens in the loss."
+    )
+    similarity_weighting: bool = Field(
+        default=False,
+        description="A token's advantage counts less the more it looks like those at its place of plans that fared "
+        "otherwise, and its KL more (STAGE).",
+    )
+    entropy_reward: float = Field(
+        default=0.0,
+        ge=0,
+        le=1_000_000,
+        description="Weight of the reward for an entropy near the reference's, between plans that share the best "
+        "reward of their prompt (STAGE: 0.4).",
     )
 
 

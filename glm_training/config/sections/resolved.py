@@ -38,6 +38,7 @@ class ResolvedPolicy:
     clip_high: float
     updates_per_rollout: int
     advantage_scale: Literal["group", "batch", "none"]
+    skip_flat_groups: bool = False
 
 
 @dataclass(frozen=True)

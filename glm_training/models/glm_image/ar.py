@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import GlmImageForConditionalGeneration, GlmImageProcessor
@@ -209,6 +210,12 @@ class ARComponent(nn.Module):
         """VQ ids [B, rows*columns] long, in raster order, of float images [B, 3, H, W] in [0, 1] resized to `grid`."""
         with gathered(self, without=self.model.model.language_model.layers):
             return vq.tokenize_images(self.model, self.processor.image_processor, images, grid)
+
+    def code_vectors(self, tokens: Tensor) -> Tensor:
+        """[..., C] vectors of the frozen codebook for `tokens` [...], on their device."""
+        with gathered(self, without=self.model.model.language_model.layers):
+            weight = self.model.model.vqmodel.quantize.embedding.weight
+            return F.embedding(tokens.to(weight.device), weight).to(tokens.device)
 
     def targets(self, images: Tensor, prompt: ARPrompt) -> Tensor:
         """Tokens [B, T] long that real images [B, 3, H, W] in [0, 1] stand for: what supervised training predicts.

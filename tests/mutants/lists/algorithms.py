@@ -25,7 +25,8 @@ MUTATIONS = [
     *of(
         "algorithms/policy_loss.py",
         ("algorithms/test_policy_loss.py", "algorithms/test_token_mean.py"),
-        ("terms = terms + kl_coef * kl", "terms = terms - kl_coef * kl", "the KL pushes away"),
+        ("terms = terms + kl_coef * weighed", "terms = terms - kl_coef * weighed", "the KL pushes away"),
+        ("kl * torch.where(actions.keep, kl_weights.detach().float(), 0.0)", "kl", "the weights of the KL do nothing"),
         (
             "_k3(actions.reference_log_probs - actions.log_probs)",
             "_k3(actions.log_probs - actions.reference_log_probs)",
@@ -60,6 +61,19 @@ MUTATIONS = [
         ("(advantages < 0) & (ratio < 1", "(advantages > 0) & (ratio < 1", "DGPO clips what undoes too much"),
         ("torch.where(clipped, errors.detach(), errors)", "errors", "DGPO's clip takes no gradient"),
         ("(groups[:, None] == groups[None, :])", "(groups[:, None] >= groups[None, :])", "groups run into each other"),
+    ),
+    *of(
+        "algorithms/stage.py",
+        "algorithms/test_stage.py",
+        ("advantages[None, :] <= 0)", "advantages[None, :] >= 0)", "tokens are compared with plans that fared alike"),
+        ("advantages[None, :] <= 0)", "advantages[None, :] < 0)", "a plan without an advantage has no partners"),
+        ("other &= counted[:, None] & counted[None, :]", "pass", "plans without a score are partners"),
+        ("normalize(vectors.detach().float(), dim=2)", "normalize(vectors.detach().float(), dim=1)", "no cosines"),
+        ("unlike = ((1 - similarity", "unlike = ((1 + similarity", "what is alike counts most"),
+        ("unlike / mean.clamp(", "unlike / torch.ones_like(mean).clamp(", "advantages shrink with the weights"),
+        ("0.5 + 0.5 * (1 + similarity", "0.5 + 0.5 * (1 - similarity", "the KL is weak where tokens are alike"),
+        ("reference_entropies.detach().float()).square())", "reference_entropies.detach().float()))", "more is better"),
+        ("return (near - mean) * best", "return near - mean", "plans of worse rewards gain too"),
     ),
     *of(
         "algorithms/flow_sde.py",

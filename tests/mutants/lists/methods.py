@@ -52,6 +52,7 @@ MUTATIONS = [
         ("methods/test_policy_gradients.py", "methods/test_ar_variants.py"),
         ("loss = loss - self.entropy_coef * entropy", "loss = loss + self.entropy_coef * entropy", "entropy punished"),
         ("weights[:, :preview] = self.preview_weight", "weights[:, preview:] = self.preview_weight", "grids swapped"),
+        ("* token_weights[:, 0], token_weights[:, 1]", "* token_weights[:, 1], token_weights[:, 0]", "STAGE swapped"),
         ("temperature=rollout.temperature", "temperature=1.0", "replay at another temperature"),
         ("support=rollout.support", "support=None", "replay without the nucleus"),
         ("            clip=self.clip,", "            clip=(0.2, 0.2),", "the clip range has no effect"),

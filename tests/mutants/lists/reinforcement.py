@@ -53,8 +53,8 @@ MUTATIONS = [
         ),
         ("anchors[piece.chunk][piece.rows]", "anchors[piece.chunk][: len(piece.rows)]", "anchors of other rows"),
         (
-            "slices = _slices(run, part, chunks, run.settings.plans)",
-            "slices = _slices(run, part, chunks, 1)",
+            'return _slices(run, run.parts["ar"], chunks, run.settings.plans)',
+            'return _slices(run, run.parts["ar"], chunks, 1)',
             "one plan",
         ),
         (
@@ -93,10 +93,13 @@ MUTATIONS = [
         ("        start += len(chunk.rollout.prompts)\n", "", "chunks do not move on"),
         (")[: world.rank])", ")[:0])", "every process takes the first one's advantages"),
         (
-            "_compare(chunks, config, world, totals, policy.advantage_scale, own)",
-            "_compare(chunks, config, world, rewards, policy.advantage_scale, own)",
+            "compared = _compare(chunks, config, world, totals, *rest)",
+            "compared = _compare(chunks, config, world, rewards, *rest)",
             "own weights do not reach the advantages",
         ),
+        ("scored & ~self.left_out[part]", "scored", "flat groups are not left out"),
+        ("flat[part] = ~values.ne(0)", "flat[part] = values.ne(0)", "groups with spread are left out"),
+        ("totals + config.reward.grpo.ar.entropy_reward *", "totals -", "entropy that stays is punished"),
         (
             "weights = chunks[0].result.by_name(own or config.reward.metric_weights())",
             "weights = dict.fromkeys(chunks[0].result.components, 1.0)",
@@ -289,6 +292,18 @@ MUTATIONS = [
             "return [self._flat, self._seen, int(self._told)]",
             "return [self._seen, self._flat, int(self._told)]",
             "a resumed run counts other flat steps",
+        ),
+    ),
+    *of(
+        "reinforcement/token_credit.py",
+        "reinforcement/test_token_credit.py",
+        ("if row == 0:", "if row == 1:", "entropies of policy and reference are swapped"),
+        ("found.mean(dim=1)", "found.sum(dim=1)", "entropies are sums over the tokens"),
+        ("vectors(tokens), advantages, own)", "vectors(tokens), -advantages.abs(), own)", "all plans fared alike"),
+        (
+            "chunk.rollout.plans.tokens.split(plans)",
+            "chunk.rollout.plans.tokens.flip(0).split(plans)",
+            "tokens of other plans",
         ),
     ),
 ]

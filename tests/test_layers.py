@@ -117,7 +117,17 @@ def test_no_module_imports_itself_in_a_circle():
 
 ROOMS = {
     "config": ["errors", "scalars", "sections", "schema", "docs", "checks", "loading"],
-    "reinforcement": ["rollout", "credit", "remarks", "scoring", "resampling", "monitors", "gate", "updates"],
+    "reinforcement": [
+        "rollout",
+        "credit",
+        "remarks",
+        "scoring",
+        "resampling",
+        "monitors",
+        "gate",
+        "updates",
+        "token_credit",
+    ],
 }
 """Rooms of a layer from the bottom up: each imports only from those before it."""
 

@@ -114,7 +114,7 @@ def _prepare(
         dataset, held_out = build_data(config)
         sampler = setup.build_sampler(config, world, dataset)
         steps = setup.count_steps(config, sampler)
-        notes += [*dataset.remarks, *held_out.remarks, *setup.sizes_told(config, dataset)]
+        notes += [*dataset.remarks, *held_out.remarks, *setup.sizes_told(config, dataset), *setup.cache_told(config)]
         prepared = Prepared(dataset, held_out, dataset.example_digests() | adapters, sampler, steps, notes=notes)
     # nothing large is fetched for a run that will not start
     if prepared is not None and not (findings.errors and scorers_to_fetch(config)):

@@ -242,6 +242,14 @@ def sizes_told(config: Config, data: TrainingData) -> list[str]:
     ]
 
 
+def cache_told(config: Config) -> list[str]:
+    """What the cache of encodings leaves out, in a line; nothing where it has all, or there is none."""
+    if not (config.crops_at_random() and config.caches()):
+        return []
+    key = "dpo.crop" if config.training.method == "dpo" else "data.crop"
+    return [f"{key} is random: pictures are encoded at every step, and texts once"]
+
+
 def count_steps(config: Config, sampler: StatefulSampler) -> int:
     """Training steps of the whole run."""
     training = config.training

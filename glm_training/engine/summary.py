@@ -38,10 +38,11 @@ def opening_lines(config: Config, world: World, items: int, steps: int) -> list[
 
 
 def outline(config: Config, world: World, prompts: int, steps: int) -> str:
-    """One line on what a run trains: `prompts` (or pairs) in the data, `steps` of the whole run."""
+    """One line on what a run trains: `prompts` (or pairs, or pictures) in the data, `steps` of the whole run."""
     halves = " and ".join({"ar": "AR", "dit": "DiT", "unet": "UNet"}.get(part, part) for part in config.parts())
     noun = "" if config.model.family != "glm_image" else " halves" if len(config.parts()) > 1 else " half"
-    what = "pair" if config.training.method == "dpo" else "picture" if config.model.family == "vgt" else "prompt"
+    learns_pictures = config.model.family == "vgt" or (config.uses_supervision() and not config.uses_reward())
+    what = "pair" if config.training.method == "dpo" else "picture" if learns_pictures else "prompt"
     adapters = " (LoRA adapters)" if any(config.lora_for(part).enabled for part in config.parts()) else ""
     at_once = config.training.batch_size * config.training.gradient_accumulation_steps * world.world_size
     batch = ("up to " if config.data.buckets.enabled else "") + counted(at_once, what)

@@ -23,11 +23,8 @@ class EncodingTrainer(BaseTrainer):
 
     def __init__(self, config: Config, world: World, prepared: Prepared) -> None:
         super().__init__(config, world, prepared)
-        encoder, at_random = build_encoder(config, self.family), config.crops_at_random()
-        self.encoding = Encoding(config, world, encoder, pictures=not at_random)
-        if at_random and config.caches():
-            key = "dpo.crop" if config.training.method == "dpo" else "data.crop"
-            self.notes.append(f"{key} is random: pictures are encoded at every step, and texts once")
+        encoder = build_encoder(config, self.family)
+        self.encoding = Encoding(config, world, encoder, pictures=not config.crops_at_random())
 
     def prepare(self) -> None:
         """Fills the cache; what is encoded need not be decoded again, unless a reward looks at it."""

@@ -8,6 +8,7 @@ import pytest
 
 from glm_training.cli.validate import validate
 from tests.data.captioned.building import captioned, tars, write_tar
+from tests.trainers.test_supervised_pictures import pictures_config
 
 CONFIG = Path(__file__).parents[2] / "configs" / "vgt_tiny_ae_stage1.yaml"
 
@@ -32,3 +33,16 @@ def test_pictures_are_counted_and_faults_named(tmp_path: Path, capsys: pytest.Ca
     out = capsys.readouterr().out
     assert "1 sample left out as broken, each named in skipped_samples.jsonl" in out
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["cache"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [(["data.crop=random"], True), (["data.crop=random", "cache.enabled=false"], False), ([], False)],
+)
+def test_pictures_that_random_crops_keep_out_of_the_cache_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], keys: list[str], told: bool
+) -> None:
+    config = pictures_config(tmp_path, ["a dot", "two dots", "a bird", "a cat"])
+    assert validate([str(config)], keys, None) == 0
+    note = "note: data.crop is random: pictures are encoded at every step, and texts once"
+    assert (note in capsys.readouterr().out) == told

@@ -5,15 +5,18 @@ from __future__ import annotations
 import io
 import json
 import math
+from typing import Any
 
 import pytest
 import torch
 
 from glm_training.config import Config
-from glm_training.engine.summary import scores_of, summary_row, told, write_summary
+from glm_training.engine.summary import outline, scores_of, summary_row, told, write_summary
 from glm_training.engine.validation import Subject
 from glm_training.evaluation.held_out import Evaluation
 from glm_training.utils.console import Console
+from glm_training.utils.distributed import World
+from tests.config.building import build
 
 NO_PICTURES = torch.empty(0, 3, 1, 1)
 NAN = math.nan
@@ -21,6 +24,27 @@ NAN = math.nan
 
 def row(before: list[float], after: list[float], higher: bool | None = True) -> list[str]:
     return summary_row("score", torch.tensor(before), torch.tensor(after), higher)
+
+
+PICTURES = {"data": {"images": "pics"}, "training": {"use_reward": False}}
+TARGETS = {"training": {"use_reward": False}}
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        (PICTURES, "on 27 pictures: 9 steps of up to 8 pictures, on"),
+        (TARGETS, "on 27 pictures: 9 steps of 8 pictures, on"),
+        ({}, "on 27 prompts: 9 steps of 8 prompts x 4 images, on"),
+        ({"training": {"reward_frequency": 2}}, "on 27 prompts: 9 steps of 8 prompts x 4 images, on"),
+        ({"data": {"images": "pics"}, "training": {"use_reward": True}}, "on 27 prompts: 9 steps of up to 8 prompts x"),
+        ({"model": {"family": "vgt"}, "data": {"images": "t"}}, "on 27 pictures: 9 steps of 8 pictures, on"),
+    ],
+)
+def test_what_is_trained_on_has_its_name(sections: dict[str, Any], said: str) -> None:
+    sizes = {"batch_size": 4, "gradient_accumulation_steps": 2}
+    config = build(**sections | {"training": sections.get("training", {}) | sizes}, reward={"grpo": {"num_samples": 4}})
+    assert said in outline(config, World(), 27, 9)
 
 
 def test_means_change_and_standard_error_by_hand():

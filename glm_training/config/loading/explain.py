@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from glm_training.config.docs.describe import Key, KeyPath, entry_type, plain, section_type, walk
+from glm_training.config.loading.other_names import IN_PLACE_OF_SECTIONS, own_name
 from glm_training.config.scalars import PATTERNS
 from glm_training.utils.redaction import redact
 
@@ -111,9 +112,17 @@ def _key_of_that_name(place: _Place, value: Any, schema: type[BaseModel]) -> str
     """Where a value belongs that stands in place of a section: `lora: true`, or `optimizer: lion`."""
     if isinstance(value, bool):
         return f"Write {{enabled: {plain(value)}}}." if "enabled" in place.section.model_fields else None
+    meant = IN_PLACE_OF_SECTIONS.get(".".join(place.path), {}).get(type(value))
+    if meant is not None and _is_one_word(value):
+        return f"Write {meant.format(value)}."
     named = [key for key in walk(schema) if place.path and key.path.rsplit(".", 1)[-1] == place.path[-1]]
-    meant = [key.path for key in named if str(value).lower() in map(str, _options(key.field.annotation))]
-    return f"There is {_listed(meant)}." if meant else None
+    options = [key.path for key in named if str(value).lower() in map(str, _options(key.field.annotation))]
+    return f"There is {_listed(options)}." if options else None
+
+
+def _is_one_word(value: object) -> bool:
+    """Whether a value can be repeated as it is: it holds neither secrets nor what YAML reads as something else."""
+    return re.fullmatch(r"[\w./~-]{1,100}", str(value)) is not None
 
 
 def _listed(paths: Sequence[str]) -> str:
@@ -131,6 +140,9 @@ def _similar(place: _Place, schema: type[BaseModel]) -> str:
     paths = [key.path for key in walk(schema)]
     elsewhere = [path for path in paths if path.rsplit(".", 1)[-1] == name]
     below = [path for path in elsewhere if place.prefix and path.startswith(place.prefix)]
+    others = own_name(name)
+    if others is not None and not below:
+        return f"Did you mean `{others}`?"
     if below or 0 < len(elsewhere) <= 2:
         return f"There is {_listed(below or elsewhere)}."
     close = get_close_matches(name, here, n=1)

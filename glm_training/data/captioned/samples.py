@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
+from glm_training.data.captioned.layouts.tables.columns import CAPTIONS
 from glm_training.data.json_records import Doubled, keeping_pairs
 from glm_training.data.problems import Problem
 from glm_training.data.text_lines import text_fault
@@ -133,10 +135,14 @@ def caption_of_json(data: bytes, key: str, row: int, *, optional: bool = False) 
     if isinstance(record, Doubled) and key in record.twice:
         raise CaptionFault(f"its annotation gives {key!r} twice", "Keep one of them")
     caption = record.get(key)
+    if optional and key not in record and not any(isinstance(record.get(name), str) for name in CAPTIONS):
+        return ""  # settings of a picture, not its caption
     if not isinstance(caption, str):
         what = f"no text under {key!r}" if key in record else f"no key {key!r}"
         texts = [name for name, value in record.items() if isinstance(value, str)]
-        known = f" (texts: {', '.join(texts[:8])})" if texts else ""
+        if not texts:
+            raise CaptionFault(f"its annotation has {what}, nor any text", "Write the caption into a .txt beside it")
+        known = f" (texts: {', '.join(texts[:8])})"
         raise CaptionFault(f"its annotation has {what}{known}", "Set cap_source to the key that holds the caption")
     return checked_caption(caption, row, optional=optional)
 
@@ -168,6 +174,23 @@ class StringTable:
 
     def __getitem__(self, row: int) -> str:
         return os.fsdecode(self._bytes[self._starts[row] : self._starts[row + 1]])
+
+
+def bounds(folder: Path) -> str:
+    """The folder, its links resolved, that the files of `folder` must lie in: itself, or of a snapshot in the cache of
+    a hub the repository's folder, where the files are."""
+    real = Path(os.path.realpath(folder))
+    repository = real.parent.parent
+    is_snapshot = real.parent.name == "snapshots" and (repository / "blobs").is_dir()
+    return str(repository if is_snapshot else real)
+
+
+def as_spelled(root: Path, name: str) -> str:
+    """The path `name` below `root` in the form of Unicode in which its file is named, where that is another one."""
+    if name.isascii():
+        return name
+    forms = (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))
+    return next((form for form in forms if os.path.lexists(os.path.join(root, form))), name)
 
 
 def read_below(root: str, path: Path, offset: int = 0, size: int = -1) -> bytes:

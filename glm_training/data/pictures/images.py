@@ -144,6 +144,8 @@ def _no_format(path: Path, data: bytes | None) -> tuple[str, str]:
     if data is None:
         with path.open("rb") as file:
             data = file.read(64)
+    if not data:
+        return "is an empty file", "Put the picture there"
     if is_unread_image(data[:64]):
         return UNREAD_IMAGE
     kind = other_kind(data[:64])

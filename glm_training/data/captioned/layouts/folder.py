@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -23,6 +24,7 @@ from glm_training.data.captioned.samples import (
     Encoded,
     Fault,
     StringTable,
+    bounds,
     caption_of_json,
     caption_of_text,
     read_below,
@@ -51,6 +53,13 @@ def caption_beside(path: Path, kind: int) -> Path:
     """The caption of a picture: with suffix number `kind` in place of its own (`a.txt` of `a.jpg`), or from `_WHOLE`
     on behind it (`a.jpg.txt`)."""
     return path.with_suffix(SUFFIXES[kind]) if kind < _NONE else path.with_name(path.name + SUFFIXES[kind - _WHOLE])
+
+
+def _folded(name: str) -> str:
+    """A caption's name without the case of its suffix, and in one of Unicode's forms: files that were packed on a Mac
+    have another one than what is written elsewhere."""
+    stem, suffix = os.path.splitext(name)
+    return unicodedata.normalize("NFC", stem) + suffix.lower()
 
 
 def has_caption(picture: Path) -> bool:
@@ -131,9 +140,11 @@ class FolderSet:
         self._options = options
         self._captions, self._optional = reading.captions, reading.optional
         self._root = options.path
-        self._real_root = os.path.realpath(options.path)
+        self._real_root = bounds(options.path)
         self._digests: dict[str, str] = {}
         self._elsewhere = elsewhere
+        self._spelled: dict[str, str] = {}
+        """Names of captions that `caption_beside` does not tell, by picture."""
         self._orphans: list[str] = []
         self._twice: list[tuple[str, ...]] = []
         paths: list[str] = []
@@ -161,7 +172,8 @@ class FolderSet:
     def _in_folder(self, folder: str, names: list[str]) -> list[tuple[str, int]]:
         """Path below the root of each picture, and which file beside it is its caption: see `caption_beside`."""
         below = os.path.relpath(folder, self._root)
-        texts = {name for name in names if name.endswith(SUFFIXES)}
+        texts = {name for name in names if name.lower().endswith(SUFFIXES)}
+        folded = {_folded(name): name for name in sorted(texts)}
         told: set[str] = set()
         found: list[tuple[str, int]] = []
         digest = hashlib.sha256()
@@ -173,6 +185,8 @@ class FolderSet:
                 continue
             beside = {place: stem + SUFFIXES[place] for place in order}
             beside |= {_WHOLE + place: name + SUFFIXES[place] for place in order}
+            for place, text in beside.items():
+                beside[place] = text if text in texts else folded.get(_folded(text), text)
             told.update(beside.values())
             if kind_of_file == "unread image":
                 self.faults.append(Fault(path, "", *UNREAD_IMAGE))
@@ -194,7 +208,10 @@ class FolderSet:
             if kind == _NONE and self._captions and not self._optional:
                 self.faults.append(Fault(path, "", "has no caption", f"Write it into {path.with_suffix('.txt').name}"))
                 continue
-            found.append((name if below == "." else os.path.join(below, name), kind))
+            picture = name if below == "." else os.path.join(below, name)
+            found.append((picture, kind))
+            if kind != _NONE and caption_beside(path, kind).name != beside[kind]:
+                self._spelled[picture] = beside[kind]
         self._orphans += sorted(name for name in texts - told if Path(folder, name) not in self._elsewhere)
         if names:
             self._digests[str(Path(folder))] = digest.hexdigest()
@@ -241,7 +258,9 @@ class FolderSet:
         return with_captions(self._digests, [(str(path.parent), path) for path in beside], self._real_root)
 
     def _caption(self, row: int) -> Path:
-        return caption_beside(self._root / self._paths[row], int(self._kinds[row]))
+        place = self._paths[row]
+        usual = caption_beside(self._root / place, int(self._kinds[row]))
+        return usual.with_name(self._spelled.get(place, usual.name))
 
     def close(self) -> None:
         """Nothing stays open."""

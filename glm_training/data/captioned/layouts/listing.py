@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +23,8 @@ from glm_training.data.captioned.samples import (
     Encoded,
     Fault,
     StringTable,
+    as_spelled,
+    bounds,
     caption_of_json,
     caption_of_text,
     file_size,
@@ -89,7 +90,7 @@ class ListingSet:
         if not self._files:
             raise DataError([Problem(fault.path, fault.reason, _REMEDY) for fault in others])
         self.faults += others
-        self._real_roots = [os.path.realpath(root) for root in self._roots]
+        self._real_roots = [bounds(root) for root in self._roots]
         self._images, self._annotations = StringTable(images), StringTable(annotations)
         self._origins, self._records = np.array(origins, dtype=np.uint32), np.array(records, dtype=np.uint32)
 
@@ -99,7 +100,9 @@ class ListingSet:
         for number, value in enumerate(values):
             fault = _fault(value, self._captions)
             if fault is None and isinstance(value, dict):
-                rows.append((number, value["image"], value["annotation"] if self._captions else ""))
+                paths = [value[key] for key in (_KEYS if self._captions else _KEYS[:1])]
+                image, annotation = [*(as_spelled(self._roots[-1], path) for path in paths), ""][:2]
+                rows.append((number, image, annotation))
             elif fault is not None:
                 self.faults.append(Fault(file, f"record {number}", fault, _REMEDY))
         root = self._roots[-1]

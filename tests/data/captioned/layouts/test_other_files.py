@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -168,6 +169,65 @@ def test_several_captions_of_a_picture_are_samples_of_their_own(tmp_path: Path) 
     lines = [{"file_name": "a.png", "text": text} for text in ("a dot", "a red dot")]
     found = opened(put(tmp_path, ALONE | {"metadata.jsonl": "\n".join(map(json.dumps, lines))}))
     assert captions(found) == ["a dot", "a red dot"] and found.faults == []
+
+
+CAFE = {form: unicodedata.normalize(form, "café") for form in ("NFC", "NFD")}
+SPELLED = {
+    "a suffix in two cases": ("a.JPEG", "a.Txt"),
+    "a whole name and a suffix in two cases": ("a.png", "a.png.Txt"),
+    "a picture of a Mac": (f"{CAFE['NFD']}.png", f"{CAFE['NFC']}.txt"),
+    "a caption of a Mac": (f"{CAFE['NFC']}.png", f"{CAFE['NFD']}.TXT"),
+}
+
+
+@pytest.mark.parametrize("name", SPELLED)
+def test_captions_are_found_however_they_are_spelled(tmp_path: Path, name: str) -> None:
+    image, text = SPELLED[name]
+    put(tmp_path, {image: picture(1), text: "a dot", "b.png": picture(2), "b.txt": "two dots"})
+    found = opened(tmp_path)
+    assert sorted(filter(None, captions(found))) == ["a dot", "two dots"]
+    assert found.remarks == [] and found.faults == []
+    before = found.digests()
+    put(tmp_path, {text: "a cat"})
+    assert opened(tmp_path).digests() != before  # a resume knows that it changed
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("kind", ["table", "listing"])
+def test_tables_name_files_in_either_form(tmp_path: Path, kind: str, form: str) -> None:
+    other = "NFD" if form == "NFC" else "NFC"
+    record = {"image": f"{CAFE[form]}.png", "text": "a dot", "annotation": f"{CAFE[form]}.note"}
+    record.pop("annotation" if kind == "table" else "text")
+    files = {f"{CAFE[other]}.png": picture(1), f"{CAFE[other]}.note": "a dot"}
+    found = opened(put(tmp_path, files | {"x.json": json.dumps([record], ensure_ascii=False)}) / "x.json")
+    assert captions(found) == ["a dot"] and found.read(0).image == picture(1) and found.faults == []
+
+
+@pytest.mark.parametrize("table", [False, True])
+def test_a_snapshot_in_a_hubs_cache_is_read_through_its_links(tmp_path: Path, table: bool) -> None:
+    put(tmp_path, {"repo/blobs/1": picture(1), "repo/blobs/2": "a dot", "secret": picture(2)})
+    snapshot = tmp_path / "repo" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    for name, target in {"a.png": "../../blobs/1", "a.txt": "../../blobs/2", "b.png": "../../../secret"}.items():
+        (snapshot / name).symlink_to(target)
+    (snapshot / "b.txt").symlink_to("../../blobs/2")
+    if table:
+        put(snapshot, {"x.csv": "image,text\na.png,a dot\nb.png,a dot\n"})
+    found = opened(snapshot)
+    assert found.read(0).image == picture(1) and found.read(0).caption == "a dot"
+    with pytest.raises(BadSample, match=f"leads out of {tmp_path / 'repo'}"):
+        found.read(1)
+
+
+def test_a_workflow_beside_a_picture_is_no_caption(tmp_path: Path) -> None:
+    put(tmp_path, {"a.png": picture(1), "a.json": '{"nodes": [], "prompt": {"3": {}}}'})
+    with pytest.raises(BadSample, match="has no key 'caption', nor any text. Write the caption into a .txt beside it"):
+        opened(tmp_path).read(0)
+    with_trigger = open_sets([SetOptions(tmp_path)], Reading(True, optional=True))[0]
+    assert captions(with_trigger) == [""]
+    put(tmp_path, {"a.json": '{"nodes": [], "prompt": "a dot"}'})  # one that lies under another key is not lost
+    with pytest.raises(BadSample, match=r"no key 'caption' \(texts: prompt\). Set cap_source"):
+        with_trigger.read(0)
 
 
 def test_repeats_in_the_names_of_folders_are_told(tmp_path: Path) -> None:

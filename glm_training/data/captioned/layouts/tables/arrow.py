@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from glm_training.data.captioned.samples import (
     CaptionFault,
     Encoded,
     Fault,
+    bounds,
     checked_caption,
     read_below,
 )
@@ -141,7 +141,7 @@ class ArrowSet:
         self._path, self._optional = options.path, reading.optional
         folder = options.path if options.path.is_dir() or not files else files[0].parent
         self._root = folder if options.root is None else options.root
-        self._real_root = os.path.realpath(self._root)
+        self._real_root = bounds(self._root)
         self._caption = columns.caption if reading.captions else None
         self._source = columns.source if reading.sources else None
         wanted = [name for name in (columns.image, self._caption, self._source) if name is not None]

@@ -21,6 +21,8 @@ from glm_training.data.captioned.samples import (
     Encoded,
     Fault,
     StringTable,
+    as_spelled,
+    bounds,
     checked_caption,
     file_size,
     read_below,
@@ -54,7 +56,7 @@ class RecordSet:
         self.remarks: list[str] = []
         self._tables = list(tables)
         self._roots = [table.parent if options.root is None else options.root for table in tables]
-        self._real_roots = [os.path.realpath(root) for root in self._roots]
+        self._real_roots = [bounds(root) for root in self._roots]
         self._digests: dict[str, str] = {}
         self._units: dict[int, str] = {}
         self._captions, self._sources, self._optional = reading.captions, reading.sources, reading.optional
@@ -90,7 +92,7 @@ class RecordSet:
             raise DataError([Problem(table, str(missing), missing.remedy)]) from missing
         self._units[number] = "line" if head.kind in ("json lines", "csv") else "record"
         self._tell_columns(table, columns)
-        told = [(row, self._texts_of(row, columns)) for row in table_rows(table, head)]
+        told = [(row, self._texts_of(row, columns, self._roots[number])) for row in table_rows(table, head)]
         kept: list[tuple[int, tuple[str, str, str]]] = []
         digest = hashlib.sha256(repr(columns).encode())
         root = self._roots[number]
@@ -118,7 +120,7 @@ class RecordSet:
         if columns.source is not None and not self._sources:
             self.remarks.append(f"{table}: the pictures of the column {columns.source} are for training.mode i2i")
 
-    def _texts_of(self, row: TableRow, columns: Columns) -> tuple[str, str, str] | str:
+    def _texts_of(self, row: TableRow, columns: Columns, root: Path) -> tuple[str, str, str] | str:
         """Picture, caption and source of a record, or why it has none."""
         if row.values is None:
             return row.fault
@@ -132,7 +134,7 @@ class RecordSet:
                 local_path(path)
             except PathRefused as refusal:
                 return refusal.reason
-            paths.append(path.strip())
+            paths.append(as_spelled(root, path.strip()))
         if not self._captions or columns.caption is None:
             return paths[0], "", paths[1]
         text = row.values.get(columns.caption)

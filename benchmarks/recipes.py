@@ -36,6 +36,8 @@ DIT = (
     "awm",
     "dgpo",
 )
+ELSEWHERE = ("opd",)
+"""Recipes that learn from no reward: opd is measured by `benchmarks.merging`."""
 ARMS = ("trained", "shuffled", "frozen")
 DRAWS_LIKE = {name: "grpo" for name in AR} | {
     "grpo_guard": "flow_grpo",

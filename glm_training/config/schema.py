@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from glm_training.config.sections.base import FilePath, Part, Section
 from glm_training.config.sections.data import DataConfig
 from glm_training.config.sections.defaults import default_weights, with_dependent_defaults
-from glm_training.config.sections.distillation import DMDRConfig
+from glm_training.config.sections.distillation import DMDRConfig, OPDConfig
 from glm_training.config.sections.optimization import LoraConfig, OptimizerConfig
 from glm_training.config.sections.preference import DPOConfig
 from glm_training.config.sections.resolved import (
@@ -75,6 +75,7 @@ class Config(Section):
     reward: RewardConfig = RewardConfig()
     dpo: DPOConfig = DPOConfig()
     dmdr: DMDRConfig = DMDRConfig()
+    opd: OPDConfig = OPDConfig()
     vgt: VGTConfig = VGTConfig()
     lora: LoraConfig = LoraConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from glm_training.config import Config
 from glm_training.engine.errors import SettingsError
 from glm_training.engine.families import FAMILIES, adapters_to_merge, adapters_to_train_on
+from glm_training.engine.teachers import teacher_adapters
 from glm_training.models.adapters import StartingAdapter, malformed, misfit, unlike
 from glm_training.models.run_folders import pipeline_in
 from glm_training.utils.downloads import sha256_of
@@ -53,4 +54,5 @@ def _problem(config: Config, adapter: StartingAdapter) -> str | None:
 def adapter_digests(config: Config) -> dict[str, str]:
     """SHA-256 of each adapter, by key and place: a resume must start from the same."""
     adapters = [*adapters_to_merge(config), *adapters_to_train_on(config)]
+    adapters += [each for found in teacher_adapters(config).values() for each in found]
     return {f"{each.key} {each.folder}": sha256_of(each.file) for each in adapters}

@@ -259,11 +259,11 @@ FAMILIES = {
 """By `model.family`. A family is added here, and to `preference.pair_families.PAIRS` for preference tuning."""
 
 
-def load_family(config: Config, world: World) -> Family:
-    """The model as its files have it, on the device of this process."""
+def load_family(config: Config, world: World, name: str | None = None) -> Family:
+    """The model, or another one of its family called `name`, as its files have it, on the device of this process."""
     settings, kit = config.model, FAMILIES[config.model.family]
     return kit.load(
-        settings.name,
+        name or settings.name,
         dtype=DTYPES[settings.torch_dtype],
         device=world.device,
         revision=settings.revision,

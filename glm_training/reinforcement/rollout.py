@@ -101,12 +101,14 @@ def draw_rollout(
     seed: int,
     sde_indices: tuple[int, ...] = (),
     on_step: Callable[[], None] | None = None,
+    decode: bool = True,
 ) -> Rollout:
     """Samples for the prompts of `batch`. Every draw depends on (seed, position, plan, render) alone.
 
     `sources`: the batch's, where they are encoded already. `settings.micro_batch_size` bounds the samples on the device
-    in each pass; the noise waits on the CPU. `on_step` is called every few tokens and at each denoising step, and may
-    raise to abandon the rollout. Raises FloatingPointError when logits, latents or pixels are not finite.
+    in each pass; the noise waits on the CPU. Without `decode` there are no images. `on_step` is called every few
+    tokens and at each denoising step, and may raise to abandon the rollout. Raises FloatingPointError when logits,
+    latents or pixels are not finite.
     """
     token_hook, step_hook = step_hooks(on_step)
     edited = batch.sources if sources is None else sources
@@ -146,8 +148,10 @@ def draw_rollout(
         micro_batch_size=settings.micro_batch_size,
         on_step=step_hook,
     )
-    images = family.dit.decode_latents(renders.final, micro_batch_size=settings.vae_batch_size or len(renders.final))
-    images = images.float()
+    images = torch.empty(0, 3, settings.height, settings.width)
+    if decode:
+        final = renders.final
+        images = family.dit.decode_latents(final, micro_batch_size=settings.vae_batch_size or len(final)).float()
     return Rollout(list(batch.prompts), list(positions), plans, renders, images, batch.targets, batch.sources, seconds)
 
 

@@ -132,7 +132,7 @@ def update_ar(run: Learning, method: ARPolicyGradient, chunks: list[Scored]) -> 
             token_weights=None if weights is None else weights[piece.rows],
         )
 
-    return _optimise(run, part, chunks, run.settings.plans, slices, terms, method.terms)
+    return optimise(run, part, chunks, run.settings.plans, slices, terms, method.terms)
 
 
 @torch.no_grad()
@@ -172,7 +172,7 @@ def update_dit(run: Learning, method: DiTMethod, chunks: list[Scored]) -> dict[s
             advantages = chunks[piece.chunk].render_advantages[piece.rows]
             yield from method.losses(policies, trajectory, advantages, on_policy=rescores and piece.update == 0)
 
-        return _optimise(run, part, chunks, group, slices, terms, len(renders[0].sde_indices))
+        return optimise(run, part, chunks, group, slices, terms, len(renders[0].sde_indices))
     levels = _levels(run)
     draws = partial(_matching_draws, run, chunks, levels)
     if isinstance(method, AWM | DGPO):
@@ -188,7 +188,7 @@ def update_dit(run: Learning, method: DiTMethod, chunks: list[Scored]) -> dict[s
             else:
                 yield from method.losses(policies, trajectory, advantages, draws(piece.chunk, rows), old)
 
-        return _optimise(run, part, chunks, group, slices, awm_terms, len(levels))
+        return optimise(run, part, chunks, group, slices, awm_terms, len(levels))
 
     def nft_terms(piece: Slice) -> Iterator[MethodLoss]:
         scored, rows = chunks[piece.chunk], piece.rows
@@ -196,7 +196,7 @@ def update_dit(run: Learning, method: DiTMethod, chunks: list[Scored]) -> dict[s
             policies, scored.rollout.renders.select(rows), scored.render_advantages[rows], draws(piece.chunk, rows)
         )
 
-    metrics = _optimise(run, part, chunks, group, slices, nft_terms, len(levels))
+    metrics = optimise(run, part, chunks, group, slices, nft_terms, len(levels))
     assert part.old is not None
     # after the last update: until then it is the policy that drew
     part.old.update(_old_decay(run.config, run.step))
@@ -315,10 +315,10 @@ def _slices(run: Learning, part: Part, chunks: list[Scored], rows_per_prompt: in
                 if len(piece):
                     chosen = (kept if len(kept) else piece[:1]).to(run.world.device)
                     slices.append(Slice(update, index, chosen, len(kept)))
-    return _levelled(run.world, slices, updates) if run.config.data.buckets.enabled else slices
+    return levelled(run.world, slices, updates) if run.config.data.buckets.enabled else slices
 
 
-def _levelled(world: World, slices: list[Slice], updates: int) -> list[Slice]:
+def levelled(world: World, slices: list[Slice], updates: int) -> list[Slice]:
     """`slices` with as many of each update as the process with the most has; what is added counts as none."""
     own = [sum(piece.update == update for piece in slices) for update in range(updates)]
     most = [max(counts) for counts in zip(*gather_objects(world, own), strict=True)]
@@ -328,7 +328,7 @@ def _levelled(world: World, slices: list[Slice], updates: int) -> list[Slice]:
     ]
 
 
-def _optimise(
+def optimise(
     run: Learning,
     part: Part,
     chunks: list[Scored],

@@ -14,6 +14,7 @@ from glm_training.engine.run_directory import RunDirectory, chosen_point, held_r
 from glm_training.trainers.base_trainer import BaseTrainer, TrainResult
 from glm_training.trainers.dmdr_trainer import DMDRTrainer
 from glm_training.trainers.dpo_trainer import DPOTrainer
+from glm_training.trainers.opd_trainer import OPDTrainer
 from glm_training.trainers.reward_trainer import RewardTrainer
 from glm_training.trainers.supervised_trainer import ARTrainer, DiTTrainer, SupervisedTrainer
 from glm_training.trainers.vgt_autoencoder_trainer import VGTAutoencoderTrainer
@@ -22,12 +23,14 @@ from glm_training.utils.distributed import World, any_flag, init_world, shutdown
 
 
 def trainer_type(config: Config) -> type[BaseTrainer]:
-    """Preference tuning, distillation, VGT's two, reward training when the configuration uses rewards, else supervised
-    training of the chosen halves."""
+    """Preference tuning, distillation to few steps and of experts, VGT's two, reward training when the configuration
+    uses rewards, else supervised training of the chosen halves."""
     if config.training.method == "dpo":
         return DPOTrainer
     if config.training.method == "dmdr":
         return DMDRTrainer
+    if config.training.method == "opd":
+        return OPDTrainer
     if config.model.family == "vgt":
         return VGTAutoencoderTrainer if config.model.component == "autoencoder" else VGTGeneratorTrainer
     if config.uses_reward():

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.recipes import AR, DIT, summary, table
+from benchmarks.merging import kept, write_tasks
+from benchmarks.recipes import AR, DIT, ELSEWHERE, summary, table
 from glm_training.config import load_config
 from glm_training.trainers.run import build_trainer
 from glm_training.utils.distributed import init_world
@@ -25,7 +26,7 @@ SMALL = (
 
 
 def test_every_recipe_is_measured():
-    assert sorted([*AR, *DIT]) == sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    assert sorted([*AR, *DIT, *ELSEWHERE]) == sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
 @pytest.mark.parametrize("name", [*AR, *DIT])
@@ -49,6 +50,30 @@ def test_a_recipe_trains_its_half(name, tmp_path, monkeypatch):
     assert trainer.train().step == 1
     moved = [key for key, value in trainer.parts[half].parameters.items() if not value.equal(before[key])]
     assert len(moved) > len(before) / 2
+
+
+def test_distillation_lies_over_the_full_size_configuration_with_its_teachers():
+    teachers = "opd.teachers={text: {adapters: a, prompts_file: p}, scenes: {model: m, prompts_file: q}}"
+    for mode in ("t2i", "i2i"):
+        config = load_config([ROOT / f"configs/{mode}_training.yaml", RECIPES / "opd.yaml"], [teachers])
+        assert config.training.method == "opd" and config.group().size == 1 and not config.uses_reward()
+        assert list(config.opd.teachers) == ["text", "scenes"] and config.rollout.sde_kernel == "flow"
+
+
+def test_what_merging_keeps_is_told_by_hand():
+    """Gains of .4 and .2 of an expert, of .1 and .2 of the merged model: half of .3, within the spread of prompts."""
+    found = kept([0.1, 0.2], [0.5, 0.4], [0.2, 0.4])
+    assert (found["expert_gain"], found["gain"], found["kept"]) == (0.3, 0.15, 0.5)
+    assert (found["expert_standard_error"], found["standard_error"]) == (0.1, 0.05)
+
+
+def test_merging_parts_the_prompts_by_their_quotes(tmp_path):
+    folders = write_tasks(ROOT / "data/t2i", tmp_path)
+    prompts = {task: (folder / "all.txt").read_text().splitlines() for task, folder in folders.items()}
+    assert sorted(prompts["signs"] + prompts["scenes"]) == sorted(prompts["both"])
+    assert all('"' in prompt for prompt in prompts["signs"]) and not any('"' in p for p in prompts["scenes"])
+    held = [json.loads(line) for line in (folders["signs"] / "held_out.jsonl").read_text().splitlines()]
+    assert all((folders["signs"] / record["target"]).is_file() and '"' in record["prompt"] for record in held)
 
 
 def test_the_table_says_what_was_gained_over_the_frozen_model(tmp_path):

@@ -11,6 +11,7 @@ import torch
 from glm_training.checkpoint.resume import load_checkpoint
 from glm_training.trainers.run import build_trainer
 from glm_training.utils.distributed import init_world
+from tests.opd_runs import OPD, write_experts
 from tests.parity.launching import run_two_processes
 from tests.parity.two_process_worker import CASES, EVALUATED
 from tests.runs import config_of, trainer_of, weights_of, write_config
@@ -94,12 +95,15 @@ def test_gradient_checkpointing_changes_nothing(tmp_path, use_reward, mode):
         ["model.component=both"],
         ["model.component=both", "reward.grpo.dit.method=nft", "reward.grpo.dit.old_decay=0.5"],
         ["model.component=both", "lora.enabled=true", "lora.rank=2", "lora.alpha=4"],
+        OPD,
     ],
-    ids=["ar", "ar-stage", "dit-nft", "dit-dgpo", "both", "both-nft", "both-lora"],
+    ids=["ar", "ar-stage", "dit-nft", "dit-dgpo", "both", "both-nft", "both-lora", "opd"],
 )
 def test_four_steps_equal_two_steps_and_a_resume_bit_for_bit(tmp_path, kind):
+    if kind is OPD:
+        write_experts(tmp_path)
     shared = [
-        *kind,
+        *(key.replace("FOLDER", str(tmp_path)) for key in kind),
         "training.optimizer=adamw",
         "training.adam_beta1=0.9",
         "training.learning_rate=1e-3",
@@ -121,6 +125,7 @@ def two_processes(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("ddp")
     for mode in MODES:
         write_config(folder, mode)
+    write_experts(folder)
     run_two_processes("two_process_worker.py", str(folder))
     return folder
 
@@ -129,6 +134,7 @@ def two_processes(tmp_path_factory) -> Path:
 def test_two_processes_equal_one_with_the_double_batch(two_processes, case):
     ranks = [torch.load(two_processes / f"{case}-{rank}.pt", weights_only=True) for rank in (0, 1)]
     mode, overrides = CASES[case]
+    overrides = [key.replace("FOLDER", str(two_processes)) for key in overrides]
     whole = ["training.batch_size=4", "training.gradient_accumulation_steps=1", "rollout.micro_batch_size=null"]
     before, alone = stepped(two_processes, *overrides, *whole, mode=mode, steps=2)
     assert largest_difference(ranks[0]["weights"], ranks[1]["weights"]) == 0.0, "ranks differ"

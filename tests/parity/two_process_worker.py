@@ -11,6 +11,7 @@ import torch
 from glm_training.engine.errors import ScoringError
 from glm_training.rewards import RewardCalculator, RewardSampleError
 from glm_training.utils.distributed import World, init_world, shutdown
+from tests.opd_runs import OPD
 from tests.runs import trainer_of, weights_of
 
 CASES: dict[str, tuple[str, list[str]]] = {
@@ -39,6 +40,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
             "reward.grpo.ar.skip_flat_groups=true",
         ],
     ),
+    "opd": ("t2i", [*OPD, "rollout.plans_per_prompt=2", "rollout.micro_batch_size=1"]),
     "edits": ("i2i", ["model.component=both"]),
     "supervised": ("t2i", ["model.component=both", "training.use_reward=false"]),
     "token_mean": (
@@ -94,7 +96,8 @@ EVALUATED = ["model.component=dit", "training.max_steps=1", "evaluation.enabled=
 
 def train(folder: Path, world: World) -> None:
     for case, (mode, overrides) in CASES.items():
-        trainer = trainer_of(folder, "training.batch_size=2", *overrides, mode=mode, world=world)
+        given = [key.replace("FOLDER", str(folder)) for key in overrides]
+        trainer = trainer_of(folder, "training.batch_size=2", *given, mode=mode, world=world)
         if case in ENCODED:
             trainer.prepare()
         indices = []

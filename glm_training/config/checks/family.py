@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from glm_training.config.checks.opd import opd_issues
 from glm_training.config.checks.vgt import vgt_issues
 from glm_training.config.errors import Issue
 
@@ -28,6 +29,7 @@ def family_issues(config: Config) -> list[Issue]:
         return [*issues, *_held_out_scores(config)]
     if config.training.method != "finetune":
         issues += [*_mode(config), *_held_out_scores(config)]
+    issues += opd_issues(config)
     if config.training.method == "dpo":
         issues += _dpo(config)
     if config.training.method == "dmdr":
@@ -106,7 +108,7 @@ def names_images(dataset: Path) -> bool:
 
 
 def _mode(config: Config) -> Iterator[Issue]:
-    if config.training.mode == "i2i":
+    if config.training.mode == "i2i" and config.training.method != "opd":
         yield Issue(
             ("training.mode", "training.method"), f"`{config.training.method}` trains text to image.", "Use `t2i`."
         )

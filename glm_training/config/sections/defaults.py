@@ -155,7 +155,7 @@ def _part_weights(reward: Tree) -> Tree:
 
 def _fill_method(tree: Tree) -> None:
     """SDXL has its UNet to train, VGT its generator. Preferences, distillation and VGT score nothing unless a reward is
-    asked for; distillation draws in evaluations as it trains the generator to draw."""
+    asked for; distillation to few steps draws in evaluations as it trains the generator to draw."""
     model, method = tree["model"], _get(tree["training"], "method")
     family = _get(model, "family")
     sdxl = family == "sdxl"
@@ -168,8 +168,11 @@ def _fill_method(tree: Tree) -> None:
         _fill(tree["training"], "use_reward", False)
     elif method in (None, "finetune") and (sdxl or _get(tree["data"], "images") is not None):
         _fill(tree["training"], "use_reward", False)  # own pictures are what is learnt, unless a reward is asked for
-    if method in ("dpo", "dmdr") or family == "vgt":
+    if method in ("dpo", "dmdr", "opd") or family == "vgt":
         _fill(tree["reward"], "enabled", False)
+    if method == "opd" and _get(_get(tree["reward"], "grpo"), "num_samples") is None:
+        for key in ("plans_per_prompt", "renders_per_plan"):  # nothing is compared with its siblings
+            _fill(tree["rollout"], key, 1)
     if method == "dmdr":
         if not sdxl:
             _fill(model, "component", "dit")

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from glm_training.config.sections.base import FilePath, Section
+from glm_training.config.sections.base import FilePath, PlaceName, Section
 
 
 class DMDRRewardConfig(Section):
@@ -115,3 +115,28 @@ class DMDRConfig(Section):
         description="Training steps before rewards count; null = no rewards at all.",
     )
     reward: DMDRRewardConfig = DMDRRewardConfig()
+
+
+class OPDTeacherConfig(Section):
+    """A frozen expert; it has adapters or is a whole model."""
+
+    prompts_file: FilePath = Field(
+        description="Text file, one prompt per line, of what it answers for; each prompt of the data stands in one "
+        "teacher's."
+    )
+    adapters: PlaceName | None = Field(
+        default=None, description="LoRA adapters on the model that is trained: a folder, a checkpoint or a run."
+    )
+    model: PlaceName | None = Field(
+        default=None, description="A model trained whole from the same one: its folder, or a checkpoint."
+    )
+
+
+class OPDConfig(Section):
+    """`training.method: opd`: on-policy distillation of several experts into one GLM-Image."""
+
+    teachers: dict[str, OPDTeacherConfig] = Field(
+        default={},
+        description=f"Experts by name. Keys of each: {', '.join(f'`{key}`' for key in OPDTeacherConfig.model_fields)}.",
+        json_schema_extra={"allowed": "mapping of name to section"},
+    )

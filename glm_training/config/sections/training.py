@@ -103,10 +103,10 @@ class ModelConfig(Section):
 class TrainingConfig(Section):
     """The loop, and what both halves share of their optimizers."""
 
-    method: Literal["finetune", "dpo", "dmdr"] = Field(
+    method: Literal["finetune", "dpo", "dmdr", "opd"] = Field(
         default="finetune",
         description="`finetune` = rewards (GRPO) or target images, as `use_reward` says; `dpo` = preference pairs; "
-        "`dmdr` = distillation to few steps.",
+        "`dmdr` = distillation to few steps; `opd` = on-policy distillation of several experts.",
     )
     mode: Literal["t2i", "i2i"] = Field(default="t2i", description="Text to image, or image (and text) to image.")
     batch_size: int = Field(default=1, ge=1, le=65536, description="Prompts per process and accumulation chunk.")

@@ -28,7 +28,13 @@ from glm_training.models.glm_image.positions import (
     prompt_positions,
 )
 from glm_training.models.glm_image.prompt_text import PromptReader
-from glm_training.models.glm_image.token_sampling import TokenSampler, chosen_log_probs, entropies
+from glm_training.models.glm_image.token_sampling import (
+    TokenSampler,
+    all_log_probs,
+    chosen_log_probs,
+    divergences,
+    entropies,
+)
 from glm_training.models.library_versions import recompute_layers
 from glm_training.models.prompt_reading import shortened
 
@@ -180,14 +186,42 @@ class ARComponent(nn.Module):
         temperature: float = 1.0,
         support: Tensor | None = None,
         entropy: bool = False,
+        others: Tensor | None = None,
     ) -> Tensor:
         """The atomic unit: fp32 log-probs [B, T] of `tokens` [B, T] after `prompt` (B rows), with gradient.
 
         The distribution is the rollout's: over the codebook, divided by `temperature`, renormalised over `support`
         (uint8 [B, T, ceil(K/8)] from `ARRollout.support`, None for all codes). Pass both as the rollout holds them.
         LoRA dropout, if any, acts in training mode. With `entropy` the result is [2, B, T]: the log-probs, and the
-        entropy of each token's distribution in nats.
+        entropy of each token's distribution in nats. With `others` [B, T, K], what `distributions` gave for another
+        model, it is [2, B, T] too: the log-probs, and the KL of each token's distribution to theirs in nats.
         """
+        hidden, size, supports = self._read(prompt, tokens, temperature, support)
+        score = self._score
+        if size < prompt.T and torch.is_grad_enabled():
+            score = self._recomputed_score
+        theirs = [None] * len(supports) if others is None else others.split(size, dim=1)
+        chunks = zip(hidden.split(size, dim=1), tokens.split(size, dim=1), supports, theirs, strict=True)
+        return torch.cat([score(*chunk, temperature, entropy) for chunk in chunks], dim=-1)
+
+    @torch.no_grad()
+    def distributions(
+        self, prompt: ARPrompt, tokens: Tensor, *, temperature: float = 1.0, support: Tensor | None = None
+    ) -> Tensor:
+        """fp32 log-probs [B, T, K] of every code at the place of each token of `tokens` [B, T], of the distributions
+        that `forward` scores with; -inf outside the support."""
+        hidden, size, supports = self._read(prompt, tokens, temperature, support)
+        found = []
+        for chunk, kept in zip(hidden.split(size, dim=1), supports, strict=True):
+            logits = self.model.lm_head(chunk)[..., : self.num_codes]
+            found.append(all_log_probs(logits, temperature=temperature, support=kept))
+        return torch.cat(found, dim=1)
+
+    def _read(
+        self, prompt: ARPrompt, tokens: Tensor, temperature: float, support: Tensor | None
+    ) -> tuple[Tensor, int, Sequence[Tensor | None]]:
+        """Hidden states [B, T, D] that predict each token, how many tokens are scored at once, and the support of each
+        such chunk."""
         self._check_replay(prompt, tokens, temperature, support)
         read = tokens[:, :-1]  # the last token is predicted, never read
         mask = torch.cat([prompt.attention_mask, torch.ones_like(read)], dim=1) if prompt.padded else None
@@ -198,13 +232,8 @@ class ARComponent(nn.Module):
             use_cache=False,
         ).last_hidden_state[:, prompt.input_ids.shape[1] - 1 :]  # a token is predicted at the place before it
         size = max(1, LOGITS_PER_CHUNK // (len(tokens) * self.model.model.language_model.config.vision_vocab_size))
-        if size >= prompt.T or not torch.is_grad_enabled():
-            score = self._score
-        else:
-            score = self._recomputed_score
         supports = [None] * len(tokens[0].split(size)) if support is None else support.split(size, dim=1)
-        chunks = zip(hidden.split(size, dim=1), tokens.split(size, dim=1), supports, strict=True)
-        return torch.cat([score(*chunk, temperature, entropy) for chunk in chunks], dim=-1)
+        return hidden, size, supports
 
     def tokenize_images(self, images: Tensor, grid: Grid) -> Tensor:
         """VQ ids [B, rows*columns] long, in raster order, of float images [B, 3, H, W] in [0, 1] resized to `grid`."""
@@ -277,18 +306,32 @@ class ARComponent(nn.Module):
             raise ValueError(f"support must be uint8 {list(packed)}, got {support.dtype} {list(support.shape)}")
 
     def _score(
-        self, hidden: Tensor, tokens: Tensor, support: Tensor | None, temperature: float, entropy: bool
+        self,
+        hidden: Tensor,
+        tokens: Tensor,
+        support: Tensor | None,
+        others: Tensor | None,
+        temperature: float,
+        entropy: bool,
     ) -> Tensor:
         logits = self.model.lm_head(hidden)[..., : self.num_codes]
         log_probs = chosen_log_probs(logits, tokens, temperature=temperature, support=support)
+        if others is not None:
+            return torch.stack([log_probs, divergences(logits, others, temperature=temperature, support=support)])
         if not entropy:
             return log_probs
         return torch.stack([log_probs, entropies(logits, temperature=temperature, support=support)])
 
     def _recomputed_score(
-        self, hidden: Tensor, tokens: Tensor, support: Tensor | None, temperature: float, entropy: bool
+        self,
+        hidden: Tensor,
+        tokens: Tensor,
+        support: Tensor | None,
+        others: Tensor | None,
+        temperature: float,
+        entropy: bool,
     ) -> Tensor:
-        return checkpoint(self._score, hidden, tokens, support, temperature, entropy, use_reentrant=False)
+        return checkpoint(self._score, hidden, tokens, support, others, temperature, entropy, use_reentrant=False)
 
 
 def _batches(prompt: ARPrompt, group_size: int, uniforms: Tensor, limit: int) -> Iterator[tuple[ARPrompt, int, Tensor]]:

@@ -66,6 +66,22 @@ def entropies(logits: Tensor, *, temperature: float, support: Tensor | None) -> 
     return -(inside * torch.where(inside > 0, log_probs, 0.0)).sum(-1)
 
 
+def all_log_probs(logits: Tensor, *, temperature: float, support: Tensor | None) -> Tensor:
+    """fp32 [..., K] log-probs of every code under the distribution that `chosen_log_probs` scores with; -inf outside
+    the support."""
+    return _scaled(logits, temperature, support).log_softmax(-1)
+
+
+def divergences(logits: Tensor, others: Tensor, *, temperature: float, support: Tensor | None) -> Tensor:
+    """fp32 [...] KL(p || q) in nats, sum p (log p - log q) over the codes, >= 0: p is the distribution that
+    `chosen_log_probs` scores with, `others` [..., K] are the log-probs of q over the same support. With gradient in
+    p."""
+    log_probs = all_log_probs(logits, temperature=temperature, support=support)
+    inside = log_probs.exp()
+    # outside the support 0 * (-inf + inf) would be NaN
+    return (inside * torch.where(inside > 0, log_probs - others, 0.0)).sum(-1)
+
+
 def _scaled(logits: Tensor, temperature: float, support: Tensor | None) -> Tensor:
     scaled = logits.float() / temperature
     if support is None:

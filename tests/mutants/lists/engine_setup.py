@@ -268,4 +268,18 @@ MUTATIONS = [
         ("            if counts:\n", "            if True:\n", "repeated passes count"),
         ("if asked & set(group)]", "if not asked & set(group)]", "unwanted rows are passed"),
     ),
+    *of(
+        "engine/teachers.py",
+        "trainers/test_opd_trainer.py",
+        ("adapters_disabled(module) if has_lora(module) else", "", "a teacher has the student's adapters"),
+        ("delta = adapter.scale(layer) *", "delta =", "a teacher's adapter at another strength"),
+        ("parameter.requires_grad or not torch.equal", "not torch.equal", "a teacher drifts with the student"),
+        (
+            "for name, parameter in own.items() if parameter.requires_grad}",
+            "for name, parameter in own.items() if False}",
+            "a teacher of adapters drifts with the student",
+        ),
+        ("if len(owners.get(prompt.strip(), ())) > 1", "if len(owners.get(prompt.strip(), ())) > 2", "two teachers"),
+        ("if prompt.strip() not in owners", "if False", "prompts without a teacher pass"),
+    ),
 ]

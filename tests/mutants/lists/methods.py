@@ -121,6 +121,18 @@ MUTATIONS = [
         ),
     ),
     *of(
+        "methods/on_policy_distillation.py",
+        "methods/test_on_policy_distillation.py",
+        ("    with teacher():\n        others", "    if True:\n        others", "the AR half is its own teacher"),
+        (
+            "        with teacher():\n            wanted",
+            "        if True:\n            wanted",
+            "the DiT half is its own",
+        ),
+        ("others=others, **options)[1]", "others=others, **options)[0]", "log-probs in the place of the KL"),
+        ("MethodLoss(kl * share,", "MethodLoss(kl,", "the KLs of the steps are summed"),
+    ),
+    *of(
         "methods/preference.py",
         ("methods/test_distillation_terms.py", "methods/test_preference.py"),
         ("noise = torch.cat([noise, noise])", "noise = torch.cat([noise, noise.flip(0)])", "a pair has two noises"),

@@ -6,6 +6,17 @@ AR = ("models/test_ar_rollout.py", "models/test_ar_sampling.py", "parity/test_ar
 
 MUTATIONS = [
     *of(
+        "models/glm_image/token_sampling.py",
+        "methods/test_on_policy_distillation.py",
+        ("torch.where(inside > 0, log_probs - others, 0.0)", "(log_probs - others)", "NaN outside the nucleus"),
+        ("log_probs - others, 0.0)", "others - log_probs, 0.0)", "the KL to a teacher is negative"),
+        (
+            "log_probs = all_log_probs(logits, temperature=temperature, support=support)\n    inside",
+            "log_probs = all_log_probs(logits, temperature=1.0, support=support)\n    inside",
+            "the KL of another temperature",
+        ),
+    ),
+    *of(
         "models/glm_image/ar.py",
         AR,
         (
@@ -13,7 +24,8 @@ MUTATIONS = [
             "prompt.decode_position_ids[:, :, 1:]], dim=2)",
             "tokens are read one position late",
         ),
-        ("[..., : self.num_codes]", "[..., :]", "log-probs over the whole vocabulary"),
+        ("lm_head(hidden)[..., : self.num_codes]", "lm_head(hidden)[..., :]", "log-probs over the whole vocabulary"),
+        ("lm_head(chunk)[..., : self.num_codes]", "lm_head(chunk)[..., :]", "a teacher over the whole vocabulary"),
         (
             "prompt.input_ids.shape[1] - 1 :]",
             "prompt.input_ids.shape[1] :]",
@@ -21,8 +33,8 @@ MUTATIONS = [
         ),
         ("if prompt.padded else None", "if False else None", "padding is attended to in a replay"),
         (
-            "temperature=temperature, support=support)\n        if not entropy",
-            "temperature=1.0, support=support)\n        if not entropy",
+            "temperature=temperature, support=support)\n        if others",
+            "temperature=1.0, support=support)\n        if others",
             "a replay ignores the temperature",
         ),
         (

@@ -112,9 +112,11 @@ def open_set(options: SetOptions, reading: Reading, elsewhere: Collection[Path] 
     if len(found) == 0:
         problems = [fault.problem() for fault in found.faults[:1]]
         if found.faults:
+            lonely = found.orphans
+            others = f", and {counted(len(lonely), 'text')} no picture ({lonely[0]})" if lonely else ""
             told = Problem(
                 options.path,
-                "none of its pictures has a caption",
+                f"none of its pictures has a caption{others}",
                 "Add a .txt of the same name beside each, or set data.trigger_word",
             )
         else:
@@ -145,7 +147,8 @@ class FolderSet:
         self._elsewhere = elsewhere
         self._spelled: dict[str, str] = {}
         """Names of captions that `caption_beside` does not tell, by picture."""
-        self._orphans: list[str] = []
+        self.orphans: list[str] = []
+        """Texts below the folder that are beside no picture."""
         self._twice: list[tuple[str, ...]] = []
         paths: list[str] = []
         kinds: list[int] = []
@@ -165,9 +168,9 @@ class FolderSet:
             many = "and so on" if len(self._twice) > 1 else ""
             self.remarks.append(f"{self.name}: {', '.join(filter(None, [told, f'not {others[0]}', many]))}")
         self._tell_repeats(repeats)
-        if self._orphans and reading.captions:
-            shown = ", ".join(self._orphans[:3])
-            self.remarks.append(f"{self.name}: {counted(len(self._orphans), 'text')} without a picture ({shown})")
+        if self.orphans and reading.captions:
+            shown = ", ".join(self.orphans[:3])
+            self.remarks.append(f"{self.name}: {counted(len(self.orphans), 'text')} without a picture ({shown})")
 
     def _in_folder(self, folder: str, names: list[str]) -> list[tuple[str, int]]:
         """Path below the root of each picture, and which file beside it is its caption: see `caption_beside`."""
@@ -212,7 +215,8 @@ class FolderSet:
             found.append((picture, kind))
             if kind != _NONE and caption_beside(path, kind).name != beside[kind]:
                 self._spelled[picture] = beside[kind]
-        self._orphans += sorted(name for name in texts - told if Path(folder, name) not in self._elsewhere)
+        lonely = (Path(folder, name) for name in sorted(texts - told))
+        self.orphans += [str(path.relative_to(self._root)) for path in lonely if path not in self._elsewhere]
         if names:
             self._digests[str(Path(folder))] = digest.hexdigest()
         return found

@@ -230,6 +230,17 @@ def test_a_workflow_beside_a_picture_is_no_caption(tmp_path: Path) -> None:
         with_trigger.read(0)
 
 
+def test_captions_in_a_folder_of_their_own_are_pointed_to(tmp_path: Path) -> None:
+    put(
+        tmp_path,
+        {"images/a.png": picture(1), "captions/a.txt": "a dot", "captions/b.txt": "b", "images/b.png": picture(2)},
+    )
+    with pytest.raises(
+        DataError, match=r"none of its pictures has a caption, and 2 texts no picture \(captions/a.txt\)"
+    ):
+        opened(tmp_path)
+
+
 def test_repeats_in_the_names_of_folders_are_told(tmp_path: Path) -> None:
     names = ("10_dog", "03_cat", "1_fish", "2024_01", "7up")
     put(tmp_path, {f"{name}/{file}": data for name in names for file, data in PAIRS.items()})

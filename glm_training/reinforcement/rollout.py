@@ -148,11 +148,12 @@ def draw_rollout(
         micro_batch_size=settings.micro_batch_size,
         on_step=step_hook,
     )
-    images = torch.empty(0, 3, settings.height, settings.width)
-    if decode:
-        final = renders.final
-        images = family.dit.decode_latents(final, micro_batch_size=settings.vae_batch_size or len(final)).float()
+    images = _decoded(family, renders.final, settings) if decode else noise.new_empty(0, 3, *shape[1:])
     return Rollout(list(batch.prompts), list(positions), plans, renders, images, batch.targets, batch.sources, seconds)
+
+
+def _decoded(family: GLMImage, final: Tensor, settings: RolloutSettings) -> Tensor:
+    return family.dit.decode_latents(final, micro_batch_size=settings.vae_batch_size or len(final)).float()
 
 
 def draw_plans(

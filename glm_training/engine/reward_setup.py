@@ -25,6 +25,7 @@ _SRPO_POSITIVE = "Realistic photo."
 def reward_options(config: Config) -> RewardOptions:
     """`reward.options` and `reward.on_error`."""
     options = config.reward.options
+    objects = options.objects
     return RewardOptions(
         text_accuracy=TextAccuracyOptions(
             options.text_accuracy.engine,
@@ -33,7 +34,7 @@ def reward_options(config: Config) -> RewardOptions:
             options.text_accuracy.extra_text_penalty,
             options.text_accuracy.min_confidence,
         ),
-        objects=ObjectsOptions(**options.objects.model_dump()),
+        objects=ObjectsOptions(objects.color, objects.shape, objects.relation, objects.number),
         lpips=LpipsOptions(options.lpips.backbone_weights),
         aesthetic=AestheticOptions(options.aesthetic.clip_name, options.aesthetic.mlp_weights),
         structure=StructureOptions(config.structure_reference()),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from glm_training.config import Config
 from glm_training.engine.errors import SettingsError
 from glm_training.engine.families import FAMILIES, adapters_to_merge, adapters_to_train_on
-from glm_training.engine.teachers import teacher_adapters
+from glm_training.engine.teachers import check_teachers, teacher_adapters
 from glm_training.models.adapters import StartingAdapter, malformed, misfit, unlike
 from glm_training.models.run_folders import pipeline_in
 from glm_training.utils.downloads import sha256_of
@@ -16,6 +16,7 @@ def check_adapters(config: Config) -> list[str]:
 
     Raises ModelLoadError or SettingsError.
     """
+    check_teachers(config)
     merged, begun = adapters_to_merge(config), adapters_to_train_on(config)
     problems = [reason for each in [*merged, *begun] if (reason := _problem(config, each)) is not None]
     if problems:

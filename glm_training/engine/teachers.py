@@ -18,6 +18,7 @@ from glm_training.engine.families import FAMILIES, load_family
 from glm_training.methods.losses import Context
 from glm_training.models.adapters import StartingAdapter, malformed, misfit, starting_adapters
 from glm_training.models.family import Family
+from glm_training.models.loading import ModelLoadError
 from glm_training.models.lora import adapters_disabled, has_lora
 from glm_training.models.run_folders import pipeline_in
 from glm_training.models.snapshot import ParameterSnapshot
@@ -34,16 +35,29 @@ def key_of(name: str, of: str) -> str:
 
 
 def teacher_adapters(config: Config) -> dict[str, list[StartingAdapter]]:
-    """Those of each teacher that has adapters, for the trained parts. Raises ModelLoadError."""
-    given = {name: teacher.adapters for name, teacher in config.opd.teachers.items() if teacher.adapters is not None}
-    return {name: starting_adapters(key_of(name, "adapters"), [place], config.parts()) for name, place in given.items()}
+    """Those of each teacher that has adapters, for the trained parts. ModelLoadError, with all that is wrong."""
+    found, problems = {}, []
+    for name, teacher in config.opd.teachers.items():
+        if teacher.adapters is None:
+            continue
+        try:
+            found[name] = starting_adapters(key_of(name, "adapters"), [teacher.adapters], config.parts())
+        except ModelLoadError as error:
+            problems.append(str(error))
+    if problems:
+        raise ModelLoadError("\n".join(problems))
+    return found
 
 
 def check_teachers(config: Config) -> None:
-    """That the folders of the teachers hold what is asked of them. Raises SettingsError or ModelLoadError."""
-    problems = []
+    """That the folders of the teachers hold what is asked of them. SettingsError, with all that is wrong."""
+    problems, adapters = [], dict[str, list[StartingAdapter]]()
+    try:
+        adapters = teacher_adapters(config)
+    except ModelLoadError as error:
+        problems.append(str(error))
     skeleton, source = FAMILIES[config.model.family].skeleton, pipeline_in(config.model.name)
-    for name, found in teacher_adapters(config).items():
+    for name, found in adapters.items():
         for each in found:
             module = None if skeleton is None else skeleton(source, each.part, config.model.revision)
             reason = malformed(each) if module is None else misfit(each, module)
@@ -59,7 +73,11 @@ def check_teachers(config: Config) -> None:
     for name, teacher in config.opd.teachers.items():
         if teacher.model is None:
             continue
-        folder = Path(pipeline_in(teacher.model, key_of(name, "model")))
+        try:
+            folder = Path(pipeline_in(teacher.model, key_of(name, "model")))
+        except ModelLoadError as error:
+            problems.append(str(error))
+            continue
         if not (folder / "model_index.json").is_file():
             problems.append(
                 f"{key_of(name, 'model')}: {teacher.model} is no model: name a checkpoint with a pipeline, as "

@@ -17,7 +17,7 @@ from glm_training.engine.encoding.batches import encoded_sources
 from glm_training.engine.errors import SettingsError
 from glm_training.engine.figures import Mean
 from glm_training.engine.preparation import Prepared
-from glm_training.engine.teachers import build_teachers, check_teachers, routes
+from glm_training.engine.teachers import build_teachers, routes
 from glm_training.methods.losses import MethodLoss
 from glm_training.methods.on_policy_distillation import step_terms, token_terms
 from glm_training.models.glm_image.family import GLMImage
@@ -43,10 +43,6 @@ class OPDTrainer(EncodingTrainer):
         self.routes = routes(config, self.dataset)
         # before an earlier run's state is loaded: adapters of teachers belong on the weights that the run starts with
         self.teachers = together(world, "loading the teachers", lambda: build_teachers(config, self.family, world))
-
-    @staticmethod
-    def check_settings(config: Config, world: World) -> None:
-        check_teachers(config)
 
     @staticmethod
     def build_data(config: Config) -> tuple[TrainingData, ImageDataset]:

@@ -106,6 +106,21 @@ def test_the_student_comes_nearer(experts):
         assert figures[-1][key] < 0.9 * figures[0][key]
 
 
+def test_edits_are_distilled_too(experts):
+    figures = trainer_of(experts, *opd(experts, "training.batch_size=4"), mode="i2i").training_step()
+    assert min(figures[f"{half}/kl_{name}"] for half in ("ar", "dit") for name in ("first", "second")) > 1e-7
+
+
+@pytest.mark.parametrize("half", ["ar", "dit"])
+def test_one_half_alone_learns_from_its_teachers(experts, half):
+    """The other is frozen, and no adapter of it is asked for."""
+    lora = f"opd.teachers.first.adapters={experts / 'first' / f'lora_{half}'}"
+    trainer = trainer_of(experts, *opd(experts, f"model.component={half}", "training.batch_size=4"), lora)
+    figures = trainer.training_step()
+    assert {name.split("/")[0] for name in figures if "/kl" in name} == {half} == set(trainer.parts)
+    assert figures[f"{half}/kl_first"] > 1e-7
+
+
 def test_prompts_without_a_teacher_or_with_two_are_told_before_anything_is_loaded(experts, tmp_path):
     (tmp_path / "few.txt").write_text(PROMPTS[0] + "\n", encoding="utf-8")
     (tmp_path / "all.txt").write_text("\n".join(PROMPTS), encoding="utf-8")
@@ -135,8 +150,12 @@ def test_places_without_the_weights_of_a_teacher_are_told(experts, tmp_path):
     message = told(f"opd.teachers.first.adapters={experts / 'first' / 'lora_dit'}", whole)
     assert "has no adapter of the ar, which learns from it" in message
     assert "there are no adapters in" in told(f"opd.teachers.first.adapters={tmp_path}", whole)
-    message = told(f"opd.teachers.first.adapters={experts / 'first'}", f"opd.teachers.second.model={tmp_path}")
-    assert "opd.teachers.second.model" in message and "is no model: name a checkpoint" in message
+    message = told(f"opd.teachers.first.adapters={tmp_path}", f"opd.teachers.second.model={tmp_path}")
+    assert message.count("there are no adapters in") == 1 and "is no model: name a checkpoint" in message
+    message = told(
+        f"opd.teachers.first.adapters={experts / 'first'}", f"opd.teachers.second.model={experts / 'second' / 'vae'}"
+    )
+    assert "opd.teachers.second.model" in message and "is one part of a pipeline" in message
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ CUSTOM = "custom"
 FIGURES = frozenset(
     (
         *("total", "ar_total", "dit_total", "total_before_resampling", "group_std", "plan_variance_share"),
-        *("zero_spread_groups", "skipped_samples", "resampled_groups", "exactly_right"),
+        *("zero_spread_groups", "skipped_samples", "resampled_groups"),
     )
 )
 """Figures beside the components in `reward/<name>`."""

@@ -52,7 +52,7 @@ from glm_training.utils.words import counted
 
 METRICS = ("lpips", "aesthetic", "text_accuracy", "objects", "structure", "clip_score", "pick_score", "hps_v2")
 REMOTE_PREFIX = "remote/"
-TAKEN = FIGURES | {*METRICS, CUSTOM}
+TAKEN = FIGURES | {*METRICS, CUSTOM, "exactly_right"}
 """Names that a metric of the user's cannot have: of our metrics, and of the figures beside them in `reward/<name>`."""
 
 

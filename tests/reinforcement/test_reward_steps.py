@@ -81,7 +81,7 @@ class Recorder:
 class Tokens(ARPolicyGradient):
     recorder: Recorder
 
-    def losses(self, policy, rollout, advantages, reference_log_probs=None, *, on_policy=False):
+    def losses(self, policy, rollout, advantages, reference_log_probs=None, *, on_policy=False, token_weights=None):
         yield from self.recorder.terms_of(rollout.tokens[:, 0].float(), advantages)
 
 

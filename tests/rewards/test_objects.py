@@ -16,6 +16,7 @@ from glm_training.rewards import (
     RewardConfigError,
     RewardOptions,
     RewardSampleError,
+    score_batch,
 )
 from glm_training.rewards.objects import PARTS, Seen, agreement, objects_of
 from glm_training.rewards.shapes import BACKGROUND, COLORS
@@ -101,9 +102,8 @@ def test_the_score_is_the_weighted_mean_of_the_parts_and_tells_them():
     target = drawn(("red", "circle", 32, 64), ("blue", "square", 96, 64))
     image = drawn(("red", "circle", 32, 64), ("green", "square", 96, 64))
     calculator = RewardCalculator({"objects": 1}, options=RewardOptions(objects=ObjectsOptions(color=3)))
-    result = calculator.compute_rewards(
-        RewardBatch(torch.stack([image, target]), ["a", "b"], torch.stack([target] * 2))
-    )
+    batch = RewardBatch(torch.stack([image, target]), ["a", "b"], torch.stack([target] * 2))
+    result = score_batch(calculator, batch)  # as a trainer asks
     assert result.total.tolist() == pytest.approx([(3 * 0.5 + 3) / 6, 1])
     assert result.components["objects/color"].tolist() == [0.5, 1]
     assert [result.components[f"objects/{part}"][0] for part in ("shape", "relation", "number")] == [1, 1, 1]

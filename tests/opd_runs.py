@@ -18,13 +18,17 @@ OPD = [
 ]
 
 
+OWN = {"first": PROMPTS[:3], "second": PROMPTS[3:]}
+"""Whose prompts are whose: unevenly, so that no order of them is its own mirror image."""
+
+
 def opd(folder: Path, *overrides: str) -> list[str]:
     """The overrides of a run that learns from the experts in `folder`."""
     return [key.replace("FOLDER", str(folder)) for key in (*OPD, *overrides)]
 
 
 def write_experts(folder: Path) -> None:
-    """`first` and `second` with their prompts, of which `first` has the first and the third, `second` the others."""
+    """`first` and `second` with their prompts, as `OWN` says."""
     generator = torch.Generator().manual_seed(0)
     adapted = build_family(config_of(folder, "lora.enabled=true", "lora.rank=2", "lora.alpha=4"), World())
     whole = build_family(config_of(folder), World())
@@ -37,5 +41,5 @@ def write_experts(folder: Path) -> None:
                 value.add_(0.2 * value.std().nan_to_num() * torch.randn(value.shape, generator=generator))
         adapted.save_lora(half, folder / "first" / f"lora_{half}")
     whole.save_pretrained(folder / "second")
-    for name, prompts in (("first", PROMPTS[::2]), ("second", PROMPTS[1::2])):
+    for name, prompts in OWN.items():
         (folder / f"{name}.txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")

@@ -282,7 +282,6 @@ MUTATIONS = [
     *of(
         "trainers/opd_trainer.py",
         "trainers/test_opd_trainer.py",
-        ("if name == teacher]", "if name != teacher]", "rows go to the other teacher's name"),
         ("decode=False", "decode=True", "images are decoded that nobody looks at"),
         ("for prompt in chunk.prompts for _", "for prompt in chunk.prompts[::-1] for _", "teachers of other prompts"),
     ),

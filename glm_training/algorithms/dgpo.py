@@ -78,9 +78,9 @@ def group_preference_loss(
         ratio = (old_errors.float() - errors).detach().exp()
         clipped = ((advantages > 0) & (ratio > 1 + clip[1])) | ((advantages < 0) & (ratio < 1 - clip[0]))
     kept = torch.where(clipped, errors.detach(), errors)
-    member = (groups[:, None] == groups[None, :]).float()
+    member = (groups.unsqueeze(1) == groups).float()
     terms = advantages * (kept - reference_errors.detach().float())
-    margins = -beta * (member @ terms) / member.sum(dim=1)
+    margins = -beta * (member * terms).sum(dim=1) / member.sum(dim=1)
     # each sample carries its group's loss: a mean over samples weighs groups by their size
     loss = -F.logsigmoid(margins).mean() / beta
     return GroupPreferenceLoss(loss, margins.detach(), clipped.float().mean())

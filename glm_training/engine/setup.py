@@ -35,6 +35,7 @@ from glm_training.engine.reward_setup import differentiable_options, reward_opti
 from glm_training.engine.validation import Subject
 from glm_training.evaluation.held_out import EvaluationSettings
 from glm_training.models.family import Family
+from glm_training.models.library_versions import autocast_options
 from glm_training.models.lora import adapters_disabled, has_lora, starts_as_base
 from glm_training.models.run_folders import pipeline_in
 from glm_training.models.sdxl.loading import taesd_in
@@ -114,7 +115,7 @@ def keep_reference(part: Part, module: nn.Module, kind: str) -> None:
 def autocast(config: Config, world: World) -> AbstractContextManager[Any]:
     """The context of every forward pass, in rollout and replay alike."""
     dtype = AUTOCAST.get(config.training.mixed_precision)
-    return nullcontext() if dtype is None else torch.autocast(world.device.type, dtype)
+    return nullcontext() if dtype is None else torch.autocast(world.device.type, dtype, **autocast_options())
 
 
 def buckets(config: Config) -> Buckets | None:

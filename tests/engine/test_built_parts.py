@@ -94,6 +94,16 @@ def test_only_fp16_scales_its_loss_and_autocasts_as_named(tmp_path):
         assert part.scaler.is_enabled() == (name == "fp16")
 
 
+def test_a_pass_without_gradient_takes_none_from_the_next(tmp_path):
+    """As the reference's before the trained one; torch 2.8 hands on the cast of a weight that it made without."""
+    layer = torch.nn.Linear(2, 2)
+    with setup.autocast(config_of(tmp_path, "training.mixed_precision=bf16"), World()):
+        with torch.no_grad():
+            layer(torch.ones(1, 2))
+        layer(torch.ones(1, 2)).float().sum().backward()
+    assert torch.equal(layer.weight.grad, torch.ones(2, 2))
+
+
 def test_held_out_prompts_are_the_first_of_the_data_unless_given(tmp_path):
     config = config_of(tmp_path, "evaluation.num_eval_samples=3", "data.augmentation=true")
     training = setup.build_dataset(config)

@@ -60,7 +60,7 @@ MUTATIONS = [
         ("ratio > 1 + clip[1]", "ratio > 1 + clip[0]", "DGPO's clips are swapped"),
         ("(advantages < 0) & (ratio < 1", "(advantages > 0) & (ratio < 1", "DGPO clips what undoes too much"),
         ("torch.where(clipped, errors.detach(), errors)", "errors", "DGPO's clip takes no gradient"),
-        ("(groups[:, None] == groups[None, :])", "(groups[:, None] >= groups[None, :])", "groups run into each other"),
+        ("(groups.unsqueeze(1) == groups)", "(groups.unsqueeze(1) >= groups)", "groups run into each other"),
     ),
     *of(
         "algorithms/stage.py",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from glm_training.algorithms.flow_sde import Kernel
+from glm_training.algorithms.flow_sde import Kernel, sde_window
 from glm_training.config import Config
 from glm_training.data import Batch
 from glm_training.models.glm_image.ar_types import ARRollout, Sources
@@ -87,6 +87,22 @@ def rollout_settings(config: Config) -> RolloutSettings:
         keep_means=dit.ratio == "guard" or dit.divergence_threshold is not None,
         micro_batch_size=config.rollout.micro_batch_size,
         vae_batch_size=config.rollout.vae_batch_size,
+    )
+
+
+def noisy_steps(config: Config, settings: RolloutSettings, step: int) -> tuple[int, ...]:
+    """The denoising steps of training step `step` that are SDE steps."""
+    rollout = config.rollout
+    window = rollout.sde_window_range
+    return sde_window(
+        step,
+        settings.num_inference_steps,
+        size=rollout.sde_window_size,
+        strategy=rollout.sde_window_strategy,
+        kernel=rollout.sde_kernel,
+        step_range=None if window is None else (window[0], window[1]),
+        interval=rollout.sde_window_interval,
+        uniform=uniform(config.seed, "rollout/window", [(step,)], (1,)).item(),
     )
 
 

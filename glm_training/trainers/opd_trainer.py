@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import torch
 
-from glm_training.algorithms.flow_sde import sde_window
 from glm_training.config import Config
 from glm_training.data import ImageDataset, TrainingData
 from glm_training.engine.agreement import together
@@ -21,12 +20,11 @@ from glm_training.engine.teachers import build_teachers, routes
 from glm_training.methods.losses import MethodLoss
 from glm_training.methods.on_policy_distillation import step_terms, token_terms
 from glm_training.models.glm_image.family import GLMImage
-from glm_training.reinforcement.rollout import Rollout, draw_rollout, rollout_settings
+from glm_training.reinforcement.rollout import Rollout, draw_rollout, noisy_steps, rollout_settings
 from glm_training.reinforcement.updates import Learning, Slice, levelled, optimise
 from glm_training.trainers.base_trainer import BaseTrainer
 from glm_training.trainers.encoding_trainer import EncodingTrainer
 from glm_training.utils.distributed import World
-from glm_training.utils.randomness import uniform
 
 
 class OPDTrainer(EncodingTrainer):
@@ -91,7 +89,7 @@ class OPDTrainer(EncodingTrainer):
                 replace(self.settings, height=height, width=width),
                 sources=encoded_sources(self.encoding, batch),
                 seed=self.config.seed,
-                sde_indices=self._sde_indices() if "dit" in self.parts else (),
+                sde_indices=noisy_steps(self.config, self.settings, self.step) if "dit" in self.parts else (),
                 on_step=None if unequal else self.check_stop,
                 decode=False,
             )
@@ -130,18 +128,3 @@ class OPDTrainer(EncodingTrainer):
                     if len(piece):
                         slices.append(Slice(0, index, piece, len(piece)))
         return levelled(self.world, slices, 1), owners
-
-    def _sde_indices(self) -> tuple[int, ...]:
-        """The noisy steps of this training step."""
-        rollout = self.config.rollout
-        window = rollout.sde_window_range
-        return sde_window(
-            self.step,
-            self.settings.num_inference_steps,
-            size=rollout.sde_window_size,
-            strategy=rollout.sde_window_strategy,
-            kernel=rollout.sde_kernel,
-            step_range=None if window is None else (window[0], window[1]),
-            interval=rollout.sde_window_interval,
-            uniform=uniform(self.config.seed, "rollout/window", [(self.step,)], (1,)).item(),
-        )

@@ -9,7 +9,6 @@ from functools import partial
 
 import torch
 
-from glm_training.algorithms.flow_sde import sde_window
 from glm_training.checkpoint.state_tree import StateTree
 from glm_training.config import Config
 from glm_training.data import Batch
@@ -27,7 +26,7 @@ from glm_training.reinforcement.credit import Scored, ShareReader, assign_advant
 from glm_training.reinforcement.gate.gate import OnPolicyGate
 from glm_training.reinforcement.remarks import FlatSteps, MissingScores
 from glm_training.reinforcement.resampling import Resampling, replace_flat_groups
-from glm_training.reinforcement.rollout import Rollout, draw_rollout, rollout_settings
+from glm_training.reinforcement.rollout import Rollout, draw_rollout, noisy_steps, rollout_settings
 from glm_training.reinforcement.scoring import ScoringQueue
 from glm_training.reinforcement.token_credit import measure_entropies, weigh_tokens
 from glm_training.reinforcement.updates import Learning
@@ -35,7 +34,6 @@ from glm_training.rewards import RewardBatch, score_batch
 from glm_training.trainers.encoding_trainer import EncodingTrainer
 from glm_training.trainers.supervised_trainer import Supervision
 from glm_training.utils.distributed import World
-from glm_training.utils.randomness import uniform
 from glm_training.utils.words import counted
 
 
@@ -206,21 +204,9 @@ class RewardTrainer(EncodingTrainer):
 
     def _sde_indices(self) -> tuple[int, ...]:
         """The noisy steps of this training step; none where the DiT is not trained by its likelihood."""
-        rollout = self.config.rollout
         if not isinstance(self.dit_method, FlowPolicyGradient):
             return ()
-        window = rollout.sde_window_range
-        draw = uniform(self.config.seed, "rollout/window", [(self.step,)], (1,)).item()
-        return sde_window(
-            self.step,
-            self.settings.num_inference_steps,
-            size=rollout.sde_window_size,
-            strategy=rollout.sde_window_strategy,
-            kernel=rollout.sde_kernel,
-            step_range=None if window is None else (window[0], window[1]),
-            interval=rollout.sde_window_interval,
-            uniform=draw,
-        )
+        return noisy_steps(self.config, self.settings, self.step)
 
     def _sample(self, places: list[Place]) -> Scored:
         """New samples of the prompts at `places`, with their scores."""

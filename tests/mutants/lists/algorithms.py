@@ -77,7 +77,12 @@ MUTATIONS = [
     ),
     *of(
         "algorithms/flow_sde.py",
-        ("algorithms/test_flow_sde.py", "algorithms/test_trust_region.py", "parity/test_flow_sde_marginals.py"),
+        (
+            "algorithms/test_flow_sde.py",
+            "algorithms/test_sde_window.py",
+            "algorithms/test_trust_region.py",
+            "parity/test_flow_sde_marginals.py",
+        ),
         ("latents * (1 + correction * dt)", "latents * (1 - correction * dt)", "the score has the wrong sign"),
         ("eta * (now / (1 - inputs.below_one)).sqrt()", "eta * now.sqrt()", "the flow kernel's strength"),
         (

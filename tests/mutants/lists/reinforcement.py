@@ -148,6 +148,21 @@ MUTATIONS = [
     ),
     *of(
         "reinforcement/rollout.py",
+        "trainers/test_reward_trainer.py",
+        (
+            "        step,\n        settings.num_inference_steps",
+            "        0,\n        settings.num_inference_steps",
+            "the window never moves",
+        ),
+        (
+            "strategy=rollout.sde_window_strategy",
+            'strategy="all"',
+            "sde_window_strategy has no effect",
+        ),
+        ("[(step,)], (1,)).item()", "[(0,)], (1,)).item()", "the same random window at every step"),
+    ),
+    *of(
+        "reinforcement/rollout.py",
         ("reinforcement/test_rollout.py",),
         ("(p, 0 if settings.share_render_noise else n, m)", "(p, n, m)", "plans do not share their noise"),
         (

@@ -133,18 +133,7 @@ MUTATIONS = [
             "self.monitors.after_step(self.step, metrics)",
             "monitors name the step before",
         ),
-        (
-            "        self.step,\n            self.settings.num_inference_steps",
-            "        0,\n            self.settings.num_inference_steps",
-            "the window never moves",
-        ),
-        (
-            "            strategy=rollout.sde_window_strategy",
-            '            strategy="all"',
-            "sde_window_strategy has no effect",
-        ),
         ("if prompts * each % count:", "if count % (prompts * each):", "updates that do not divide the rows"),
-        ("[(self.step,)], (1,)).item()", "[(0,)], (1,)).item()", "the same random window at every step"),
     ),
     *of(
         "trainers/dpo_trainer.py",

@@ -39,7 +39,7 @@ CLOSED_FORMS = {
     "test_guard_log_ratio_is_the_mean_of_noise_times_shift_at_every_std",
     "flow_sde.divergence_mask": "algorithms/test_trust_region.py::test_divergence_mask_drops_only_what_runs_away",
     "flow_sde.noise_weights": "algorithms/test_flow_sde.py::test_noise_weights_are_the_stds_over_their_mean",
-    "flow_sde.sde_window": "algorithms/test_flow_sde.py::test_decay_leaves_later_windows_sooner",
+    "flow_sde.sde_window": "algorithms/test_sde_window.py::test_decay_leaves_later_windows_sooner",
     "flow_tokens.channel_norm": "algorithms/test_flow_tokens.py::test_channel_norm_by_hand",
     "flow_tokens.guidance_weight": "algorithms/test_flow_tokens.py::test_guidance_fades_by_hand",
     "flow_tokens.integrate": "algorithms/test_flow_tokens.py::test_one_known_point_is_reached_exactly",

@@ -119,6 +119,10 @@ def limit(kind: str, allowed: float = 0.25) -> Limit:
         ("change", 0.2, 0.1, 0.5),
         ("change", -0.2, 0.1, 1.5),
         ("change", 0.0, 2e-6, 2.0),  # a start of zero counts as 1e-6
+        ("share", 0.2, 0.3, 0.5),
+        ("share", 0.75, 0.875, 0.5),  # half of the way to white
+        ("share", 0.75, 0.5, 1.0),
+        ("share", 1.0, 0.0, 1e6),
         ("relative_fall", 0.4, 0.1, 0.75),
         ("relative_fall", 0.4, 0.5, -0.25),
         ("rise", 0.1, 0.4, 0.3),
@@ -138,6 +142,7 @@ def test_how_much_of_a_limit_is_used(kind, start, now, used):
     ("kind", "says"),
     [
         ("change", "monitor x: 0.1 at step 9 from 0.4 at the start (-75%, allowed +/-25%)"),
+        ("share", "monitor x: 0.1 at step 9 from 0.4 at the start (-75%, allowed +/-25%)"),
         ("relative_fall", "monitor x: 0.1 at step 9 from 0.4 at the start (-75%, allowed -25%)"),
         ("fall", "monitor x: 0.1 at step 9 from 0.4 at the start (-0.3, allowed -0.25)"),
         ("rise", "monitor x: 0.1 at step 9 from 0.4 at the start (-0.3, allowed 0.25)"),
@@ -147,6 +152,13 @@ def test_how_much_of_a_limit_is_used(kind, start, now, used):
 def test_a_message_says_by_how_much_since_when_and_what_to_do(kind, says):
     rest = "; more than half of that since step 6. It moved. Look. The limit is reward.monitors.some_key"
     assert limit(kind).message("x", 9, 0.4, 0.1, 6) == says + rest
+
+
+def test_light_pictures_that_grow_lighter_trip_and_the_message_says_relative_to_what(tmp_path):
+    """From .8 no brightness is 40 % higher; .9 is half of the way to white."""
+    (message,) = feed(monitors(tmp_path), 0.8, 0.8, 0.9, 0.9, name="monitor/brightness")
+    assert "0.9 at step 4 from 0.8 at the start (+50% of the distance to 1, allowed +/-40%)" in message
+    assert feed(monitors(tmp_path), 0.8, 0.8, 0.86, 0.86, name="monitor/brightness") == []
 
 
 def test_a_series_keeps_its_first_and_its_latest_values():

@@ -19,13 +19,20 @@ class MonitorsConfig(Section):
         default=5,
         ge=1,
         le=1_000_000_000,
-        description="Training steps whose mean is compared: the first ones with the latest.",
+        description="Training steps whose mean is compared: the first ones with the latest, and these with held-out "
+        "scores (gap/... in docs/metrics.md).",
     )
     brightness_change: float | None = Field(
-        default=0.4, gt=0, le=1_000_000, description="Largest relative change of the samples' mean brightness."
+        default=0.4,
+        gt=0,
+        le=1_000_000,
+        description="Largest change of the samples' mean brightness, relative to the nearer of black and white.",
     )
     saturation_change: float | None = Field(
-        default=0.6, gt=0, le=1_000_000, description="Largest relative change of their colour saturation."
+        default=0.6,
+        gt=0,
+        le=1_000_000,
+        description="Largest change of their colour saturation, relative to the nearer of 0 and 1.",
     )
     edges_change: float | None = Field(
         default=0.6,

@@ -10,7 +10,7 @@ from glm_training.config.sections.monitors import MonitorsConfig
 METRIC = "metric:"
 """What precedes the name of a held-out metric among the monitors."""
 
-Kind = Literal["change", "rise", "fall", "relative_fall", "value"]
+Kind = Literal["change", "share", "rise", "fall", "relative_fall", "value"]
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,8 @@ class Limit:
     """A limit on one figure. `key` is its key under `reward.monitors`; `meaning` and `remedy` are for the user.
 
     kind "change": |now / start - 1|; "relative_fall": 1 - now / start; "rise", "fall": difference; "value": itself.
+    "share", of a figure in [0, 1]: |now - start| relative to the end that the start is nearer to, so that a picture
+    which is light from the start can still grow too light.
     """
 
     key: str
@@ -33,9 +35,10 @@ class Limit:
 
     def used(self, start: float, now: float) -> float:
         """How much of the limit is used; NaN counts as all of it, and a start of zero as the smallest number."""
-        base = max(abs(start), 1e-6)
+        base = self._base(start)
         amount = {
             "change": abs(now - start) / base,
+            "share": abs(now - start) / base,
             "relative_fall": (start - now) / base,
             "rise": now - start,
             "fall": start - now,
@@ -43,11 +46,17 @@ class Limit:
         }[self.kind]
         return amount if amount == amount else float("inf")
 
+    def _base(self, start: float) -> float:
+        """What a relative change is relative to."""
+        return max(min(abs(start), 1 - start) if self.kind == "share" else abs(start), 1e-6)
+
     def message(self, name: str, step: int, start: float, now: float, since: int) -> str:
         """What happened, by how much, since when, what it may mean and what to do."""
         used = self.used(start, now)
-        if self.kind in ("change", "relative_fall"):
-            signed = f"{(now - start) / max(abs(start), 1e-6):+.0%}"
+        if self.kind in ("change", "share", "relative_fall"):
+            signed = f"{(now - start) / self._base(start):+.0%}"
+            if self.kind == "share" and start > 0.5:
+                signed += " of the distance to 1"
             by = f"{signed}, allowed {'' if self.kind == 'relative_fall' else '+/-'}{self._allowed()}"
         else:
             by = f"{'-' if self.kind == 'fall' else ''}{used:.3g}, allowed {self._allowed()}"
@@ -58,7 +67,7 @@ class Limit:
         )
 
     def _allowed(self) -> str:
-        if self.kind == "change":
+        if self.kind in ("change", "share"):
             return f"{self.limit:.0%}"
         if self.kind == "relative_fall":
             return f"-{self.limit:.0%}"
@@ -69,13 +78,13 @@ LOOK = "Look at samples/ of this run."
 TEXTS: dict[str, tuple[str, Kind, str, str]] = {
     "brightness": (
         "brightness_change",
-        "change",
+        "share",
         "The samples grow brighter or darker as a whole, which many scores take for quality.",
         f"{LOOK} Add a metric that does not like it, raise reward.grpo.kl_coef or lower the learning rate.",
     ),
     "saturation": (
         "saturation_change",
-        "change",
+        "share",
         "The colours grow garish or fade, a usual way to please an aesthetic score.",
         f"{LOOK} Raise reward.grpo.kl_coef, lower that metric's weight or the learning rate.",
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from glm_training.config import Config, compared
 from glm_training.data import ImageDataset
 from glm_training.data.dataset import sizes_of
 from glm_training.engine import setup
+from glm_training.engine.gap import TrainingRewards
 from glm_training.engine.summary import EVALUATIONS, images_of, scores_of, told, write_pictures, write_summary
 from glm_training.engine.validation import Subject, by_size
 from glm_training.evaluation.held_out import Evaluation, combined, draw, evaluate
@@ -26,6 +28,7 @@ from glm_training.utils.logging import RunLogger
 from glm_training.utils.metrics_file import METRICS
 from glm_training.utils.pictures import Pictures, as_saved, each, save_image
 from glm_training.utils.step_lines import StepLines, keep_until, line_of
+from glm_training.utils.words import number
 
 Scorer = Callable[[RewardBatch], dict[str, Tensor]]
 """Scores [B] of pictures by name, NaN where one does not apply, which count in no total."""
@@ -35,6 +38,7 @@ class Evaluations:
     """`before`: the first evaluation of the run, taken at `before_step`; `after`: the newest one.
 
     `judged`: what the trainer judges besides pictures, None for nothing. `also`: scorers beside the calculator.
+    `training`: the rewards of training prompts that the scores are held against; a trainer with rewards adds to them.
     `settings` names all that an evaluation depends on besides the model. Those taken under other settings are not
     compared: a run that resumes under new ones takes its first one anew, at the step where it resumes.
     """
@@ -62,6 +66,7 @@ class Evaluations:
         self.before: Evaluation | None = None
         self.before_step = 0
         self.after: Evaluation | None = None
+        self.training = TrainingRewards(config.reward.monitors.window)
         self.lines = StepLines(config.output_dir / EVALUATIONS)
 
     def add_scorer(self, name: str, scorer: Scorer) -> None:
@@ -169,9 +174,10 @@ class Evaluations:
 
         self.family.eval()
         kept = self.config.logging.num_log_images
-        groups = by_size(sizes_of(self.held_out))
-        found = [
-            evaluate(
+        groups, found = by_size(sizes_of(self.held_out)), []
+        running = Running(self.console.line, len(self.held_out), self.config.evaluation.samples_per_prompt)
+        for rows in groups:
+            evaluation = evaluate(
                 self.family,
                 self.calculator,
                 self.held_out.batch(rows),
@@ -181,9 +187,10 @@ class Evaluations:
                 on_step=on_step,
                 stopped=stopped,
                 also=also,
+                on_scored=running.scored,
             )
-            for rows in groups
-        ]
+            running.finished(len(rows))
+            found.append(evaluation)
         return found[0] if len(found) == 1 else combined(groups, found)
 
     def _draw(self, on_step: Callable[[], None]) -> Pictures:
@@ -221,6 +228,11 @@ class Evaluations:
         """Where the pictures of a step go."""
         return self.config.output_dir / "samples" / f"step-{step:06d}"
 
+    def figures(self, found: Evaluation) -> dict[str, float]:
+        """What is logged of an evaluation: its means, and how far the rewards of training prompts are from them."""
+        gaps = {} if self.before is None else self.training.gaps(self.before, found)
+        return {f"eval/{name}": value for name, value in found.means().items()} | gaps
+
     # -- what is kept --------------------------------------------------------------------------------------------------
 
     def compared(self, step: int) -> tuple[dict[str, float], dict[str, float]]:
@@ -233,6 +245,8 @@ class Evaluations:
             write_summary(
                 self.console, self.config, self.held_out, self.subjects(), self.before, self.after, self.before_step
             )
+            with beside_training("the table of the gap between training and evaluation prompts"):
+                self.training.write_table(self.console, self.subjects()[0], self.before, self.after)
         return self.before.means(), self.after.means()
 
     def state(self) -> dict[str, Any] | None:
@@ -245,6 +259,7 @@ class Evaluations:
             "judged": dict(self.before.judged),
             "images": each(self.before.images, lambda images: images.mul(255).round().to(torch.uint8)),
             "settings": self._settings(),
+            "training": self.training.state(),
         }
 
     def load(self, state: dict[str, Any] | None) -> None:
@@ -262,6 +277,8 @@ class Evaluations:
             state["scores"], each(state["images"], lambda images: images.float() / 255), state["judged"]
         )
         self.before_step = state["step"]
+        if "training" in state:  # which older checkpoints lack
+            self.training.load(state["training"])
 
     def _settings(self) -> dict[str, Any]:
         judged = None if self.judged is None else f"{self.judged} ({self.judged.digest[:12]})"
@@ -269,6 +286,38 @@ class Evaluations:
         if self.calculator is not None and not self.config.names_metrics():
             settings["reward.metrics"] = dict(self.calculator.weights)  # those that can be had here
         return {**settings, "scorers": list(self.also), "judged": judged}
+
+
+class Running:
+    """Says how far an evaluation is and its reward so far: after the first pictures, so that a run shows soon that it
+    does something, then at most once per quarter, and never twice within PAUSE seconds or for the last ones, which the
+    result follows."""
+
+    PAUSE = 2.0
+
+    def __init__(self, line: Callable[[str], None], prompts: int, samples: int) -> None:
+        """Of an evaluation of `prompts` x `samples` pictures."""
+        self._line, self._prompts, self._samples = line, prompts, samples
+        self._before, self._told = 0, 0  # prompts of the sizes that are finished; those at the last line
+        self._sum, self._count = 0.0, 0
+        self._since = time.monotonic()
+
+    def scored(self, done: int, totals: Tensor | None) -> None:
+        """`done` prompts of the pictures of this size are finished, the last with these `totals`."""
+        if totals is not None:
+            self._sum += totals.nansum().item()
+            self._count += int((~totals.isnan()).sum())
+        done, now = self._before + done, time.monotonic()
+        quarter = self._told == 0 or 4 * (done - self._told) >= self._prompts
+        if done >= self._prompts or not quarter or now - self._since < self.PAUSE:
+            return
+        self._told, self._since = done, now
+        reward = f", reward {number(self._sum / self._count)} so far" if self._count else ""
+        self._line(f"evaluating: {done * self._samples} of {self._prompts * self._samples} images{reward}")
+
+    def finished(self, prompts: int) -> None:
+        """All `prompts` of one size are."""
+        self._before += prompts
 
 
 def scoring_settings(config: Config, held_out: ImageDataset) -> dict[str, Any]:

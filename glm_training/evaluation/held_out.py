@@ -15,6 +15,10 @@ from glm_training.utils.distributed import World, gather_tensor
 from glm_training.utils.failures import tell_once
 from glm_training.utils.pictures import Pictures
 
+IMAGES_AT_ONCE = 32
+"""Pictures that are drawn, then scored, together: with more of them drawing is hardly faster, and the first scores are
+told later."""
+
 
 @dataclass(frozen=True)
 class EvaluationSettings:
@@ -67,18 +71,21 @@ def evaluate(
     world: World,
     *,
     keep_images: int,
-    prompts_at_once: int = 16,
+    prompts_at_once: int | None = None,
     on_step: Callable[[], None] | None = None,
     stopped: Callable[[], bool] = lambda: False,
     also: Callable[[RewardBatch], dict[str, Tensor]] | None = None,
+    on_scored: Callable[[int, Tensor | None], None] | None = None,
 ) -> Evaluation:
     """Draws and scores every prompt of `batch`, shared out over the processes; each gets the whole result.
 
     Without `calculator` there is no "total". `also` gives further scores [B] by name, which count in no total. The
     images of the first `keep_images` prompts are kept. `on_step` is called throughout the drawing, equally often on
     every process, and may raise to abandon the evaluation; `stopped` is asked while pictures are scored, and ends that
-    with ScoringStopped.
+    with ScoringStopped. `on_scored` is told, after each `prompts_at_once` of a process, how many prompts are done and
+    the totals of the pictures that this process has just scored, None without `calculator`.
     """
+    prompts_at_once = prompts_at_once or max(1, IMAGES_AT_ONCE // settings.samples)
     count, kept = len(batch.prompts), min(keep_images, len(batch.prompts))
     # every process draws equally many, so that all meet in the same places: who has none left repeats the last prompt
     share, kept_share = -(-count // world.world_size), -(-kept // world.world_size)
@@ -102,6 +109,8 @@ def evaluate(
         names = list(columns)
         totals.append(torch.stack([values.view(len(rows), -1) for values in columns.values()], dim=-1).nanmean(dim=1))
         images.append(drawn[:: settings.samples][: max(0, kept_share - start)].cpu())
+        if on_scored is not None:
+            on_scored(min(count, (start + len(rows)) * world.world_size), columns.get("total"))
         if on_step is not None:
             on_step()
     scores = gather_tensor(world, torch.cat(totals))[_interleaved(count, share, world.world_size)]

@@ -287,9 +287,8 @@ class BaseTrainer(ABC):
             judged = self.judge() if self.evaluations.judging_due(self.step) else {}
             found = self.evaluations.run(self.step, judged, self.logger, self.signals.check, self.signals.requested)
             before = self.evaluations.before
-            if found is None or before is None or not (means := found.means()):
+            if found is None or before is None or not (figures := self.evaluations.figures(found)):
                 return
-            figures = {f"eval/{name}": value for name, value in means.items()}
             if found.scores:
                 figures |= self.monitors.after_evaluation(self.step, before, found, self.evaluations.shown_sources())
             self.logger.log(self.step, figures)  # one line, and the last thing written: it says that all is there

@@ -122,6 +122,7 @@ class RewardTrainer(EncodingTrainer):
         self.monitors.after_step(self.step + 1, metrics)
         self.shares.add(metrics)
         self.flat.look(prompts, metrics)
+        self.evaluations.training.add(list(chunks[0].result.components), metrics)
         return metrics
 
     def remarks(self) -> list[str]:

@@ -132,3 +132,62 @@ def test_processes_share_the_prompts_and_call_the_hook_equally_often(monkeypatch
     assert whole.scores["total"].tolist() == [0, 1, 2, 3]
     assert whole.images[:, 0, 0, 0].tolist() == [0, 1, 2]
     assert calls.pop(0) // 2 == calls[1] and len(set(calls.values())) == 1  # the first process ran twice
+
+
+def told_while_running(times: list[float], done: list[int], prompts: int, monkeypatch, totals=None) -> list[str]:
+    """The lines of an evaluation of `prompts` x 4 that began at 0 and has `done` so many prompts at these `times`."""
+    lines: list[str] = []
+    clock = iter([0.0, *times])
+    monkeypatch.setattr(evaluations.time, "monotonic", lambda: next(clock))
+    running = evaluations.Running(lines.append, prompts, 4)
+    for place, finished in enumerate(done):
+        running.scored(finished, None if totals is None else totals[place])
+    return lines
+
+
+def test_an_evaluation_tells_after_its_first_pictures_and_then_once_a_quarter(monkeypatch):
+    """104 prompts, 8 at once, 3 s each: after 8, and after further 26 or more."""
+    done = [*range(8, 104, 8), 104]
+    lines = told_while_running([3.0 * place for place in range(1, 14)], done, 104, monkeypatch)
+    assert lines == [f"evaluating: {images} of 416 images" for images in (32, 160, 288)]
+
+
+def test_a_short_evaluation_tells_nothing_and_a_fast_one_little(monkeypatch):
+    assert told_while_running([5.0], [8], 8, monkeypatch) == []
+    assert told_while_running([0.4, 0.8, 1.2, 1.6], [8, 16, 24, 32], 40, monkeypatch) == []
+    # each quarter takes 1 s: every second one is told
+    fast = told_while_running([1.0, 2.0, 3.0, 4.0], [10, 20, 30, 40], 40, monkeypatch)
+    assert fast == ["evaluating: 80 of 160 images"]
+
+
+def test_the_reward_so_far_is_that_of_all_pictures_which_have_one(monkeypatch):
+    totals = [torch.tensor([0.5, 0.25]), torch.tensor([0.75, float("nan")])]
+    lines = told_while_running([3.0, 6.0], [4, 8], 16, monkeypatch, totals)
+    assert lines == [
+        f"evaluating: {images} of 64 images, reward {mean} so far" for images, mean in ((16, 0.375), (32, "0.500"))
+    ]
+
+
+def test_pictures_of_several_sizes_are_counted_together(monkeypatch):
+    lines: list[str] = []
+    clock = iter([0.0, 3.0, 6.0])
+    monkeypatch.setattr(evaluations.time, "monotonic", lambda: next(clock))
+    running = evaluations.Running(lines.append, 12, 1)
+    running.scored(4, None)
+    running.finished(4)
+    running.scored(4, None)
+    assert lines == ["evaluating: 4 of 12 images", "evaluating: 8 of 12 images"]
+
+
+def test_a_run_tells_how_far_its_evaluation_is_and_its_reward_so_far(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluations.Running, "PAUSE", 0.0)
+    monkeypatch.setattr(held_out, "IMAGES_AT_ONCE", 2)
+    trainer = trainer_of(tmp_path, *SMALL, "evaluation.num_eval_samples=4", "evaluation.samples_per_prompt=2")
+    trainer.evaluations.run(0, {}, SimpleNamespace(images=lambda *_: None), lambda: None, lambda: False)
+    totals = trainer.evaluations.before.scores["total"]
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("evaluating")]
+    means = [f"{totals[: place + 1].mean().item():.3f}" for place in range(3)]
+    assert told == [
+        f"evaluating: {2 * place + 2} of 8 images, reward {mean} so far" for place, mean in enumerate(means)
+    ]
+    assert max(map(len, told)) <= 80

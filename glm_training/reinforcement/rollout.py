@@ -18,6 +18,9 @@ from glm_training.models.glm_image.family import GLMImage
 from glm_training.models.glm_image.sampling import step_hooks
 from glm_training.utils.randomness import normal, uniform
 
+IMAGES_ON_CPU = 8
+"""Decoded together there: more of them leave the cache."""
+
 
 @dataclass
 class Rollout:
@@ -169,7 +172,8 @@ def draw_rollout(
 
 
 def _decoded(family: GLMImage, final: Tensor, settings: RolloutSettings) -> Tensor:
-    return family.dit.decode_latents(final, micro_batch_size=settings.vae_batch_size or len(final)).float()
+    together = settings.vae_batch_size or (IMAGES_ON_CPU if final.device.type == "cpu" else len(final))
+    return family.dit.decode_latents(final, micro_batch_size=together).float()
 
 
 def draw_plans(

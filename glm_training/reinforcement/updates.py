@@ -34,6 +34,10 @@ from glm_training.utils.randomness import make_generator, normal
 
 DiTMethod = FlowPolicyGradient | NFT | AWM | DGPO
 
+PLANS_ON_CPU = 8
+"""A few plans' activations are memory that the process has already; of many each tensor is new, and the system clears
+it page by page."""
+
 
 @dataclass(frozen=True)
 class Slice:
@@ -68,9 +72,11 @@ class Learning:
     update: Callable[[Part], dict[str, float]]
     """The optimizer step of a half, with its figures."""
 
-    def micro(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """`rows` in pieces of at most `rollout.micro_batch_size`."""
-        return rows.split(self.settings.micro_batch_size or max(len(rows), 1))
+    def micro(self, rows: Tensor, half: str) -> tuple[Tensor, ...]:
+        """`rows` of a half in pieces of at most `rollout.micro_batch_size`; without one all together, plans on the CPU
+        `PLANS_ON_CPU`."""
+        few = half == "ar" and self.world.device.type == "cpu"
+        return rows.split(self.settings.micro_batch_size or (PLANS_ON_CPU if few else max(len(rows), 1)))
 
 
 def ar_method(config: Config) -> ARPolicyGradient:
@@ -310,7 +316,7 @@ def _slices(run: Learning, part: Part, chunks: list[Scored], rows_per_prompt: in
             rows = torch.arange(len(chunk.rollout.prompts) * rows_per_prompt)
             rows = rows[(rows + chunk.first_prompt * rows_per_prompt) // together % updates == update]
             scored = chunk.learned_from(name)
-            for piece in run.micro(rows):
+            for piece in run.micro(rows, name):
                 kept = piece[scored[piece]]
                 if len(piece):
                     chosen = (kept if len(kept) else piece[:1]).to(run.world.device)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from glm_training.rewards.options import StructureOptions
 from glm_training.rewards.types import MetricScores, RewardBatch
 from glm_training.utils.hub_files import Wanted
 
 WINDOW = 7
-_CHUNK = 8
+_CHUNK = 2
+"""Pairs at once: in fp64 they are large, and what fits the cache is quickest."""
 
 
 def ssim(images: torch.Tensor, references: torch.Tensor, data_range: float = 1.0) -> torch.Tensor:
@@ -32,7 +32,7 @@ def ssim(images: torch.Tensor, references: torch.Tensor, data_range: float = 1.0
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
 
     def mean(values: torch.Tensor) -> torch.Tensor:
-        return F.avg_pool2d(values, WINDOW, stride=1)
+        return _window_sums(_window_sums(values, -1), -2) / WINDOW**2
 
     mean_x, mean_y = mean(x), mean(y)
     var_x = unbiased * (mean(x * x) - mean_x**2)
@@ -40,6 +40,14 @@ def ssim(images: torch.Tensor, references: torch.Tensor, data_range: float = 1.0
     covariance = unbiased * (mean(x * y) - mean_x * mean_y)
     luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
     return (luminance * (2 * covariance + c2) / (var_x + var_y + c2)).mean(dim=(1, 2, 3))
+
+
+def _window_sums(values: torch.Tensor, dim: int) -> torch.Tensor:
+    """Sums of `WINDOW` neighbours along `dim`. Of doubled and redoubled ones: 1 + 2 + 4 in three additions."""
+    size = values.shape[dim] - WINDOW + 1
+    twos = values.narrow(dim, 0, size + 5) + values.narrow(dim, 1, size + 5)
+    fours = twos.narrow(dim, 0, size) + twos.narrow(dim, 2, size)
+    return fours + twos.narrow(dim, 4, size) + values.narrow(dim, 6, size)
 
 
 class Structure:

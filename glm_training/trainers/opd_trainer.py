@@ -98,7 +98,7 @@ class OPDTrainer(EncodingTrainer):
         """The optimizer step of a half."""
         part = self.parts[name]
         rows_per_prompt = self.settings.plans if name == "ar" else self.settings.group
-        slices, owners = self._slices(run, chunks, rows_per_prompt)
+        slices, owners = self._slices(run, name, chunks, rows_per_prompt)
 
         def terms(piece: Slice) -> Iterator[MethodLoss]:
             owner = owners[piece.chunk, int(piece.rows[0])]
@@ -114,7 +114,7 @@ class OPDTrainer(EncodingTrainer):
         return optimise(run, part, [], rows_per_prompt, slices, terms, count)
 
     def _slices(
-        self, run: Learning, chunks: list[Rollout], rows_per_prompt: int
+        self, run: Learning, half: str, chunks: list[Rollout], rows_per_prompt: int
     ) -> tuple[list[Slice], dict[tuple[int, int], str]]:
         """What goes through a half together, and the teacher of each (chunk, row). Every process has equally many."""
         slices: list[Slice] = []
@@ -124,7 +124,7 @@ class OPDTrainer(EncodingTrainer):
             owners |= {(index, row): name for row, name in enumerate(names)}
             for teacher in self.teachers:
                 rows = torch.tensor([row for row, name in enumerate(names) if name == teacher], dtype=torch.long)
-                for piece in run.micro(rows):
+                for piece in run.micro(rows, half):
                     if len(piece):
                         slices.append(Slice(0, index, piece, len(piece)))
         return levelled(self.world, slices, 1), owners

@@ -114,6 +114,20 @@ def test_prompts_can_be_selected_and_repeated(ar):
     assert one.to("cpu").grids == prompt.grids
 
 
+def test_padding_that_all_rows_share_is_not_read(ar):
+    together, alone = ar.encode_prompts([SHORT, LONG, SHORT], 64, 64), ar.encode_prompts([SHORT], 64, 64)
+    short, padded = together.select(torch.tensor([0, 2])).trimmed()
+    assert not padded and torch.equal(short.input_ids, alone.input_ids.expand(2, -1))
+    assert torch.equal(short.position_ids, alone.position_ids.expand(-1, 2, -1))
+    whole, padded = together.trimmed()
+    assert padded and torch.equal(whole.input_ids, together.input_ids)
+    tokens = torch.arange(alone.T)[None] % ar.num_codes
+    scored = ar(together.select(torch.tensor([0])), tokens)
+    torch.testing.assert_close(scored, ar(alone, tokens), rtol=0, atol=0)
+    beside = ar(together, tokens.expand(3, -1))[:1]
+    torch.testing.assert_close(scored, beside, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("text", ["a <|image|> here", "<|dit_token_64|>", "end<|dit_token_65|>"])
 def test_a_prompt_that_spells_image_tokens_is_refused(ar, text):
     with pytest.raises(ValueError, match=r"prompt 1 .*reserved token"):

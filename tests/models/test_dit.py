@@ -303,6 +303,7 @@ def test_latents_use_mean_and_std(dit):
     decoded = dit.decode_latents(latents, micro_batch_size=2)
     expected = (dit.vae.decode(mode).sample / 2 + 0.5).clamp(0, 1)
     torch.testing.assert_close(decoded, expected, atol=1e-5, rtol=0)
+    assert decoded.is_contiguous(), "however the decoder laid it out"
     extreme = dit.decode_latents(rand(1, 4, 8, 8) * 1e4)
     assert extreme.min() == 0 and extreme.max() == 1
     with pytest.raises(ValueError, match=r"values in \[0, 1\]"):

@@ -4,7 +4,7 @@ advantage and which update a row gets, and how much it counts."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -185,6 +185,15 @@ def test_an_update_follows_the_mean_over_its_rows(tmp_path, updates, micro):
         assert figures[f"{name}/number"] == pytest.approx(sum(numbers) / len(numbers), rel=1e-5)
     assert figures["ar/loss"] == pytest.approx(figures["ar/number"], rel=1e-5)
     assert figures["dit/loss"] == pytest.approx(figures["dit/number"], rel=1e-5), "of all terms, not of one"
+
+
+def test_plans_are_replayed_a_few_at_a_time_on_the_cpu_unless_told_how_many(tmp_path):
+    learning = trainer_of(tmp_path).learning()
+    rows = torch.arange(20)
+    assert [len(piece) for piece in learning.micro(rows, "ar")] == [8, 8, 4]
+    assert [len(piece) for piece in learning.micro(rows, "dit")] == [20]
+    told = replace(learning, settings=replace(learning.settings, micro_batch_size=15))
+    assert [len(piece) for half in ("ar", "dit") for piece in told.micro(rows, half)] == [15, 5, 15, 5]
 
 
 # -- what a half is rewarded for ---------------------------------------------------------------------------------------

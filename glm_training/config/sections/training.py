@@ -295,8 +295,12 @@ class RolloutConfig(Section):
         json_schema_extra={"allowed": "`auto`, true or false"},
     )
     micro_batch_size: int | None = Field(
-        default=None, ge=1, le=65536, description="Samples per forward pass in rollout and replay; null = all at once."
+        default=None,
+        ge=1,
+        le=65536,
+        description="Samples per forward pass in rollout and replay; null = all at once, but a "
+        "replay on the CPU 8 plans.",
     )
     vae_batch_size: int | None = Field(
-        default=None, ge=1, le=65536, description="Images per VAE pass; null = all at once."
+        default=None, ge=1, le=65536, description="Images per VAE pass; null = all at once, on the CPU 8."
     )

@@ -224,7 +224,8 @@ class ARComponent(nn.Module):
         such chunk."""
         self._check_replay(prompt, tokens, temperature, support)
         read = tokens[:, :-1]  # the last token is predicted, never read
-        mask = torch.cat([prompt.attention_mask, torch.ones_like(read)], dim=1) if prompt.padded else None
+        prompt, padded = prompt.trimmed()
+        mask = torch.cat([prompt.attention_mask, torch.ones_like(read)], dim=1) if padded else None
         hidden = self.model.model.language_model(
             input_ids=torch.cat([prompt.input_ids, read], dim=1),
             attention_mask=mask,

@@ -76,6 +76,18 @@ class ARPrompt:
         """Whether any row carries padding."""
         return not bool(self.attention_mask.all())
 
+    def trimmed(self) -> tuple[ARPrompt, bool]:
+        """The prompts without the places that are padding in every row, and whether any row still carries some. What
+        the model says of a prompt does not depend on its padding; without it, attention is plainly causal."""
+        least, most = torch.stack((1 - self.attention_mask).sum(1).aminmax()).tolist()  # one wait for the device
+        trimmed = replace(
+            self,
+            input_ids=self.input_ids[:, least:],
+            attention_mask=self.attention_mask[:, least:],
+            position_ids=self.position_ids[:, :, least:],
+        )
+        return trimmed, most > least
+
     def select(self, rows: Tensor) -> ARPrompt:
         """The prompts at `rows` (long indices or bool mask over P), in that order; an index may repeat."""
         return replace(

@@ -70,8 +70,10 @@ def decode_latents(vae: AutoencoderKL, latents: Tensor, micro_batch_size: int) -
     mean, std = _statistics(vae, latents.device)
     with torch.autocast(latents.device.type, enabled=False):
         raw = (latents.float() * std + mean).to(weight.dtype)
+        if raw.device.type == "cpu":
+            raw = raw.contiguous(memory_format=torch.channels_last)  # its convolutions are quickest so
         parts = [vae.decode(part, return_dict=False)[0].float() for part in raw.split(micro_batch_size)]
-    images = torch.cat(parts)
+    images = torch.cat(parts).contiguous()
     if not bool(torch.isfinite(images).all()):
         raise FloatingPointError("the VAE decodes to NaN or infinite pixels: in float16 it overflows; use bfloat16")
     return (images / 2 + 0.5).clamp(0, 1)

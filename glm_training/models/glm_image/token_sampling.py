@@ -83,7 +83,9 @@ def divergences(logits: Tensor, others: Tensor, *, temperature: float, support: 
 
 
 def _scaled(logits: Tensor, temperature: float, support: Tensor | None) -> Tensor:
-    scaled = logits.float() / temperature
+    scaled = logits.float()
+    if temperature != 1:  # a pass over all of them, and one back, for nothing
+        scaled = scaled / temperature
     if support is None:
         return scaled
     return scaled.masked_fill(~unpack_support(support, scaled.shape[-1]), -torch.inf)

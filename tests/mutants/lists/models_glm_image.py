@@ -31,7 +31,7 @@ MUTATIONS = [
             "prompt.input_ids.shape[1] :]",
             "each token is scored by the state after it",
         ),
-        ("if prompt.padded else None", "if False else None", "padding is attended to in a replay"),
+        ("if padded else None", "if False else None", "padding is attended to in a replay"),
         (
             "temperature=temperature, support=support)\n        if others",
             "temperature=1.0, support=support)\n        if others",
@@ -82,7 +82,7 @@ MUTATIONS = [
             "log_probs.gather(-1, token)",
             "log-probs are not those of the nucleus",
         ),
-        ("logits.float() / temperature", "logits.float() * temperature", "the temperature acts upside down"),
+        ("scaled = scaled / temperature", "scaled = scaled * temperature", "the temperature acts upside down"),
         ("right=True)", "right=False)", "a uniform of 0 draws a code of probability 0"),
         ("self.uniforms[len(self._tokens)] * total", "self.uniforms[0] * total", "every token with the first number"),
         ("log_probs.argmax(-1", "log_probs.argmin(-1", "greedy takes the least likely"),

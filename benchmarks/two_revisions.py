@@ -33,9 +33,19 @@ COMMON = [
     "logging.log_interval=1",
 ]
 PLAIN = ["training.use_reward=false", "training.batch_size=8", "training.max_steps=81", "model.name=tiny"]
+AR_ALONE = [
+    "model.component=ar",
+    "model.dit.num_inference_steps=2",
+    "training.batch_size=8",
+    "rollout.plans_per_prompt=16",
+    "rollout.renders_per_plan=1",
+]
+"""128 plans a step, each drawn once and in haste."""
 TASKS: dict[str, tuple[str, list[str]]] = {
     "sft": ("configs/quickstart.yaml", [*PLAIN, *COMMON]),
     "grpo": ("configs/quickstart.yaml", ["training.max_steps=21", "training.batch_size=1", *COMMON]),
+    "quickstart": ("configs/quickstart.yaml", ["training.max_steps=21", *COMMON]),
+    "plans": ("configs/quickstart.yaml", [*AR_ALONE, "training.max_steps=21", *COMMON]),
     "dpo": ("configs/sdxl_dpo_lora_tiny.yaml", ["training.max_steps=151", *COMMON]),
     "dmdr": ("configs/sdxl_dmdr_cold_start_tiny.yaml", ["training.max_steps=101", *COMMON]),
 }

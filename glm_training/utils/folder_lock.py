@@ -124,7 +124,8 @@ class FolderLock:
                     return
                 took_over |= self._clear()
             raise FolderInUseError(self.folder, None, certain=True)
-        except BaseException:  # a stop, too, leaves no folders behind
+        except BaseException:  # a stop, too, leaves nothing behind
+            self.release()
             self._remove_folders()
             raise
 
@@ -186,16 +187,19 @@ class FolderLock:
             holder = replace(holder, guarded=bool(_try_system_lock(self._file)))
             self._file.write(holder.encoded())
             self._file.flush()
+            self._holder = holder  # before the file is there: whoever is stopped in between must know it for its own
             try:
                 os.link(fresh, self.path)
             except FileExistsError:
+                self._holder = None
                 return False
             except OSError:  # a disk without links: others may see the file half written, and no lock of the system's
-                holder = replace(holder, guarded=False)
+                self._holder = replace(holder, guarded=False)
                 try:
                     with self.path.open("xb") as file:
-                        file.write(holder.encoded())
+                        file.write(self._holder.encoded())
                 except FileExistsError:
+                    self._holder = None
                     return False
             made = True
         finally:
@@ -203,7 +207,6 @@ class FolderLock:
                 self._close()
             with suppress(OSError):  # Windows removes no open file: it goes when that is closed
                 fresh.unlink()
-        self._holder = holder
         return True
 
     def _confirmed(self) -> bool:

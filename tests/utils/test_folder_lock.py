@@ -79,6 +79,28 @@ def test_a_killed_process_that_nobody_has_buried_is_followed(tmp_path, other):
     assert takes(tmp_path)
 
 
+@pytest.mark.parametrize("links", [True, False])
+def test_a_stop_right_after_the_file_is_there_leaves_nothing(tmp_path, monkeypatch, links):
+    link, confirm = os.link, Path.unlink
+
+    def stopped(source, target):
+        if not links:
+            raise OSError("a disk without links")
+        link(source, target)
+        raise KeyboardInterrupt
+
+    def stopped_at_the_end(path, **options):
+        confirm(path, **options)
+        if not links and path.name != LOCK and (path.parent / LOCK).exists():
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "link", stopped)
+    monkeypatch.setattr(Path, "unlink", stopped_at_the_end)
+    with pytest.raises(KeyboardInterrupt):
+        FolderLock(tmp_path / "runs" / "one").acquire()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_number_given_to_another_process_is_not_the_holder(tmp_path):
     started = Holder.here().started
     assert started is not None

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from types import FrameType
 
 from glm_training.cli.messages import report_error
+from glm_training.utils.folder_lock import release_all
 from glm_training.utils.signals import heeded
 
 GRACE_SECONDS = 5.0
@@ -29,8 +30,9 @@ def stoppable(command: Callable[[], int]) -> int:
     received: list[int] = []
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        if received:
-            os._exit(128 + received[0])  # asked for again
+        if received:  # asked for again
+            release_all()
+            os._exit(128 + received[0])
         received.append(number)
         raise Interrupted
 
@@ -65,6 +67,7 @@ def _end_if_stuck(heard: socket.socket, numbers: Collection[int]) -> None:
             pass
     if told:
         threading.Event().wait(GRACE_SECONDS)
+        release_all()
         report_error(_line(told[0]))
         os._exit(128 + told[0])
 

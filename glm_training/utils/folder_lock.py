@@ -100,6 +100,15 @@ class FolderInUseError(RuntimeError):
         )
 
 
+_held: set[FolderLock] = set()
+
+
+def release_all() -> None:
+    """Gives back the locks of this process, which is about to end without unwinding."""
+    for lock in tuple(_held):
+        lock.release()
+
+
 class FolderLock:
     """Held from `acquire` to `release`, by this process and not by those it forks."""
 
@@ -121,6 +130,7 @@ class FolderLock:
             took_over = False
             for _ in range(_ATTEMPTS):
                 if self._create() and (not took_over or self._confirmed()):
+                    _held.add(self)
                     return
                 took_over |= self._clear()
             raise FolderInUseError(self.folder, None, certain=True)
@@ -149,6 +159,7 @@ class FolderLock:
     def release(self) -> None:
         """Gives the lock back, and removes folders that were made for it and hold nothing; safe to call twice."""
         holder, self._holder = self._holder, None
+        _held.discard(self)
         if holder is None or holder.pid != os.getpid():
             return
         with suppress(OSError):

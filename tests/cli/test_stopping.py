@@ -72,6 +72,41 @@ def test_a_stopped_command_says_so_in_a_line(number, where):
     assert told == f"error: stopped by {number.name} before it was done\n"
 
 
+HOLDING = """
+import sys, time
+from pathlib import Path
+from glm_training.cli import stopping
+from glm_training.utils.folder_lock import FolderLock
+
+def command():
+    FolderLock(Path(sys.argv[1])).acquire()
+    while True:
+        try:
+            print("ready", flush=True)
+            time.sleep(60)
+        except BaseException:
+            print("heard", flush=True)
+
+stopping.GRACE_SECONDS = float(sys.argv[2])
+sys.exit(stopping.stoppable(command))
+"""
+
+
+@pytest.mark.parametrize("grace, again", [(0.1, False), (60, True)], ids=["too long", "asked again"])
+def test_a_run_that_does_not_unwind_leaves_no_folder_that_it_made(tmp_path, grace, again):
+    command = [sys.executable, "-c", HOLDING, str(tmp_path / "runs" / "one"), str(grace)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    assert (tmp_path / "runs" / "one" / "run.lock").exists()
+    process.send_signal(signal.SIGTERM)
+    if again:
+        assert process.stdout.readline() == "heard\n"
+        process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_command_that_is_not_stopped_gives_its_code_and_errors_and_leaves_the_handlers():
     before = [signal.getsignal(number) for number in SIGNALS]
     assert stoppable(lambda: 7) == 7

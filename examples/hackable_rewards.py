@@ -1,6 +1,6 @@
 """Rewards that can be had without drawing what is asked for, to see the monitors of a run trip (docs/monitors.md).
 
-Both look at no prompt. `Brightness` is largest for a white picture, `Sharpness` for noise; real scores of beauty or
+Both look at no prompt. `Brightness` is largest for a white picture, `Sharpness` for stripes; real scores of beauty or
 quality have such a taste too, among others.
 
     python train.py --config configs/quickstart.yaml output_dir=runs/hacked reward.metrics=null \\

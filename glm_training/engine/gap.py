@@ -53,8 +53,9 @@ class TrainingRewards:
         """`gap/<name>`: the mean over the samples of the latest steps minus that of the evaluation `now`.
         `gap_change/<name>`: by how much more the one has risen from the first steps than the other from `before`; once
         no step is both a first and a latest one."""
-        figures = {f"gap/{name}": mean - now.means()[name] for name, mean in self._means(now).items()}
-        changes = {name: self.change(name, before, now)[0] for name in self._means(now)}
+        scores, means = now.means(), self._means(now)
+        figures = {f"gap/{name}": mean - scores[name] for name, mean in means.items()}
+        changes = {name: self.change(name, before, now)[0] for name in means}
         return figures | {f"gap_change/{name}": value for name, value in changes.items() if value is not None}
 
     def change(self, name: str, before: Evaluation, now: Evaluation) -> tuple[float | None, float | None]:

@@ -43,7 +43,7 @@ def ssim(images: torch.Tensor, references: torch.Tensor, data_range: float = 1.0
 
 
 def _window_sums(values: torch.Tensor, dim: int) -> torch.Tensor:
-    """Sums of `WINDOW` neighbours along `dim`. Of doubled and redoubled ones: 1 + 2 + 4 in three additions."""
+    """Sums of `WINDOW` = 7 neighbours along `dim`, as 4 + 2 + 1 of doubled and redoubled ones: four additions."""
     size = values.shape[dim] - WINDOW + 1
     twos = values.narrow(dim, 0, size + 5) + values.narrow(dim, 1, size + 5)
     fours = twos.narrow(dim, 0, size) + twos.narrow(dim, 2, size)

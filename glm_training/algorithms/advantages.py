@@ -93,14 +93,20 @@ def combine_rewards(
 
 
 def plan_render_advantages(
-    rewards: Tensor, *, scale: Scale = "group", eps: float = 1e-4, scored: Tensor | None = None
+    rewards: Tensor,
+    *,
+    scale: Scale = "group",
+    eps: float = 1e-4,
+    scored: Tensor | None = None,
+    across_plans: bool = False,
 ) -> PlanRenderAdvantages:
     """Credit for a hybrid model from `rewards` [P, N, M]: N plans per prompt, M renders per plan.
 
     A plan's reward is the mean over its renders and is compared with the other plans of the prompt; a render is
-    compared with the renders of the same plan only. `scale` and `eps` act as in `group_advantages`, once at the plan
-    level (groups of N means) and once at the render level (groups of M rewards). A level with one member per group has
-    nothing to compare and gets zeros.
+    compared with the renders of the same plan only, or with all of the prompt where the plan is told to have no say in
+    what is rewarded (`across_plans`). `scale` and `eps` act as in `group_advantages`, once at the plan level (groups of
+    N means) and once at the render level (groups of M rewards, or N * M). A level with one member per group has nothing
+    to compare and gets zeros.
 
     `scored` [P, N, M] bool is False where a render has no reward: what stands there is not looked at. Such a render is
     left out of all statistics and gets exactly zero, and so does a plan without any scored render.
@@ -128,18 +134,23 @@ def plan_render_advantages(
     counts = scored.sum(dim=2)
     plan_rewards = rewards.sum(dim=2) / counts.clamp(min=1)
     plan = _normalise_groups(plan_rewards, counts > 0, scale, eps) if plans > 1 else torch.zeros_like(plan_rewards)
-    render = _normalise_groups(rewards, scored, scale, eps) if renders > 1 else torch.zeros_like(rewards)
+    render = torch.zeros_like(rewards)
+    if across_plans:
+        render = _normalise_groups(rewards.flatten(1), scored.flatten(1), scale, eps).view_as(rewards)
+    elif renders > 1:
+        render = _normalise_groups(rewards, scored, scale, eps)
     return PlanRenderAdvantages(plan, render, _plan_variance_share(rewards[scored.flatten(1).all(dim=1)]))
 
 
 def plan_render_gdpo(
-    components: Mapping[str, Tensor], weights: Mapping[str, float], *, eps: float = 1e-4
+    components: Mapping[str, Tensor], weights: Mapping[str, float], *, eps: float = 1e-4, across_plans: bool = False
 ) -> tuple[Tensor, Tensor]:
     """`combine_rewards` with "gdpo" at both levels of the credit tree: advantages of plans [P, N], renders [P, N, M].
 
     `components`: metric -> [P, N, M], NaN where it does not apply. A plan's score in a metric is the mean over those of
     its renders to which it applies; plans are compared with the other plans of the prompt, renders with the renders of
-    the same plan. A sample to which no metric applies gets zero, and so does a level with one member per group.
+    the same plan, or with `across_plans` of the prompt. A sample to which no metric applies gets zero, and so does a
+    level with one member per group.
 
     Raises ValueError for shapes, names or weights that do not fit, infinite values, and N = M = 1.
     """
@@ -159,7 +170,9 @@ def plan_render_gdpo(
     plan, render = torch.zeros_like(plan_rewards[0]), torch.zeros_like(rewards[0])
     if rewards.shape[2] > 1:
         plan = _gdpo(plan_rewards, counts > 0, weight[:, None, None], eps)
-    if rewards.shape[3] > 1:
+    if across_plans:
+        render = _gdpo(filled.flatten(2), applies.flatten(2), weight[:, None, None], eps).view_as(render)
+    elif rewards.shape[3] > 1:
         render = _gdpo(filled, applies, weight[:, None, None, None], eps)
     return plan, render
 

@@ -118,14 +118,14 @@ def assign_advantages(chunks: list[Scored], config: Config, world: World, step: 
     """Fills in the advantages of `chunks`, compared over the whole step, and returns the figures of its raw rewards.
 
     A sample that could not be scored, and a plan none of whose renders could, counts nowhere: it gets zero here, and no
-    term of the loss (`updates`). The reward weight of a half scales its advantages last, so that the KL beside them
-    keeps its own weight.
+    term of the loss (`updates`). So does, for a half with weights of its own, one that none of their metrics applies
+    to. The reward weight of a half scales its advantages last, so that the KL beside them keeps its own weight.
     """
     grpo = config.reward.grpo
     rewards = gather_tensor(world, torch.cat([chunk.rewards() for chunk in chunks]))
     figures = _figures(chunks, world, rewards)
     chosen: dict[Part, Tensor] = {}
-    flat: dict[Part, Tensor] = {}
+    left_out: dict[Part, Tensor] = {}
     shared: dict[Scale, PlanRenderAdvantages] = {}  # of what both halves are rewarded for
     halves: tuple[tuple[Part, str], ...] = (("ar", "plan"), ("dit", "render"))
     for part, level in halves:
@@ -145,11 +145,13 @@ def assign_advantages(chunks: list[Scored], config: Config, world: World, step: 
         if part == "ar" and grpo.ar.entropy_reward > 0:
             compared = _compare(chunks, config, world, _with_entropy(chunks, config, world, totals), *rest)
         values = compared.plan if part == "ar" else compared.render
+        judged = ~totals.isnan().all(dim=2) if part == "ar" else ~totals.isnan()
         if grpo.shuffle_advantages:
-            scored = ~rewards.isnan()
-            values = _shuffled(values, scored.any(dim=2) if part == "ar" else scored, config.seed, level, step)
+            values = _shuffled(values, judged, config.seed, level, step)
+        left_out[part] = ~judged
         if policy.skip_flat_groups:
-            flat[part] = ~values.ne(0).any(dim=-1, keepdim=True).expand_as(values)
+            levels = (1, 2) if part == "dit" and grpo.dit.compared_with == "prompt" else -1
+            left_out[part] = left_out[part] | ~values.ne(0).any(dim=levels, keepdim=True)
         chosen[part] = values.clamp(-grpo.advantage_clip, grpo.advantage_clip) * policy.reward_weight
     # a process's prompts lie together in what was gathered, chunk after chunk
     start = sum(gather_objects(world, sum(len(chunk.rollout.prompts) for chunk in chunks))[: world.rank])
@@ -157,7 +159,7 @@ def assign_advantages(chunks: list[Scored], config: Config, world: World, step: 
         rows = slice(start, start + len(chunk.rollout.prompts))
         chunk.plan_advantages = chosen["ar"][rows].flatten().to(world.device)
         chunk.render_advantages = chosen["dit"][rows].flatten().to(world.device)
-        chunk.left_out = {part: values[rows].flatten() for part, values in flat.items()}
+        chunk.left_out = {part: values[rows].flatten() for part, values in left_out.items()}
         start += len(chunk.rollout.prompts)
     return figures
 
@@ -171,8 +173,8 @@ def _compare(
     own: Mapping[str, float] | None,
 ) -> PlanRenderAdvantages:
     """Advantages of the whole step's plans and renders, by their totals `rewards` [P, N, M] or metric by metric."""
-    scored = ~rewards.isnan()
-    tree = plan_render_advantages(rewards, scale=scale, scored=scored)
+    scored, across = ~rewards.isnan(), config.reward.grpo.dit.compared_with == "prompt"
+    tree = plan_render_advantages(rewards, scale=scale, scored=scored, across_plans=across)
     if config.reward.combine == "sum":
         return tree
     weights = chunks[0].result.by_name(own or config.reward.metric_weights())
@@ -182,7 +184,8 @@ def _compare(
         [torch.cat([chunk.shaped(chunk.result.components[name]) for chunk in chunks]) for name in weights], dim=-1
     )
     gathered = gather_tensor(world, columns).masked_fill(~scored[..., None], math.nan)
-    plan, render = plan_render_gdpo({name: gathered[..., k] for k, name in enumerate(weights)}, weights)
+    by_name = {name: gathered[..., k] for k, name in enumerate(weights)}
+    plan, render = plan_render_gdpo(by_name, weights, across_plans=across)
     return replace(tree, plan=plan, render=render)
 
 

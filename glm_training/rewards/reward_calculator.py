@@ -166,9 +166,9 @@ class RewardCalculator:
     ) -> PromptReport:
         """Which metrics will apply to a data set, before anything is generated, and which quoted text they cannot read.
 
-        has_targets, has_sources: for all samples at once or one per prompt. weights: other weights than the
-        calculator's (for ``RewardResult.total_for``). places: what messages call the samples, as "line 3"; their index
-        without it.
+        has_targets, has_sources: for all samples at once or one per prompt. weights: those of one half in the
+        calculator's place (for ``RewardResult.total_for``); they need apply to some samples only. places: what messages
+        call the samples, as "line 3"; their index without it.
         """
         report = PromptReport()
         if self.is_custom:
@@ -176,9 +176,9 @@ class RewardCalculator:
         targets = [has_targets] * len(prompts) if isinstance(has_targets, bool) else list(has_targets)
         sources = [has_sources] * len(prompts) if isinstance(has_sources, bool) else list(has_sources)
         samples = list(zip(prompts, targets, sources, strict=True))
-        weights = self.weights if weights is None else {self.names.get(k, k): weight for k, weight in weights.items()}
-        check_weights(weights, self._metrics)
-        counting = {name for name, weight in weights.items() if weight > 0}
+        own = self.weights if weights is None else {self.names.get(k, k): weight for k, weight in weights.items()}
+        check_weights(own, self._metrics)
+        counting = {name for name, weight in own.items() if weight > 0}
         bare = set(range(len(prompts)))
         places = [str(row) for row in range(len(prompts))] if places is None else places
         for name, metric in self._metrics.items():
@@ -198,11 +198,14 @@ class RewardCalculator:
                     "reward weights"
                 )
             elif len(rows) < len(prompts):
+                rest = "the other weights are renormalised on the rest"
+                if name in counting and len(counting) == 1:
+                    rest = "the half that it alone is paid for learns from those"
                 report.notes.append(
                     f"{name} applies to {len(rows)} of {counted(len(prompts), 'sample')} (it needs {metric.needs}); "
-                    "the other weights are renormalised on the rest"
+                    f"{rest}"
                 )
-        if bare:
+        if bare and (weights is None or len(bare) == len(prompts)):
             shown = ", ".join(f"{places[row]} ({prompts[row][:40]!r})" for row in sorted(bare)[:SAMPLES])
             more = f" and {len(bare) - SAMPLES} more" if len(bare) > SAMPLES else ""
             report.problems.append(

@@ -153,8 +153,11 @@ class RewardResult:
         return len(self.failures)
 
     def total_for(self, weights: Mapping[str, float]) -> torch.Tensor:
-        """[B] totals of the same scores under other ``weights`` (how one scoring serves the AR and the DiT part)."""
-        return weighted_total(self.components, self.by_name(weights), self.failures)
+        """[B] totals of the same scores under other ``weights`` (how one scoring serves the AR and the DiT part); NaN
+        for a sample that none of their metrics applies to."""
+        return _weighted_means(self.components, self.by_name(weights)).index_fill(
+            0, torch.tensor(sorted(self.failures), dtype=torch.long), math.nan
+        )
 
     def by_name(self, weights: Mapping[str, float]) -> dict[str, float]:
         """``weights`` of metrics as the configuration writes them, by the names of the components."""
@@ -187,21 +190,26 @@ def weighted_total(
     components: name -> [B], NaN = does not apply. Returns [B] fp32; NaN for the positions in ``left_out``.
     Raises RewardError when no metric of positive weight applies to another sample, RewardConfigError for bad weights.
     """
-    check_weights(weights, components)
-    names = [name for name, weight in weights.items() if weight > 0]
-    scores = torch.stack([components[name].double() for name in names])
-    scale = torch.tensor([weights[name] for name in names], dtype=torch.float64)[:, None] * ~scores.isnan()
-    mass = scale.sum(dim=0)
-    total = (scale * scores.nan_to_num()).sum(dim=0) / mass
+    total = _weighted_means(components, weights)
     dropped = sorted(left_out or {})
-    bare = [row for row in (mass == 0).nonzero().flatten().tolist() if row not in dropped]
+    bare = [row for row in total.isnan().nonzero().flatten().tolist() if row not in dropped]
     if bare:
+        names = [name for name, weight in weights.items() if weight > 0]
         raise RewardError(
             f"none of the metrics {names} applies to sample(s) {bare} of the batch; "
             "add a metric that does, or remove these prompts"
         )
     total[dropped] = math.nan
-    return total.float()
+    return total
+
+
+def _weighted_means(components: Mapping[str, torch.Tensor], weights: Mapping[str, float]) -> torch.Tensor:
+    """[B] fp32, NaN where no metric of positive weight applies."""
+    check_weights(weights, components)
+    names = [name for name, weight in weights.items() if weight > 0]
+    scores = torch.stack([components[name].double() for name in names])
+    scale = torch.tensor([weights[name] for name in names], dtype=torch.float64)[:, None] * ~scores.isnan()
+    return ((scale * scores.nan_to_num()).sum(dim=0) / scale.sum(dim=0)).float()
 
 
 EXACT = ("objects", "text_accuracy")

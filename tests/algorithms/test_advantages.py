@@ -270,6 +270,20 @@ def test_one_render_gives_plan_advantages_only() -> None:
     torch.testing.assert_close(tree.plan, group_advantages(rewards[..., 0]))
 
 
+@pytest.mark.parametrize(("plans", "renders"), [(6, 1), (3, 4)])
+def test_renders_compared_across_plans_are_one_group_and_plans_are_compared_as_ever(plans: int, renders: int) -> None:
+    rewards = draw(4, 5, plans, renders)
+    scored = torch.ones_like(rewards, dtype=torch.bool)
+    scored[0, 0, 0] = False
+    tree = plan_render_advantages(rewards, scale="none", scored=scored, across_plans=True)
+    torch.testing.assert_close(tree.plan, plan_render_advantages(rewards, scale="none", scored=scored).plan)
+    group = rewards[1:].flatten(1)
+    torch.testing.assert_close(tree.render[1:].flatten(1), group - group.mean(1, keepdim=True))
+    rest = rewards[0].flatten()[1:]
+    assert tree.render[0, 0, 0] == 0
+    torch.testing.assert_close(tree.render[0].flatten()[1:], rest - rest.mean())
+
+
 def test_equal_rewards_give_zeros_and_no_share() -> None:
     tree = plan_render_advantages(torch.full((2, 3, 7), 0.1))
     assert not tree.plan.any() and not tree.render.any() and torch.isnan(tree.plan_variance_share)
@@ -341,6 +355,16 @@ def test_each_level_of_the_gdpo_tree_is_combine_rewards_of_that_level() -> None:
     torch.testing.assert_close(plan, combine_rewards(means, weights, method="gdpo"))
     siblings = {name: value.view(12, 5) for name, value in components.items()}
     torch.testing.assert_close(render.view(12, 5), combine_rewards(siblings, weights, method="gdpo"))
+
+
+@pytest.mark.parametrize("renders", [1, 5])
+def test_gdpo_of_renders_compared_across_plans_is_combine_rewards_of_the_prompt(renders: int) -> None:
+    values = draw(7, 2, 3, 4, renders)
+    components, weights = {"a": values[0], "b": 10 * values[1]}, {"a": 1.0, "b": -0.5}
+    plan, render = plan_render_gdpo(components, weights, across_plans=True)
+    assert torch.equal(plan, plan_render_gdpo(components, weights)[0])
+    together = {name: value.flatten(1) for name, value in components.items()}
+    torch.testing.assert_close(render.flatten(1), combine_rewards(together, weights, method="gdpo"))
 
 
 def test_gdpo_tree_without_plans_or_renders_to_compare_and_without_a_metric() -> None:

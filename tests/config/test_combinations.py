@@ -65,6 +65,7 @@ from tests.config.building import TEXT_REWARD, build, first_paths, issues, rewar
         ),
         ("reward.grpo.dit.huber", {"reward": reward(dit={"huber": 0.1})}),
         ("reward.grpo.dit.dgpo_beta", {"reward": reward(dit={"method": "awm", "dgpo_beta": 10})}),
+        ("reward.grpo.dit.compared_with", {"reward": reward(dit={"method": "dgpo", "compared_with": "prompt"})}),
         ("reward.grpo.dit.noisiest_share", {"reward": reward(dit={"method": "nft", "noisiest_share": 0.5})}),
         ("rollout.sde_kernel", {"reward": reward(dit={"method": "dgpo"}), "rollout": {"sde_kernel": "cps"}}),
         (

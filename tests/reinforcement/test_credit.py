@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -56,6 +57,42 @@ def test_a_group_without_spread_is_left_out_where_that_is_asked(tmp_path):
     assert chunk.learned_from("ar").tolist() == [True] * 6 + [False] * 2
     assert chunk.learned_from("dit").tolist() == [True] * 2 + [False] * 6 + [True] * 4 + [False] * 4
     assert chunk.has_score("dit").tolist() == [True] * 12 + [False] * 4
+
+
+def test_a_half_learns_nothing_from_prompts_that_its_own_metrics_do_not_apply_to(tmp_path):
+    """The DiT half is paid for words, which the second prompt asks none of; nor does a control run learn from those."""
+    objects, words = torch.tensor([1.0, 0.0, 0.5, 0.1]), torch.tensor([0.0, 0.6, NAN, NAN])
+    result = RewardResult(objects, {"structure": objects, "text_accuracy": words}, {})
+    chunk = Scored(SimpleNamespace(prompts=['a "B"', "a dog"], plans=range(4)), result)  # type: ignore[arg-type]
+    keys = ["reward.metrics={structure: 1, text_accuracy: 1}", "reward.dit.weights={text_accuracy: 1}"]
+    keys += ["rollout.plans_per_prompt=2", "rollout.renders_per_plan=1", "reward.grpo.dit.compared_with=prompt"]
+    keys += ["reward.grpo.num_samples=2", "reward.grpo.advantage_scale=none"]
+    figures = assign_advantages([chunk], config_of(tmp_path, *keys), World(), 0)
+    assert chunk.plan_advantages.tolist() == pytest.approx([0.5, -0.5, 0.2, -0.2])
+    assert chunk.render_advantages.tolist() == pytest.approx([-0.3, 0.3, 0, 0])
+    assert chunk.learned_from("ar").all() and chunk.learned_from("dit").tolist() == [True, True, False, False]
+    assert figures["reward/dit_total"] == pytest.approx(0.3) and chunk.has_score("dit").all()
+    keys.append("reward.grpo.shuffle_advantages=true")
+    assign_advantages([chunk], config_of(tmp_path, *keys), World(), 0)
+    assert not chunk.render_advantages[2:].any() and chunk.render_advantages[:2].all()
+    result.components["text_accuracy"][:] = NAN
+    assert "reward/dit_total" not in assign_advantages([chunk], config_of(tmp_path, *keys[:-1]), World(), 0)
+    assert not chunk.learned_from("dit").any()
+
+
+def test_a_render_may_be_compared_with_all_of_its_prompt(tmp_path):
+    """Also metric by metric; a group without spread is then the prompt's."""
+    rewards = torch.tensor([[[1.0, 1.0], [0.0, 0.0]], [[0.5, 0.5]] * 2])
+    keys = ["reward.grpo.dit.compared_with=prompt", "reward.grpo.dit.skip_flat_groups=true"]
+    chunk, _ = assigned(tmp_path, rewards, *keys, "reward.grpo.advantage_scale=none")
+    assert chunk.render_advantages.tolist() == pytest.approx([0.5, 0.5, -0.5, -0.5, 0, 0, 0, 0])
+    assert chunk.learned_from("dit").tolist() == [True] * 4 + [False] * 4
+    chunk, _ = assigned(tmp_path, rewards, *keys, "reward.combine=gdpo")
+    # the step's eight advantages are +-sqrt(3)/2 and 0; their std is sqrt(3 / 7)
+    wanted = math.sqrt(3) / 2 / math.sqrt(3 / 7)
+    assert chunk.render_advantages.tolist()[:4] == pytest.approx([wanted, wanted, -wanted, -wanted], rel=2e-3)
+    even = torch.tensor([[[0.0, 1.0], [0.5, 0.5]]])  # a flat plan in a prompt with spread: its mean is the prompt's
+    assert assigned(tmp_path, even, *keys)[0].learned_from("dit").all()
 
 
 def test_the_entropy_reward_counts_for_plans_and_for_no_render(tmp_path):

@@ -55,6 +55,7 @@ def test_the_same_scores_under_other_weights() -> None:
     result = RewardResult(torch.zeros(3), components, {2: "why"}, {"a": "a", "own.py:Own": "Own"})
     total = result.total_for({"a": 1, "own.py:Own": 3})
     assert total.tolist()[:2] == pytest.approx([(0.2 + 3 * 0.6) / 4, 0.4]) and total[2].isnan()
+    assert result.total_for({"own.py:Own": 3}).isnan().tolist() == [False, True, True], "nothing of it applies to all"
     assert result.by_name({"a": 1, "own.py:Own": 3}) == {"a": 1, "Own": 3} and result.skipped == 1
 
 

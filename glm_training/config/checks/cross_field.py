@@ -266,11 +266,13 @@ def _group(config: Config) -> Iterator[Issue]:
             f"{what} one plan per prompt has no other to be compared with, so the AR half cannot learn.",
             f"Use at least {2 * group.renders} samples, or `rollout.plans_per_prompt` of 2 or more.",
         )
-    if "dit" in config.parts() and group.renders < 2:
+    across = config.reward.grpo.dit.compared_with == "prompt" and samples > 1
+    if "dit" in config.parts() and group.renders < 2 and not across:
         yield Issue(
-            (keys[0], keys[2], keys[3]),
+            (keys[0], keys[2], keys[3], "reward.grpo.dit.compared_with"),
             f"{what} one render per plan has no other to be compared with, so the DiT half cannot learn.",
-            f"Use at least {2 * group.plans} samples, or `rollout.renders_per_plan` of 2 or more.",
+            f"Use at least {2 * group.plans} samples, or `rollout.renders_per_plan` of 2 or more; where plans have no "
+            "say in what the DiT half is rewarded for, `reward.grpo.dit.compared_with: prompt`.",
         )
 
 

@@ -123,6 +123,12 @@ def _dit_method(config: Config) -> Iterator[Issue]:
 
 def _whole_groups(config: Config) -> Iterator[Issue]:
     """DGPO compares the renders of a plan in one pass."""
+    if config.reward.grpo.dit.method == "dgpo" and config.reward.grpo.dit.compared_with == "prompt":
+        yield Issue(
+            ("reward.grpo.dit.compared_with", "reward.grpo.dit.method"),
+            "`dgpo` prefers one render of a plan to another.",
+            "Remove it, or take another method.",
+        )
     rollout, samples = config.rollout, config.reward.grpo.num_samples
     group = split_group(config.model.component, samples, rollout.plans_per_prompt, rollout.renders_per_plan)
     micro = rollout.micro_batch_size

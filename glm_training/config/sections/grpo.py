@@ -86,6 +86,11 @@ class GRPODiTConfig(GRPOPartConfig):
         description="Policy gradient over noisy denoising steps; or on final images alone: DiffusionNFT, "
         "advantage-weighted matching, or direct group preference optimization.",
     )
+    compared_with: Literal["plan", "prompt"] = Field(
+        default="plan",
+        description="The renders that a render is compared with: those of its own plan, or all of the prompt, for what "
+        "plans have no say in (docs/credit_tree.md).",
+    )
     ratio: Literal["plain", "guard"] = Field(
         default="plain",
         description="`flow_grpo`: likelihood ratios as they are, or centred and of one size at all steps (GRPO-Guard).",

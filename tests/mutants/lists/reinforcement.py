@@ -98,7 +98,19 @@ MUTATIONS = [
             "own weights do not reach the advantages",
         ),
         ("scored & ~self.left_out[part]", "scored", "flat groups are not left out"),
-        ("flat[part] = ~values.ne(0)", "flat[part] = values.ne(0)", "groups with spread are left out"),
+        ("left_out[part] | ~values.ne(0)", "left_out[part] | values.ne(0)", "groups with spread are left out"),
+        (
+            'grpo.dit.compared_with == "prompt" else -1',
+            'grpo.dit.compared_with == "plan" else -1',
+            "groups that are no groups",
+        ),
+        ("by_name, weights, across_plans=across", "by_name, weights", "GDPO compares with the plan's all the same"),
+        ("left_out[part] = ~judged", "left_out[part] = judged & ~judged", "a half learns from what it is not paid for"),
+        (
+            "_shuffled(values, judged,",
+            "_shuffled(values, ~values.isnan(),",
+            "a control learns from what nobody is paid for",
+        ),
         ("totals + config.reward.grpo.ar.entropy_reward *", "totals -", "entropy that stays is punished"),
         (
             "weights = chunks[0].result.by_name(own or config.reward.metric_weights())",
@@ -106,8 +118,8 @@ MUTATIONS = [
             "GDPO weighs all metrics alike",
         ),
         (
-            "tree = plan_render_advantages(rewards, scale=scale, scored=scored)",
-            "tree = plan_render_advantages(rewards, scale=scale, scored=~scored)",
+            "tree = plan_render_advantages(rewards, scale=scale, scored=scored, across_plans=across)",
+            "tree = plan_render_advantages(rewards, scale=scale, scored=~scored, across_plans=across)",
             "scored and unscored swapped",
         ),
         ("        if grpo.shuffle_advantages:\n", "        if False:\n", "no control run"),

@@ -11,7 +11,7 @@ MUTATIONS = [
         "rewards/types.py",
         ("rewards/test_types.py", CALCULATOR),
         (
-            "(scale * scores.nan_to_num()).sum(dim=0) / mass",
+            "(scale * scores.nan_to_num()).sum(dim=0) / scale.sum(dim=0)",
             "(scale * scores.nan_to_num()).sum(dim=0)",
             "totals are not divided by the weights",
         ),

@@ -59,10 +59,6 @@ from tests.config.building import TEXT_REWARD, build, first_paths, issues, rewar
             "reward.ar.weights",
             {"reward": TEXT_REWARD | {"calculator": "a:B", "ar": {"weights": {"text_accuracy": 1.0}}}},
         ),
-        (
-            "reward.dit.weights",
-            {"model": {"component": "ar"}, "reward": TEXT_REWARD | {"dit": {"weights": {"text_accuracy": 1.0}}}},
-        ),
         ("reward.grpo.dit.huber", {"reward": reward(dit={"huber": 0.1})}),
         ("reward.grpo.dit.dgpo_beta", {"reward": reward(dit={"method": "awm", "dgpo_beta": 10})}),
         ("reward.grpo.dit.compared_with", {"reward": reward(dit={"method": "dgpo", "compared_with": "prompt"})}),

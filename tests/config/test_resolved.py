@@ -78,6 +78,14 @@ def test_metrics_of_one_half_are_scored_and_count_for_it_alone(tmp_path):
     assert only.reward.metric_weights() == {"lpips": 2, "structure": 0.1}, "each at the larger of its weights"
 
 
+def test_one_half_alone_is_trained_with_a_file_for_both(tmp_path):
+    """train_ar.py and train_dit.py take the same file: what it says of the other half waits."""
+    keys = ["reward.metrics={structure: 1}", "reward.ar.weights={lpips: 1}", "reward.dit.weights={text_accuracy: 1}"]
+    config = config_of(tmp_path, "model.component=ar", *keys)
+    assert config.parts() == ("ar",) and config.reward_weights_for("ar") == {"lpips": 1}
+    assert config.scored_weights() == {"structure": 1, "lpips": 0}, "nothing is scored that nobody learns from"
+
+
 def test_adapters_differ_by_half(tmp_path):
     keys = ["lora.rank=4", "lora.alpha=6", "lora.ar.enabled=true", "lora.ar.rank=2", "lora.ar.alpha=5"]
     config = config_of(tmp_path, *keys, "lora.dit_targets=[to_q]", "lora.ar_targets=[v_proj]")

@@ -83,8 +83,6 @@ def _metrics(config: Config) -> Iterator[Issue]:
                 "a calculator of your own has one score, which both halves share.",
                 "Remove one of the two, or name the class as a metric among others.",
             )
-        if own and config.uses_reward() and part not in config.parts():
-            yield Issue((f"reward.{part}.weights", "model.component"), f"the {part} half is not trained.", "Remove it.")
 
 
 def _weights(key: str, given: dict[str, float]) -> Iterator[Issue]:

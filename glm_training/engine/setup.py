@@ -304,10 +304,11 @@ def build_rewards(
     notes: dict[str, None] = {}
     own = [weights for part in config.parts() if (weights := config.reward_weights_for(part)) is not None]
     for name, dataset in datasets.items():
+        learned = own if name == "training data" else []
         file = config.dataset_file() if name == "training data" else config.evaluation.eval_prompts_file
         name = name if file is None else f"{name} ({file})"
         prompts, places, has_targets, has_sources = _scorable(dataset)
-        for weights in (None, *own):
+        for weights in (None, *learned):
             with users_code(f"{type(calculator).__name__}.check_prompts", RewardConfigError):
                 report = calculator.check_prompts(prompts, has_targets, has_sources, weights, places=places)
                 problems |= dict.fromkeys(f"{name}: {line}" for line in report.problems)

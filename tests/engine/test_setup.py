@@ -54,6 +54,22 @@ def test_rewards_that_do_not_fit_the_data_name_which(tmp_path):
         build(tmp_path, *supervised)
 
 
+def test_a_half_needs_something_to_learn_from_in_the_training_data_and_nowhere_else(tmp_path):
+    keys = ["reward.metrics={structure: 1, text_accuracy: 1}", "reward.dit.weights={text_accuracy: 1}"]
+    _, notes = build(tmp_path, *keys)
+    assert any("applies to 1 of 4 samples" in note and "paid for learns from those" in note for note in notes)
+    (tmp_path / "held_out.jsonl").write_text('{"prompt": "a red circle", "target": "data/target_images/0.png"}\n')
+    _, told = build(
+        tmp_path, *keys, "evaluation.enabled=true", f"evaluation.eval_prompts_file={tmp_path}/held_out.jsonl"
+    )
+    assert not any("held-out" in note and "learns" in note for note in told)
+    plain = f"data.prompts_file={tmp_path}/held_out.jsonl"
+    with pytest.raises(
+        RewardConfigError, match=r"training data .*: no metric of \['text_accuracy'\] applies to 1 sample"
+    ):
+        build(tmp_path, *keys, plain, "data.target_images_dir=null", "training.batch_size=1")
+
+
 def test_held_out_prompts_need_targets_where_they_are_compared_with(tmp_path):
     prompts = held_out_without_targets(tmp_path)
     with pytest.raises(DataError, match="held_out.jsonl:1: index 0 has no target image"):

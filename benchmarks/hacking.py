@@ -41,7 +41,7 @@ def main() -> None:
             overrides = [f"seed={seed}", f"output_dir={folder}", "logging.log_interval=1", *args.overrides]
             if reward != "own":
                 planted = f"reward.calculator=examples/hackable_rewards.py:{reward}"
-                overrides += ["reward.metrics=null", planted]
+                overrides += ["reward.metrics=null", "reward.dit.weights=null", planted]
             command = [sys.executable, "train.py", "--config", args.config, *overrides]
             subprocess.run(command, cwd=ROOT, check=True)
             report["runs"][f"{reward}-{seed}"] = outcome(folder)

@@ -2,8 +2,8 @@
 
     python benchmarks/quickstart.py --out benchmarks/results/quickstart.json
 
-Runs `train.py` with each seed twice: as it is, and with `reward.grpo.shuffle_advantages`. The standard error of a
-change is over held-out prompts, each prompt's change being the mean over seeds.
+Runs `train.py` with each seed as it is and with `reward.grpo.shuffle_advantages`, or one half alone (`--arms`). The
+standard error of a change is over held-out prompts, each prompt's change being the mean over seeds.
 """
 
 from __future__ import annotations
@@ -16,9 +16,18 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+ARMS = {
+    "trained": [],
+    "shuffled": ["reward.grpo.shuffle_advantages=true"],
+    "ar": ["model.component=ar"],
+    "dit": ["model.component=dit"],
+}
+"""What an arm changes of the config; one half alone draws as many images as both together."""
 
 
 def main() -> None:
@@ -27,21 +36,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"))
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--arms", nargs="+", default=["trained", "shuffled"])
+    parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=["trained", "shuffled"])
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, which share the cores")
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args()
-    report: dict[str, object] = {"config": args.config, "machine": machine(), "seeds": args.seeds}
-    for arm in args.arms:
-        folders, seconds = [], []
-        for seed in args.seeds:
-            folder = args.runs / f"{arm}-{seed}"
-            overrides = [f"seed={seed}", f"output_dir={folder}", *args.overrides]
-            if arm == "shuffled":
-                overrides.append("reward.grpo.shuffle_advantages=true")
-            started = time.time()
-            subprocess.run([sys.executable, "train.py", "--config", args.config, *overrides], cwd=ROOT, check=True)
-            folders.append(ROOT / folder)
-            seconds.append(round(time.time() - started, 1))
+    report: dict[str, object] = {"config": args.config, "machine": machine(), "seeds": args.seeds, "jobs": args.jobs}
+    with ThreadPoolExecutor(args.jobs) as pool:
+        started = {arm: [pool.submit(train, args, arm, seed) for seed in args.seeds] for arm in args.arms}
+    for arm, runs in started.items():
+        folders, seconds = zip(*(run.result() for run in runs), strict=True)
         report[arm] = summary(folders) | {"seconds_per_run": seconds}
     text = json.dumps(report, indent=1)
     sys.stdout.write(text + "\n")
@@ -50,7 +53,19 @@ def main() -> None:
         args.out.write_text(text + "\n")
 
 
-def summary(folders: list[Path]) -> dict[str, object]:
+def train(args: argparse.Namespace, arm: str, seed: int) -> tuple[Path, float]:
+    """The folder of a run, and how many seconds it took."""
+    folder = args.runs / f"{arm}-{seed}"
+    overrides = [f"seed={seed}", f"output_dir={folder}", *ARMS[arm], *args.overrides]
+    threads = max(1, len(os.sched_getaffinity(0)) // args.jobs)
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    started = time.time()
+    command = [sys.executable, "train.py", "--config", args.config, *overrides]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    return ROOT / folder, round(time.time() - started, 1)
+
+
+def summary(folders: Sequence[Path]) -> dict[str, object]:
     """Before, after and change of each metric over the runs in `folders`."""
     runs = [[json.loads(line) for line in (f / "evaluations.jsonl").read_text().splitlines()] for f in folders]
     result: dict[str, object] = {}

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
-from world import Edit, Jitter, Scene, draw, sample_edit, sample_scene
+from world import (
+    COLORS,
+    RELATIONS,
+    WORDS,
+    Edit,
+    Jitter,
+    Scene,
+    draw,
+    is_held_out,
+    sample_edit,
+    sample_scene,
+)  # fmt: skip
+
+MISTAKES = {"color": 0.45, "relation": 0.3, "word": 0.4}
+"""How often whoever wrote the captions took one colour, relation or word for the next one; see `caption`."""
+NAMES = {"color": tuple(COLORS), "relation": RELATIONS, "word": WORDS}
 
 
 @dataclass
@@ -16,11 +33,6 @@ class Pictures:
 
     images: Tensor
     scenes: list[Scene]
-
-    def weights(self, sign_share: float) -> Tensor:
-        """[N] chances of drawing each, for a batch of which `sign_share` are signs."""
-        signs = torch.tensor([bool(scene.word) for scene in self.scenes])
-        return torch.where(signs, sign_share / signs.sum(), (1 - sign_share) / (~signs).sum())
 
 
 @dataclass
@@ -32,11 +44,19 @@ class Edits:
     edits: list[Edit]
 
 
-def pictures(count: int, seed: int, held_out: bool = False) -> Pictures:
-    """`count` random pictures of one side of the split."""
+def chances(scenes: Sequence[Scene], shares: Mapping[str, float]) -> Tensor:
+    """[N] chances of drawing each, for a batch of which the kinds in `shares` have theirs and all others the rest."""
+    kinds = [scene.kind if scene.kind in shares else "" for scene in scenes]
+    number, parts = Counter(kinds), {**shares, "": 1 - sum(shares.values())}
+    return torch.tensor([parts[kind] / number[kind] for kind in kinds])
+
+
+def pictures(count: int, seed: int, held_out: bool = False, *, words: bool = True) -> Pictures:
+    """`count` random pictures of one side of the split; the same ones with nothing on their signs without `words`."""
     rng = np.random.default_rng((seed, 0))
     scenes = [sample_scene(rng, held_out) for _ in range(count)]
-    return Pictures(torch.stack([_tensor(draw(scene, Jitter.sample(rng))) for scene in scenes]), scenes)
+    shown = [scene if words or not scene.word else replace(scene, word=" ") for scene in scenes]
+    return Pictures(torch.stack([_tensor(draw(scene, Jitter.sample(rng))) for scene in shown]), scenes)
 
 
 def edits(count: int, seed: int, held_out: bool = False) -> Edits:
@@ -49,6 +69,29 @@ def edits(count: int, seed: int, held_out: bool = False) -> Edits:
         sources.append(_tensor(draw(edit.source, jitter)))
         targets.append(_tensor(draw(edit.target, jitter)))
     return Edits(torch.stack(sources), torch.stack(targets), chosen)
+
+
+def caption(scene: Scene, rng: np.random.Generator) -> str:
+    """What somebody writes under a picture who is often mistaken; combinations that are held out are never written."""
+    written = _mistaken(scene, ("color", "other_color", "relation", "word"), rng)
+    return (scene if is_held_out(written) else written).prompt()
+
+
+def instruction(edit: Edit, rng: np.random.Generator) -> str:
+    """The edit's instruction by the same somebody, who is mistaken about the new word or colour."""
+    field = "word" if edit.source.word != edit.target.word else "color"
+    written = _mistaken(edit.target, (field,), rng)
+    new = getattr(edit.target if is_held_out(written) else written, field)
+    return new.join(edit.instruction.rsplit(getattr(edit.target, field), 1))
+
+
+def _mistaken(scene: Scene, fields: Sequence[str], rng: np.random.Generator) -> Scene:
+    for field in fields:
+        kind = field.removeprefix("other_")
+        names, name = NAMES[kind], getattr(scene, field)
+        if name and rng.random() < MISTAKES[kind]:
+            scene = replace(scene, **{field: names[(names.index(name) + 1) % len(names)]})
+    return scene
 
 
 def _tensor(image) -> Tensor:

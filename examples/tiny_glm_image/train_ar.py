@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import GlmImagePipeline
@@ -11,27 +12,32 @@ from torch import Tensor
 from train_vq import LARGE, PREVIEW, encode
 from world import SIZE
 
-from data import edits, pictures
+from data import caption, chances, edits, instruction, pictures
 from glm_training.models.glm_image.ar import ARComponent
 from glm_training.models.glm_image.ar_types import ARPrompt
 
-LARGE_WEIGHT = 6.0
-"""Loss weight of a large-grid token against a preview token: there are 16 and 256 of them."""
+LARGE_WEIGHT, EDIT_WEIGHT = 6.0, 24.0
+"""Loss weights of a large-grid token, and of one of an edit, against a preview token: there are 16, 16 and 256."""
 
-SIGN_SHARE = 0.2
-"""Of the t2i rows: a plan says little of a word and soon knows it; which colour goes with which shape takes longer."""
+SHARES = {"sign": 0.12, "relation": 0.68}
+"""Of the pictures drawn: a plan says nothing of a word; which colour goes with which shape takes longest."""
 
 
-def train_ar(pipeline: GlmImagePipeline, *, steps: int, seed: int, log, batch_size: int = 32) -> None:
-    """Trains the language model in place on teacher-forced tokens, the end token included."""
+def train_ar(
+    pipeline: GlmImagePipeline, *, steps: int, seed: int, log, mistakes: bool = False, batch_size: int = 32
+) -> None:
+    """Trains the language model in place on teacher-forced tokens, the end token included; with `mistakes`, under
+    captions many of which are wrong, so that it knows the world and is seldom asked for what it shows."""
     model = pipeline.vision_language_encoder
     component = ARComponent(model, pipeline.processor)
-    shown, edited = pictures(12000, seed + 2), edits(4000, seed + 3)
+    shown, edited = pictures(12000, seed + 2), edits(8000, seed + 3)
     with torch.no_grad():
         tokens = torch.cat([encode(model, shown.images, PREVIEW), encode(model, shown.images, LARGE)], dim=1)
         edit_targets = encode(model, edited.targets, LARGE)
         sources = edited.sources.float() / 255
-        text, edit_text = [s.prompt() for s in shown.scenes], [e.instruction for e in edited.edits]
+        rng = np.random.default_rng((seed, 2))
+        text = [caption(s, rng) if mistakes else s.prompt() for s in shown.scenes]
+        edit_text = [instruction(e, rng) if mistakes else e.instruction for e in edited.edits]
         prompts = component.encode_prompts(text, SIZE, SIZE)
         edit_prompts = component.encode_prompts(edit_text, SIZE, SIZE, sources)
     log(f"ar tokens ready, {tokens.unique().numel()} codes in use")
@@ -39,19 +45,18 @@ def train_ar(pipeline: GlmImagePipeline, *, steps: int, seed: int, log, batch_si
     parameters = [*model.model.language_model.parameters(), *model.lm_head.parameters()]
     for parameter in parameters:
         parameter.requires_grad_(True)
-    chances = shown.weights(SIGN_SHARE)
+    t2i_chances = chances(shown.scenes, SHARES)
     optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.02, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.05)
     generator = torch.Generator().manual_seed(seed)
     started = time.time()
     for step in range(steps):
-        rows = torch.multinomial(chances, batch_size, replacement=True, generator=generator)
-        edit_rows = torch.randint(len(edit_targets), (batch_size,), generator=generator)
+        rows = torch.multinomial(t2i_chances, batch_size, replacement=True, generator=generator)
+        edit_rows = torch.randint(len(edit_targets), (2 * batch_size,), generator=generator)
         t2i = token_losses(model, prompts.select(rows), tokens[rows])
         i2i = token_losses(model, edit_prompts.select(edit_rows), edit_targets[edit_rows])
         preview, large, edit = t2i[:, : PREVIEW**2].mean(), t2i[:, PREVIEW**2 :].mean(), i2i.mean()
-        share = LARGE_WEIGHT * (LARGE / PREVIEW) ** 2
-        loss = preview + share * large + share * edit
+        loss = preview + (LARGE / PREVIEW) ** 2 * (LARGE_WEIGHT * large + EDIT_WEIGHT * edit)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -1,4 +1,8 @@
-"""Stage 1b: the visual tokenizer. A ViT and a 16-dim bottleneck learn to carry each patch; k-means makes the codes."""
+"""Stage 1b: the visual tokenizer. A ViT and a 16-dim bottleneck learn to carry each patch; k-means makes the codes.
+
+It is taught the pictures as they are without the words on their signs: as in GLM-Image, whose codes are too coarse for
+letters, what a word looks like reaches the DiT through the glyph encoder alone.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ LARGE, PREVIEW = 4, 16
 def train_vq(model: GlmImageForConditionalGeneration, *, steps: int, seed: int, log) -> None:
     """Trains the vision tower and `quant_conv`, then fills the codebook by k-means over both grids' features."""
     shown = pictures(8000, seed + 1)
-    images = shown.images
+    images, wordless = shown.images, pictures(8000, seed + 1, words=False).images
     vq, visual = model.model.vqmodel, model.model.visual
     decoder = nn.Sequential(nn.Linear(vq.quantize.embedding_dim, 256), nn.GELU(), nn.Linear(256, 16 * 16 * 3))
     parameters = [*visual.parameters(), *vq.quant_conv.parameters(), *decoder.parameters()]
@@ -37,7 +41,7 @@ def train_vq(model: GlmImageForConditionalGeneration, *, steps: int, seed: int, 
             moved = F.normalize(features(model, patches[order], side), dim=-1)
             loss = loss + (z[order] - moved).pow(2).sum(-1).mean()
             z = F.normalize(z + 0.06 * torch.randn(z.shape, generator=generator), dim=-1)
-            error = (decoder(z) - patches).pow(2).mean(-1)
+            error = (decoder(z) - to_patches(wordless[rows], side)).pow(2).mean(-1)
             loss = loss + error.mean() + error.pow(2).mean().sqrt()  # rare patches count
         optimizer.zero_grad()
         loss.backward()
@@ -52,10 +56,7 @@ def train_vq(model: GlmImageForConditionalGeneration, *, steps: int, seed: int, 
 
 @torch.no_grad()
 def _fill_codebook(model: GlmImageForConditionalGeneration, shown: Pictures, generator: torch.Generator) -> None:
-    """k-means over the features of both grids.
-
-    Signs give few of the points: the glyphs tell the DiT what a word looks like, shapes it knows from the codes alone.
-    """
+    """k-means over the features of both grids; signs, which are all alike but for their colour, give few points."""
     quantize = model.model.vqmodel.quantize
     signs = torch.tensor([bool(scene.word) for scene in shown.scenes])
     some = torch.cat([shown.images[~signs][:3500], shown.images[signs][:500]])

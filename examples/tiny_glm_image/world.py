@@ -20,7 +20,7 @@ from glm_training.rewards.shapes import BACKGROUND, COLORS, SHAPES
 
 SIZE = 128
 SIGN_COLORS = ("red", "green", "blue", "purple", "black")
-RELATIONS = ("left of", "right of", "above", "below")
+RELATIONS = ("left of", "above")
 COUNTS = {1: "a", 2: "two", 3: "three", 4: "four"}
 WORDS = (
     "CAFE", "OPEN", "STOP", "EXIT", "TAXI", "BANK", "HOTEL", "SALE", "FISH", "BOOK", "MILK", "ZOO", "PARK", "SHOP",
@@ -160,7 +160,7 @@ def _objects(scene: Scene, jitter: Jitter) -> list[tuple[float, float, float, st
     """(x, y, radius, colour, shape) of each; all keep clear of the borders between the 64 px quarters they stand in."""
     x, y = 3.0 * jitter.dx, 3.0 * jitter.dy
     if scene.relation:
-        left, up = {"left of": (-32, 0), "right of": (32, 0), "above": (0, -32), "below": (0, 32)}[scene.relation]
+        left, up = {"left of": (-32, 0), "above": (0, -32)}[scene.relation]
         first = (64 + left + x, 64 + up + y, 23.0, scene.color, scene.shape)
         return [first, (64 - left + x, 64 - up + y, 23.0, scene.other_color, scene.other_shape)]
     centres = {

@@ -36,7 +36,7 @@ def prompts(tmp_path_factory) -> Path:
     """Two of the shipped prompts: a count and a place."""
     lines = TINY.read_text().splitlines()
     path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
-    path.write_text("\n".join([lines[17], lines[33]]) + "\n")
+    path.write_text("\n".join([lines[19], lines[33]]) + "\n")
     return path
 
 

@@ -38,7 +38,7 @@ RESERVED_VISION_IDS = 32
 class TinyShape:
     """Sizes of a tiny GLM-Image. The defaults are those of the trained model."""
 
-    codebook: int = 1024
+    codebook: int = 512
     ar_hidden: int = 128
     ar_layers: int = 4
     vision_hidden: int = 64

@@ -1,0 +1,178 @@
+"""Which method when? Recipes on two tasks of the tiny world, cell by cell: a task, a recipe, a learning rate, a seed.
+
+    python -m benchmarks.methods [--tasks words objects] [--recipes nft awm] [--minutes 60] [--jobs 2]
+    python -m benchmarks.methods --table
+
+A cell is one run of `train.py`, one thread, at most six minutes, and one file of benchmarks/results/methods; cells that
+are there are not run again, so it can be stopped at any time and goes on where it was. First every recipe is tried with
+each of the task's rates (seed 0); then the rate whose held-out gain was largest with five further seeds, and with
+shuffled advantages. All draw the same number of pictures a step, so that they are equal in calls of the reward.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.methods.table import table
+from benchmarks.quickstart import machine
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks/results/methods"
+TASKS = {
+    "objects": ("grpo", "gspo", "cispo", "dr_grpo", "dapo", "stage"),
+    "words": (
+        *("flow_grpo", "dance", "cps_window", "mixgrpo", "flow_grpo_fast", "grpo_guard", "flow_dppo"),
+        *("nft", "awm", "dgpo"),
+    ),
+}
+"""Recipes of configs/recipes by task: benchmarks/methods/<task>.yaml."""
+RATES = {"objects": (5e-5, 1e-4, 2e-4), "words": (3e-5, 1e-4, 3e-4)}
+SEEDS = (1, 2, 3, 4, 5)
+TUNED_ON = 0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run; `shuffled`: its advantages go to the wrong samples."""
+
+    task: str
+    recipe: str
+    rate: float
+    seed: int
+    shuffled: bool = False
+
+    @property
+    def path(self) -> Path:
+        name = f"{self.task}-{self.recipe}-{self.rate:g}-{self.seed}{'-shuffled' if self.shuffled else ''}"
+        return RESULTS / f"{name}.json"
+
+    def read(self) -> dict[str, Any] | None:
+        return json.loads(self.path.read_text()) if self.path.is_file() else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", choices=tuple(TASKS), default=list(TASKS))
+    parser.add_argument("--recipes", nargs="+", help="of those tasks; all without it")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="no cell is started after so long")
+    parser.add_argument("--jobs", type=int, default=2, help="cells side by side")
+    parser.add_argument("--table", action="store_true", help="print what there is, and run nothing")
+    args = parser.parse_args()
+    if not args.table:
+        run(args)
+    found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    sys.stdout.write(table(found))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs what is missing, `args.jobs` at once, until the time is up."""
+    ends = time.time() + 60 * args.minutes
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.jobs) as pool:
+        data = {task: write_data(Path(folder) / task, task) for task in args.tasks}
+        while missing := list(due(args.tasks, args.recipes))[: args.jobs]:
+            if time.time() > ends:
+                return
+            list(pool.map(lambda cell: train(cell, data[cell.task], Path(folder) / "runs"), missing))
+
+
+def due(tasks: list[str], only: list[str] | None) -> Iterator[Cell]:
+    """Cells that are to be run now: those of the search first, then those at the rates that it found."""
+    recipes = [(task, recipe) for task in tasks for recipe in TASKS[task] if only is None or recipe in only]
+    search = [Cell(task, recipe, rate, TUNED_ON) for task, recipe in recipes for rate in RATES[task]]
+    yield from (cell for cell in search if cell.read() is None)
+    for seed in SEEDS:
+        for task, recipe in recipes:
+            rate = best_rate(task, recipe)
+            if rate is None:
+                continue
+            cells = (Cell(task, recipe, rate, seed, shuffled) for shuffled in (False, True))
+            yield from (cell for cell in cells if cell.read() is None)
+
+
+def best_rate(task: str, recipe: str) -> float | None:
+    """The rate with the largest held-out gain in the search; None until all are there."""
+    found = {rate: Cell(task, recipe, rate, TUNED_ON).read() for rate in RATES[task]}
+    gains = {rate: cell["held_out"]["after"] - cell["held_out"]["before"] for rate, cell in found.items() if cell}
+    return max(gains, key=gains.__getitem__) if len(gains) == len(found) else None
+
+
+def train(cell: Cell, data: list[str], runs: Path) -> None:
+    """Runs a cell in a process of its own and keeps what it measured."""
+    folder = runs / cell.path.stem
+    command = [sys.executable, "train.py", "--config", f"benchmarks/methods/{cell.task}.yaml"]
+    command += ["--config", f"configs/recipes/{cell.recipe}.yaml", f"output_dir={folder}", f"seed={cell.seed}"]
+    command += [f"training.learning_rate={cell.rate:g}", *data]
+    command += ["reward.grpo.shuffle_advantages=true"] if cell.shuffled else []
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    started = time.time()
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+    minutes = (time.time() - started) / 60
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    cell.path.write_text(json.dumps(measured(cell, folder, minutes), indent=1) + "\n", encoding="utf-8")
+    shutil.rmtree(folder)
+
+
+def measured(cell: Cell, folder: Path, minutes: float) -> dict[str, Any]:
+    """What a run's files tell: held-out scores per prompt before and after, and the course of its steps."""
+    steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in steps if "reward/total" in row]
+    before, *_, after = [json.loads(line)["scores"] for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+    half = "ar" if cell.task == "objects" else "dit"
+    kept = {name: name for name in ("reward/total", "reward/exactly_right", "monitor/diversity")}
+    kept |= {name: f"{half}/{name}" for name in ("kl", "clip_fraction", "grad_norm")}
+    pictures = 72 * (len(steps) + sum(row.get("reward/resampled_groups", 0) for row in steps) / 6)
+    return {
+        "task": cell.task,
+        "recipe": cell.recipe,
+        "rate": cell.rate,
+        "seed": cell.seed,
+        "shuffled": cell.shuffled,
+        "machine": machine(),
+        "minutes": round(minutes, 2),
+        "seconds_training": round(sum(row["time/step_seconds"] for row in steps), 1),
+        "held_out": {"before": mean(before["total"]), "after": mean(after["total"])},
+        "scores": {name: [before[name], after[name]] for name in ("total", "exactly_right")},
+        "reward_calls": round(pictures),
+        "steps": {name: [row.get(tag) for row in steps] for name, tag in kept.items()},
+    }
+
+
+def mean(values: list[float | None]) -> float:
+    there = [value for value in values if value is not None]
+    return sum(there) / len(there)
+
+
+def write_data(folder: Path, task: str) -> list[str]:
+    """The prompts of data/t2i that a task is about, with their targets, in `folder`; as overrides."""
+    for part in ("", "held_out"):
+        source, target = ROOT / "data/t2i" / part, folder / part
+        prompts = list(enumerate((source / "prompts.txt").read_text().splitlines()))
+        chosen = [(row, prompt) for row, prompt in prompts if ('"' in prompt) == (task == "words")]
+        (target / "target_images").mkdir(parents=True)
+        for place, (row, _) in enumerate(chosen):
+            shutil.copy(source / f"target_images/{row}.png", target / f"target_images/{place}.png")
+        (target / "prompts.txt").write_text("".join(f"{prompt}\n" for _, prompt in chosen), encoding="utf-8")
+    return [
+        f"data.prompts_file={folder}/prompts.txt",
+        f"data.target_images_dir={folder}/target_images",
+        f"evaluation.eval_prompts_file={folder}/held_out/prompts.txt",
+        f"evaluation.eval_target_images_dir={folder}/held_out/target_images",
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""The cells of benchmarks/results/methods as Markdown, for docs/which_method.md."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
+"""Two-sided 95 % quantiles of Student's t, by the number of seeds."""
+HEADS = (
+    *("recipe", "rate", "held-out reward", "exactly right", "shuffled", "per 1,000 calls", "per minute"),
+    *("drift", "diversity left", "training - held-out", "clipped"),
+)
+ENDS = 5
+"""Steps at either end of a run that are averaged."""
+
+
+def table(cells: Sequence[dict[str, Any]]) -> str:
+    """A table per task: the recipes by their gain, at the rate that the search found; then the search."""
+    text = ""
+    for task in dict.fromkeys(cell["task"] for cell in cells):
+        own = [cell for cell in cells if cell["task"] == task]
+        judged = [cell for cell in own if cell["seed"] > 0]
+        rows = [_row(recipe, list(found)) for recipe, found in _by_recipe(judged)]
+        rows.sort(key=lambda row: -float(row[2].split()[0]))
+        text += f"\n{task}\n\n| {' | '.join(HEADS)} |\n" + "|---" * len(HEADS) + "|\n"
+        text += "".join(f"| {' | '.join(row)} |\n" for row in rows)
+        text += "\nheld-out gain in the search, by rate: " + "; ".join(_searched(own)) + "\n"
+    return text
+
+
+def _by_recipe(cells: Iterable[dict[str, Any]]) -> Iterable[tuple[str, list[dict[str, Any]]]]:
+    names = dict.fromkeys(cell["recipe"] for cell in cells)
+    return [(name, [cell for cell in cells if cell["recipe"] == name]) for name in names]
+
+
+def _row(recipe: str, cells: list[dict[str, Any]]) -> list[str]:
+    trained = [cell for cell in cells if not cell["shuffled"]]
+    shuffled = [cell for cell in cells if cell["shuffled"]]
+    gains = [_gain(cell, "total") for cell in trained]
+    calls = statistics.fmean(cell["reward_calls"] for cell in trained) / 1000
+    minutes = statistics.fmean(cell["seconds_training"] for cell in trained) / 60
+    trained_gains = [_course(cell, "reward/total") for cell in trained]
+    gap = statistics.fmean(trained_gains) - statistics.fmean(gains)
+    gain = statistics.fmean(gains)
+    return [
+        f"`{recipe}`",
+        f"{cells[0]['rate']:g}",
+        _interval(gains),
+        _interval([_gain(cell, "exactly_right") for cell in trained]),
+        _interval([_gain(cell, "total") for cell in shuffled]),
+        f"{gain / calls:+.3f}",
+        f"{gain / minutes:+.3f}",
+        f"{statistics.fmean(_last(cell, 'kl') for cell in trained):.2g}",
+        f"{statistics.fmean(_kept(cell, 'monitor/diversity') for cell in trained):.0%}",
+        f"{gap:+.3f}",
+        f"{statistics.fmean(_last(cell, 'clip_fraction') for cell in trained):.0%}",
+    ]
+
+
+def _gain(cell: dict[str, Any], score: str) -> float:
+    before, after = cell["scores"][score]
+    return statistics.fmean(b - a for a, b in zip(before, after, strict=True) if a is not None and b is not None)
+
+
+def _interval(gains: Sequence[float]) -> str:
+    """Mean and half the 95 % interval over seeds."""
+    if not gains:
+        return "-"
+    if len(gains) not in T_95:
+        return f"{gains[0]:+.3f}"
+    half = T_95[len(gains)] * statistics.stdev(gains) / len(gains) ** 0.5
+    return f"{statistics.fmean(gains):+.3f} ± {half:.3f}"
+
+
+def _ends(cell: dict[str, Any], name: str) -> tuple[float, float]:
+    values = [value for value in cell["steps"][name] if value is not None]
+    return statistics.fmean(values[:ENDS]), statistics.fmean(values[-ENDS:])
+
+
+def _course(cell: dict[str, Any], name: str) -> float:
+    first, last = _ends(cell, name)
+    return last - first
+
+
+def _kept(cell: dict[str, Any], name: str) -> float:
+    first, last = _ends(cell, name)
+    return last / first
+
+
+def _last(cell: dict[str, Any], figure: str) -> float:
+    """Mean of a figure of the trained half over the last steps; 0 for a recipe that has none."""
+    values = [value for value in cell["steps"][figure] if value is not None]
+    return statistics.fmean(values[-ENDS:]) if values else 0.0
+
+
+def _searched(cells: list[dict[str, Any]]) -> list[str]:
+    lines = []
+    for recipe, found in _by_recipe([cell for cell in cells if cell["seed"] == 0]):
+        gains = sorted((cell["rate"], cell["held_out"]["after"] - cell["held_out"]["before"]) for cell in found)
+        lines.append(f"`{recipe}` " + ", ".join(f"{rate:g} {gain:+.3f}" for rate, gain in gains))
+    return lines

@@ -155,9 +155,9 @@ class RewardResult:
     def total_for(self, weights: Mapping[str, float]) -> torch.Tensor:
         """[B] totals of the same scores under other ``weights`` (how one scoring serves the AR and the DiT part); NaN
         for a sample that none of their metrics applies to."""
-        return _weighted_means(self.components, self.by_name(weights)).index_fill(
-            0, torch.tensor(sorted(self.failures), dtype=torch.long), math.nan
-        )
+        total = _weighted_means(self.components, self.by_name(weights))
+        total[sorted(self.failures)] = math.nan
+        return total
 
     def by_name(self, weights: Mapping[str, float]) -> dict[str, float]:
         """``weights`` of metrics as the configuration writes them, by the names of the components."""

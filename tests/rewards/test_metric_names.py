@@ -119,3 +119,15 @@ def test_every_figure_beside_the_metrics_is_a_taken_name(tmp_path: Path) -> None
     trainer = trainer_of(tmp_path, "reward.grpo.max_resamples=1", "training.batch_size=1")
     figures = {name.removeprefix("reward/") for name in trainer.training_step() if name.startswith("reward/")}
     assert figures - {"structure"} <= TAKEN and set(METRICS) <= TAKEN
+
+
+def test_weights_of_one_half_need_apply_to_some_samples_only() -> None:
+    calculator = RewardCalculator({"text_accuracy": 1, "structure": 1})
+    words = calculator.check_prompts(['a "SIGN"', "plain"], True, False, weights={"text_accuracy": 1})
+    assert words.problems == []
+    assert "applies to 1 of 2 samples (it needs" in words.notes[0]
+    assert words.notes[0].endswith("the half that it alone is paid for learns from those")
+    both = calculator.check_prompts(['a "SIGN"', "plain"], True, False)
+    assert both.notes[0].endswith("the other weights are renormalised on the rest")
+    (problem,) = calculator.check_prompts(["a", "b"], True, False, weights={"text_accuracy": 1}).problems
+    assert problem.startswith("no metric of ['text_accuracy'] applies to 2 samples")

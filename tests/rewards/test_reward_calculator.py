@@ -322,18 +322,6 @@ def test_check_prompts_names_samples_without_a_metric() -> None:
     assert "text_accuracy applies to 1 of 3" in report.notes[0]
 
 
-def test_weights_of_one_half_need_apply_to_some_samples_only() -> None:
-    calculator = RewardCalculator({"text_accuracy": 1, "structure": 1})
-    words = calculator.check_prompts(['a "SIGN"', "plain"], True, False, weights={"text_accuracy": 1})
-    assert words.problems == []
-    assert "applies to 1 of 2 samples (it needs" in words.notes[0]
-    assert words.notes[0].endswith("the half that it alone is paid for learns from those")
-    both = calculator.check_prompts(['a "SIGN"', "plain"], True, False)
-    assert both.notes[0].endswith("the other weights are renormalised on the rest")
-    (problem,) = calculator.check_prompts(["a", "b"], True, False, weights={"text_accuracy": 1}).problems
-    assert problem.startswith("no metric of ['text_accuracy'] applies to 2 samples")
-
-
 def test_check_prompts_names_metrics_without_their_image() -> None:
     calculator = RewardCalculator({"lpips": 1, "structure": 1, BRIGHTNESS: 1})
     without = calculator.check_prompts(["a", "b"], False, False)

@@ -3,10 +3,10 @@
     python -m benchmarks.merging --out benchmarks/results/merging.json
 
 The prompts of a data folder are two tasks: signs, with a quoted word, and scenes, without one. An expert of each is
-trained with rewards from the same model (`--expert`, a configuration, with the task's prompts and metric), and one
-student learns from both (`--student` and configs/recipes/opd.yaml), each teacher answering for the training prompts of
-its task. The base model, the experts and the student are scored on the held-out prompts of both tasks by the task's
-metric, at the same random numbers. What a task keeps is (student - base) / (its expert - base); the bar is 0.9.
+trained with rewards from the same model, the signs' in its DiT half, the scenes' in its AR half (`TASKS`), and one
+student learns both halves from both (configs/recipes/opd.yaml), each teacher answering for the training prompts of its
+task. The base model, the experts and the student are scored on the held-out prompts of both tasks by the task's metric,
+at the same random numbers. What a task keeps is (student - base) / (its expert - base); the bar is 0.9.
 Standard errors are over prompts. "averaged" is the plain mean of the experts' weights, the cheapest way to merge.
 Finished runs are kept, so that it can be stopped.
 """
@@ -29,17 +29,20 @@ from safetensors.torch import load_file, save_file
 from benchmarks.quickstart import machine
 
 ROOT = Path(__file__).parents[1]
-TASKS = {"signs": "text_accuracy", "scenes": "structure"}
+TASKS = {"signs": "text_accuracy", "scenes": "objects"}
 """Task -> the metric that it is rewarded and scored by."""
+EXPERTS = {
+    "signs": ["benchmarks/methods/words.yaml", "configs/recipes/nft.yaml"],
+    "scenes": ["benchmarks/methods/objects.yaml", "configs/recipes/grpo.yaml"],
+}
+BOTH_HALVES = "benchmarks/methods/credit.yaml"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data/t2i"), help="with prompts.txt, target_images, held_out")
-    parser.add_argument("--expert", default="benchmarks/recipes/tiny_ar.yaml")
-    parser.add_argument("--expert-steps", type=int, default=60)
-    parser.add_argument("--student", default="benchmarks/recipes/tiny_ar.yaml")
-    parser.add_argument("--student-steps", type=int, default=120)
+    parser.add_argument("--expert-steps", type=int, default=40)
+    parser.add_argument("--student-steps", type=int, default=60)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--samples", type=int, default=4, help="images per held-out prompt")
     parser.add_argument("--runs", type=Path, default=Path("runs/merging"))
@@ -67,11 +70,12 @@ def one_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     models: dict[str, str | None] = {"base": None}
     for task, metric in TASKS.items():
         keys = [*reads(data[task]), f"reward.metrics={{{metric}: 1.0}}", f"training.max_steps={args.expert_steps}"]
-        models[task] = run([args.expert], folder / f"expert-{task}", [*common, *keys, *args.overrides])
+        models[task] = run(EXPERTS[task], folder / f"expert-{task}", [*common, *keys, *args.overrides])
     teachers = ", ".join(f"{task}: {{model: {models[task]}, prompts_file: {data[task] / 'all.txt'}}}" for task in TASKS)
-    keys = [*reads(data["both"]), f"training.max_steps={args.student_steps}", f"opd.teachers={{{teachers}}}"]
+    keys = [*reads(data["both"]), f"training.max_steps={args.student_steps}", "training.batch_size=24"]
+    keys += [f"opd.teachers={{{teachers}}}"]
     models["merged"] = run(
-        [args.student, "configs/recipes/opd.yaml"], folder / "student", [*common, *keys, *args.overrides]
+        [BOTH_HALVES, "configs/recipes/opd.yaml"], folder / "student", [*common, *keys, *args.overrides]
     )
     models["averaged"] = average([str(models[task]) for task in TASKS], folder / "averaged")
     scores = {
@@ -161,7 +165,7 @@ def score(
     keys += ["training.max_steps=1", "training.learning_rate=1e-12", "evaluation.enabled=true"]
     keys += [f"evaluation.eval_prompts_file={data[task] / 'held_out.jsonl'}", "evaluation.num_eval_samples=1000"]
     keys += [f"evaluation.samples_per_prompt={args.samples}", *([] if model is None else [f"model.name={model}"])]
-    run([args.expert], folder, [*keys, *args.overrides])
+    run([BOTH_HALVES], folder, [*keys, *args.overrides])
     first = json.loads((folder / "evaluations.jsonl").read_text().splitlines()[0])
     return [value for value in first["scores"][TASKS[task]] if value is not None]
 

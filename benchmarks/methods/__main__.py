@@ -1,12 +1,12 @@
-"""Which method when? Recipes on two tasks of the tiny world, cell by cell: a task, a recipe, a learning rate, a seed.
+"""Which method when? Recipes on tasks of the tiny world, cell by cell: a task, a recipe, a learning rate, a seed.
 
     python -m benchmarks.methods [--tasks words objects] [--recipes nft awm] [--minutes 60] [--jobs 2]
     python -m benchmarks.methods --table
 
 A cell is one run of `train.py`, one thread, at most six minutes, and one file of benchmarks/results/methods; cells that
 are there are not run again, so it can be stopped at any time and goes on where it was. First every recipe is tried with
-each of the task's rates (seed 0); then the rate whose held-out gain was largest with five further seeds, and with
-shuffled advantages. All draw the same number of pictures a step, so that they are equal in calls of the reward.
+each of the task's rates (seed 0); then the rate whose held-out gain was largest with five further seeds, some of them
+with shuffled advantages too. All draw the same number of pictures a step: they are equal in calls of the reward.
 """
 
 from __future__ import annotations
@@ -36,11 +36,15 @@ TASKS = {
         *("flow_grpo", "dance", "cps_window", "mixgrpo", "flow_grpo_fast", "grpo_guard", "flow_dppo"),
         *("nft", "awm", "dgpo"),
     ),
+    "credit": ("tree", "flat", "separate", "plans"),
 }
-"""Recipes of configs/recipes by task: benchmarks/methods/<task>.yaml."""
-RATES = {"objects": (5e-5, 1e-4, 2e-4), "words": (3e-5, 1e-4, 3e-4)}
+"""Recipes by task, benchmarks/methods/<task>.yaml; of configs/recipes, or of benchmarks/methods where it has one."""
+RATES = {"objects": (5e-5, 1e-4, 2e-4), "words": (3e-5, 1e-4, 3e-4), "credit": (2e-4,)}
+CONTROLLED = ("grpo", "nft", "awm", "flow_grpo_fast")
+"""Recipes that are also run with shuffled advantages: one of every kind of loss."""
 SEEDS = (1, 2, 3, 4, 5)
 TUNED_ON = 0
+DRIFT = "monitor/picture_change"
 
 
 @dataclass(frozen=True)
@@ -90,19 +94,23 @@ def run(args: argparse.Namespace) -> None:
 def due(tasks: list[str], only: list[str] | None) -> Iterator[Cell]:
     """Cells that are to be run now: those of the search first, then those at the rates that it found."""
     recipes = [(task, recipe) for task in tasks for recipe in TASKS[task] if only is None or recipe in only]
-    search = [Cell(task, recipe, rate, TUNED_ON) for task, recipe in recipes for rate in RATES[task]]
+    searched = [(task, recipe) for task, recipe in recipes if len(RATES[task]) > 1]
+    search = [Cell(task, recipe, rate, TUNED_ON) for task, recipe in searched for rate in RATES[task]]
     yield from (cell for cell in search if cell.read() is None)
     for seed in SEEDS:
         for task, recipe in recipes:
             rate = best_rate(task, recipe)
             if rate is None:
                 continue
-            cells = (Cell(task, recipe, rate, seed, shuffled) for shuffled in (False, True))
+            controls = (False, True) if recipe in CONTROLLED else (False,)
+            cells = (Cell(task, recipe, rate, seed, shuffled) for shuffled in controls)
             yield from (cell for cell in cells if cell.read() is None)
 
 
 def best_rate(task: str, recipe: str) -> float | None:
-    """The rate with the largest held-out gain in the search; None until all are there."""
+    """The rate with the largest held-out gain in the search, or the only one; None until all are there."""
+    if len(RATES[task]) == 1:
+        return RATES[task][0]
     found = {rate: Cell(task, recipe, rate, TUNED_ON).read() for rate in RATES[task]}
     gains = {rate: cell["held_out"]["after"] - cell["held_out"]["before"] for rate, cell in found.items() if cell}
     return max(gains, key=gains.__getitem__) if len(gains) == len(found) else None
@@ -112,7 +120,9 @@ def train(cell: Cell, data: list[str], runs: Path) -> None:
     """Runs a cell in a process of its own and keeps what it measured."""
     folder = runs / cell.path.stem
     command = [sys.executable, "train.py", "--config", f"benchmarks/methods/{cell.task}.yaml"]
-    command += ["--config", f"configs/recipes/{cell.recipe}.yaml", f"output_dir={folder}", f"seed={cell.seed}"]
+    own = Path(f"benchmarks/methods/{cell.recipe}.yaml")
+    recipe = own if (ROOT / own).is_file() else f"configs/recipes/{cell.recipe}.yaml"
+    command += ["--config", str(recipe), f"output_dir={folder}", f"seed={cell.seed}"]
     command += [f"training.learning_rate={cell.rate:g}", *data]
     command += ["reward.grpo.shuffle_advantages=true"] if cell.shuffled else []
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -128,11 +138,12 @@ def train(cell: Cell, data: list[str], runs: Path) -> None:
 
 def measured(cell: Cell, folder: Path, minutes: float) -> dict[str, Any]:
     """What a run's files tell: held-out scores per prompt before and after, and the course of its steps."""
-    steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    steps = [row for row in steps if "reward/total" in row]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if "reward/total" in row]
     before, *_, after = [json.loads(line)["scores"] for line in (folder / "evaluations.jsonl").read_text().splitlines()]
-    half = "ar" if cell.task == "objects" else "dit"
-    kept = {name: name for name in ("reward/total", "reward/exactly_right", "monitor/diversity")}
+    half = "dit" if cell.task == "words" else "ar"
+    names = ("reward/total", "reward/exactly_right", "reward/plan_variance_share", "monitor/diversity")
+    kept = {name: name for name in names}
     kept |= {name: f"{half}/{name}" for name in ("kl", "clip_fraction", "grad_norm")}
     pictures = 72 * (len(steps) + sum(row.get("reward/resampled_groups", 0) for row in steps) / 6)
     return {
@@ -147,6 +158,7 @@ def measured(cell: Cell, folder: Path, minutes: float) -> dict[str, Any]:
         "held_out": {"before": mean(before["total"]), "after": mean(after["total"])},
         "scores": {name: [before[name], after[name]] for name in ("total", "exactly_right")},
         "reward_calls": round(pictures),
+        "picture_change": next(row[DRIFT] for row in reversed(rows) if DRIFT in row),
         "steps": {name: [row.get(tag) for row in steps] for name, tag in kept.items()},
     }
 
@@ -158,10 +170,11 @@ def mean(values: list[float | None]) -> float:
 
 def write_data(folder: Path, task: str) -> list[str]:
     """The prompts of data/t2i that a task is about, with their targets, in `folder`; as overrides."""
+    wanted = {"words": (True,), "objects": (False,), "credit": (True, False)}[task]
     for part in ("", "held_out"):
         source, target = ROOT / "data/t2i" / part, folder / part
         prompts = list(enumerate((source / "prompts.txt").read_text().splitlines()))
-        chosen = [(row, prompt) for row, prompt in prompts if ('"' in prompt) == (task == "words")]
+        chosen = [(row, prompt) for row, prompt in prompts if ('"' in prompt) in wanted]
         (target / "target_images").mkdir(parents=True)
         for place, (row, _) in enumerate(chosen):
             shutil.copy(source / f"target_images/{row}.png", target / f"target_images/{place}.png")

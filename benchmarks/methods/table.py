@@ -10,7 +10,7 @@ T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
 """Two-sided 95 % quantiles of Student's t, by the number of seeds."""
 HEADS = (
     *("recipe", "rate", "held-out reward", "exactly right", "shuffled", "per 1,000 calls", "per minute"),
-    *("drift", "diversity left", "training - held-out", "clipped"),
+    *("pictures changed", "diversity left", "training - held-out", "clipped"),
 )
 ENDS = 5
 """Steps at either end of a run that are averaged."""
@@ -52,7 +52,7 @@ def _row(recipe: str, cells: list[dict[str, Any]]) -> list[str]:
         _interval([_gain(cell, "total") for cell in shuffled]),
         f"{gain / calls:+.3f}",
         f"{gain / minutes:+.3f}",
-        f"{statistics.fmean(_last(cell, 'kl') for cell in trained):.2g}",
+        f"{statistics.fmean(cell['picture_change'] for cell in trained):.2f}",
         f"{statistics.fmean(_kept(cell, 'monitor/diversity') for cell in trained):.0%}",
         f"{gap:+.3f}",
         f"{statistics.fmean(_last(cell, 'clip_fraction') for cell in trained):.0%}",

@@ -3,7 +3,8 @@
     python benchmarks/quickstart.py --out benchmarks/results/quickstart.json
 
 Runs `train.py` with each seed as it is and with `reward.grpo.shuffle_advantages`, or one half alone (`--arms`). The
-standard error of a change is over held-out prompts, each prompt's change being the mean over seeds.
+standard error of a change is over held-out prompts, each prompt's change being the mean over seeds. Finished runs are
+kept, so that it can be stopped.
 """
 
 from __future__ import annotations
@@ -54,15 +55,19 @@ def main() -> None:
 
 
 def train(args: argparse.Namespace, arm: str, seed: int) -> tuple[Path, float]:
-    """The folder of a run, and how many seconds it took."""
+    """The folder of a run, and how many seconds it took. One that was finished is not run again."""
     folder = args.runs / f"{arm}-{seed}"
+    finished = ROOT / folder / "seconds.json"
+    if finished.is_file():
+        return ROOT / folder, json.loads(finished.read_text())
     overrides = [f"seed={seed}", f"output_dir={folder}", *ARMS[arm], *args.overrides]
     threads = max(1, len(os.sched_getaffinity(0)) // args.jobs)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     started = time.time()
     command = [sys.executable, "train.py", "--config", args.config, *overrides]
     subprocess.run(command, cwd=ROOT, env=environment, check=True)
-    return ROOT / folder, round(time.time() - started, 1)
+    finished.write_text(json.dumps(round(time.time() - started, 1)))
+    return ROOT / folder, json.loads(finished.read_text())
 
 
 def summary(folders: Sequence[Path]) -> dict[str, object]:

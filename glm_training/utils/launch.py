@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,6 +18,8 @@ JOIN_TIMEOUT = timedelta(minutes=10)
 
 FAULT_TIMEOUT = timedelta(seconds=30)
 """The same where one of them cannot start: the others may have something to say as well."""
+
+_PAUSE_SECONDS = 0.01
 
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 """Where MPI's launchers say how many processes they started."""
@@ -88,8 +91,7 @@ def meet(launch: Launch, backend: str) -> dist.Store:
     """
     if not _has_address(launch):
         raise DistributedError("WORLD_SIZE is set, but MASTER_ADDR or MASTER_PORT is not; start with `torchrun`")
-    store = _store(launch)
-    problems = _hello(store, launch, backend, None)
+    store, problems = _hello(_store(launch), launch, backend, None)
     if problems:
         raise DistributedError(_cannot_start(problems))
     return store
@@ -104,7 +106,7 @@ def announce_fault(fault: str) -> None:
     launch = read_launch()
     if launch.world_size == 1 or not _has_address(launch):
         return
-    problems = _hello(_store(launch), launch, "", fault)
+    problems = _hello(_store(launch), launch, "", fault)[1]
     if problems != [fault]:
         raise DistributedError(_cannot_start(problems))
 
@@ -130,48 +132,88 @@ def _store(launch: Launch) -> dist.Store:
             f"rank {launch.rank} cannot {'open' if keeps else 'reach'} {host}:{port}, where the processes meet "
             f"({_first_line(error)}); check MASTER_ADDR, and take a free port for MASTER_PORT"
         ) from error
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store outlives the attempt before
-    return dist.PrefixStore(f"glm_training/{attempt}", store)
+    return dist.PrefixStore("glm_training", store)
 
 
-def _hello(store: dist.Store, launch: Launch, backend: str, fault: str | None) -> list[str]:
-    """What keeps the processes from starting together, the same on each; empty when nothing does.
+def _hello(store: dist.Store, launch: Launch, backend: str, fault: str | None) -> tuple[dist.Store, list[str]]:
+    """The store of this attempt, and what keeps the processes from starting together, the same on each; empty when
+    nothing does.
 
     Each says how many processes it expects, what it would speak, and whether it cannot start. The first one judges.
     This comes before the process group: under another backend, or for want of a process, that waits without a word.
+
+    torchrun's store outlives an attempt, with all that was said in it, and its count of restarts is no name for one: a
+    node whose processes were stopped for another node's sake does not count. So rank 0 gives each attempt a name, and
+    tells it to whoever asks under a name that nobody had before: those of an attempt before do not hear it.
     """
-    told = {"world_size": launch.world_size, "backend": backend, "fault": fault}
-    store.set(f"hello/{launch.rank}", json.dumps(told))
-    if launch.rank == 0:
-        problems = _judge(store, launch.world_size)
-        store.set("verdict", json.dumps(problems))
-        deadline = time.monotonic() + FAULT_TIMEOUT.total_seconds() / 3
-        while problems and store.add("heard", 0) < launch.world_size - 1 and time.monotonic() < deadline:
-            time.sleep(0.01)  # the store may end with this process
-        return problems
+    told = json.dumps({"world_size": launch.world_size, "backend": backend, "fault": fault})
+    return _lead(store, launch, told) if launch.rank == 0 else _follow(store, launch, told, fault)
+
+
+def _lead(store: dist.Store, launch: Launch, told: str) -> tuple[dist.Store, list[str]]:
+    name = uuid.uuid4().hex
+    attempt, answers = dist.PrefixStore(name, store), _Answers(store, name)
+    attempt.set("hello/0", told)
+    problems = _judge(attempt, answers, launch.world_size)
+    attempt.set("verdict", json.dumps(problems))
+    said = [f"hello/{rank}" for rank in range(launch.world_size) if attempt.check([f"hello/{rank}"])]
+    others = max(json.loads(attempt.get(key))["world_size"] for key in said) - 1
+    deadline = time.monotonic() + FAULT_TIMEOUT.total_seconds() / 3
+    while problems and attempt.add("heard", 0) < others and time.monotonic() < deadline:
+        answers.give()
+        time.sleep(_PAUSE_SECONDS)  # the store may end with this process
+    return attempt, problems
+
+
+def _follow(store: dist.Store, launch: Launch, told: str, fault: str | None) -> tuple[dist.Store, list[str]]:
+    own = uuid.uuid4().hex
+    patience = 2 * FAULT_TIMEOUT if fault else JOIN_TIMEOUT + FAULT_TIMEOUT
     try:
-        store.wait(["verdict"], 2 * FAULT_TIMEOUT if fault else JOIN_TIMEOUT + FAULT_TIMEOUT)
-        problems = json.loads(store.get("verdict"))
+        store.set(f"asks/{store.add('asked', 1)}", own)
+        store.wait([f"attempt/{own}"], patience)
+        attempt = dist.PrefixStore(store.get(f"attempt/{own}").decode(), store)
+        attempt.set(f"hello/{launch.rank}", told)
+        attempt.wait(["verdict"], patience)
+        problems = json.loads(attempt.get("verdict"))
     except RuntimeError as error:
         if fault is not None:
-            return [fault, f"rank {launch.rank} heard nothing of rank 0"]
+            return store, [fault, f"rank {launch.rank} heard nothing of rank 0"]
         raise DistributedError(f"rank {launch.rank} heard nothing of rank 0 ({_first_line(error)})") from error
-    store.add("heard", 1)
-    return problems
+    attempt.add("heard", 1)
+    return attempt, problems
 
 
-def _judge(store: dist.Store, world_size: int) -> list[str]:
+class _Answers:
+    """Rank 0 tells the others the attempt's `name`. Those of earlier attempts that have asked are told it in vain."""
+
+    def __init__(self, store: dist.Store, name: str) -> None:
+        self._store, self._name = store, name
+        self._asked, self._open = 0, set[int]()
+
+    def give(self) -> None:
+        """Answers all that have asked by now."""
+        asked = self._store.add("asked", 0)
+        self._open |= set(range(self._asked + 1, asked + 1))
+        self._asked = asked
+        for number in sorted(self._open):
+            if self._store.check([f"asks/{number}"]):  # else it is about to ask, or died there
+                self._store.set(f"attempt/{self._store.get(f'asks/{number}').decode()}", self._name)
+                self._open.discard(number)
+
+
+def _judge(attempt: dist.Store, answers: _Answers, world_size: int) -> list[str]:
     """Rank 0's verdict on what all have said. It waits for each, but not long once one cannot start."""
     deadline = time.monotonic() + JOIN_TIMEOUT.total_seconds()
     hellos: dict[int, dict[str, Any]] = {}
     missing = []
     for rank in range(world_size):
-        try:
-            store.wait([f"hello/{rank}"], timedelta(seconds=max(deadline - time.monotonic(), 0.1)))
-        except RuntimeError:
+        while not attempt.check([f"hello/{rank}"]) and time.monotonic() < deadline:
+            answers.give()
+            time.sleep(_PAUSE_SECONDS)
+        if not attempt.check([f"hello/{rank}"]):
             missing.append(rank)
             continue
-        hello = json.loads(store.get(f"hello/{rank}"))
+        hello = json.loads(attempt.get(f"hello/{rank}"))
         if hello["world_size"] != world_size:
             return [
                 f"rank 0 was started as one of {world_size} processes (WORLD_SIZE), rank {rank} as one of "

@@ -1,0 +1,59 @@
+"""`kill -9` of a worker in the rollout, in the save, and in the update when weights have changed: torchrun's agent
+starts both again, and the run ends with the weights of one that nobody disturbed.
+
+Here the agent runs in one process with its workers' libraries, and the deaths come one after the other. Each alone,
+under torchrun itself and on two nodes, with restarts and without: `python -m benchmarks.kill`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks.kill import LIMIT_SECONDS, weights
+from tests.runs import write_config
+from tests.warm import Program
+
+LAUNCHER = str(Path(__file__).with_name("elastic_launcher.py"))
+DEATHS = ("rollout:1:2", "save:0:2", "update:0:3", "save:1:4")
+RUN = ("training.batch_size=1", "training.max_steps=4", "logging.save_interval=2", "training.learning_rate=1e-3")
+
+
+def launch(folder: Path, deaths: tuple[str, ...]) -> Program:
+    folder.mkdir()
+    words = ["--config", str(write_config(folder)), "--resume", "auto", *RUN]
+    return Program(LAUNCHER, str(len(deaths)), str(folder), *deaths, "--", *words)
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory) -> tuple[Path, str]:
+    """The folder of both runs, and what the disturbed one said on standard error."""
+    folder = tmp_path_factory.mktemp("killed")
+    pair = [launch(folder / "undisturbed", ()), launch(folder / "killed", DEATHS)]
+    done = [program.ended() for program in pair]
+    assert [each.returncode for each in done] == [0, 0], done[0].stderr + done[1].stderr
+    return folder, done[1].stderr
+
+
+def test_the_weights_are_those_of_an_undisturbed_run(told) -> None:
+    folder, _ = told
+    assert weights(folder / "killed") == weights(folder / "undisturbed")
+    assert weights(folder / "killed")["step"] == "step-000004"
+    lines = [(folder / run / "run/metrics.jsonl").read_text().splitlines() for run in ("undisturbed", "killed")]
+    steps = [[json.loads(line)["step"] for line in each] for each in lines]
+    assert steps[0] == steps[1] == [1, 2, 3, 4]
+
+
+def test_each_death_is_named_and_both_start_again_soon(told) -> None:
+    folder, stderr = told
+    deaths = [json.loads((folder / f"killed/death-{number}").read_text()) for number in range(len(DEATHS))]
+    named = re.findall(r"failed \(exitcode: -9\) local_rank: (\d) \(pid: (\d+)\)", stderr)
+    ranks = [death.split(":")[1] for death in DEATHS]
+    assert named == [(rank, str(death["pid"])) for rank, death in zip(ranks, deaths, strict=True)], stderr
+    starts = sorted(float(path.read_text()) for path in (folder / "killed").glob("start-*"))
+    assert len(starts) == 2 * (len(DEATHS) + 1)
+    for number, death in enumerate(deaths, start=1):
+        assert 0 < starts[2 * number] - death["time"] < LIMIT_SECONDS

@@ -143,6 +143,8 @@ def losses_explained(world: World) -> Iterator[None]:
     """Inside, an exchange that failed because another process ended becomes a TrainingError that says so."""
     try:
         yield
+    except TrainingError:
+        raise  # it is explained already
     except RuntimeError as error:
         if world.world_size == 1 or not any(sign in str(error) for sign in _LOST):
             raise

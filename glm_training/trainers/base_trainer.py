@@ -192,6 +192,9 @@ class BaseTrainer(ABC):
             failure = as_failure(self.signals.failure)
             failure.shared = not self.signals.alone
             where = f"The run stopped after step {self.step} of {self.total_steps}"
+            if self.signals.alone and not self.world.is_main:
+                where += "; rank 0 saves that step, unless it is what has ended"
+                raise ended(failure, where, self.config.checkpoint_dir())
             raise ended(failure, where if unsaved else f"{where} and nothing is lost", self.saved, unsaved)
         return self._finish(stopped)
 
@@ -363,6 +366,8 @@ class BaseTrainer(ABC):
 
     def save(self) -> None:
         """Commits a checkpoint of this step, from the main process. Where that fails every process raises why."""
+        if self.signals.alone and not self.world.is_main:
+            return  # nobody says whether there is one
         failure: TrainingError | None = None
         if self.world.is_main:
             try:

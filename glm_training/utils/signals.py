@@ -76,7 +76,8 @@ class StopSignals:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            if signal.getsignal(number) == self._on_signal:  # else somebody had a reason to ignore it to the end
+                signal.signal(number, handler)  # type: ignore[arg-type]
         if self._previous:
             signal.set_wakeup_fd(self._former)
         self._previous = {}

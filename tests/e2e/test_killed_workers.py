@@ -18,7 +18,7 @@ from tests.runs import write_config
 from tests.warm import Program
 
 LAUNCHER = str(Path(__file__).with_name("elastic_launcher.py"))
-DEATHS = ("rollout:1:2", "save:0:2", "update:0:3", "save:1:4")
+DEATHS = ("rollout:0:2", "save:0:2", "update:1:3", "save:1:4")
 RUN = ("training.batch_size=1", "training.max_steps=4", "logging.save_interval=2", "training.learning_rate=1e-3")
 
 
@@ -57,3 +57,16 @@ def test_each_death_is_named_and_both_start_again_soon(told) -> None:
     assert len(starts) == 2 * (len(DEATHS) + 1)
     for number, death in enumerate(deaths, start=1):
         assert 0 < starts[2 * number] - death["time"] < LIMIT_SECONDS
+
+
+def test_whoever_is_left_says_what_it_knows(told) -> None:
+    """Rank 1 does not hear whether step 1 was saved, and rank 0 cannot save half of step 3."""
+    folder, stderr = told
+    lines = [line for line in stderr.splitlines() if line.startswith(("The run stopped", "Step "))]
+    place = f"--resume continues from {folder}/killed/run/checkpoints"
+    assert lines == [
+        "The run stopped after step 1 of 4; rank 0 saves that step, unless it is what has ended: once the cause is "
+        f"mended, {place}",
+        f"Step 3 of 4 was not finished, and had changed weights: once the cause is mended, {place}/step-000002",
+    ]
+    assert stderr.count("another process of this run has ended") == len(DEATHS)

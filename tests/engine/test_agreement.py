@@ -63,10 +63,11 @@ def meet_and_fail(rank: int, port: int) -> None:
     if rank == 1:
         os._exit(0)  # as a process that was killed
     started = time.monotonic()
-    with pytest.raises(TrainingError, match="another process of this run has ended"), losses_explained(world):
-        while True:
-            gather_objects(world, rank)
-    assert time.monotonic() - started < 30
+    with pytest.raises(TrainingError, match="another process of this run has ended") as told:
+        with losses_explained(world), losses_explained(world):  # around the run, and around a step
+            while True:
+                gather_objects(world, rank)
+    assert str(told.value).count("another process") == 1 and time.monotonic() - started < 30
     shutdown(world)
 
 

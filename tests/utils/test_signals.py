@@ -60,6 +60,17 @@ def test_nohup_is_heeded():
         signal.signal(signal.SIGHUP, before)
 
 
+def test_a_run_that_only_has_to_say_why_it_ends_is_not_cut_short_afterwards():
+    """A process whose peer has died ignores the SIGTERM by which torchrun follows that up (`agreement.leave_together`)."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with StopSignals(World()):
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_whoever_waits_for_signals_outside_does_not_meanwhile():
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)

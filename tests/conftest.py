@@ -18,6 +18,7 @@ SLOW = (
     "parity/test_training_equivalences.py",
     "e2e/test_remote_reward.py",
     "e2e/test_two_nodes.py",
+    "e2e/test_killed_workers.py",
     "parity/test_preference_equivalences.py",
     "methods/test_distillation.py",
     "tests/test_quality.py",

@@ -61,7 +61,7 @@ def test_nohup_is_heeded():
 
 
 def test_a_run_that_only_has_to_say_why_it_ends_is_not_cut_short_afterwards():
-    """A process whose peer has died ignores the SIGTERM by which torchrun follows that up (`agreement.leave_together`)."""
+    """A process whose peer has died ignores the SIGTERM that torchrun sends then (`leave_together`)."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         with StopSignals(World()):

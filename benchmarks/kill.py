@@ -44,7 +44,9 @@ SMALL = (
     "logging.log_images=false",
     "evaluation.enabled=false",
 )
-DEATHS = ("rollout:0:2", "rollout:1:2", "update:0:3", "update:1:3", "save:0:2", "save:1:2", "save:0:4")
+DEATHS = ("rollout:0:2", "rollout:1:2", "update:0:3", "update:1:3", "save:0:2", "save:1:2", "save:0:4", "stuck:1:2")
+PHASES = {"rollout": ("rollout", "stuck"), "DiT update": ("update",), "saving": ("save",)}
+"""Phases of a run, and the deaths in them."""
 CALLS = 100
 """Calls of modules into a phase at which the worker dies: in the middle of the model."""
 LIMIT_SECONDS = 60.0
@@ -57,8 +59,9 @@ CAUSE = re.compile(r"failed \(exitcode: -9\) local_rank: \d+ \(pid: (\d+)\)")
 
 @dataclass(frozen=True)
 class Death:
-    """`phase`: rollout, update (of the DiT half, after the AR half's weights have changed, where both are trained) or
-    save; `rank` of the one that dies; `step`, counted from 1."""
+    """`rank`: who dies, in which `step`, counted from 1. `phase`: rollout, save, or update of the DiT half, where the AR
+    half's weights have changed already; or stuck: in the rollout, while the others stand still for an hour, as in a
+    kernel that waits for the dead."""
 
     phase: str
     rank: int
@@ -81,44 +84,45 @@ def worker(words: Sequence[str]) -> None:
     (folder / f"start-{rank}-{os.getpid()}").write_text(repr(time.time()))
     to_come = [(number, Death.parsed(word)) for number, word in enumerate(words[1:cut])]
     to_come = [(number, death) for number, death in to_come if not (folder / f"death-{number}").exists()]
-    if to_come and to_come[0][1].rank == rank:
-        _arrange(to_come[0][1], folder / f"death-{to_come[0][0]}")
+    if to_come and (to_come[0][1].rank == rank or to_come[0][1].phase == "stuck"):
+        _arrange(to_come[0][1], folder / f"death-{to_come[0][0]}", dies=to_come[0][1].rank == rank)
     sys.argv = ["train.py", *words[cut + 1 :]]
     main()
 
 
-def _arrange(death: Death, record: Path) -> None:
-    """Lets this process kill itself in the middle of that phase."""
+def _arrange(death: Death, record: Path, *, dies: bool) -> None:
+    """Lets this process kill itself in the middle of that phase, or stand still there."""
     from torch.nn.modules.module import register_module_forward_pre_hook
 
     from glm_training.checkpoint import disk
     from glm_training.trainers.base_trainer import BaseTrainer
 
     def die() -> None:
+        while not dies:
+            time.sleep(3600)
         record.write_text(json.dumps({"time": time.time(), "pid": os.getpid()}))
         os.kill(os.getpid(), signal.SIGKILL)
 
     phase, save, sync = BaseTrainer.phase, BaseTrainer.save, disk.sync_file
-    calls, inside = 0, ""
+    calls, inside = 0, False
 
     @contextmanager
     def watched(trainer: BaseTrainer, name: Any) -> Iterator[None]:
         nonlocal inside
         step = trainer.step if name == "saving" else trainer.step + 1
         with phase(trainer, name):
-            inside = {"rollout": "rollout", "DiT update": "update", "saving": "save"}.get(name, "")
-            inside = inside if step == death.step else ""
+            inside = step == death.step and death.phase in PHASES.get(name, ())
             yield
-        inside = ""
+        inside = False
 
     def counted(*_: Any) -> None:
         nonlocal calls
-        calls += inside == death.phase
-        if calls == CALLS and death.phase in ("rollout", "update"):
+        calls += inside and death.phase != "save"
+        if calls == CALLS:
             die()
 
     def synced(handle: Any) -> None:
-        if inside == death.phase == "save":
+        if inside and death.phase == "save":
             die()  # of the checkpoint's files one is written, and not yet on the disk
         sync(handle)
 

@@ -16,7 +16,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 PORT="${PORT:-29500}"
-# How long the processes may take to save when the job is stopped; torch before 2.12 gives them 30 s.
+# Seconds that the processes may take to save when the job is stopped; an older torchrun always gives them 30.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-100}"
 
 exec torchrun \

@@ -59,7 +59,7 @@ CAUSE = re.compile(r"failed \(exitcode: -9\) local_rank: \d+ \(pid: (\d+)\)")
 
 @dataclass(frozen=True)
 class Death:
-    """`rank`: who dies, in which `step`, counted from 1. `phase`: rollout, save, or update of the DiT half, where the AR
+    """`rank`: who dies, in which `step` from 1 on. `phase`: rollout, save, or update of the DiT half, where the AR
     half's weights have changed already; or stuck: in the rollout, while the others stand still for an hour, as in a
     kernel that waits for the dead."""
 

@@ -25,6 +25,7 @@ from glm_training.models.glm_image.family import GLMImage
 from glm_training.models.glm_image.prompt_text import PromptReader as GLMPromptReader
 from glm_training.models.loading import fetch_parts
 from glm_training.models.lora import add_lora, check_targets
+from glm_training.models.quantization import Kind, quantise_layers
 from glm_training.models.run_folders import pipeline_in
 from glm_training.models.sdxl import loading as sdxl_loading
 from glm_training.models.sdxl.family import SDXL
@@ -38,6 +39,7 @@ from glm_training.utils.hub_files import Choose, Exactly, HubFiles, PipelinePart
 from glm_training.utils.randomness import uniform
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 Condition = DiTCondition | UNetCondition
 """What the diffusion half of a family is conditioned on."""
@@ -48,11 +50,17 @@ def build_family(config: Config, world: World) -> Family:
 
     Optimizers need fp32: a step of 1e-5 is lost in bf16 weights. The other weights stay in `model.torch_dtype`.
     """
-    family = load_family(config, world)
+    kind = config.model.quantization
+    # few bits are made of full ones on the CPU, layer by layer: the device never holds the network in full
+    family = load_family(config, world, device=world.device if kind == "none" else torch.device("cpu"))
     whole = {part: not config.lora_for(part).enabled for part in config.parts()}
     family.set_trainable(**whole)
     _in_fp32(family, [part for part, trained in whole.items() if trained])  # half precision would round what is merged
     merge_into(family, adapters_to_merge(config))
+    if kind != "none":
+        for part in config.parts():
+            _quantise(family, part, kind, compute_dtype(config), world.device)
+        family.to(world.device)
     begun = {each.part: each for each in adapters_to_train_on(config)}
     for part in config.parts():
         lora = config.lora_for(part)
@@ -72,6 +80,17 @@ def _in_fp32(family: Family, parts: Sequence[str]) -> None:
     for part in parts:
         for parameter in family.trainable(part).values():
             parameter.data = parameter.data.float()
+
+
+def _quantise(family: Family, part: str, kind: Kind, dtype: torch.dtype, device: torch.device) -> None:
+    frozen = {id(child) for module in family.frozen() for child in module.modules()}  # they are looked at seldom
+    blocks = [block for block in family.sharding_units(part) if id(block) not in frozen]
+    quantise_layers(family.module(part), blocks, kind, dtype, device)
+
+
+def compute_dtype(config: Config) -> torch.dtype:
+    """What the products of the trained halves are computed in: autocast's type, or else that of the weights."""
+    return AUTOCAST.get(config.training.mixed_precision, DTYPES[config.model.torch_dtype])
 
 
 def adapters_to_merge(config: Config) -> list[StartingAdapter]:
@@ -259,13 +278,16 @@ FAMILIES = {
 """By `model.family`. A family is added here, and to `preference.pair_families.PAIRS` for preference tuning."""
 
 
-def load_family(config: Config, world: World, name: str | None = None) -> Family:
-    """The model, or another one of its family called `name`, as its files have it, on the device of this process."""
+def load_family(
+    config: Config, world: World, name: str | None = None, device: torch.device | None = None
+) -> Family:
+    """The model, or another one of its family called `name`, as its files have it, on `device`, or that of this
+    process."""
     settings, kit = config.model, FAMILIES[config.model.family]
     return kit.load(
         name or settings.name,
         dtype=DTYPES[settings.torch_dtype],
-        device=world.device,
+        device=device or world.device,
         revision=settings.revision,
         local_files_only=settings.local_files_only,
         seed=config.seed,

@@ -30,11 +30,17 @@ Phase = Literal[
 ]
 
 SAMPLING = ("rollout.micro_batch_size", "rollout.vae_batch_size")
-UPDATE = ("rollout.micro_batch_size", "training.gradient_checkpointing", "lora.enabled", "training.optimizer")
+UPDATE = (
+    "rollout.micro_batch_size",
+    "training.gradient_checkpointing",
+    "lora.enabled",
+    "model.quantization",
+    "training.optimizer",
+)
 BATCH = ("training.batch_size", "reward.grpo.num_samples")
 SIZE = ("data.image_size.height", "data.image_size.width")
 REMEDIES: dict[Phase, tuple[str, ...]] = {
-    "loading": ("model.torch_dtype", "lora.enabled", "training.optimizer"),
+    "loading": ("model.torch_dtype", "lora.enabled", "model.quantization", "training.optimizer"),
     "rollout": (*SAMPLING, *BATCH, "training.gradient_accumulation_steps", *SIZE),
     "reward": (*BATCH, *SIZE),
     "AR update": (*UPDATE, *BATCH, *SIZE),
@@ -60,6 +66,7 @@ ADVICE = {
     "reward.grpo.num_samples": "fewer images per prompt",
     "lora.enabled": "true: adapters have small gradients and optimizer state",
     "model.torch_dtype": "bfloat16: half the size of float32",
+    "model.quantization": "nf4, with LoRA: the frozen weights in 4 bits",
     "evaluation.samples_per_prompt": "fewer images per prompt",
     "evaluation.guidance_scale": "1 switches guidance off, which holds two velocities",
     "checkpoint.save_lora_only": "true, with LoRA: no merged copy of the weights",
@@ -75,6 +82,7 @@ SPENT: dict[str, tuple[Any, ...]] = {
     "training.optimizer": ("adamw_8bit", "sgd"),
     "lora.enabled": (True,),
     "model.torch_dtype": ("bfloat16", "float16"),
+    "model.quantization": ("nf4",),
     "evaluation.samples_per_prompt": (1,),
     "evaluation.guidance_scale": (1,),
     "checkpoint.save_lora_only": (True,),

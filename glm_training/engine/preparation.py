@@ -21,6 +21,7 @@ from glm_training.engine.held_out_metrics import HeldOutMetrics, held_out_metric
 from glm_training.engine.optimizers import check_optimizer
 from glm_training.engine.places import check_places
 from glm_training.engine.resuming import agreed_resume
+from glm_training.models import quantization
 from glm_training.models.loading import ModelNotHere
 from glm_training.rewards import DifferentiableScorers, RewardCalculator
 from glm_training.utils.console import Console
@@ -102,6 +103,8 @@ def _prepare(
         check_settings(config, world)
     with findings.collecting():
         _check_optimizers(config, world.device if loads else pick_device(config.model.device_map))
+    with findings.collecting():
+        _check_quantization(config)
     for service in setup.tracking_services(config):
         with findings.collecting():
             service.check()
@@ -131,6 +134,12 @@ def _prepare(
 def _check_optimizers(config: Config, device: torch.device) -> None:
     for name in dict.fromkeys(config.optimizer_for(part).name for part in config.parts()):
         check_optimizer(name, device)
+
+
+def _check_quantization(config: Config) -> None:
+    kind = config.model.quantization
+    if kind != "none" and not quantization.is_available():
+        raise SettingsError(f'model.quantization {kind} needs bitsandbytes: pip install "glm_training[bitsandbytes]"')
 
 
 def _look_at_model(config: Config, loads: bool) -> list[str]:

@@ -29,7 +29,7 @@ from glm_training.data.preference.dataset import PreferenceDataset
 from glm_training.data.samplers.bucket_sampler import BucketSampler
 from glm_training.data.samplers.mixed_sampler import MixedSampler
 from glm_training.engine.errors import SettingsError
-from glm_training.engine.families import evaluation_sampling, prompt_reader
+from glm_training.engine.families import AUTOCAST, evaluation_sampling, prompt_reader
 from glm_training.engine.parts import Part, Showing, WeightAverage
 from glm_training.engine.reward_setup import differentiable_options, reward_options
 from glm_training.engine.validation import Subject
@@ -51,8 +51,6 @@ from glm_training.rewards.foreign import users_code
 from glm_training.utils.distributed import World
 from glm_training.utils.trackers import Service, SwanLab, Trackio, Wandb
 from glm_training.utils.words import counted
-
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def tracking_services(config: Config) -> list[Service]:

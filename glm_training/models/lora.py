@@ -113,9 +113,11 @@ def merged(module: nn.Module) -> Iterator[None]:
     """Inside, the module is a plain one with B A added to its weights and no adapters in its state dict.
 
     After, weights and adapters are what they were, bit for bit: the targeted weights are kept on the CPU meanwhile.
-    Computed in fp32, then rounded to the weight's dtype.
+    Computed in fp32, then rounded to the weight's dtype. Raises ValueError for weights in few bits.
     """
     wrapped = _layers(module)
+    if not all(layer.get_base_layer().weight.is_floating_point() for _, layer in wrapped):
+        raise ValueError("adapters cannot be merged into weights in few bits (model.quantization): load the model in full")
     originals: list[Tensor] = []
     try:
         for name, layer in wrapped:

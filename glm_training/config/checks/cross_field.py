@@ -13,6 +13,7 @@ from glm_training.config.checks.family import COMPONENTS, family_issues, names_i
 from glm_training.config.checks.method import method_issues
 from glm_training.config.checks.monitors import monitor_issues
 from glm_training.config.checks.optimizers import optimizer_issues
+from glm_training.config.checks.quantization import quantization_issues
 from glm_training.config.docs.describe import walk
 from glm_training.config.errors import Issue
 from glm_training.config.sections.resolved import split_group
@@ -41,6 +42,7 @@ def cross_field_issues(config: Config) -> list[Issue]:
         *_lora(config),
         *_accept(config),
         *optimizer_issues(config),
+        *quantization_issues(config),
         *_trackers(config),
         *family_issues(config),
     ]
@@ -317,7 +319,8 @@ def _lora(config: Config) -> Iterator[Issue]:
     if any(config.lora_for(part).enabled for part in config.parts()):
         return
     checkpoint = config.checkpoint
-    for name, asked in (("save_lora", checkpoint.save_lora), ("save_lora_only", checkpoint.save_lora_only)):
+    only = checkpoint.save_lora_only and config.model.quantization == "none"  # else that asks for it, and for adapters
+    for name, asked in (("save_lora", checkpoint.save_lora), ("save_lora_only", only)):
         if asked:
             yield Issue(
                 (f"checkpoint.{name}", "lora.enabled", "model.component"),

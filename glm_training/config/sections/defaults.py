@@ -57,6 +57,7 @@ def with_dependent_defaults(raw: Any, schema: type[BaseModel]) -> Any:
     _fill_size(tree)
     _fill_kl(reward)
     _fill_optimizer(tree)
+    _fill_quantization(tree)
     if _get(tree["training"], "method") != "dpo" and _get(tree["model"], "family") != "vgt":
         _fill_data(tree["data"], "i2i" if i2i else "t2i")
     _fill_rollout(tree)
@@ -217,6 +218,12 @@ def _fill_optimizer(tree: Tree) -> None:
 
 def _own_defaults(name: Any) -> Tree:
     return OWN_OPTIMIZER_DEFAULTS.get(name, {}) if isinstance(name, str) else {}
+
+
+def _fill_quantization(tree: Tree) -> None:
+    """Base weights in few bits make no pipeline."""
+    if _get(tree["model"], "quantization") in ("int8", "nf4"):
+        _fill(tree["checkpoint"], "save_lora_only", True)
 
 
 def _fill_data(data: Any, mode: str) -> None:

@@ -50,7 +50,9 @@ class CheckpointConfig(Section):
     )
     lora_dir: FilePath | None = Field(default=None, description="Where those go; null = `lora` in `output_dir`.")
     save_lora_only: bool = Field(
-        default=False, description="With LoRA: checkpoints hold the adapters, not the frozen weights."
+        default=False,
+        description="With LoRA: checkpoints hold the adapters, not the frozen weights.",
+        json_schema_extra={"default_text": "false (`model.quantization`: true)"},
     )
 
 

@@ -77,6 +77,11 @@ class ModelConfig(Section):
     torch_dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="bfloat16", description="Type in which the weights are loaded."
     )
+    quantization: Literal["none", "int8", "nf4"] = Field(
+        default="none",
+        description="With LoRA: the frozen linear layers in the blocks of what is trained in 8 or 4 bits, by "
+        "bitsandbytes.",
+    )
     device_map: str | None = Field(
         default=None,
         pattern=r"^(cpu|cuda(:\d+)?)$",

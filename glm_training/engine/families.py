@@ -278,9 +278,7 @@ FAMILIES = {
 """By `model.family`. A family is added here, and to `preference.pair_families.PAIRS` for preference tuning."""
 
 
-def load_family(
-    config: Config, world: World, name: str | None = None, device: torch.device | None = None
-) -> Family:
+def load_family(config: Config, world: World, name: str | None = None, device: torch.device | None = None) -> Family:
     """The model, or another one of its family called `name`, as its files have it, on `device`, or that of this
     process."""
     settings, kit = config.model, FAMILIES[config.model.family]

@@ -117,7 +117,9 @@ def merged(module: nn.Module) -> Iterator[None]:
     """
     wrapped = _layers(module)
     if not all(layer.get_base_layer().weight.is_floating_point() for _, layer in wrapped):
-        raise ValueError("adapters cannot be merged into weights in few bits (model.quantization): load the model in full")
+        raise ValueError(
+            "adapters cannot be merged into weights in few bits (model.quantization): load the model in full"
+        )
     originals: list[Tensor] = []
     try:
         for name, layer in wrapped:

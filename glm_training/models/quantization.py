@@ -2,9 +2,9 @@
 
 nf4   4 bits to the quantiles of a normal distribution, a scale for each 64 weights, those scales in 8 bits themselves
       (QLoRA, arXiv:2305.14314): 4.13 bits a weight. bitsandbytes' own layer.
-int8  8 bits, a scale for each output: W ~ codes * scale. The weights alone, as bitsandbytes rounds them (arXiv:2208.07339).
-      Its own layer of 8 bits rounds the activations too, on a CPU in evaluation mode only: what draws a rollout would
-      compute otherwise than what replays it.
+int8  8 bits, a scale for each output: W ~ codes absmax / 127. The weights alone, as bitsandbytes rounds them
+      (arXiv:2208.07339). Its own layer of 8 bits rounds the activations too, on a CPU in evaluation mode only: what
+      draws a rollout would compute otherwise than what replays it.
 
 Weights W [out, in], inputs x [..., in].
 """
@@ -29,45 +29,49 @@ def is_available() -> bool:
 
 
 class Int8Linear(nn.Linear):
-    """x -> x W^T + b with W = codes * scale[:, None]: codes int8 [out, in] are `weight`, scale is fp32 [out].
+    """x -> x W^T + b with W = codes * absmax[:, None] / 127: the codes, int8 [out, in], are `weight`; absmax is fp32
+    [out].
 
-    Computes in `compute_dtype`, and gives what it was given. W is made anew in each pass, backward included: it is never
-    kept.
+    Computes in `compute_dtype`, and gives the dtype that it was given. W is made anew in each pass, backward included:
+    it is never kept.
     """
 
-    scale: Tensor
+    absmax: Tensor
 
     def __init__(self, layer: nn.Linear, compute_dtype: torch.dtype, device: torch.device) -> None:
         from bitsandbytes.functional import int8_vectorwise_quant
 
         super().__init__(layer.in_features, layer.out_features, bias=False, device="meta")
-        codes, largest, _ = int8_vectorwise_quant(layer.weight.detach().to(device, torch.float16))
+        codes, absmax, _ = int8_vectorwise_quant(layer.weight.detach().to(device, torch.float16))
         self.weight = nn.Parameter(codes, requires_grad=False)
-        self.register_buffer("scale", largest.float() / 127)
+        self.register_buffer("absmax", absmax)
         self.bias = layer.bias
         self.compute_dtype = compute_dtype
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (as in nn.Linear)
         dtype = self.compute_dtype
         bias = None if self.bias is None else self.bias.to(dtype)
-        output: Tensor = _Int8Product.apply(input.to(dtype), self.weight, self.scale, bias)
+        output: Tensor = _Int8Product.apply(input.to(dtype), self.weight, self.absmax, bias)
         return output.to(input.dtype)
 
 
 class _Int8Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(codes, scale)
-        return nn.functional.linear(x, _dequantised(codes, scale, x.dtype), bias)
+    def forward(ctx: Any, x: Tensor, codes: Tensor, absmax: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(codes, absmax)
+        return nn.functional.linear(x, _dequantised(codes, absmax, x.dtype), bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
-        codes, scale = ctx.saved_tensors
-        return gradient @ _dequantised(codes, scale, gradient.dtype), None, None, None
+        codes, absmax = ctx.saved_tensors
+        return gradient @ _dequantised(codes, absmax, gradient.dtype), None, None, None
 
 
-def _dequantised(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    return (codes * scale[:, None]).to(dtype)
+def _dequantised(codes: Tensor, absmax: Tensor, dtype: torch.dtype) -> Tensor:
+    from bitsandbytes.functional import int8_vectorwise_dequant
+
+    weight: Tensor = int8_vectorwise_dequant(codes, absmax)
+    return weight.to(dtype)
 
 
 def _nf4_layer(layer: nn.Linear, compute_dtype: torch.dtype, device: torch.device) -> nn.Linear:
@@ -79,7 +83,7 @@ def _nf4_layer(layer: nn.Linear, compute_dtype: torch.dtype, device: torch.devic
     weight = Params4bit(layer.weight.detach(), requires_grad=False, quant_type="nf4", module=fresh)
     fresh.weight = weight.to(device)  # quantised on the way there
     fresh.bias = layer.bias
-    # else a CPU with AVX512-BF16 packs the weights anew without gradients: a rollout would round otherwise than a replay
+    # else a CPU with AVX512-BF16 packs the weights anew where there are no gradients, and a replay trips over them
     fresh.support_avx512bf16_for_cpu = False
     return fresh  # type: ignore[no-any-return]
 
@@ -123,6 +127,6 @@ def bytes_held(module: nn.Module) -> tuple[int, int]:
 
 def _kept(layer: nn.Linear) -> list[Tensor]:
     if isinstance(layer, Int8Linear):
-        return [layer.weight, layer.scale]
+        return [layer.weight, layer.absmax]
     state = layer.weight.quant_state
     return [layer.weight, state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code]

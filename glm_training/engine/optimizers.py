@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from typing import Any
 
 import torch
+from packaging.version import Version
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -41,6 +43,9 @@ _EXTRAS = {
     SCHEDULE_FREE: ("schedulefree", "schedulefree"),
 }
 """The package that an update rule is in, and the extra that installs it."""
+
+_STEPS_ON_A_CPU = Version("0.50")
+"""The bitsandbytes whose optimizers do."""
 
 Groups = list[dict[str, Any]]
 
@@ -87,8 +92,11 @@ def check_optimizer(name: str, device: torch.device) -> None:
     package, extra = _EXTRAS.get(name, ("torch", ""))
     if importlib.util.find_spec(package) is None:
         raise SettingsError(f'optimizer {name} needs {package}: pip install "glm_training[{extra}]"')
-    if name == "adamw_8bit" and device.type != "cuda":
-        raise SettingsError("optimizer adamw_8bit needs a GPU, and this run computes on the CPU: use adamw or sgd")
+    if name == "adamw_8bit" and device.type == "cpu" and Version(version(package)) < _STEPS_ON_A_CPU:
+        raise SettingsError(
+            f"optimizer adamw_8bit needs bitsandbytes {_STEPS_ON_A_CPU} or newer on a CPU, and this is "
+            f"{version(package)}: pip install -U bitsandbytes, or use adamw"
+        )
     if name == "muon" and not hasattr(torch.optim, "Muon"):
         raise SettingsError(f"optimizer muon needs torch 2.9 or newer, and this is {torch.__version__}: use adamw")
 

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import util
 from pathlib import Path
 
 import pytest
@@ -118,7 +119,9 @@ def test_a_damaged_file_ends_the_run_before_the_model_is_loaded(here, tmp_path, 
     assert "aesthetic: predictor weights not found" in told
 
 
-def test_nothing_is_fetched_for_a_run_that_cannot_start(here, tmp_path, capsys) -> None:
+def test_nothing_is_fetched_for_a_run_that_cannot_start(here, tmp_path, monkeypatch, capsys) -> None:
+    found = util.find_spec
+    monkeypatch.setattr(util, "find_spec", lambda name: None if name == "bitsandbytes" else found(name))
     keys = [DOCUMENTED, "training.optimizer=adamw_8bit"]
     assert validate([str(write_config(tmp_path))], keys, None) == 2
     assert here.asked == []

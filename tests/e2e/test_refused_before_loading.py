@@ -3,6 +3,7 @@ before a model is loaded, and leave nothing behind."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import sys
@@ -147,6 +148,10 @@ CASES: dict[str, tuple[Case, list[str]]] = {
         lambda folder: finetuning(folder, "optimizer.dit.name=adamw_8bit"),
         ["adamw_8bit needs bitsandbytes"],
     ),
+    "bitsandbytes for weights in few bits": (
+        lambda folder: finetuning(folder, "model.quantization=nf4", "lora.enabled=true"),
+        ['model.quantization nf4 needs bitsandbytes: pip install "glm_training[bitsandbytes]"'],
+    ),
     "a GPU": (lambda folder: finetuning(folder, "model.device_map=cuda"), ["model.device_map is 'cuda'"]),
     "updates that do not divide": (
         lambda folder: finetuning(folder, "reward.grpo.updates_per_rollout=3"),
@@ -226,7 +231,11 @@ def test_refused(command, name, tmp_path, monkeypatch, capsys):
     if torch.cuda.is_available():
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
-    def loaded(*_: object) -> None:
+    found = importlib.util.find_spec
+    hidden = "bitsandbytes"  # which may be here
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == hidden else found(name))
+
+    def loaded(*_: object, **__: object) -> None:
         raise AssertionError("the model was loaded")
 
     monkeypatch.setattr(families, "load_family", loaded)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from importlib.metadata import version
 from importlib.util import find_spec
 
 import pytest
 import torch
+from packaging.version import Version
 
 from glm_training.checkpoint.state_tree import (
     CheckpointError,
@@ -36,6 +38,8 @@ PACKAGES = {
 def needs(*rules: str) -> pytest.MarkDecorator:
     """On tests of rules whose packages are extras, which the extra `test` brings along."""
     missing = [PACKAGES[rule] for rule in rules if rule in PACKAGES and find_spec(PACKAGES[rule]) is None]
+    if "adamw_8bit" in rules and not missing and Version(version("bitsandbytes")) < Version("0.50"):
+        missing.append("bitsandbytes 0.50")
     missing += ["torch 2.9"] if "muon" in rules and not hasattr(torch.optim, "Muon") else []
     return pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)} not installed")
 
@@ -44,7 +48,7 @@ def each(*rules: str) -> list:
     return [pytest.param(rule, marks=needs(rule)) for rule in rules]
 
 
-RULES = each("adamw", "adafactor", "prodigy", "lion", "muon", "adamw_schedule_free", "sgd")
+RULES = each("adamw", "adamw_8bit", "adafactor", "prodigy", "lion", "muon", "adamw_schedule_free", "sgd")
 GRADIENT = [[1.0, -2.0, 4.0], [0.5, 8.0, -1.0]]
 START = [[1.0, -2.0, 3.0], [4.0, -5.0, 6.0]]
 CLOSE = {"rtol": 32 * torch.finfo(torch.float32).eps, "atol": 32 * torch.finfo(torch.float32).eps}
@@ -227,7 +231,7 @@ def test_schedule_free_weighs_steps_by_the_square_of_their_largest_rate():
 
 @needs("adamw_8bit")
 def test_the_moments_of_8_bits_are_adamws_and_go_on_bit_for_bit():
-    """Its first step is AdamW's: the moments are rounded after it. It runs on the CPU too, where a run is refused."""
+    """Its first step is AdamW's: the moments are rounded after it."""
 
     def stepped(start: torch.Tensor, steps: range, state=None):
         parameter = torch.nn.Parameter(start.clone())
@@ -389,6 +393,18 @@ def test_a_rule_without_its_package_names_the_extra(rule, package, extra, monkey
     monkeypatch.setattr(util, "find_spec", lambda name: None if name == package else found(name))
     with pytest.raises(SettingsError, match=rf'{rule} needs {package}: pip install "glm_training\[{extra}\]"'):
         check_optimizer(rule, torch.device("cpu"))
+
+
+def test_an_older_bitsandbytes_has_no_steps_on_a_cpu(monkeypatch):
+    from glm_training.engine import optimizers
+
+    monkeypatch.setattr(optimizers.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(optimizers, "version", lambda name: "0.49.2")
+    with pytest.raises(SettingsError, match="adamw_8bit needs bitsandbytes 0.50 or newer on a CPU, and this is 0.49.2"):
+        check_optimizer("adamw_8bit", torch.device("cpu"))
+    check_optimizer("adamw_8bit", torch.device("cuda"))
+    monkeypatch.setattr(optimizers, "version", lambda name: "0.50.0")
+    check_optimizer("adamw_8bit", torch.device("cpu"))
 
 
 @needs("muon")

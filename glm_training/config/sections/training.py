@@ -141,8 +141,8 @@ class TrainingConfig(Section):
     )
     optimizer: OptimizerName = Field(
         default="adamw",
-        description="Update rule. `adamw_8bit` needs bitsandbytes and a GPU; `prodigy`, `lion` and "
-        "`adamw_schedule_free` need the extras `prodigy`, `lion` and `schedulefree`.",
+        description="Update rule. `adamw_8bit`, `prodigy`, `lion` and `adamw_schedule_free` need the extras "
+        "`bitsandbytes`, `prodigy`, `lion` and `schedulefree`.",
     )
     adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of the first moment; the momentum of `sgd`.")
     adam_beta2: float = Field(

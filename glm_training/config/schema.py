@@ -143,6 +143,7 @@ class Config(Section):
             decay_norms_and_biases=self.optimizer.decay_norms_and_biases,
             cycles=first(own.cycles, shared.lr_cycles),
             power=first(own.power, shared.lr_power),
+            moments_dtype=first(own.moments_dtype, self.optimizer.moments_dtype),
         )
 
     def policy_for(self, part: Part) -> ResolvedPolicy:

@@ -1,6 +1,6 @@
 """The update rule of a part, of torch or of the library that keeps it, with decoupled weight decay (arXiv:1711.05101).
 
-adamw                Adam with decoupled decay
+adamw                Adam with decoupled decay, its moments in fp32 or bf16
 adamw_8bit           the same, its moments in 8 bits (arXiv:2110.02861)
 adafactor            the second moment of a matrix as a row and a column, steps clipped to an RMS of 1, under the
                      schedule's learning rate (arXiv:1804.04235)
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from glm_training.config.sections.resolved import ResolvedOptimizer
+from glm_training.engine.bf16_moments import BF16MomentsAdamW
 from glm_training.engine.errors import SettingsError
 
 DECOUPLED = "decoupled_weight_decay"
@@ -120,6 +121,8 @@ def _adam_options(settings: ResolvedOptimizer) -> dict[str, Any]:
 
 
 def _adamw(settings: ResolvedOptimizer, groups: Groups) -> Optimizer:
+    if settings.moments_dtype == "bfloat16":
+        return BF16MomentsAdamW(groups, **_adam_options(settings))
     return torch.optim.AdamW(groups, **_adam_options(settings))
 
 

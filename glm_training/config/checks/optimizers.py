@@ -103,9 +103,23 @@ def _unread(config: Config) -> Iterator[Issue]:
         for part in parts:
             if part not in heirs and own in UNREAD_BY.get(config.optimizer_for(part).name, ()):
                 yield _unread_issue(config, part, f"optimizer.{part}.{own}", "Remove it.")
+    yield from _unread_moments(config)
     if config.optimizer.decay_norms_and_biases and not any(config.optimizer_for(part).weight_decay for part in parts):
         decay = _key(config, parts[0], "weight_decay", "weight_decay")
         yield Issue(("optimizer.decay_norms_and_biases", decay), "nothing decays: weight decay is 0.", "Remove it.")
+
+
+def _unread_moments(config: Config) -> Iterator[Issue]:
+    """`moments_dtype` without an `adamw` that would read it; float32 is what all others keep."""
+    narrow = [part for part in config.parts() if config.optimizer_for(part).moments_dtype == "bfloat16"]
+    heirs = [part for part in narrow if getattr(config.optimizer, part).moments_dtype is None]
+    others = [part for part in narrow if config.optimizer_for(part).name != "adamw"]
+    hint = "Its moments are its library's: remove it."
+    if heirs and all(part in others for part in heirs):
+        yield _unread_issue(config, heirs[0], "optimizer.moments_dtype", hint)
+    for part in others:
+        if part not in heirs:
+            yield _unread_issue(config, part, f"optimizer.{part}.moments_dtype", hint)
 
 
 def _unread_issue(config: Config, part: Part, key: str, hint: str) -> Issue:

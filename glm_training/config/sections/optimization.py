@@ -13,6 +13,7 @@ UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 DIT_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]
 
 OptimizerName = Literal["adamw", "adamw_8bit", "adafactor", "prodigy", "lion", "muon", "adamw_schedule_free", "sgd"]
+MomentsDtype = Literal["float32", "bfloat16"]
 SchedulerName = Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial"]
 
 
@@ -94,6 +95,9 @@ class OptimizerPartConfig(Section):
     )
     cycles: int | None = Field(default=None, ge=1, le=1_000_000, description="Null = `training.lr_cycles`.")
     power: float | None = Field(default=None, ge=0.01, le=100, description="Null = `training.lr_power`.")
+    moments_dtype: MomentsDtype | None = Field(
+        default=None, description="`adamw`: in what its moments are kept; null = `optimizer.moments_dtype`."
+    )
 
 
 class OptimizerConfig(Section):
@@ -102,6 +106,10 @@ class OptimizerConfig(Section):
     decay_norms_and_biases: bool = Field(
         default=False,
         description="Let weight decay act on biases and on the scales of norms too; false = on matrices alone.",
+    )
+    moments_dtype: MomentsDtype = Field(
+        default="float32",
+        description="`adamw`: in what its two moments are kept; `bfloat16` takes half the bytes, rounded by chance.",
     )
     ar: OptimizerPartConfig = OptimizerPartConfig()
     dit: OptimizerPartConfig = OptimizerPartConfig()

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from glm_training.config.sections.optimization import OptimizerName, SchedulerName
+from glm_training.config.sections.optimization import MomentsDtype, OptimizerName, SchedulerName
 
 
 @dataclass(frozen=True)
 class ResolvedOptimizer:
     """Optimizer and schedule of one half. `max_grad_norm` 0 = no limit; `beta1` is the momentum of sgd. `cycles` are of
-    `cosine_with_restarts`, `power` of `polynomial`."""
+    `cosine_with_restarts`, `power` of `polynomial`, `moments_dtype` of `adamw`."""
 
     name: OptimizerName
     learning_rate: float
@@ -26,6 +26,7 @@ class ResolvedOptimizer:
     decay_norms_and_biases: bool = False
     cycles: int = 2
     power: float = 1.0
+    moments_dtype: MomentsDtype = "float32"
 
 
 @dataclass(frozen=True)

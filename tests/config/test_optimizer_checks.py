@@ -136,13 +136,13 @@ def test_a_key_that_one_half_has_a_use_for_is_taken() -> None:
 @pytest.mark.parametrize("rule", get_args(OptimizerName))
 def test_moments_in_bf16_are_adamws(rule: str) -> None:
     narrow = {"moments_dtype": "bfloat16"}
-    shared = issues(training={"optimizer": rule}, optimizer=narrow)
-    own = issues(optimizer={"dit": {"name": rule} | narrow})
+    shared = cross_field_issues(build(training={"optimizer": rule}, optimizer=narrow))
+    own = cross_field_issues(build(optimizer={"dit": {"name": rule} | narrow}))
     refused = rule != "adamw"
     assert [issue.paths for issue in shared] == refused * [("optimizer.moments_dtype", "training.optimizer")]
     assert [issue.paths for issue in own] == refused * [("optimizer.dit.moments_dtype", "optimizer.dit.name")]
     one_half = {"training": {"optimizer": rule}, "optimizer": narrow | {"ar": {"name": "adamw"}}}
-    assert issues(**one_half) == []
+    assert cross_field_issues(build(**one_half)) == []
     config = build(optimizer=narrow | {"dit": {"moments_dtype": "float32"}})
     assert [config.optimizer_for(part).moments_dtype for part in ("ar", "dit")] == ["bfloat16", "float32"]
 

@@ -91,8 +91,8 @@ def test_steps_are_near_those_of_torchs_adamw():
 
 
 def test_the_same_step_draws_the_same_and_others_do_not():
-    """Processes that hold the same weights go on holding them; no global generator is asked. With betas of 0 the moments
-    are the same numbers at each step, but for the rounding."""
+    """Processes that hold the same weights go on holding them; no global generator is asked. With betas of 0 the
+    moments are the same numbers at each step, but for the rounding."""
     parameters = [torch.nn.Parameter(torch.linspace(-1, 2, 512)) for _ in range(2)]
     optimizers = [BF16MomentsAdamW([parameter], RATE, (0.0, 0.0), EPS) for parameter in parameters]
     before, seen = torch.get_rng_state(), []

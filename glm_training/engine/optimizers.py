@@ -109,7 +109,7 @@ def averaged_weights(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter
     averaged = {}
     for name, parameter in parameters.items():
         newest = optimizer.state.get(parameter, {}).get("z", parameter)
-        averaged[name] = parameter.detach().lerp(newest.detach(), 1 - 1 / beta1)
+        averaged[name] = parameter.detach().lerp(newest.detach().to(parameter.device), 1 - 1 / beta1)
     return averaged
 
 

@@ -52,7 +52,8 @@ class Part:
     """One half under training. `policy` is `component`, inside DDP when there are several processes.
 
     `rate_scales`: parameters whose learning rate is that share of the others'. `first_step`: the training step that is
-    its first. `ema`: what samples, scores and pipelines show in place of the weights, where it is kept.
+    its first. `start`: the reference, where it is a copy. `ema`: what samples, scores and pipelines show in place of
+    the weights, where it is kept.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Part:
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=loss_scaling)
         self.skipped = 0
         self.reference: Context | None = None
+        self.start: ParameterSnapshot | None = None
         self.average: ParameterSnapshot | None = None
         self.old: ParameterSnapshot | None = None
         self.ema: WeightAverage | None = None
@@ -182,6 +184,19 @@ class Part:
         if self.settings.name != SCHEDULE_FREE:
             return nullcontext()
         return ParameterSnapshot(self.parameters, values=averaged_weights(self.optimizer, self.parameters)).applied()
+
+    def place_copies(self, device: torch.device) -> None:
+        """Moves the copies that are kept of the weights."""
+        for snapshot in (self.start, *(snapshot for _, snapshot in self._snapshots())):
+            if snapshot is not None:
+                snapshot.to(device)
+
+    def place_optimizer(self, device: torch.device) -> None:
+        """Moves what the optimizer remembers; counters stay on the CPU, where it keeps them."""
+        for state in self.optimizer.state.values():
+            for key, value in state.items():
+                if isinstance(value, Tensor) and value.dim() > 0:
+                    state[key] = value.to(device)
 
     def state(self, *, with_optimizer: bool) -> dict[str, StateTree]:
         """Named states for a checkpoint. The starting model as reference is not among them: the run loads it anew."""

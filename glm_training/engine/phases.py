@@ -37,14 +37,15 @@ UPDATE = (
     "model.quantization",
     "training.optimizer",
 )
+OFFLOAD = "training.offload_between_phases"
 BATCH = ("training.batch_size", "reward.grpo.num_samples")
 SIZE = ("data.image_size.height", "data.image_size.width")
 REMEDIES: dict[Phase, tuple[str, ...]] = {
     "loading": ("model.torch_dtype", "lora.enabled", "model.quantization", "training.optimizer"),
-    "rollout": (*SAMPLING, *BATCH, "training.gradient_accumulation_steps", *SIZE),
+    "rollout": (*SAMPLING, OFFLOAD, *BATCH, "training.gradient_accumulation_steps", *SIZE),
     "reward": (*BATCH, *SIZE),
-    "AR update": (*UPDATE, *BATCH, *SIZE),
-    "DiT update": (*UPDATE, *BATCH, *SIZE),
+    "AR update": (OFFLOAD, *UPDATE, *BATCH, *SIZE),
+    "DiT update": (OFFLOAD, *UPDATE, *BATCH, *SIZE),
     "supervised step": ("training.batch_size", *UPDATE[1:], *SIZE),
     "encoding": SIZE,
     "preference step": ("training.batch_size", *UPDATE[1:], *SIZE),
@@ -60,6 +61,7 @@ ADVICE = {
     "rollout.vae_batch_size": "fewer images decoded at once; the results stay the same",
     "dmdr.guidance_rank": "smaller adapters of the guidance network",
     "training.gradient_checkpointing": "true: activations are recomputed, not kept",
+    OFFLOAD: "true, in a run of one process: what a phase does not use waits on the CPU; the results stay the same",
     "training.batch_size": "fewer prompts at once, with more training.gradient_accumulation_steps",
     "training.gradient_accumulation_steps": "fewer rollouts held until the update",
     "training.optimizer": "adamw_8bit: smaller optimizer state",
@@ -77,6 +79,7 @@ SPENT: dict[str, tuple[Any, ...]] = {
     "rollout.micro_batch_size": (1,),
     "rollout.vae_batch_size": (1,),
     "training.gradient_checkpointing": (True,),
+    OFFLOAD: (True,),
     "training.batch_size": (1,),
     "training.gradient_accumulation_steps": (1,),
     "training.optimizer": ("adamw_8bit", "sgd"),

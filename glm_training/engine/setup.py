@@ -108,6 +108,8 @@ def keep_reference(part: Part, module: nn.Module, kind: str) -> None:
     part.reference = snapshot.applied
     if kind == "ema":
         part.average = snapshot
+    else:
+        part.start = snapshot
 
 
 def autocast(config: Config, world: World) -> AbstractContextManager[Any]:

@@ -87,6 +87,10 @@ class ParameterSnapshot:
         for name, param in self._params.items():
             self._values[name].copy_(param.detach())
 
+    def to(self, device: torch.device) -> None:
+        """Moves the values to `device`; the parameters stay where they are."""
+        self._values = {name: value.to(device) for name, value in self._values.items()}
+
     def state_dict(self) -> dict[str, Tensor]:
         """The snapshot's values by name: the tensors themselves, not copies."""
         return dict(self._values)

@@ -21,6 +21,13 @@ from glm_training.utils.randomness import normal, uniform
 IMAGES_ON_CPU = 8
 """Decoded together there: more of them leave the cache."""
 
+Uses = Callable[..., None]
+"""Called with the names of what is computed with from here on: `ar`, `dit`, `vae`."""
+
+
+def uses_all(*names: str) -> None:
+    """Nobody minds what is used."""
+
 
 @dataclass
 class Rollout:
@@ -121,21 +128,24 @@ def draw_rollout(
     sde_indices: tuple[int, ...] = (),
     on_step: Callable[[], None] | None = None,
     decode: bool = True,
+    uses: Uses = uses_all,
 ) -> Rollout:
     """Samples for the prompts of `batch`. Every draw depends on (seed, position, plan, render) alone.
 
     `sources`: the batch's, where they are encoded already. `settings.micro_batch_size` bounds the samples on the device
-    in each pass; the noise waits on the CPU. Without `decode` there are no images. `on_step` is called every few
-    tokens and at each denoising step, and may raise to abandon the rollout. Raises FloatingPointError when logits,
-    latents or pixels are not finite.
+    in each pass; the noise waits on the CPU. Without `decode` there are no images. `uses` is told before each stage
+    what it computes with. `on_step` is called every few tokens and at each denoising step, and may raise to abandon the
+    rollout. Raises FloatingPointError when logits, latents or pixels are not finite.
     """
     token_hook, step_hook = step_hooks(on_step)
     edited = batch.sources if sources is None else sources
+    uses("ar")
     started = time.perf_counter()
     plans = draw_plans(family, batch.prompts, edited, positions, settings, seed=seed, on_step=token_hook)
     seconds = time.perf_counter() - started  # the plans' last check waited for the device
     prompt = plans.prompt
     source_tokens = None if prompt.source_tokens is None else prompt.source_tokens[:: settings.plans]
+    uses("dit", "vae")  # which looks at sources that are not encoded yet
     condition = family.dit.condition(
         batch.prompts, plans.large_tokens, prompt.large_grid, edited, source_tokens, prompt.source_grid
     ).repeat_interleave(settings.renders)
@@ -167,6 +177,7 @@ def draw_rollout(
         micro_batch_size=settings.micro_batch_size,
         on_step=step_hook,
     )
+    uses("vae")
     images = _decoded(family, renders.final, settings) if decode else noise.new_empty(0, 3, *shape[1:])
     return Rollout(list(batch.prompts), list(positions), plans, renders, images, batch.targets, batch.sources, seconds)
 

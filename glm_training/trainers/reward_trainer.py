@@ -18,6 +18,7 @@ from glm_training.engine.encoding.batches import encoded_sources
 from glm_training.engine.errors import SettingsError
 from glm_training.engine.figures import Mean
 from glm_training.engine.preparation import Prepared
+from glm_training.engine.residency import Residency, optimizer_of, units_of
 from glm_training.engine.stopping import Drawn
 from glm_training.methods.flow_policy_gradient import FlowPolicyGradient
 from glm_training.models.glm_image.family import GLMImage
@@ -54,11 +55,18 @@ class RewardTrainer(EncodingTrainer):
         )
         self.ar_method = updates.ar_method(config) if "ar" in self.parts else None
         self.dit_method = updates.dit_method(config) if "dit" in self.parts else None
-        self.gate = OnPolicyGate(config, world, self.family, self.parts)
+        units = units_of(self.family.residents(), self.parts)
+        self.residency = Residency(units, world.device, enabled=config.training.offload_between_phases)
+        self.gate = OnPolicyGate(config, world, self.family, self.parts, self.residency.only)
         self.shares, self.missing, self.flat = ShareReader(), MissingScores(world), FlatSteps()
 
     @staticmethod
     def check_settings(config: Config, world: World) -> None:
+        if config.training.offload_between_phases and world.world_size > 1:
+            raise SettingsError(
+                f"training.offload_between_phases is for one process, and there are {world.world_size}: DDP needs the "
+                "weights to stay where they are; remove it"
+            )
         settings, prompts = rollout_settings(config), config.training.batch_size
         if world.world_size == 1:
             prompts *= config.training.gradient_accumulation_steps
@@ -79,6 +87,7 @@ class RewardTrainer(EncodingTrainer):
 
     def training_step(self) -> dict[str, float]:
         if self.supervision is not None and (self.step + 1) % self.config.training.reward_frequency != 0:
+            self.residency.all()
             return {_apart(name): value for name, value in self.supervision.step(self).items()}
         passed = self.gate.state()
         try:
@@ -95,6 +104,7 @@ class RewardTrainer(EncodingTrainer):
         learning, grpo = self.learning(), self.config.reward.grpo
         if self.ar_method is not None and grpo.ar.entropy_reward > 0:
             with self.phase("AR update"):
+                self.residency.only("ar")
                 metrics |= measure_entropies(learning, self.ar_method, chunks)
         with self.phase("reward"):
             metrics |= assign_advantages(chunks, self.config, self.world, self.step)
@@ -111,10 +121,12 @@ class RewardTrainer(EncodingTrainer):
             with self.phase("AR update"):
                 if self.ar_method.similarity_weighting:
                     weigh_tokens(chunks, self.family.ar.code_vectors)
+                self.residency.only("ar", optimizer_of("ar"))
                 metrics |= updates.update_ar(learning, self.ar_method, chunks)
         clock.lap("ar_update")
         if self.dit_method is not None:
             with self.phase("DiT update"):
+                self.residency.only("dit", optimizer_of("dit"))
                 metrics |= updates.update_dit(learning, self.dit_method, chunks)
         clock.lap("dit_update")
         metrics["images_per_second"] = Mean(images / clock.total(), clock.total())
@@ -177,16 +189,21 @@ class RewardTrainer(EncodingTrainer):
         self.family.eval()
         height, width = self.dataset.size_of(batch.indices[0])
         drawing = self.parts["dit"].as_old() if "dit" in self.parts else nullcontext()
+        with self.phase("rollout"), self.autocast():
+            # before the weights that draw stand in for the DiT's: both are away then, and come together
+            self.residency.only("vae")
+            sources = encoded_sources(self.encoding, batch)
         with self.phase("rollout"), drawing, self.autocast():
             return draw_rollout(
                 self.family,
                 batch,
                 positions,
                 replace(self.settings, height=height, width=width),
-                sources=encoded_sources(self.encoding, batch),
+                sources=sources,
                 seed=self.config.seed,
                 sde_indices=self._sde_indices(),
                 on_step=on_step,
+                uses=self.residency.only,
             )
 
     def score(self, rollout: Rollout) -> Scored:
@@ -202,6 +219,12 @@ class RewardTrainer(EncodingTrainer):
         )
         with self.phase("reward"):
             return Scored(rollout, score_batch(self.calculator, batch))
+
+    def _evaluate(self) -> None:
+        if self.evaluations.scores_due(self.step) or self.evaluations.samples_due(self.step):
+            with self.phase("evaluation"):
+                self.residency.only(*self.family.residents())
+        super()._evaluate()
 
     def _sde_indices(self) -> tuple[int, ...]:
         """The noisy steps of this training step; none where the DiT is not trained by its likelihood."""

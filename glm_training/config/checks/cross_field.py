@@ -44,6 +44,7 @@ def cross_field_issues(config: Config) -> list[Issue]:
         *optimizer_issues(config),
         *quantization_issues(config),
         *_trackers(config),
+        *_offload(config),
         *family_issues(config),
     ]
     issues += [*_token_weights(config), *monitor_issues(config, _is_metric)]
@@ -295,6 +296,15 @@ def _dropout(config: Config) -> Iterator[Issue]:
                 f"{lora.dropout:g} makes the replayed log-probs of the {part} half differ from the rollout's.",
                 "Set it to 0 for reward training.",
             )
+
+
+def _offload(config: Config) -> Iterator[Issue]:
+    if config.training.offload_between_phases and not (config.uses_reward() and config.model.family == "glm_image"):
+        yield Issue(
+            ("training.offload_between_phases", "training.use_reward"),
+            "only reward steps have phases: of other steps each uses all that is trained.",
+            "Remove it.",
+        )
 
 
 def _token_weights(config: Config) -> Iterator[Issue]:

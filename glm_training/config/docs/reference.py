@@ -25,6 +25,7 @@ DRIFT_FREE = (
     "data.num_workers",
     "data.pin_memory",
     "training.gradient_checkpointing",
+    "training.offload_between_phases",
     "rollout.micro_batch_size",
     "rollout.vae_batch_size",
     "reward.grpo.gate",

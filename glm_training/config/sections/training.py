@@ -189,6 +189,11 @@ class TrainingConfig(Section):
     gradient_checkpointing: bool = Field(
         default=True, description="Recompute activations in the backward pass to save memory."
     )
+    offload_between_phases: bool = Field(
+        default=False,
+        description="Reward training in one process: weights and moments that a phase of a step has no use for wait "
+        "on the CPU.",
+    )
     mixed_precision: Annotated[Literal["no", "fp32", "bf16", "fp16"], BeforeValidator(no_as_text)] = Field(
         default="bf16", description="Autocast type of the forward passes; `no` and `fp32` = no autocast."
     )

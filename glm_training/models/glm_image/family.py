@@ -144,6 +144,15 @@ class GLMImage(Family):
         """VAE, text encoder, vision tower and VQ model."""
         return [self.dit.vae, self.dit.text_encoder, self.ar.model.model.visual, self.ar.model.model.vqmodel]
 
+    def residents(self) -> dict[str, list[nn.Module]]:
+        """What takes turns on the device, by name: of each half what it computes with at each step, and the VAE. The
+        other frozen encoders look at pictures and texts once."""
+        return {
+            "ar": [self.ar.model.model.language_model, self.ar.model.lm_head],
+            "dit": [self.dit.transformer],
+            "vae": [self.dit.vae],
+        }
+
     def read_prompts(
         self, prompts: Sequence[str], height: int, width: int, mode: Literal["t2i", "i2i"]
     ) -> list[PromptReading]:

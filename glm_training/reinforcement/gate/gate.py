@@ -26,7 +26,7 @@ from glm_training.models.lora import adapters_disabled, has_lora
 from glm_training.reinforcement.gate.diagnosis import Weights, explain_ar, explain_dit, rounded_to
 from glm_training.reinforcement.gate.reference import check_ar_reference, check_dit_reference
 from glm_training.reinforcement.gate.tolerance import Tolerance, first_above, tolerance_for
-from glm_training.reinforcement.rollout import Rollout
+from glm_training.reinforcement.rollout import Rollout, Uses, uses_all
 from glm_training.utils.distributed import World, gather_objects
 
 ROWS = 2
@@ -58,11 +58,14 @@ class OnPolicyGate:
     kept, the first check also asks that the KL has a gradient, and before any update that the KL is zero.
     """
 
-    def __init__(self, config: Config, world: World, family: GLMImage, parts: dict[str, Part]) -> None:
+    def __init__(
+        self, config: Config, world: World, family: GLMImage, parts: dict[str, Part], uses: Uses = uses_all
+    ) -> None:
         self.config = config
         self.world = world
         self.family = family
         self.parts = parts
+        self.uses = uses
         self._passed_at: int | None = None  # in the run, wherever it was interrupted
         self._checked = False  # in this process
 
@@ -95,8 +98,10 @@ class OnPolicyGate:
         failure: Exception | None = None
         try:
             if ar is not None:
+                self.uses("ar")
                 figures |= self._check_ar(situation, ar, rollout.plans)
             if dit is not None:
+                self.uses("dit")
                 figures |= self._check_dit(situation, dit, rollout.renders)
         except (GateError, FloatingPointError) as error:  # perhaps here alone, while the others go on to what follows
             failure = error

@@ -128,5 +128,6 @@ def bytes_held(module: nn.Module) -> tuple[int, int]:
 def _kept(layer: nn.Linear) -> list[Tensor]:
     if isinstance(layer, Int8Linear):
         return [layer.weight, layer.absmax]
-    state = layer.weight.quant_state
-    return [layer.weight, state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code]
+    weight: Any = layer.weight
+    state = weight.quant_state
+    return [weight, state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code]

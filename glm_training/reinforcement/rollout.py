@@ -149,19 +149,8 @@ def draw_rollout(
     condition = family.dit.condition(
         batch.prompts, plans.large_tokens, prompt.large_grid, edited, source_tokens, prompt.source_grid
     ).repeat_interleave(settings.renders)
-    names = [
-        (p, 0 if settings.share_render_noise else n, m)
-        for p in positions
-        for n in range(settings.plans)
-        for m in range(settings.renders)
-    ]
     shape = family.dit.latent_shape(settings.height, settings.width)
-    # branches of a plan begin as its render 0 does, and part by their own step noise
-    starts = [(p, n, 0) for p, n, _ in names] if settings.branch else names
-    noise = normal(seed, "rollout/latents", starts, shape)
-    step_noise = None
-    if sde_indices:
-        step_noise = torch.stack([normal(seed, f"rollout/step-{k}", names, shape) for k in sde_indices])
+    noise, step_noise = _noise(positions, settings, shape, seed, sde_indices)
     renders = family.dit.sample(
         noise,
         condition,
@@ -180,6 +169,25 @@ def draw_rollout(
     uses("vae")
     images = _decoded(family, renders.final, settings) if decode else noise.new_empty(0, 3, *shape[1:])
     return Rollout(list(batch.prompts), list(positions), plans, renders, images, batch.targets, batch.sources, seconds)
+
+
+def _noise(
+    positions: Sequence[int], settings: RolloutSettings, shape: tuple[int, ...], seed: int, sde_indices: tuple[int, ...]
+) -> tuple[Tensor, Tensor | None]:
+    """Where the renders start [P*N*M, C, h, w], and the noise of each noisy step [steps, P*N*M, C, h, w]."""
+    names = [
+        (p, 0 if settings.share_render_noise else n, m)
+        for p in positions
+        for n in range(settings.plans)
+        for m in range(settings.renders)
+    ]
+    # branches of a plan begin as its render 0 does, and part by their own step noise
+    starts = [(p, n, 0) for p, n, _ in names] if settings.branch else names
+    noise = normal(seed, "rollout/latents", starts, shape)
+    step_noise = None
+    if sde_indices:
+        step_noise = torch.stack([normal(seed, f"rollout/step-{k}", names, shape) for k in sde_indices])
+    return noise, step_noise
 
 
 def _decoded(family: GLMImage, final: Tensor, settings: RolloutSettings) -> Tensor:

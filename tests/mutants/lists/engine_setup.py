@@ -30,7 +30,7 @@ MUTATIONS = [
             "the start of adapters is a copy, the average none",
         ),
         (
-            '    if kind == "ema":\n        part.average = snapshot',
+            '    if kind == "ema":\n        part.average = snapshot\n    else:\n        part.start = snapshot',
             "    part.average = snapshot",
             "the reference of the start follows",
         ),
@@ -38,11 +38,6 @@ MUTATIONS = [
             'loss_scaling=config.training.mixed_precision == "fp16"',
             'loss_scaling=config.training.mixed_precision == "bf16"',
             "fp16 trains without loss scaling",
-        ),
-        (
-            'AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}',
-            'AUTOCAST = {"bf16": torch.float16, "fp16": torch.bfloat16}',
-            "bf16 and fp16 swapped",
         ),
         (
             "if config.needs_reference(name):",
@@ -103,6 +98,15 @@ MUTATIONS = [
         ("        self.family.eval()\n        kept = self.config", "        kept = self.config", "scores with dropout"),
         ('"evaluation.seed": config.evaluation.seed,', "", "another evaluation seed is not noticed"),
         ("keep_images=sum(row < kept for row in rows)", "keep_images=1", "num_log_images has no effect"),
+    ),
+    *of(
+        "engine/families.py",
+        "engine/test_setup.py",
+        (
+            'AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}',
+            'AUTOCAST = {"bf16": torch.float16, "fp16": torch.bfloat16}',
+            "bf16 and fp16 swapped",
+        ),
     ),
     *of(
         "engine/families.py",

@@ -8,7 +8,7 @@ MUTATIONS = [
         "engine/test_update_rules.py",
         ("use_bias_correction=True", "use_bias_correction=False", "Prodigy's first steps are small"),
         ('adjust_lr_fn="match_rms_adamw"', "adjust_lr_fn=None", "Muon's steps are not of AdamW's size"),
-        ("lerp(newest.detach(), 1 - 1 / beta1)", "lerp(newest.detach(), 1 - beta1)", "another point is shown"),
+        ("parameter.device), 1 - 1 / beta1)", "parameter.device), 1 - beta1)", "another point is shown"),
         ("super().load_state_dict(state_dict)\n        self._share()", "super().load_state_dict(state_dict)", "stale"),
         ('parameter.ndim == 2 and words[-1] != "bias" and not outer', "parameter.ndim == 2", "Muon moves embeddings"),
         ('group["train_mode"] = True', 'group["train_mode"] = False', "schedule-free cannot step"),

@@ -47,6 +47,8 @@ _OTHERS = {
     "model.name": "pretrained_model_name_or_path pretrained_model model_name model_name_or_path model_path "
     "name_or_path base_model",
     "model.torch_dtype": "dtype weight_dtype",
+    "model.quantization: nf4": "load_in_4bit use_4bit quantize bnb_4bit_quant_type",
+    "model.quantization: int8": "load_in_8bit use_8bit",
     "logging.save_interval": "save_every save_steps save_freq save_every_n_steps checkpointing_steps",
     "logging.sample_interval": "sample_every sample_every_n_steps generate_samples",
     "logging.eval_interval": "validation_steps eval_steps eval_every validate_every",

@@ -30,6 +30,29 @@ def figures(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        (["lora.enabled=false"], "`ar` is trained whole"),
+        (["lora.enabled=true", "lora.dit.enabled=false"], "Set `lora.dit.enabled: true`"),
+        (["lora.enabled=true", "checkpoint.save_lora_only=false"], "a pipeline needs the base weights in full"),
+        (["lora.enabled=true", "training.method=opd"], "teachers lay their weights"),
+        (["lora.enabled=true", "training.method=dmdr"], "distillation keeps a copy"),
+        (["model.family=vgt", "data.images=x"], "trained whole, without adapters"),
+    ],
+)
+def test_what_needs_weights_in_full_is_refused(tmp_path, keys, told):
+    with pytest.raises(ConfigError) as caught:
+        config_of(tmp_path, "model.quantization=nf4", *keys)
+    assert told in str(caught.value) and "no adapters to save" not in str(caught.value)
+
+
+def test_a_missing_package_names_its_extra_before_the_model_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(quantization, "PACKAGE", "no_such_package_is_installed")
+    with pytest.raises(SettingsError, match=r'needs bitsandbytes: pip install "glm_training\[bitsandbytes\]"'):
+        trainer_of(tmp_path, *NF4)
+
+
 @NEEDED
 @pytest.mark.parametrize("part", ["ar", "dit"])
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
@@ -137,26 +160,3 @@ def test_the_digest_of_loaded_weights_has_their_scales(tmp_path):
         before, layer = weights_digest(module), next(iter(quantised_layers(module).values()))
         (layer.absmax if kind == "int8" else layer.weight.quant_state.state2.absmax).mul_(2)
         assert weights_digest(module) != before
-
-
-@pytest.mark.parametrize(
-    ("keys", "told"),
-    [
-        (["lora.enabled=false"], "`ar` is trained whole"),
-        (["lora.enabled=true", "lora.dit.enabled=false"], "Set `lora.dit.enabled: true`"),
-        (["lora.enabled=true", "checkpoint.save_lora_only=false"], "a pipeline needs the base weights in full"),
-        (["lora.enabled=true", "training.method=opd"], "teachers lay their weights"),
-        (["lora.enabled=true", "training.method=dmdr"], "distillation keeps a copy"),
-        (["model.family=vgt", "data.images=x"], "trained whole, without adapters"),
-    ],
-)
-def test_what_needs_weights_in_full_is_refused(tmp_path, keys, told):
-    with pytest.raises(ConfigError) as caught:
-        config_of(tmp_path, "model.quantization=nf4", *keys)
-    assert told in str(caught.value) and "no adapters to save" not in str(caught.value)
-
-
-def test_a_missing_package_names_its_extra_before_the_model_is_loaded(tmp_path, monkeypatch):
-    monkeypatch.setattr(quantization, "PACKAGE", "no_such_package_is_installed")
-    with pytest.raises(SettingsError, match=r'needs bitsandbytes: pip install "glm_training\[bitsandbytes\]"'):
-        trainer_of(tmp_path, *NF4)

@@ -96,20 +96,6 @@ def no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
 
 
-@pytest.mark.parametrize(("case", "mode"), [*((case, "t2i") for case in CASES), ("edits", "i2i")])
-def test_no_phase_reads_what_it_does_not_ask_for(tmp_path, case, mode):
-    keys = CASES.get(case, EDITS)
-    plain = trainer_with(tmp_path / "plain", *keys, mode=mode)
-    plain.train()
-    placed = trainer_with(tmp_path / "placed", *keys, mode=mode)
-    part_elsewhere(placed)
-    placed.train()
-    placed.residency.all()
-    expected, found = weights_of(plain), weights_of(placed)
-    for part in expected:
-        assert all(torch.equal(expected[part][name], found[part][name]) for name in expected[part]), part
-
-
 def test_each_phase_has_what_it_uses_alone(tmp_path):
     trainer = trainer_with(tmp_path, "training.offload_between_phases=true")
     placed, log = dict.fromkeys(trainer.residency.units, "here"), []
@@ -183,3 +169,17 @@ def test_it_is_for_reward_steps_of_one_process(tmp_path):
     RewardTrainer.check_settings(config, World())
     with pytest.raises(SettingsError, match="for one process, and there are 2"):
         RewardTrainer.check_settings(config, World(0, 2))
+
+
+@pytest.mark.parametrize(("case", "mode"), [*((case, "t2i") for case in CASES), ("edits", "i2i")])
+def test_no_phase_reads_what_it_does_not_ask_for(tmp_path, case, mode):
+    keys = CASES.get(case, EDITS)
+    plain = trainer_with(tmp_path / "plain", *keys, mode=mode)
+    plain.train()
+    placed = trainer_with(tmp_path / "placed", *keys, mode=mode)
+    part_elsewhere(placed)
+    placed.train()
+    placed.residency.all()
+    expected, found = weights_of(plain), weights_of(placed)
+    for part in expected:
+        assert all(torch.equal(expected[part][name], found[part][name]) for name in expected[part]), part

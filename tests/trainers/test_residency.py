@@ -21,7 +21,7 @@ DEVICE = torch.device("cuda")
 ADAMW = ["training.optimizer=adamw", "training.adam_beta1=0.9", "training.learning_rate=0.001"]
 ADAPTERS = ["lora.enabled=true", "lora.rank=2"]
 CASES = {
-    "full": ["training.ema.decay=0.5", "evaluation.enabled=true"],
+    "full": ["training.ema.decay=0.5", "evaluation.enabled=true", "logging.eval_interval=1"],
     "adapters": [*ADAPTERS, "rollout.rescore=true", "reward.grpo.updates_per_rollout=2"],
     "chunks": [*ADAPTERS, "training.batch_size=1", "training.gradient_accumulation_steps=2"],
     "old policy": ["reward.grpo.dit.method=nft", "reward.grpo.dit.old_decay=0.5"],

@@ -101,7 +101,7 @@ MUTATIONS = [
     ),
     *of(
         "engine/families.py",
-        "engine/test_setup.py",
+        "engine/test_built_parts.py",
         (
             'AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}',
             'AUTOCAST = {"bf16": torch.float16, "fp16": torch.bfloat16}',

@@ -6,13 +6,16 @@ Letters in shapes: `dit_types`; E tokens of the empty glyph text.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from diffusers.models.transformers.transformer_glm_image import GlmImageTransformer2DModel
+from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from glm_training.models.glm_image.ar_types import EncodedSources
 from glm_training.models.glm_image.dit_types import DiTCondition, SourceCondition
+from glm_training.models.glm_image.latents import upsample_tokens
 
 TOKEN_PIXELS = 32
 """Side of the square of pixels one prior token stands for."""
@@ -90,3 +93,33 @@ def drop_rows(condition: DiTCondition, drop: Tensor, empty: Tensor) -> DiTCondit
         dropped=drop if condition.dropped is None else drop | condition.dropped,
     )
     return changed.select(torch.arange(condition.batch_size, device=mask.device))  # cuts the glyphs to the longest
+
+
+class PriorEmbedding(nn.Embedding):
+    """The embedding of prior tokens, which is zero for an id that is dropped: written as ~id, below zero.
+
+    The stock transformer zeroes by a boolean index, `prior_embedding[drop] *= 0`: the host waits for the device to
+    count the rows, and without numbers (fake tensors, graphs) there is no shape. A multiplication by 0 or 1 gives the
+    same values and gradients, bit for bit.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        dropped = input < 0
+        return super().forward(torch.where(dropped, ~input, input)) * ~dropped[..., None]
+
+
+def install_prior_drop(transformer: GlmImageTransformer2DModel) -> None:
+    """Give it a :class:`PriorEmbedding` around the weight that it has."""
+    stock = transformer.prior_token_embedding
+    ours = PriorEmbedding(stock.num_embeddings, stock.embedding_dim, device="meta")
+    ours.weight = stock.weight
+    transformer.prior_token_embedding = ours.train(stock.training)
+
+
+def prior_arguments(tokens: Tensor, grid: tuple[int, int], dropped: Tensor | None = None) -> dict[str, Any]:
+    """What the transformer takes of prior tokens ``[B, rows * columns]``, none of them in the rows where `dropped`
+    ``[B]`` bool is True. Its own dropping gets no rows to drop."""
+    ids = upsample_tokens(tokens, grid)
+    if dropped is not None:
+        ids = torch.where(dropped[:, None], ~ids, ids)
+    return {"prior_token_id": ids, "prior_token_drop": slice(0, 0)}

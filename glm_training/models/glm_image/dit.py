@@ -34,6 +34,8 @@ from glm_training.models.glm_image.conditioning import (
     check_sources,
     check_tokens,
     drop_rows,
+    install_prior_drop,
+    prior_arguments,
     source_condition,
 )
 from glm_training.models.glm_image.dit_types import DiTCondition, FlowSchedule, SourceCondition, Trajectory
@@ -71,6 +73,7 @@ class DiTComponent(torch.nn.Module):
         self.glyphs = GlyphCache()
         self._rotary: dict[tuple[int, int, torch.device], Rotary] = {}
         install_key_mask(transformer)
+        install_prior_drop(transformer)
 
     # -- setup ---------------------------------------------------------------------------------------------------------
 
@@ -206,7 +209,6 @@ class DiTComponent(torch.nn.Module):
         dtype, device = transformer.image_projector.proj.weight.dtype, source.latents.device
         count, _, height, width = source.latents.shape
         size = torch.tensor([[height, width]], device=device) * self.latent_scale
-        tokens = codec.upsample_tokens(source.prior_tokens, source.grid)
         recorder = Recorder(layers)
         with keys_leave_by_the_side(transformer):
             transformer(
@@ -214,8 +216,7 @@ class DiTComponent(torch.nn.Module):
                 encoder_hidden_states=source.latents.new_zeros(
                     count, 0, transformer.config["text_embed_dim"], dtype=dtype
                 ),
-                prior_token_id=tokens,
-                prior_token_drop=torch.zeros_like(tokens, dtype=torch.bool),
+                **prior_arguments(source.prior_tokens, source.grid),
                 timestep=torch.zeros(count, dtype=torch.int64, device=device),
                 target_size=size.expand(count, -1),
                 crop_coords=size.new_zeros(count, 2),
@@ -237,13 +238,11 @@ class DiTComponent(torch.nn.Module):
     ) -> Tensor:
         """One call of the transformer. Time and sizes go in as integers: exact, and no wrapper casts those to bf16."""
         dtype = self.transformer.image_projector.proj.weight.dtype
-        tokens = codec.upsample_tokens(condition.prior_tokens, condition.grid)
         size = torch.tensor([[condition.height, condition.width]], device=latents.device)
         (velocity,) = self.transformer(
             hidden_states=latents.to(dtype),
             encoder_hidden_states=glyph.to(dtype),
-            prior_token_id=tokens,
-            prior_token_drop=dropped[:, None].expand_as(tokens),
+            **prior_arguments(condition.prior_tokens, condition.grid, dropped),
             timestep=timestep.to(torch.int64),
             target_size=size.expand(len(latents), -1),
             crop_coords=size.new_zeros(len(latents), 2),

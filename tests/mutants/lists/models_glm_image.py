@@ -107,7 +107,7 @@ MUTATIONS = [
     ),
     *of(
         "models/glm_image/conditioning.py",
-        ("models/test_conditioning.py", "models/test_dit.py", "models/test_dit_glyph.py"),
+        ("models/test_conditioning.py", "models/test_dit.py", "models/test_dit_glyph.py", "models/test_prior_drop.py"),
         (
             "torch.arange(prompts, device=device).repeat_interleave(plans)",
             "torch.arange(prompts, device=device).repeat(plans)",
@@ -120,6 +120,8 @@ MUTATIONS = [
         ),
         ("drop if condition.dropped is None else drop | condition.dropped", "drop", "rows dropped before come back"),
         ("height=grid[0] * TOKEN_PIXELS", "height=grid[1] * TOKEN_PIXELS", "height and width swapped"),
+        ("where(dropped[:, None], ~ids, ids)", "where(dropped[:, None], ids, ~ids)", "kept tokens are dropped"),
+        (") * ~dropped[..., None]", ")", "dropped tokens are seen"),
     ),
     *of(
         "models/glm_image/attention.py",
@@ -154,7 +156,6 @@ MUTATIONS = [
             "condition.glyph, ~nothing, mask, None)",
             "the unconditional branch sees the words",
         ),
-        ("dropped[:, None].expand_as(tokens)", "(~dropped)[:, None].expand_as(tokens)", "kept tokens are dropped"),
         (
             "(~dropped)[:, None].expand(-1, reference.tokens)",
             "dropped[:, None].expand(-1, reference.tokens)",

@@ -1,0 +1,221 @@
+"""Parameters of a model by part, trained and frozen, with the shapes that an update rule keeps its moments for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from glm_training.engine.optimizers import is_hidden_matrix
+from glm_training.models.lora import reached_layers
+from glm_training.planning.models import Networks
+from glm_training.planning.passes import ARSizes, DiTSizes, Resnet, Transformer, UNetSizes
+from glm_training.planning.run import Half, Run
+
+Shapes = dict[str, tuple[int, ...]]
+
+EIGHT_BIT_FROM = 4096
+"""bitsandbytes keeps the moments of smaller tensors in fp32."""
+
+EIGHT_BIT_BLOCK = 256
+"""Moments of 8 bits share an fp32 scale by so many."""
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the model. total: parameters of its network, adapters left out. trained: by name. wrapped: parameters
+    of linear layers of its network, which quantization reaches. frozen: those that stay as they are, the network's own
+    included under adapters. unit: of its largest sharding unit. sleeps: whether it waits on the CPU while steps run."""
+
+    name: str
+    total: int
+    trained: Shapes
+    frozen: int
+    wrapped: int
+    unit: int
+    sleeps: bool = False
+
+    @property
+    def trained_count(self) -> int:
+        """Parameters under training."""
+        return sum(map(math.prod, self.trained.values()))
+
+
+def count_parts(networks: Networks, run: Run) -> list[Part]:
+    """Every part: those that can be trained first, then what surrounds them."""
+    halves = {half.name: half for half in run.halves}
+    parts = networks.parts
+    if run.family == "sdxl":
+        unet = _trainable("unet", parts["unet"], halves.get("unet"), ("BasicTransformerBlock", "ResnetBlock2D"))
+        asleep = run.caches
+        return [unet, *(_frozen(name, parts[name], asleep) for name in ("vae", "text_encoder", "text_encoder_2"))]
+    vle = parts["vision_language_encoder"]
+    looks = {"visual", "vqmodel"}
+    draws, supervised = run.method == "reward", run.method in ("supervised", "preference")
+    ar = _trainable("ar", vle, halves.get("ar"), ("GlmImageTextDecoderLayer",), without=looks)
+    dit = _trainable("dit", parts["transformer"], halves.get("dit"), ("GlmImageTransformerBlock",))
+    if run.caches and supervised:  # a half that neither learns nor draws sleeps whole
+        ar = ar if "ar" in halves else _asleep(ar)
+        dit = dit if "dit" in halves else _asleep(dit)
+    model: Any = vle.get_submodule("model")
+    seeing = _size(model.visual) + _size(model.vqmodel)
+    return [
+        ar,
+        dit,
+        Part("vision tower and VQ model", seeing, {}, seeing, 0, 0, run.caches),
+        _frozen("vae", parts["vae"], run.caches and not draws),
+        _frozen("text_encoder", parts["text_encoder"], run.caches),
+    ]
+
+
+def _size(module: nn.Module) -> int:
+    return sum(param.numel() for param in module.parameters())
+
+
+def _frozen(name: str, module: nn.Module, asleep: bool) -> Part:
+    return Part(name, _size(module), {}, _size(module), 0, 0, asleep)
+
+
+def _asleep(part: Part) -> Part:
+    return Part(part.name, part.total, part.trained, part.frozen, part.wrapped, part.unit, True)
+
+
+def _trainable(
+    name: str, module: nn.Module, half: Half | None, units: Sequence[str], without: set[str] | None = None
+) -> Part:
+    skipped = without or set()
+    own = {
+        key: tuple(param.shape) for key, param in module.named_parameters() if skipped.isdisjoint(key.split("."))
+    }
+    total = sum(map(math.prod, own.values()))
+    linear = {key: child for key, child in module.named_modules() if isinstance(child, nn.Linear)}
+    inside = [key for key in linear if skipped.isdisjoint(key.split(".")) and "." in key]
+    wrapped = sum(linear[key].weight.numel() for key in inside)
+    unit = max((_size(child) for child in module.modules() if type(child).__name__ in units), default=0)
+    if half is None:
+        return Part(name, total, {}, total, wrapped, unit)
+    if not half.lora.enabled:
+        return Part(name, total, own, 0, 0, unit)
+    return Part(name, total, adapters(module, half.lora.targets, half.lora.rank), total, wrapped, unit)
+
+
+def adapters(module: nn.Module, targets: Sequence[str], rank: int) -> Shapes:
+    """Shapes of the adapters that `add_lora` puts on a network: A [rank, in] and B [out, rank] of each layer."""
+    shapes: Shapes = {}
+    for key in sorted(reached_layers(module, targets)):
+        layer = module.get_submodule(key)
+        if isinstance(layer, nn.Linear):
+            shapes[f"{key}.lora_A.weight"] = (rank, layer.in_features)
+            shapes[f"{key}.lora_B.weight"] = (layer.out_features, rank)
+    return shapes
+
+
+# -- moments -----------------------------------------------------------------------------------------------------------
+
+
+def moment_bytes(rule: str, trained: Shapes) -> float:
+    """Bytes that an update rule keeps from step to step; the count of steps of each tensor is left out."""
+    each = _MOMENTS[rule]
+    return sum(each(name, shape) for name, shape in trained.items())
+
+
+def step_bytes(rule: str, trained: Shapes) -> float:
+    """Bytes that a step needs besides, on a GPU. torch's AdamW takes the root of all second moments at once (its
+    foreach implementation, which it chooses there); rules that go tensor by tensor need a few of the largest."""
+    count, largest = (f(map(math.prod, trained.values())) for f in (sum, max)) if trained else (0, 0)
+    whole = {"adamw": 4.0, "adamw_schedule_free": 4.0}
+    return whole[rule] * count if rule in whole else 0.0 if rule in ("adamw_8bit", "sgd") else 12.0 * largest
+
+
+def _fp32(tensors: int) -> Callable[[str, tuple[int, ...]], float]:
+    return lambda name, shape: 4.0 * tensors * math.prod(shape)
+
+
+def _eight_bit(name: str, shape: tuple[int, ...]) -> float:
+    count = math.prod(shape)
+    if count < EIGHT_BIT_FROM:
+        return 8.0 * count
+    return 2 * (count + 4.0 * math.ceil(count / EIGHT_BIT_BLOCK))
+
+
+def _factored(name: str, shape: tuple[int, ...]) -> float:
+    if len(shape) < 2:
+        return 4.0 * math.prod(shape)
+    return 4.0 * (math.prod(shape[:-1]) + math.prod(shape[:-2]) * shape[-1])
+
+
+def _muon(name: str, shape: tuple[int, ...]) -> float:
+    matrix = is_hidden_matrix(name, nn.Parameter(torch.empty(shape, device="meta")))
+    return (4.0 if matrix else 8.0) * math.prod(shape)
+
+
+_MOMENTS: Mapping[str, Callable[[str, tuple[int, ...]], float]] = {
+    "adamw": _fp32(2),
+    "adamw_8bit": _eight_bit,
+    "adafactor": _factored,
+    "prodigy": _fp32(4),  # two moments, the start, and the weighted sum of gradients
+    "lion": _fp32(1),
+    "muon": _muon,
+    "adamw_schedule_free": _fp32(2),
+    "sgd": _fp32(1),
+}
+
+
+# -- sizes of passes ---------------------------------------------------------------------------------------------------
+
+
+def dit_sizes(network: nn.Module) -> DiTSizes:
+    """Of GLM-Image's transformer."""
+    config: Any = network.config
+    blocks: Any = network.get_submodule("transformer_blocks")
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    inner = blocks[0].ff.net[2].in_features
+    return DiTSizes(len(blocks), width, inner / width, _size(blocks[0]), _widest(network), _size(network))
+
+
+def ar_sizes(network: nn.Module) -> ARSizes:
+    """Of the language model of GLM-Image's AR half."""
+    model: Any = network
+    language = model.model.language_model
+    text = language.config
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    cast = sum(_size(layer) for layer in language.layers) + _size(model.lm_head)
+    return ARSizes(
+        layers=len(language.layers),
+        width=text.hidden_size,
+        ratio=text.intermediate_size / text.hidden_size,
+        keys=text.num_key_value_heads * head,
+        vocabulary=text.vocab_size,
+        codes=text.vision_vocab_size,
+        block=_size(language.layers[0]),
+        widest=_widest(language.layers[0]),
+        weights=cast,
+    )
+
+
+def unet_sizes(network: nn.Module) -> UNetSizes:
+    """Of SDXL's UNet."""
+    unet: Any = network
+    resnets: list[Resnet] = []
+    transformers: list[Transformer] = []
+    levels = len(unet.down_blocks)
+    stages = [(block, 2**index, False) for index, block in enumerate(unet.down_blocks)]
+    stages.append((unet.mid_block, 2 ** (levels - 1), False))
+    stages += [(block, 2 ** (levels - 1 - index), True) for index, block in enumerate(unet.up_blocks)]
+    text = 0
+    for block, scale, joined in stages:
+        resnets += [Resnet(each.in_channels, each.out_channels, scale, joined) for each in block.resnets]
+        for stack in getattr(block, "attentions", []):
+            inner = stack.transformer_blocks
+            transformers.append(Transformer(inner[0].norm1.normalized_shape[0], len(inner), scale))
+            text += sum(_size(each.attn2.to_k) + _size(each.attn2.to_v) for each in inner)
+    return UNetSizes(resnets, transformers, _widest(network), _size(network), text)
+
+
+def _widest(network: nn.Module) -> int:
+    """Weights of the largest layer that multiplies."""
+    layers = [child for child in network.modules() if isinstance(child, nn.Linear | nn.Conv2d)]
+    return max(layer.weight.numel() for layer in layers)

@@ -1,0 +1,311 @@
+"""The memory of a GPU, phase by phase: what lies there all the time, and what each phase needs besides.
+
+Everything is arithmetic over counts and sizes (`counting`) and passes (`passes`). All quantities are bytes of one GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from torch import nn
+
+from glm_training.models.glm_image.positions import generation_grids
+from glm_training.planning.counting import (
+    Part,
+    ar_sizes,
+    count_parts,
+    dit_sizes,
+    moment_bytes,
+    step_bytes,
+    unet_sizes,
+)
+from glm_training.planning.models import Networks
+from glm_training.planning.passes import (
+    WIDE,
+    ARSizes,
+    DiTSizes,
+    Pass,
+    Precision,
+    UNetSizes,
+    ar_inference,
+    ar_pass,
+    dit_inference,
+    dit_pass,
+    kv_cache,
+    unet_inference,
+    unet_pass,
+    vae_decoding,
+)
+from glm_training.planning.run import QUANTIZED_BYTES, Half, Run
+
+CONTEXT = 1 << 30
+"""Assumed for what no tensor holds: the context of CUDA, workspaces of cuDNN and NCCL, gaps between blocks."""
+
+METRIC_PARAMETERS = {
+    "aesthetic": 427_616_513,
+    "lpips": 2_470_848,
+    "clip_score": 427_616_513,
+    "pick_score": 986_109_441,
+    "hps_v2": 986_109_441,
+}
+"""Of the networks that metrics load as they come, in fp32: CLIP ViT-L/14, AlexNet's features, CLIP ViT-H/14. The others
+have none, or read on the CPU, or on another machine."""
+
+DECODED_AT_ONCE = 8
+"""Pictures that evaluations decode together without `rollout.micro_batch_size`."""
+
+Items = dict[str, float]
+Sizes = TypeVar("Sizes", ARSizes, DiTSizes, UNetSizes)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A phase of the run and what lies on a GPU at its peak, by what it is."""
+
+    name: str
+    items: Items
+
+    @property
+    def total(self) -> float:
+        """Bytes."""
+        return sum(self.items.values())
+
+
+class Memory:
+    """The memory of a run whose model has these networks."""
+
+    def __init__(self, run: Run, networks: Networks) -> None:
+        self.run = run
+        self.parts = count_parts(networks, run)
+        self.by_name = {part.name: part for part in self.parts}
+        self.halves = {half.name: half for half in run.halves}
+        parts = networks.parts
+        self.vae_channels = _decoder_channels(parts["vae"])
+        self.latent_channels: int = parts["vae"].config["latent_channels"]  # type: ignore[index, assignment]
+        self.scale = 2 ** (len(self.vae_channels) - 1)
+        self.unet: UNetSizes | None = None
+        self.dit: DiTSizes | None = None
+        self.ar: ARSizes | None = None
+        if run.family == "sdxl":
+            self.unet = self._gathering("unet", unet_sizes(parts["unet"]))
+        else:
+            self.dit = self._gathering("dit", dit_sizes(parts["transformer"]))
+            self.ar = self._gathering("ar", ar_sizes(parts["vision_language_encoder"]))
+            self.glyph_width: int = parts["text_encoder"].config.d_model  # type: ignore[union-attr, assignment]
+
+    # -- what lies there all the time ----------------------------------------------------------------------------------
+
+    def state(self, *, awake: bool) -> Items:
+        """Weights, optimizers and copies; `awake`: with the encoders that sleep on the CPU while steps run."""
+        items: Items = {"weights": 0.0, "masters": 0.0, "moments": 0.0, "copies": 0.0}
+        for part in self.parts:
+            if part.sleeps and not awake:
+                continue
+            shards = self.run.shards if part.trained else 1
+            items["weights"] += self._frozen_bytes(part) / shards
+            if not part.trained:
+                continue
+            half = self.halves[part.name]
+            items["masters"] += WIDE * part.trained_count / shards
+            items["moments"] += moment_bytes(half.optimizer, part.trained) / shards
+            items["copies"] += WIDE * part.trained_count * len(half.copies) / shards
+            items["weights"] += self._gathered(part)
+        if self.run.guidance_rank is not None:  # the teacher, with the adapter of the guidance network
+            part = self.by_name[self.run.halves[0].name]
+            items["weights"] += part.total * self.run.dtype
+        items["rewards"] = float(sum(WIDE * METRIC_PARAMETERS.get(name, 0) for name in self.run.metrics))
+        items["context"] = float(CONTEXT)
+        return items
+
+    def _frozen_bytes(self, part: Part) -> float:
+        if part.trained and part.frozen and self.run.quantization != "none":
+            return part.wrapped * QUANTIZED_BYTES[self.run.quantization] + (part.frozen - part.wrapped) * self.run.dtype
+        return float(part.frozen * self.run.dtype)
+
+    def _gathered(self, part: Part) -> float:
+        """FSDP holds two units of frozen weights whole, the one that computes and the next."""
+        return 2.0 * part.unit * self.run.dtype if self.run.strategy == "fsdp" and part.frozen else 0.0
+
+    def gradients(self, names: Iterable[str]) -> Items:
+        """Of the parts named; DDP's buckets hold each once more, FSDP a unit's whole."""
+        own = [self.by_name[name] for name in names]
+        found: Items = {"gradients": sum(WIDE * part.trained_count / self.run.shards for part in own)}
+        if self.run.strategy == "ddp":
+            found["gradient buckets"] = sum(WIDE * float(part.trained_count) for part in own)
+        if self.run.strategy == "fsdp":
+            found["gradient buckets"] = max(WIDE * float(part.unit) for part in own) if own else 0.0
+        return found
+
+    def _gathering(self, name: str, sizes: Sizes) -> Sizes:
+        """Under FSDP the casts of whole weights are those of two gathered units."""
+        if self.run.strategy != "fsdp" or not self.by_name[name].trained:
+            return sizes
+        return replace(sizes, weights=2 * self.by_name[name].unit)
+
+    # -- sizes of this run ---------------------------------------------------------------------------------------------
+
+    @property
+    def patches(self) -> int:
+        """Tokens of a picture in the DiT."""
+        return (self.run.height // 16) * (self.run.width // 16)
+
+    @property
+    def latent_places(self) -> int:
+        """Places of a picture's latents."""
+        return (self.run.height // self.scale) * (self.run.width // self.scale)
+
+    @property
+    def written(self) -> int:
+        """Tokens that the AR half writes."""
+        mode = "i2i" if self.run.mode == "i2i" else "t2i"
+        return sum(rows * columns for rows, columns in generation_grids(self.run.height, self.run.width, mode))
+
+    @property
+    def read(self) -> int:
+        """Tokens of a prompt, its source's among them."""
+        source = (self.run.height // 32) * (self.run.width // 32) if self.run.mode == "i2i" else 0
+        return self.run.prompt_tokens + source
+
+    @property
+    def seen(self) -> int:
+        """Tokens of a row in the DiT: picture, quoted words, and source."""
+        return self.patches * (2 if self.run.mode == "i2i" else 1) + self.run.glyph_tokens
+
+    def precision(self, name: str) -> Precision:
+        """How passes of a part compute."""
+        half: Half | None = self.halves.get(name)
+        whole = half is not None and not half.lora.enabled
+        if self.run.low is not None:
+            return Precision(self.run.low, True, whole)
+        return Precision(WIDE if whole else self.run.dtype, False, whole)
+
+    # -- the phases ----------------------------------------------------------------------------------------------------
+
+    def phases(self) -> list[Phase]:
+        """In the order a run meets them."""
+        found = self._reward() if self.run.method == "reward" else self._steps()
+        if self.run.evaluated:
+            found.append(self._evaluation())
+        return found
+
+    def peak(self) -> Phase:
+        """The phase that takes most."""
+        return max(self.phases(), key=lambda phase: phase.total)
+
+    def _phase(self, name: str, *extra: Mapping[str, float], awake: bool = False) -> Phase:
+        items = self.state(awake=awake)
+        for more in extra:
+            for label, size in more.items():
+                items[label] = items.get(label, 0.0) + size
+        return Phase(name, {label: size for label, size in items.items() if size})
+
+    def _reward(self) -> list[Phase]:
+        run, awake = self.run, not self.run.caches
+        store = self.rollout_store()
+        pictures = {"pictures": 3.0 * WIDE * run.height * run.width * run.batch_size * run.group * run.accumulation}
+        images = run.batch_size * run.group
+        plans, drawn = self._at_once(run.batch_size * run.plans), self._at_once(images)
+        decoded = min(images, run.vae_micro or images)
+        found = [
+            self._phase("rollout: plans", store, pictures, self._writing(plans), awake=awake),
+            self._phase("rollout: renders", store, pictures, {"activations": self._drawing(drawn)}, awake=awake),
+            self._phase("rollout: decoding", store, pictures, {"activations": self._decoding(decoded)}, awake=awake),
+        ]
+        for half in run.halves:
+            rows = plans if half.name == "ar" else drawn
+            found += self._learning(half, rows, [half.name], store, awake=awake)
+        return found
+
+    def _steps(self) -> list[Phase]:
+        """Supervised and preference steps: the gradients of all parts lie there together."""
+        run = self.run
+        rows = run.batch_size * (2 if run.method == "preference" else 1)
+        names = [half.name for half in run.halves]
+        return [
+            phase for half in run.halves for phase in self._learning(half, rows, names, {}, awake=not run.caches)
+        ]
+
+    def _learning(self, half: Half, rows: int, names: list[str], store: Items, *, awake: bool) -> list[Phase]:
+        label = {"ar": "AR", "dit": "DiT", "unet": "UNet"}[half.name]
+        passed = self._pass(half.name, rows)
+        gradients = self.gradients(names)
+        part = self.by_name[half.name]
+        step = {"optimizer's temporaries": step_bytes(half.optimizer, part.trained) / self.run.shards}
+        return [
+            self._phase(f"{label}: forward and backward", store, gradients, {"activations": passed.peak}, awake=awake),
+            self._phase(f"{label}: optimizer step", store, gradients, step, awake=awake),
+        ]
+
+    def _pass(self, name: str, rows: int) -> Pass:
+        run, at = self.run, self.precision(name)
+        if name == "ar":
+            assert self.ar is not None
+            tokens = self.read + self.written - 1
+            return ar_pass(self.ar, rows, tokens, self.written, at, checkpointing=run.checkpointing)
+        if name == "unet":
+            assert self.unet is not None
+            return unet_pass(self.unet, rows, self.latent_places, at, checkpointing=run.checkpointing)
+        assert self.dit is not None
+        found = dit_pass(self.dit, rows, self.seen, at, checkpointing=run.checkpointing)
+        if not (run.method == "reward" and run.guided):
+            return found
+        # the pass without condition and the one with it are kept together
+        return Pass(2 * found.kept, found.forward + found.kept, found.backward + found.kept)
+
+    def _at_once(self, rows: int) -> int:
+        return min(rows, self.run.micro or rows)
+
+    def _writing(self, rows: int) -> Items:
+        """Plans: prompts are read once for all their samples; each step then has logits in fp32 and fp64."""
+        assert self.ar is not None
+        prompts = min(rows, self.run.batch_size)
+        at = self.precision("ar")
+        whole = self.by_name["ar"].trained and self.run.strategy == "fsdp"
+        gathered = self.by_name["ar"].total * (WIDE if at.whole else self.run.dtype) if whole else 0
+        chances = rows * self.ar.codes * (6 * WIDE + 8)
+        return {
+            "KV cache": kv_cache(self.ar, rows, self.read + self.written - 1, at.low),
+            "activations": max(ar_inference(self.ar, prompts, self.read, at), chances),
+            "weights": float(gathered),
+        }
+
+    def _drawing(self, rows: int) -> float:
+        assert self.dit is not None
+        return dit_inference(self.dit, rows, self.seen, self.precision("dit"))
+
+    def _decoding(self, rows: int) -> float:
+        return vae_decoding(self.vae_channels, rows, self.run.height * self.run.width, self.run.dtype)
+
+    def _evaluation(self) -> Phase:
+        """Pictures for scores and samples, with all encoders awake."""
+        rows = self.run.evaluated
+        decoding = self._decoding(min(rows, self.run.micro or DECODED_AT_ONCE))
+        if self.unet is not None:
+            doubled = rows * (2 if self.run.evaluation_guided else 1)
+            drawing = unet_inference(self.unet, doubled, self.latent_places, self.precision("unet"))
+            return self._phase("evaluation", {"activations": max(drawing, decoding)}, awake=True)
+        writing = self._writing(rows)
+        cached = sum(writing.values()) > max(self._drawing(rows), decoding)
+        most = writing if cached else {"activations": max(self._drawing(rows), decoding)}
+        return self._phase("evaluation", most, awake=True)
+
+    def rollout_store(self) -> Items:
+        """What a reward step keeps of all its samples until its updates: latents on both sides of every noisy step and
+        the result, means where they are kept, all in fp32; tokens, log-probs and supports; quoted words."""
+        run = self.run
+        if run.method != "reward":
+            return {}
+        images = run.batch_size * run.group * run.accumulation
+        plans = run.batch_size * run.plans * run.accumulation
+        latents = WIDE * self.latent_channels * self.latent_places
+        kept = 1 + (run.noisy + 1 if run.noisy else 0) + (run.noisy if run.means else 0)
+        assert self.ar is not None
+        tokens = self.written * (8 + 4 + (self.ar.codes / 8 if run.keeps_support else 0))
+        words = run.glyph_tokens * self.glyph_width * run.dtype
+        return {"rollout store": images * (kept * latents + words) + plans * tokens}
+
+
+def _decoder_channels(vae: nn.Module) -> list[int]:
+    return list(vae.config["block_out_channels"])  # type: ignore[index, arg-type]

@@ -1,0 +1,165 @@
+"""What of a configuration memory, disk and time depend on, as plain numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from glm_training.config import Config
+from glm_training.config.sections.resolved import ResolvedLora
+
+Method = Literal["reward", "supervised", "preference", "distillation"]
+Strategy = Literal["single", "ddp", "fsdp"]
+Quantization = Literal["none", "int8", "nf4"]
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+QUANTIZED_BYTES = {"int8": 1 + 4 / 128, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}
+"""Of a weight, with the scales of its blocks: 8 bits with an fp32 scale per 128, 4 bits with an 8-bit scale per 64 and
+an fp32 one per 256 of those (arXiv:2305.14314)."""
+
+
+@dataclass(frozen=True)
+class Half:
+    """A part under training: its adapters or itself, its update rule, and which copies of what it trains it keeps
+    besides: `copies` counts KL reference, policy that drew and slow average, each as large as what is trained."""
+
+    name: str
+    lora: ResolvedLora
+    optimizer: str
+    copies: tuple[str, ...]
+    updates: int
+    has_kl: bool
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run. dtype: bytes of a frozen weight. low: bytes of the autocast type, None without autocast. rows: samples in
+    a pass; `group` samples of a prompt, `plans` of them different plans. noisy: steps of which both ends are stored;
+    means: whether the mean is, too. guided: in rollout and replay. GLM-Image's guided
+    passes are two in a row; SDXL's, one of twice the rows. prompt_tokens and
+    glyph_tokens are assumed. share: of the GPUs over which FSDP spreads a model, 1 without."""
+
+    family: str
+    component: str
+    method: Method
+    halves: tuple[Half, ...]
+    dtype: int
+    low: int | None
+    checkpointing: bool
+    batch_size: int
+    accumulation: int
+    micro: int | None
+    vae_micro: int | None
+    plans: int
+    renders: int
+    steps: int
+    noisy: int
+    means: bool
+    guided: bool
+    evaluation_guided: bool
+    evaluated: int
+    height: int
+    width: int
+    mode: str
+    keeps_support: bool
+    caches: bool
+    guidance_rank: int | None
+    metrics: tuple[str, ...]
+    gpus: int
+    strategy: Strategy
+    shards: int
+    quantization: Quantization
+    prompt_tokens: int = 128
+    glyph_tokens: int = 32
+
+    @property
+    def group(self) -> int:
+        """Images per prompt."""
+        return self.plans * self.renders
+
+
+def read_run(config: Config, *, gpus: int = 1, strategy: str | None = None, shards: int | None = None) -> Run:
+    """The run of a configuration on so many GPUs. `strategy` and `shards` (GPUs over which FSDP spreads a model) are
+    taken from `distributed` where it has them; `quantization` from `model`."""
+    distributed: Any = config.distributed
+    model: Any = config.model
+    wanted = strategy or getattr(distributed, "strategy", "auto")
+    chosen: Strategy = "single" if gpus == 1 else "fsdp" if wanted == "fsdp" else "ddp"
+    grpo, rollout, sampling = config.reward.grpo, config.rollout, config.rollout_sampling()
+    group = config.group() if config.uses_reward() else None
+    noisy = 0
+    if config.uses_reward() and "dit" in config.parts() and rollout.sde_kernel != "ode":
+        noisy = min(rollout.sde_window_size or sampling.num_inference_steps, sampling.num_inference_steps)
+    return Run(
+        family=model.family,
+        component=model.component,
+        method=_method(config),
+        halves=tuple(_half(config, part) for part in config.parts()),
+        dtype=DTYPE_BYTES[model.torch_dtype],
+        low={"bf16": 2, "fp16": 2}.get(config.training.mixed_precision),
+        checkpointing=config.training.gradient_checkpointing,
+        batch_size=config.training.batch_size,
+        accumulation=config.training.gradient_accumulation_steps,
+        micro=rollout.micro_batch_size,
+        vae_micro=rollout.vae_batch_size,
+        plans=1 if group is None else group.plans,
+        renders=1 if group is None else group.renders,
+        steps=sampling.num_inference_steps,
+        noisy=noisy,
+        means=grpo.dit.ratio == "guard" or grpo.dit.divergence_threshold is not None,
+        guided=sampling.guidance_scale > 1,
+        evaluation_guided=config.evaluation_sampling().guidance_scale > 1,
+        evaluated=_evaluated(config),
+        height=config.data.image_size.height,
+        width=config.data.image_size.width,
+        mode=config.training.mode,
+        keeps_support=sampling.top_p < 1,
+        caches=config.caches(),
+        guidance_rank=config.dmdr.guidance_rank if config.training.method == "dmdr" else None,
+        metrics=_metrics(config),
+        gpus=gpus,
+        strategy=chosen,
+        shards=1 if chosen != "fsdp" else (shards or getattr(distributed, "shard_size", None) or gpus),
+        quantization=getattr(model, "quantization", "none"),
+    )
+
+
+def _method(config: Config) -> Method:
+    if config.training.method == "dpo":
+        return "preference"
+    if config.training.method == "dmdr":
+        return "distillation"
+    return "reward" if config.uses_reward() or config.training.method == "opd" else "supervised"
+
+
+def _half(config: Config, part: Any) -> Half:
+    lora, policy = config.lora_for(part), config.policy_for(part)
+    copies: list[str] = []
+    compares = config.needs_reference(part)
+    if config.training.method == "dpo":
+        compares = config.dpo.loss == "dpo" and not (part == "ar" and not lora.enabled)
+    fresh = lora.enabled and config.lora.start_from is None  # the reference is the model with its adapters off
+    if compares and not (fresh and (config.reward.grpo.reference == "start" or config.training.method == "dpo")):
+        copies.append("reference")
+    if config.uses_reward() and part == "dit" and config.reward.grpo.dit.method == "nft":
+        copies.append("policy that draws")
+    if config.training.ema.decay is not None:
+        copies.append("average")
+    updates = policy.updates_per_rollout if config.uses_reward() else 1
+    return Half(part, lora, config.optimizer_for(part).name, tuple(copies), updates, compares)
+
+
+def _evaluated(config: Config) -> int:
+    """Images that are drawn at once for scores or samples; 0 where none are."""
+    if not (config.evaluation.enabled or config.logging.log_images):
+        return 0
+    drawn = [config.evaluation.num_eval_samples * config.evaluation.samples_per_prompt] * config.evaluation.enabled
+    drawn += [config.logging.num_log_images] * config.logging.log_images
+    at_once = config.rollout.micro_batch_size
+    return min(max(drawn), at_once or max(drawn))
+
+
+def _metrics(config: Config) -> tuple[str, ...]:
+    names: Mapping[str, float] = config.scored_weights() if config.reward.enabled else {}
+    return tuple(names)

@@ -24,6 +24,7 @@ ALLOWED = {
     "methods": {"algorithms", "models"},
     "evaluation": {"data", "models", "rewards", "utils"},
     "engine": {"algorithms", "methods", "evaluation", "models", "rewards", "data", "checkpoint", "config", "utils"},
+    "planning": {"data", "engine", "models", "config", "utils"},
     "preference": {"engine", "methods", "models", "data", "checkpoint", "config", "utils"},
     "reinforcement": {
         "engine",
@@ -50,7 +51,18 @@ ALLOWED = {
         "config",
         "utils",
     },
-    "cli": {"trainers", "engine", "evaluation", "models", "rewards", "data", "checkpoint", "config", "utils"},
+    "cli": {
+        "trainers",
+        "planning",
+        "engine",
+        "evaluation",
+        "models",
+        "rewards",
+        "data",
+        "checkpoint",
+        "config",
+        "utils",
+    },
 }
 
 

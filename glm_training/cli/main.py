@@ -1,4 +1,4 @@
-"""`glm-train`: train, validate, data, download, sample, evaluate."""
+"""`glm-train`: train, validate, plan, data, download, sample, evaluate."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from glm_training.cli import training
 from glm_training.cli.arguments import Parser, gather_files, place, text, whole_number
 from glm_training.cli.drawing_arguments import add_drawing_arguments
 from glm_training.cli.evaluation_arguments import DESCRIPTION, add_evaluation_arguments
+from glm_training.cli.plan import DESCRIPTION as PLAN_DESCRIPTION
+from glm_training.cli.plan import add_plan_arguments
 from glm_training.cli.stopping import stoppable
 from glm_training.utils.redaction import mask_logs_and_tracebacks
 from glm_training.utils.streams import guard_standard_streams
@@ -54,6 +56,9 @@ def main() -> None:
     for name, (short, description) in BESIDE_TRAINING.items():
         of_files[name] = commands.add_parser(name, help=short, description=description)
         training.add_config_arguments(of_files[name])
+    short = "work out what a YAML file's run takes of memory, disk and time"
+    of_files["plan"] = commands.add_parser("plan", help=short, description=PLAN_DESCRIPTION)
+    add_plan_arguments(of_files["plan"])
     sample = commands.add_parser(
         "sample",
         help="draw images with a model",
@@ -104,6 +109,10 @@ def _run(arguments: argparse.Namespace) -> int:
         from glm_training.cli.validate import validate
 
         return validate(arguments.config, arguments.overrides, arguments.mode)
+    if arguments.command == "plan":
+        from glm_training.cli.plan import plan
+
+        return plan(arguments)
     if arguments.command == "download":
         from glm_training.cli.download import download
 

@@ -24,10 +24,11 @@ EIGHT_BIT_FROM = 4096
 EIGHT_BIT_BLOCK = 256
 """Moments of 8 bits share an fp32 scale by so many."""
 
+
 @dataclass(frozen=True)
 class Part:
-    """A part of the model. total: parameters of its network, adapters left out. trained: by name. wrapped: parameters
-    of linear layers of its network, which quantization reaches. frozen: those that stay as they are, the network's own
+    """A part of the model. total: parameters of its network, adapters left out. trained: by name. wrapped: weights
+    of linear layers in its blocks, which quantization reaches. frozen: those that stay as they are, the network's own
     included under adapters. unit: of its largest sharding unit. sleeps: whether it waits on the CPU while steps run."""
 
     name: str
@@ -41,7 +42,7 @@ class Part:
     @property
     def trained_count(self) -> int:
         """Parameters under training."""
-        return sum(map(math.prod, self.trained.values()))
+        return sizes_of(self.trained)
 
 
 def count_parts(networks: Networks, run: Run) -> list[Part]:
@@ -87,19 +88,22 @@ def _trainable(
     name: str, module: nn.Module, half: Half | None, units: Sequence[str], without: set[str] | None = None
 ) -> Part:
     skipped = without or set()
-    own = {
-        key: tuple(param.shape) for key, param in module.named_parameters() if skipped.isdisjoint(key.split("."))
-    }
-    total = sum(map(math.prod, own.values()))
-    linear = {key: child for key, child in module.named_modules() if isinstance(child, nn.Linear)}
-    inside = [key for key in linear if skipped.isdisjoint(key.split(".")) and "." in key]
-    wrapped = sum(linear[key].weight.numel() for key in inside)
-    unit = max((_size(child) for child in module.modules() if type(child).__name__ in units), default=0)
+    own = {key: tuple(param.shape) for key, param in module.named_parameters() if skipped.isdisjoint(key.split("."))}
+    total = sizes_of(own)
+    blocks = [child for child in module.modules() if type(child).__name__ in units]
+    linear = {id(child): child for block in blocks for child in block.modules() if isinstance(child, nn.Linear)}
+    wrapped = sum(child.weight.numel() for child in linear.values())
+    unit = max(map(_size, blocks), default=0)
     if half is None:
         return Part(name, total, {}, total, wrapped, unit)
     if not half.lora.enabled:
         return Part(name, total, own, 0, 0, unit)
     return Part(name, total, adapters(module, half.lora.targets, half.lora.rank), total, wrapped, unit)
+
+
+def sizes_of(shapes: Shapes) -> int:
+    """Numbers in all of them."""
+    return sum(map(math.prod, shapes.values()))
 
 
 def adapters(module: nn.Module, targets: Sequence[str], rank: int) -> Shapes:
@@ -190,6 +194,7 @@ def ar_sizes(network: nn.Module) -> ARSizes:
         keys=text.num_key_value_heads * head,
         vocabulary=text.vocab_size,
         codes=text.vision_vocab_size,
+        codebook=model.model.vqmodel.config.num_embeddings,
         block=_size(language.layers[0]),
         widest=_widest(language.layers[0]),
         weights=cast,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from torch import nn
 
@@ -33,6 +33,7 @@ from glm_training.planning.passes import (
     ar_pass,
     dit_inference,
     dit_pass,
+    guided,
     kv_cache,
     unet_inference,
     unet_pass,
@@ -159,8 +160,9 @@ class Memory:
     @property
     def written(self) -> int:
         """Tokens that the AR half writes."""
-        mode = "i2i" if self.run.mode == "i2i" else "t2i"
-        return sum(rows * columns for rows, columns in generation_grids(self.run.height, self.run.width, mode))
+        mode: Literal["t2i", "i2i"] = "i2i" if self.run.mode == "i2i" else "t2i"
+        grids = generation_grids(self.run.height, self.run.width, mode)
+        return sum(rows * columns for rows, columns in grids)
 
     @property
     def read(self) -> int:
@@ -223,9 +225,7 @@ class Memory:
         run = self.run
         rows = run.batch_size * (2 if run.method == "preference" else 1)
         names = [half.name for half in run.halves]
-        return [
-            phase for half in run.halves for phase in self._learning(half, rows, names, {}, awake=not run.caches)
-        ]
+        return [phase for half in run.halves for phase in self._learning(half, rows, names, {}, awake=not run.caches)]
 
     def _learning(self, half: Half, rows: int, names: list[str], store: Items, *, awake: bool) -> list[Phase]:
         label = {"ar": "AR", "dit": "DiT", "unet": "UNet"}[half.name]
@@ -251,8 +251,7 @@ class Memory:
         found = dit_pass(self.dit, rows, self.seen, at, checkpointing=run.checkpointing)
         if not (run.method == "reward" and run.guided):
             return found
-        # the pass without condition and the one with it are kept together
-        return Pass(2 * found.kept, found.forward + found.kept, found.backward + found.kept)
+        return guided(found)
 
     def _at_once(self, rows: int) -> int:
         return min(rows, self.run.micro or rows)
@@ -263,7 +262,7 @@ class Memory:
         prompts = min(rows, self.run.batch_size)
         at = self.precision("ar")
         whole = self.by_name["ar"].trained and self.run.strategy == "fsdp"
-        gathered = self.by_name["ar"].total * (WIDE if at.whole else self.run.dtype) if whole else 0
+        gathered = self.by_name["ar"].total * (at.low if at.whole else self.run.dtype) if whole else 0
         chances = rows * self.ar.codes * (6 * WIDE + 8)
         return {
             "KV cache": kv_cache(self.ar, rows, self.read + self.written - 1, at.low),
@@ -302,7 +301,7 @@ class Memory:
         latents = WIDE * self.latent_channels * self.latent_places
         kept = 1 + (run.noisy + 1 if run.noisy else 0) + (run.noisy if run.means else 0)
         assert self.ar is not None
-        tokens = self.written * (8 + 4 + (self.ar.codes / 8 if run.keeps_support else 0))
+        tokens = self.written * (8 + 4 + (-(-self.ar.codebook // 8) if run.keeps_support else 0))
         words = run.glyph_tokens * self.glyph_width * run.dtype
         return {"rollout store": images * (kept * latents + words) + plans * tokens}
 

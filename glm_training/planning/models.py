@@ -63,6 +63,19 @@ def read_networks(family: str, name: str, revision: str | None = None) -> Networ
     return Networks({part: _read(files[part], build) for part, build in builders.items()}, origin)
 
 
+def published_configuration(family: str, part: str) -> dict[str, Any]:
+    """The configuration of a network of the published model, without its source."""
+    settings: dict[str, Any] = json.loads((_published(family) / f"{part}.json").read_text(encoding="utf-8"))
+    settings.pop("source")
+    return settings
+
+
+def build_network(family: str, part: str, settings: dict[str, Any]) -> nn.Module:
+    """The network that a configuration describes, on the meta device."""
+    with torch.device("meta"):
+        return _builders(family)[part](settings)
+
+
 def _published(family: str) -> Path:
     return Path(models.__file__).parent / family / "published"
 

@@ -33,12 +33,13 @@ class Precision:
 @dataclass(frozen=True)
 class Pass:
     """Bytes of a training pass. kept: at the end of the forward pass, for the backward. forward: at most in the
-    forward pass, casts of the weights included. backward: at most in the backward pass, without the gradients that
-    stay."""
+    forward pass, with `casts` of the weights that live until its end and are not among what is kept. backward: at most
+    in the backward pass, without the gradients that stay."""
 
     kept: float
     forward: float
     backward: float
+    casts: float = 0.0
 
     @property
     def peak(self) -> float:
@@ -62,7 +63,7 @@ class DiTSizes:
 @dataclass(frozen=True)
 class ARSizes:
     """The language model: `layers` of width D, the feed-forward `ratio` times as wide, keys of all heads `keys` wide;
-    `vocabulary` rows of the embedding, `codes` that it scores; weights as in `DiTSizes`."""
+    `vocabulary` rows of the embedding; it scores `codes`, of which `codebook` are of images; weights as in `DiTSizes`."""
 
     layers: int
     width: int
@@ -70,6 +71,7 @@ class ARSizes:
     keys: int
     vocabulary: int
     codes: int
+    codebook: int
     block: int
     widest: int
     weights: int
@@ -96,8 +98,8 @@ class Transformer:
 
 @dataclass(frozen=True)
 class UNetSizes:
-    """SDXL's UNet; weights as in `DiTSizes`, without those of which no cast is kept: keys and values of the texts, whose
-    inputs need no gradient."""
+    """SDXL's UNet; weights as in `DiTSizes`. text_weights: keys and values of the texts, whose inputs need no gradient:
+    no cast of those is kept for the backward pass."""
 
     resnets: Sequence[Resnet]
     transformers: Sequence[Transformer]
@@ -139,6 +141,11 @@ def dit_pass(sizes: DiTSizes, rows: int, tokens: int, at: Precision, *, checkpoi
     return _stacked(stack, at, around, checkpointing)
 
 
+def guided(found: Pass) -> Pass:
+    """Two such passes, without condition and with it, whose tensors are kept together."""
+    return Pass(2 * found.kept, found.forward + found.kept, found.backward + found.kept)
+
+
 def dit_running(sizes: DiTSizes, at: Precision) -> float:
     """Bytes that a block needs at most in a forward pass besides what it keeps, per number of its input: in the
     feed-forward, of adapters base, adapter and scaled adapter (3 r)."""
@@ -168,11 +175,9 @@ def ar_layer(sizes: ARSizes, at: Precision) -> float:
     return (4 * sizes.ratio + (13 if at.whole else 9) + narrow) * at.low
 
 
-def ar_pass(
-    sizes: ARSizes, rows: int, tokens: int, written: int, at: Precision, *, checkpointing: bool
-) -> Pass:
-    """A training pass over [rows, tokens, D] that scores the last `written` tokens, `CODES_AT_ONCE` logits at a time:
-    as logits, in fp32, divided, masked, as log-probs, and their gradient. Whole, the backward pass ends with the
+def ar_pass(sizes: ARSizes, rows: int, tokens: int, written: int, at: Precision, *, checkpointing: bool) -> Pass:
+    """A training pass over [rows, tokens, D] that scores the last `written` tokens, `CODES_AT_ONCE` logits at a time.
+    Whole, the backward pass ends with the
     gradient of the embedding, in fp32 over the whole vocabulary."""
     numbers = rows * tokens * sizes.width
     layer, ratio = ar_layer(sizes, at) * numbers, sizes.ratio
@@ -187,14 +192,16 @@ def ar_pass(
         around = 2 * at.low * rows * written * sizes.width
     stack = Stack(sizes.layers, numbers, layer, ar_running(sizes, at) * numbers, passing, sizes.block, sizes.weights)
     found = _stacked(stack, at, around, checkpointing)
-    scoring = ar_scoring(sizes, rows, written)
+    scoring = ar_scoring(sizes, rows, written, at)
     last = WIDE * sizes.vocabulary * sizes.width if at.whole else 0
-    return Pass(found.kept, found.forward + scoring, max(found.backward, found.kept + scoring, last))
+    scored = found.kept + scoring  # when all layers are through, and before the first is met again
+    return Pass(found.kept, max(found.forward, scored + found.casts), max(found.backward, scored, last), found.casts)
 
 
-def ar_scoring(sizes: ARSizes, rows: int, written: int) -> float:
-    """Bytes of scoring a chunk of tokens: six tensors of logits in fp32 and the support, a byte each."""
-    return (6 * WIDE + 1) * min(CODES_AT_ONCE, rows * written * sizes.codes)
+def ar_scoring(sizes: ARSizes, rows: int, written: int, at: Precision) -> float:
+    """Bytes of scoring a chunk of tokens, at most in its backward pass: logits, the support (a byte each), and in fp32
+    log-probs, their gradient, that of the logits and that of what was masked."""
+    return (at.low + 4 * WIDE + 1) * min(CODES_AT_ONCE, rows * written * sizes.codes)
 
 
 def ar_running(sizes: ARSizes, at: Precision) -> float:
@@ -245,11 +252,11 @@ def unet_pass(sizes: UNetSizes, rows: int, places: int, at: Precision, *, checkp
     blocks = [n * each.channels * transformer_keeps(at) for n, each in zip(numbers, sizes.transformers, strict=True)]
     entries = [n * each.channels * each.depth * at.low for n, each in zip(numbers, sizes.transformers, strict=True)]
     casts = _casts(at, sizes.weights)
-    temporary = (at.low * at.amp + WIDE) * sizes.widest if at.whole else 0
+    temporary: float = (at.low * at.amp + WIDE) * sizes.widest if at.whole else 0
     if checkpointing:
         kept = inputs + sum(entries) + sum(stacks)
         again = max([*resnets, *blocks], default=0.0)
-        return Pass(kept, kept + casts + max(resnets, default=0.0), kept + again * 1.1 + temporary)
+        return Pass(kept, kept + casts + max(resnets, default=0.0), kept + again + temporary)
     every = sum(block * each.depth for block, each in zip(blocks, sizes.transformers, strict=True))
     kept = sum(resnets) + every + sum(stacks)
     held = kept + _casts(at, sizes.weights - sizes.text_weights)
@@ -306,7 +313,7 @@ def _stacked(stack: Stack, at: Precision, around: float, checkpointing: bool) ->
     if checkpointing:
         kept = stack.layers * at.low * stack.numbers + around
         again = kept + stack.keeps + stack.passing + _casts(at, stack.block_weights)
-        return Pass(kept, kept + casts + stack.running, again)
+        return Pass(kept, kept + casts + stack.running, again, casts)
     kept = stack.layers * stack.keeps + around + casts
     # the block that runs has kept none of what it needs yet
     return Pass(kept, kept - stack.keeps + max(stack.keeps, stack.running), kept + stack.passing)

@@ -14,9 +14,9 @@ Strategy = Literal["single", "ddp", "fsdp"]
 Quantization = Literal["none", "int8", "nf4"]
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-QUANTIZED_BYTES = {"int8": 1 + 4 / 128, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}
-"""Of a weight, with the scales of its blocks: 8 bits with an fp32 scale per 128, 4 bits with an 8-bit scale per 64 and
-an fp32 one per 256 of those (arXiv:2305.14314)."""
+QUANTIZED_BYTES = {"int8": 1.0, "nf4": 4.127 / 8}
+"""Of a weight: 8 bits, the scales of the rows left out; 4 bits with an 8-bit scale per 64 weights and an fp32 one per
+256 of those (QLoRA, arXiv:2305.14314)."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,115 @@
+"""What to change where a run does not fit, in the order in which it costs least."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from glm_training.config import Config
+from glm_training.planning.memory import Memory
+from glm_training.planning.models import Networks
+from glm_training.planning.run import Half, Run
+
+SHARDABLE = frozenset(("adamw", "lion", "muon", "sgd", "adamw_schedule_free"))
+"""Update rules whose state follows FSDP's shards: that of the others is of whole tensors."""
+
+WORTH = 1 << 27
+"""Bytes below which a change is not worth its mention."""
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """A change of the configuration, as it is written on the command line; bytes that it saves beyond those before it,
+    and the peak with all of them."""
+
+    change: str
+    saves: float
+    peak: float
+
+
+def remedies(config: Config, run: Run, networks: Networks, capacity: float) -> list[Remedy]:
+    """Changes one after the other, each that saves memory, until the peak is at most `capacity` bytes; all of them
+    where that is not reached."""
+    found: list[Remedy] = []
+    peak = Memory(run, networks).peak().total
+    for change, changed in _changes(config):
+        if peak <= capacity:
+            break
+        tried = changed(run)
+        if tried is None:
+            continue
+        after = Memory(tried, networks).peak().total
+        if peak - after >= WORTH:
+            found.append(Remedy(change, peak - after, after))
+            run, peak = tried, after
+    return found
+
+
+Changed = Callable[[Run], Run | None]
+
+
+def _changes(config: Config) -> Iterator[tuple[str, Changed]]:
+    """First what changes no result, then what rounds otherwise, then what trains otherwise."""
+    yield "cache.enabled=true", lambda run: None if run.caches else replace(run, caches=True)
+    yield (
+        "training.gradient_checkpointing=true",
+        lambda run: None if run.checkpointing else replace(run, checkpointing=True),
+    )
+    yield "rollout.vae_batch_size=1", lambda run: replace(run, vae_micro=1) if run.method == "reward" else None
+    for count in (4, 2, 1):
+        yield f"rollout.micro_batch_size={count}", _micro(count)
+    yield "training.batch_size=1 (and as many times the accumulation)", _batch_of_one
+    yield "model.torch_dtype=bfloat16", lambda run: None if run.dtype == 2 else replace(run, dtype=2)
+    yield "training.mixed_precision=bf16", lambda run: None if run.low else replace(run, low=2)
+    if hasattr(config.distributed, "strategy"):
+        yield "distributed.strategy=fsdp", _sharded
+    yield "training.optimizer=adamw_8bit", _eight_bit
+    if hasattr(config.model, "quantization"):
+        yield "model.quantization=int8", lambda run: replace(run, quantization="int8")
+        yield "model.quantization=nf4", lambda run: replace(run, quantization="nf4")
+    yield "lora.enabled=true", _adapted
+    yield "data.image_size.height=512 data.image_size.width=512", _smaller
+
+
+def _micro(count: int) -> Changed:
+    def changed(run: Run) -> Run | None:
+        if run.micro is not None and run.micro <= count:
+            return None
+        return replace(run, micro=count, evaluated=min(run.evaluated, count))
+
+    return changed
+
+
+def _batch_of_one(run: Run) -> Run | None:
+    if run.batch_size == 1:
+        return None
+    return replace(run, batch_size=1, accumulation=run.accumulation * run.batch_size)
+
+
+def _sharded(run: Run) -> Run | None:
+    if run.gpus == 1 or run.strategy == "fsdp" or not SHARDABLE.issuperset(half.optimizer for half in run.halves):
+        return None
+    return replace(run, strategy="fsdp", shards=run.gpus)
+
+
+def _eight_bit(run: Run) -> Run | None:
+    if run.strategy == "fsdp":
+        return None
+    return _of_halves(run, lambda half: replace(half, optimizer="adamw_8bit"))
+
+
+def _adapted(run: Run) -> Run | None:
+    def adapted(half: Half) -> Half:
+        copies = tuple(name for name in half.copies if name != "reference")
+        return replace(half, lora=replace(half.lora, enabled=True), copies=copies)
+
+    return _of_halves(run, adapted)
+
+
+def _of_halves(run: Run, change: Callable[[Half], Half]) -> Run | None:
+    halves = tuple(map(change, run.halves))
+    return None if halves == run.halves else replace(run, halves=halves)
+
+
+def _smaller(run: Run) -> Run | None:
+    return replace(run, height=512, width=512) if run.height * run.width > 512 * 512 else None

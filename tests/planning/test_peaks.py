@@ -1,0 +1,50 @@
+"""Peaks that `plan` works out against peaks that were measured, and some that are measured here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.plan_peaks import CASES, Case, measure, read_cases, worked_out
+
+ROOT = Path(__file__).parents[2]
+
+WITHIN = 0.10
+RECORDED = read_cases((ROOT / "benchmarks/results/plan_peaks.json").read_text(encoding="utf-8"))
+
+
+def off(case: Case, measured: dict[str, int]) -> dict[str, float]:
+    expected = worked_out(case)
+    return {name: expected[name] / peak - 1 for name, peak in measured.items()}
+
+
+@pytest.mark.parametrize("case, measured", RECORDED, ids=[case.name for case, _ in RECORDED])
+def test_recorded_peaks(case, measured):
+    assert all(abs(share) <= WITHIN for share in off(case, measured).values()), off(case, measured)
+
+
+def test_enough_was_recorded():
+    names = {case.name for case, _ in RECORDED}
+    assert names == {case.name for case in CASES}
+    assert sum(not case.change for case, _ in RECORDED) >= 8, "of the published sizes"
+    assert sum(case.real for case, _ in RECORDED) >= 4
+
+
+SMALL = {"num_layers": 3, "num_attention_heads": 2}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("dit", "dit", 2, 256, False, True, SMALL),
+        Case("dit kept", "dit", 2, 256, True, False, SMALL, amp=False),
+        Case("real dit", "dit", 1, 256, False, True, SMALL, amp=False, real=True),
+        Case("unet", "unet", 2, 256, True, True, {"block_out_channels": [64, 64, 128], "attention_head_dim": [1, 1, 2],
+             "transformer_layers_per_block": [1, 1, 2]}),
+    ],
+    ids=lambda case: case.name,
+)  # fmt: skip
+def test_measured_here(case):
+    found = off(case, measure(case))
+    assert all(abs(share) <= WITHIN for share in found.values()), found

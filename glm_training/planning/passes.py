@@ -63,7 +63,8 @@ class DiTSizes:
 @dataclass(frozen=True)
 class ARSizes:
     """The language model: `layers` of width D, the feed-forward `ratio` times as wide, keys of all heads `keys` wide;
-    `vocabulary` rows of the embedding; it scores `codes`, of which `codebook` are of images; weights as in `DiTSizes`."""
+    `vocabulary` rows of the embedding; it scores `codes`, of which `codebook` are of images. Weights as in
+    `DiTSizes`."""
 
     layers: int
     width: int

@@ -18,7 +18,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -40,6 +40,8 @@ from glm_training.models.lora import ADAPTER
 from glm_training.planning import counting, passes
 from glm_training.planning.models import build_network, published_configuration
 from glm_training.planning.passes import WIDE, Precision
+
+GIB = 1 << 30
 
 PROMPT, GLYPHS = 100, 12
 """Tokens of a prompt, and of its quoted words, in these cases."""
@@ -333,24 +335,25 @@ def _pass(case: Case, network: nn.Module) -> passes.Pass:
 
 
 def main(words: Sequence[str]) -> None:
-    """Prints what was measured of the cases, as JSON; on standard error how far off the formulas are."""
+    """Prints what was measured of the cases, in GiB, as JSON; on standard error how far off the formulas are."""
     found = []
     for case in CASES:
         if words and not any(word in case.name for word in words):
             continue
         peaks, expected = measure(case), worked_out(case)
         off = {name: expected[name] / peaks[name] - 1 for name in peaks}
-        told = ", ".join(f"{name} {peaks[name] / 2**30:.2f} GiB, {off[name]:+.1%}" for name in peaks)
+        told = ", ".join(f"{name} {peaks[name] / GIB:.3f} GiB, {off[name]:+.1%}" for name in peaks)
         print(f"{case.name}: {told}", file=sys.stderr, flush=True)
-        found.append({**asdict(case), "measured": peaks})
+        found.append({**asdict(case), "measured": {name: round(peak / GIB, 3) for name, peak in peaks.items()}})
     print(json.dumps({"torch": torch.__version__, "cases": found}, indent=1))
 
 
-def read_cases(text: str) -> list[tuple[Case, dict[str, int]]]:
-    """The cases that `main` printed, with what was measured of each."""
+def read_cases(text: str) -> list[tuple[Case, dict[str, float]]]:
+    """The cases that `main` printed, with the bytes that were measured of each."""
     known = {case.name: case for case in CASES}
     recorded = json.loads(text)["cases"]
-    return [(replace(known[each["name"]]), each["measured"]) for each in recorded]
+    measured = [{name: gib * GIB for name, gib in each["measured"].items()} for each in recorded]
+    return [(known[each["name"]], peaks) for each, peaks in zip(recorded, measured, strict=True)]
 
 
 if __name__ == "__main__":

@@ -200,9 +200,10 @@ def ar_pass(sizes: ARSizes, rows: int, tokens: int, written: int, at: Precision,
 
 
 def ar_scoring(sizes: ARSizes, rows: int, written: int, at: Precision) -> float:
-    """Bytes of scoring a chunk of tokens, at most in its backward pass: logits, the support (a byte each), and in fp32
-    log-probs, their gradient, that of the logits and that of what was masked."""
-    return (at.low + 4 * WIDE + 1) * min(CODES_AT_ONCE, rows * written * sizes.codes)
+    """Bytes of scoring a chunk of tokens, at most in its backward pass: the support (a byte each), and in fp32 the
+    log-probs, their gradient and that of what was masked; under autocast also the logits as they come, and in fp32."""
+    each = 3 * WIDE + 1 + (at.low + WIDE if at.amp else 0)
+    return each * min(CODES_AT_ONCE, rows * written * sizes.codes)
 
 
 def ar_running(sizes: ARSizes, at: Precision) -> float:
@@ -259,9 +260,9 @@ def unet_pass(sizes: UNetSizes, rows: int, places: int, at: Precision, *, checkp
         again = max([*resnets, *blocks], default=0.0)
         return Pass(kept, kept + casts + max(resnets, default=0.0), kept + again + temporary)
     every = sum(block * each.depth for block, each in zip(blocks, sizes.transformers, strict=True))
-    kept = sum(resnets) + every + sum(stacks)
-    held = kept + _casts(at, sizes.weights - sizes.text_weights)
-    return Pass(held, kept + casts, held + temporary)
+    all_kept = sum(resnets) + every + sum(stacks)
+    held = all_kept + _casts(at, sizes.weights - sizes.text_weights)
+    return Pass(held, all_kept + casts, held + temporary)
 
 
 def unet_inference(sizes: UNetSizes, rows: int, places: int, at: Precision) -> float:

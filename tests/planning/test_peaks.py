@@ -14,7 +14,7 @@ WITHIN = 0.10
 RECORDED = read_cases((ROOT / "benchmarks/results/plan_peaks.json").read_text(encoding="utf-8"))
 
 
-def off(case: Case, measured: dict[str, int]) -> dict[str, float]:
+def off(case: Case, measured: dict[str, float]) -> dict[str, float]:
     expected = worked_out(case)
     return {name: expected[name] / peak - 1 for name, peak in measured.items()}
 

@@ -8,7 +8,7 @@ MUTATIONS = [
         "planning/test_peaks.py",
         ("(2 * sizes.ratio + 9) * at.low", "(sizes.ratio + 9) * at.low", "the DiT's GELU keeps nothing"),
         ("(4 * sizes.ratio + (9 if", "(2 * sizes.ratio + (9 if", "the gate of the AR half is not kept"),
-        ("(at.low + 4 * WIDE + 1) * min(", "at.low * min(", "scoring takes the logits alone"),
+        ("each * min(CODES", "at.low * min(CODES", "scoring takes the logits alone"),
         ("last = WIDE * sizes.vocabulary", "last = 0 * sizes.vocabulary", "the embedding has no gradient"),
         ("kept = stack.layers * at.low * stack.numbers + around", "kept = around", "checkpoints keep no inputs"),
         ("2 * sizes.layers * sizes.keys", "sizes.layers * sizes.keys", "a cache of keys without values"),

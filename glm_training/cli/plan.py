@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from glm_training.cli.arguments import number, whole_number
 from glm_training.cli.messages import report_error
 from glm_training.cli.training import EXIT_CONFIG, add_config_arguments
-from glm_training.config import ConfigError, load_config
 
 if TYPE_CHECKING:
     from glm_training.planning.plan import Card
@@ -42,6 +41,8 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
 def plan(arguments: argparse.Namespace) -> int:
     """0 where it fits, or where no GPU is named or found; 1 where it does not; 2 for a configuration or a model that
     cannot be planned."""
+    from glm_training.config import ConfigError, load_config
+
     try:
         config = load_config(arguments.config, arguments.overrides, mode=arguments.mode)
     except ConfigError as error:

@@ -8,6 +8,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from glm_training.checkpoint.state_tree import gather_shards
 from glm_training.config import Config, load_config
 from glm_training.trainers.base_trainer import BaseTrainer
 from glm_training.trainers.run import build_trainer
@@ -86,6 +87,6 @@ def trainer_of(folder: Path, *overrides: str, mode: str = "t2i", world: World | 
 def weights_of(trainer: BaseTrainer) -> dict[str, dict[str, object]]:
     """Copies of the trained weights, by half and name."""
     return {
-        name: {key: value.detach().clone() for key, value in part.parameters.items()}
+        name: {key: gather_shards(value.detach()).clone() for key, value in part.parameters.items()}
         for name, part in trainer.parts.items()
     }

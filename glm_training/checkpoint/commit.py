@@ -38,6 +38,7 @@ from glm_training.checkpoint.state_tree import (
     EncodedTree,
     StateTree,
     encode,
+    lies_in_shards,
     structure_bytes,
 )
 from glm_training.utils.failures import beside_training
@@ -60,6 +61,7 @@ class _State:
     name: str
     tree: EncodedTree
     structure: bytes
+    in_shards: bool
 
     @property
     def size(self) -> int:
@@ -80,10 +82,11 @@ def save_checkpoint(
     metadata: Mapping[str, Any] | None = None,
     extra_dirs: Mapping[str, Callable[[Path], None]] | None = None,
     extra_bytes: int = 0,
+    write_together: Callable[[str, Path], None] | None = None,
 ) -> Path:
     """Commit a checkpoint, point ``latest`` at it, and delete this run's checkpoints past the limit.
 
-    Called on the main process alone, with whole tensors (``state_tree.gather_shards``); the others wait at a barrier.
+    Called on the main process alone; the others wait, and write their shards of what lies in shards.
 
     Args:
         checkpoints_dir: the folder of checkpoints, made if absent.
@@ -94,6 +97,7 @@ def save_checkpoint(
         metadata: JSON values kept in the manifest beside the run's id, readable without the tensors.
         extra_dirs: folder name -> function that fills the given empty folder, for adapter or pipeline exports.
         extra_bytes: about how much ``extra_dirs`` will write, for the check of free space.
+        write_together: has all processes write their shards of a named state into a folder; raises OSError.
 
     Returns:
         The committed folder.
@@ -105,7 +109,7 @@ def save_checkpoint(
     """
     extras = dict(extra_dirs or {})
     _check_arguments(step, total_limit, state, extras)
-    states = [_encode_state(name, tree) for name, tree in state.items()]
+    states = [_encode_state(name, tree, write_together is not None) for name, tree in state.items()]
     run = Ledger.read(checkpoints_dir).run
     kept = {**(metadata or {}), **({} if run is None else {"run": run})}
     needed = sum(item.size for item in states) + extra_bytes + SLACK_BYTES
@@ -120,7 +124,7 @@ def save_checkpoint(
         partial = checkpoints_dir / f"{PARTIAL}{checkpoint_name(step)}"
         with ExitStack() as undo:
             undo.callback(_discard, partial)
-            _write_partial(partial, step, states, kept, extras)
+            _write_partial(partial, step, states, kept, extras, write_together)
             final = _publish(partial, checkpoints_dir / checkpoint_name(step))
             undo.pop_all()
     if total_limit is not None:
@@ -177,12 +181,12 @@ def _check_arguments(
         raise CheckpointError(f"an extra folder cannot be called {STATES!r} or {MANIFEST!r}: the checkpoint uses them")
 
 
-def _encode_state(name: str, tree: StateTree) -> _State:
+def _encode_state(name: str, tree: StateTree, may_be_in_shards: bool) -> _State:
     try:
-        encoded = encode(tree)
+        encoded = encode(tree, in_shards=may_be_in_shards)
     except CheckpointError as error:
         raise CheckpointError(f"state {name!r}: {error}") from None
-    return _State(name, encoded, structure_bytes(encoded))
+    return _State(name, encoded, structure_bytes(encoded), lies_in_shards(encoded))
 
 
 def _discard(partial: Path) -> None:
@@ -220,6 +224,7 @@ def _write_partial(
     states: Sequence[_State],
     metadata: Mapping[str, Any],
     extras: Mapping[str, Callable[[Path], None]],
+    write_together: Callable[[str, Path], None] | None,
 ) -> None:
     """Everything of a checkpoint but its name, on the disk when this returns."""
     files: dict[str, FileRecord] = {}
@@ -228,7 +233,12 @@ def _write_partial(
     for state in states:
         name = f"{STATES}/{state.name}.json"
         files[name] = _write_file(partial / name, [state.structure])
-        if state.tree.tensors:
+        if state.in_shards and write_together is not None:
+            folder = partial / STATES / state.name
+            disk.make_folder(folder)
+            write_together(state.name, folder)
+            files |= _settle_extra(partial, folder)
+        elif state.tree.tensors:
             name = f"{STATES}/{state.name}.safetensors"
             files[name] = _write_file(partial / name, tensor_file_chunks(state.tree.tensors))
     disk.sync_folder(partial / STATES)

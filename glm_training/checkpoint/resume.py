@@ -8,6 +8,7 @@ from glm_training.checkpoint.commit import CHECKPOINT_NAME, POINTER, REPLACED, S
 from glm_training.checkpoint.ledger import Ledger
 from glm_training.checkpoint.manifest import MANIFEST, Manifest, read_manifest, verify_checkpoint
 from glm_training.checkpoint.run_record import RunRecord
+from glm_training.checkpoint.shards import SavedTensor, saved_tensors
 from glm_training.checkpoint.state_tree import CheckpointError, StateTree, read_tree
 from glm_training.utils.writable import expanded
 
@@ -157,7 +158,7 @@ def _pointer(checkpoints_dir: Path) -> str | None:
 
 
 def load_checkpoint(path: Path, *, verify: bool = True) -> dict[str, StateTree]:
-    """Every named state of a checkpoint, tensors on the CPU.
+    """Every named state of a checkpoint, tensors on the CPU; what lies in shards as `SavedTensor`, still on disk.
 
     Args:
         path: a checkpoint folder.
@@ -169,6 +170,14 @@ def load_checkpoint(path: Path, *, verify: bool = True) -> dict[str, StateTree]:
     manifest = verify_checkpoint(path) if verify else read_manifest(path)
     states = {}
     for name in manifest.states:
-        tensors = f"{STATES}/{name}.safetensors"
-        states[name] = read_tree(path / STATES / f"{name}.json", path / tensors if tensors in manifest.files else None)
+        tensors = _tensors(path, name, manifest)
+        states[name] = read_tree(path / STATES / f"{name}.json", tensors)
     return states
+
+
+def _tensors(path: Path, name: str, manifest: Manifest) -> Path | dict[str, SavedTensor] | None:
+    """Where the tensors of a state are: in a file, in shards, or nowhere as it has none."""
+    file, folder = f"{STATES}/{name}.safetensors", f"{STATES}/{name}/"
+    if file in manifest.files:
+        return path / file
+    return saved_tensors(path / folder) if any(each.startswith(folder) for each in manifest.files) else None

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import safetensors
 import torch
@@ -45,7 +45,8 @@ class EncodedTree:
 
 
 class _Encoder:
-    def __init__(self) -> None:
+    def __init__(self, in_shards: bool) -> None:
+        self.in_shards = in_shards
         self.tensors: dict[str, Tensor] = {}
         self._seen: dict[tuple[Any, ...], str] = {}
 
@@ -77,12 +78,13 @@ class _Encoder:
         return {"$items": [[key, item] for key, item in items]}
 
     def _name(self, tensor: Tensor, path: str) -> str:
-        if isinstance(tensor, DTensor):
+        if isinstance(tensor, DTensor) and not self.in_shards:
             raise CheckpointError(f"{path} is sharded over processes; call gather_shards(tree) on every process first")
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.dtype not in DTYPE_NAMES:
             raise CheckpointError(f"{path} is {tensor.layout} of {tensor.dtype}, which safetensors cannot hold")
-        view = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.is_conj())
-        if tensor.numel() and view in self._seen:
+        held = local_part(tensor)
+        view = (tensor.device, held.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.is_conj())
+        if tensor.numel() and view in self._seen and not isinstance(tensor, DTensor):  # an empty shard is no view
             return self._seen[view]
         name, copies = path or "value", 0
         while name in self.tensors or name == "__metadata__":
@@ -93,15 +95,21 @@ class _Encoder:
         return name
 
 
-def encode(tree: StateTree) -> EncodedTree:
-    """Take a tree apart. Tensors are referred to, not copied: write them before they change.
+def encode(tree: StateTree, *, in_shards: bool = False) -> EncodedTree:
+    """Take a tree apart. Tensors are referred to, not copied: write them before they change. ``in_shards``: sharded
+    ones may be among them, to be written by all processes.
 
     Raises:
         CheckpointError: naming the place in the tree of a value that cannot be stored.
     """
-    encoder = _Encoder()
+    encoder = _Encoder(in_shards)
     structure = encoder.encode(tree, "")
     return EncodedTree(structure, encoder.tensors)
+
+
+def lies_in_shards(tree: EncodedTree) -> bool:
+    """Whether any of its tensors does."""
+    return any(isinstance(tensor, DTensor) for tensor in tree.tensors.values())
 
 
 def decode(structure: Any, tensors: Mapping[str, Tensor]) -> StateTree:
@@ -126,12 +134,12 @@ def structure_bytes(encoded: EncodedTree) -> bytes:
     return json.dumps(encoded.structure, allow_nan=False, ensure_ascii=False, indent=1).encode("utf-8")
 
 
-def read_tree(structure_file: Path, tensor_file: Path | None) -> StateTree:
-    """Read the two files of a tree, tensors on the CPU. ``tensor_file`` is None for a tree without tensors."""
+def read_tree(structure_file: Path, tensors: Path | Mapping[str, Any] | None) -> StateTree:
+    """Read a tree: its structure, and its tensors from their file, on the CPU, or as they are given by name.
+    ``tensors`` is None for a tree without any."""
     try:
         structure = json.loads(structure_file.read_text(encoding="utf-8"))
-        tensors = load_file(tensor_file) if tensor_file is not None else {}
-        return decode(structure, tensors)
+        return decode(structure, load_file(tensors) if isinstance(tensors, Path) else tensors or {})
     except (ValueError, KeyError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{structure_file} and its tensors do not fit together: {error}") from error
 
@@ -153,15 +161,33 @@ def gather_shards(tree: StateTree, *, keep: bool = True) -> StateTree:
     return tree
 
 
-def shard_like(whole: Tensor, parameter: Tensor) -> Tensor:
+class Stored(Protocol):
+    """A tensor that is still on the disk."""
+
+    @property
+    def shape(self) -> torch.Size: ...
+
+    def whole(self) -> Tensor: ...
+
+    def like(self, parameter: Tensor) -> Tensor: ...
+
+
+def shard_like(whole: Tensor | Stored, parameter: Tensor) -> Tensor:
     """A copy of ``whole`` laid out as ``parameter`` is: on its device, and this process's shard if it is a ``DTensor``.
 
     The reverse of :func:`gather_shards`; every process passes the same whole tensor, and nothing is sent.
     """
+    if not isinstance(whole, Tensor):
+        return whole.like(parameter)
     if not isinstance(parameter, DTensor):
         return whole.to(parameter.device, copy=True)
     on_device = whole.to(parameter.device)
     return distribute_tensor(on_device, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor: its shard of a ``DTensor``, else all of it."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def optimizer_state_tree(optimizer: Optimizer, parameters: Mapping[str, Parameter]) -> StateTree:
@@ -209,17 +235,27 @@ def load_optimizer_state_tree(optimizer: Optimizer, parameters: Mapping[str, Par
     for names, group in _named_groups(optimizer, parameters):
         group.update(memory_of.get(names[0], {}))
     groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict(
-        {"state": {numbers[name]: entry for name, entry in state.items()}, "param_groups": groups}
-    )
-    for name, entry in state.items():
-        parameter = parameters[name]
+    laid_out = {
+        name: {key: _laid_out(value, key, parameters[name]) for key, value in entry.items()}
+        for name, entry in state.items()
+    }
+    optimizer.load_state_dict({"state": {numbers[name]: laid_out[name] for name in laid_out}, "param_groups": groups})
+    for name, entry in laid_out.items():
+        kept = optimizer.state[parameters[name]]
         for key, value in entry.items():
             if isinstance(value, Tensor):
-                # Counters stay where the optimizer put them (mostly the CPU); moments have their parameter's layout.
-                moment = value.shape == parameter.shape and key != "step"
-                like = parameter if moment else optimizer.state[parameter][key]
-                optimizer.state[parameter][key] = shard_like(value, like)
+                # Counters stay where the optimizer put them, mostly the CPU.
+                moment = value.shape == parameters[name].shape and key != "step"
+                kept[key] = value if moment else value.to(kept[key].device)
+
+
+def _laid_out(value: Any, key: str, parameter: Parameter) -> Any:
+    """A saved value of an optimizer: a moment laid out as its parameter is, another tensor whole."""
+    if not isinstance(value, bool | int | float | str | None) and hasattr(value, "shape"):
+        if value.shape == parameter.shape and key != "step":
+            return shard_like(value, parameter)
+        return value.clone() if isinstance(value, Tensor) else value.whole()
+    return value
 
 
 GROUP_MEMORY = ("k", "d", "d_max", "d_numerator", "weight_sum", "lr_max")

@@ -98,6 +98,10 @@ class Evaluations:
         interval = self.config.logging.sample_every()
         return interval is not None and (step == self.total_steps or step % interval == 0)
 
+    def anything_due(self, step: int) -> bool:
+        """Whether `run` has anything to do after `step` steps."""
+        return self.judging_due(step) or self.scores_due(step) or self.samples_due(step)
+
     def recorded(self, step: int) -> dict[str, float | None] | None:
         """What the log has of the evaluation after `step` steps, in a run that resumes there: a collective. None where
         it is to be made: the run was stopped before it was whole, or has no first one."""

@@ -16,6 +16,7 @@ from glm_training.config.checks.family import COMPONENTS
 from glm_training.data import PromptReader
 from glm_training.engine.encoding.encoder import FrozenEncoder, GLMEncoder, SDXLEncoder
 from glm_training.engine.errors import SettingsError
+from glm_training.engine.sharding import may_shard
 from glm_training.models.adapters import StartingAdapter, merge_into, start_from, starting_adapters
 from glm_training.models.family import Family, Sampling
 from glm_training.models.glm_image import loading as glm_loading
@@ -52,7 +53,7 @@ def build_family(config: Config, world: World) -> Family:
     """
     kind = config.model.quantization
     # few bits are made of full ones on the CPU, layer by layer: the device never holds the network in full
-    family = load_family(config, world, device=world.device if kind == "none" else torch.device("cpu"))
+    family = load_family(config, world, device=None if kind == "none" else torch.device("cpu"))
     whole = {part: not config.lora_for(part).enabled for part in config.parts()}
     family.set_trainable(**whole)
     _in_fp32(family, [part for part, trained in whole.items() if trained])  # half precision would round what is merged
@@ -83,9 +84,7 @@ def _in_fp32(family: Family, parts: Sequence[str]) -> None:
 
 
 def _quantise(family: Family, part: str, kind: Kind, dtype: torch.dtype, device: torch.device) -> None:
-    frozen = {id(child) for module in family.frozen() for child in module.modules()}  # they are looked at seldom
-    blocks = [block for block in family.sharding_units(part) if id(block) not in frozen]
-    quantise_layers(family.module(part), blocks, kind, dtype, device)
+    quantise_layers(family.module(part), family.sharding_units(part), kind, dtype, device)
 
 
 def compute_dtype(config: Config) -> torch.dtype:
@@ -285,7 +284,8 @@ def load_family(config: Config, world: World, name: str | None = None, device: t
     return kit.load(
         name or settings.name,
         dtype=DTYPES[settings.torch_dtype],
-        device=device or world.device,
+        # what may be cut into shards is cut on its way to the device
+        device=device or (torch.device("cpu") if may_shard(config, world) else world.device),
         revision=settings.revision,
         local_files_only=settings.local_files_only,
         seed=config.seed,

@@ -10,16 +10,24 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from glm_training.checkpoint.state_tree import StateTree, load_optimizer_state_tree, optimizer_state_tree
+from glm_training.checkpoint.state_tree import (
+    StateTree,
+    load_optimizer_state_tree,
+    optimizer_state_tree,
+    shard_like,
+)
 from glm_training.config.sections.resolved import ResolvedOptimizer
 from glm_training.engine.errors import NonFiniteError, TrainingError
 from glm_training.engine.optimizers import RATE_SCALE, SCHEDULE_FREE, averaged_weights, build_optimizer
 from glm_training.methods.losses import Context
+from glm_training.models.gathering import gathered
 from glm_training.models.library_versions import without_buffers_sent
 from glm_training.models.snapshot import ParameterSnapshot
-from glm_training.utils.distributed import World
+from glm_training.utils.distributed import World, any_flag
 from glm_training.utils.words import counted
 
 MAX_SKIPPED = 20
@@ -49,7 +57,8 @@ class WeightAverage:
 
 
 class Part:
-    """One half under training. `policy` is `component`, inside DDP when there are several processes.
+    """One half under training. `policy` is `component`, inside DDP when there are several processes and it is not in
+    shards. `exchanging`: a pass is under way in which the processes wait for each other's shards, or ended in an error.
 
     `rate_scales`: parameters whose learning rate is that share of the others'. `first_step`: the training step that is
     its first. `start`: the reference, where it is a copy. `ema`: what samples, scores and pipelines show in place of
@@ -78,11 +87,15 @@ class Part:
         self.total_steps = total_steps
         self.world = world
         self.policy: nn.Module = component
-        if world.world_size > 1:
+        if world.world_size > 1 and not isinstance(component, FSDPModule):
             # buffers are frozen and were compared at the start: sending them at each forward would be waiting in vain
             self.policy = DistributedDataParallel(
                 component, find_unused_parameters=find_unused_parameters, **without_buffers_sent()
             )
+        self.exchanging = False
+        if isinstance(component, FSDPModule):
+            component.register_forward_pre_hook(lambda *_: self._exchange(True))
+            component.register_forward_hook(lambda *_: self._exchange(False))
         self.optimizer = build_optimizer(settings, self.parameters, rate_scales or {})
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=loss_scaling)
         self.skipped = 0
@@ -92,12 +105,35 @@ class Part:
         self.old: ParameterSnapshot | None = None
         self.ema: WeightAverage | None = None
 
+    def _exchange(self, now: bool) -> None:
+        self.exchanging = now
+
     def backward(self, loss: Tensor) -> None:
         """Adds the gradient of `loss`."""
+        self.exchanging = isinstance(self.component, FSDPModule)
         self.scaler.scale(loss).backward()
+        self.exchanging = False
+
+    def has_gradient(self, loss: Tensor) -> bool:
+        """Whether a gradient of `loss` that is not zero reaches a trained weight. Gradients stay as they were."""
+        trained = [parameter for parameter in self.parameters.values() if parameter.requires_grad]
+        if not isinstance(self.component, FSDPModule):
+            found = torch.autograd.grad(loss, trained, allow_unused=True) if loss.requires_grad and trained else ()
+            return any(bool((gradient != 0).any()) for gradient in found if gradient is not None)
+        # what is gathered has its gradient in the sharded weight alone, and only after a backward pass of all processes
+        before = [parameter.grad for parameter in trained]
+        for parameter in trained:
+            parameter.grad = None
+        if loss.requires_grad:
+            loss.backward()
+        own = [cast(DTensor, parameter.grad).to_local() for parameter in trained if parameter.grad is not None]
+        for parameter, gradient in zip(trained, before, strict=True):
+            parameter.grad = gradient
+        return any_flag(self.world, any(bool((gradient != 0).any()) for gradient in own))
 
     def accumulating(self, last: bool) -> AbstractContextManager[Any]:
-        """Around forward and backward of one term: gradients are exchanged at the last one only."""
+        """Around forward and backward of one term: gradients are exchanged at the last one only, those of shards at
+        each, since they would lie whole on every process in between."""
         if isinstance(self.policy, DistributedDataParallel) and not last:
             return self.policy.no_sync()
         return nullcontext()
@@ -117,6 +153,8 @@ class Part:
         self.scaler.unscale_(self.optimizer)
         parameters = list(self.parameters.values())
         total = nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
+        if isinstance(total, DTensor):
+            total = total.full_tensor()
         norm = total.item()
         if not math.isfinite(norm) and not self.scaler.is_enabled():  # before clipping spreads it over all gradients
             raise NonFiniteError(f"the gradient norm of the {self.name} half is {norm}", training_step)
@@ -183,7 +221,13 @@ class Part:
             return self.ema.snapshot.applied() if showing in self.ema.shown else nullcontext()
         if self.settings.name != SCHEDULE_FREE:
             return nullcontext()
-        return ParameterSnapshot(self.parameters, values=averaged_weights(self.optimizer, self.parameters)).applied()
+        return self.snapshot(values=averaged_weights(self.optimizer, self.parameters)).applied()
+
+    def snapshot(
+        self, dtype: torch.dtype | None = None, values: Mapping[str, Tensor] | None = None
+    ) -> ParameterSnapshot:
+        """A copy of the trained weights, or `values` in their place, that can stand in for them."""
+        return ParameterSnapshot(self.parameters, dtype, self.component, values)
 
     def place_copies(self, device: torch.device) -> None:
         """Moves the copies that are kept of the weights."""
@@ -223,7 +267,7 @@ class Part:
                 "names differ; resume with the model and lora settings of the run that saved it"
             )
         for name, parameter in self.parameters.items():
-            parameter.copy_(weights[name])
+            parameter.copy_(shard_like(weights[name], parameter))
         if f"{self.name}_optimizer" not in state:
             raise TrainingError(
                 "the checkpoint was saved with checkpoint.save_optimizer: false and cannot be resumed; start a new run "
@@ -239,7 +283,9 @@ class Part:
             if values is None:  # a run that kept none, resumed with `resume.accept`: it starts with what was loaded
                 snapshot.copy_from_current()
             else:
-                snapshot.load_state_dict(values)
+                own = snapshot.state_dict()
+                fitting = {name: shard_like(value, own[name]) for name, value in values.items() if name in own}
+                snapshot.load_state_dict({**values, **fitting})
 
     def _snapshots(self) -> list[tuple[str, ParameterSnapshot]]:
         """The slow copies that training moves, by name."""
@@ -250,10 +296,12 @@ class Part:
 
 @contextmanager
 def as_shown(parts: Mapping[str, Part], showing: Showing) -> Iterator[None]:
-    """Inside, every part is `Part.as_shown`."""
+    """Inside, every part is `Part.as_shown`, and whole while it is evaluated: what draws calls it in pieces."""
     with ExitStack() as stack:
         for part in parts.values():
             stack.enter_context(part.as_shown(showing))
+        for part in parts.values() if showing == "evaluation" else ():
+            stack.enter_context(gathered(part.component))
         yield
 
 

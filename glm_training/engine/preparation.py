@@ -21,6 +21,7 @@ from glm_training.engine.held_out_metrics import HeldOutMetrics, held_out_metric
 from glm_training.engine.optimizers import check_optimizer
 from glm_training.engine.places import check_places
 from glm_training.engine.resuming import agreed_resume
+from glm_training.engine.sharding import check_strategy
 from glm_training.models import quantization
 from glm_training.models.loading import ModelNotHere
 from glm_training.rewards import DifferentiableScorers, RewardCalculator
@@ -103,6 +104,8 @@ def _prepare(
         check_settings(config, world)
     with findings.collecting():
         _check_optimizers(config, world.device if loads else pick_device(config.model.device_map))
+    with findings.collecting():
+        check_strategy(config, world)
     with findings.collecting():
         _check_quantization(config)
     for service in setup.tracking_services(config):

@@ -32,6 +32,7 @@ from glm_training.engine.errors import SettingsError
 from glm_training.engine.families import AUTOCAST, evaluation_sampling, prompt_reader
 from glm_training.engine.parts import Part, Showing, WeightAverage
 from glm_training.engine.reward_setup import differentiable_options, reward_options
+from glm_training.engine.sharding import Shards
 from glm_training.engine.validation import Subject
 from glm_training.evaluation.held_out import EvaluationSettings
 from glm_training.models.family import Family
@@ -39,7 +40,6 @@ from glm_training.models.library_versions import autocast_options
 from glm_training.models.lora import adapters_disabled, has_lora, starts_as_base
 from glm_training.models.run_folders import pipeline_in
 from glm_training.models.sdxl.loading import taesd_in
-from glm_training.models.snapshot import ParameterSnapshot
 from glm_training.rewards import (
     DifferentiableScorers,
     RewardBackendError,
@@ -64,9 +64,14 @@ def tracking_services(config: Config) -> list[Service]:
     return [service for used, service in every if used and service.mode != "disabled"]
 
 
-def build_parts(config: Config, family: Family, world: World, total_steps: int) -> dict[str, Part]:
-    """The trained parts, each with its own optimizer and, where a method needs it, its snapshots."""
+def build_parts(
+    config: Config, family: Family, world: World, total_steps: int, shards: Shards | None = None
+) -> dict[str, Part]:
+    """The trained parts, in `shards` or whole, each with its own optimizer and what snapshots a method needs."""
     parts: dict[str, Part] = {}
+    if shards is not None:
+        shards.shard_family(family, config.parts())
+    family.to(world.device)
     for name in config.parts():
         part = Part(
             name,
@@ -83,7 +88,7 @@ def build_parts(config: Config, family: Family, world: World, total_steps: int) 
         if config.needs_reference(name):
             keep_reference(part, family.module(name), config.reward.grpo.reference)
         if config.uses_reward() and name == "dit" and config.reward.grpo.dit.method == "nft":
-            part.old = ParameterSnapshot(part.parameters)
+            part.old = part.snapshot()
         parts[name] = part
     return parts
 
@@ -95,7 +100,7 @@ def weight_average(config: Config, part: Part) -> WeightAverage | None:
         return None
     wanted: dict[Showing, bool] = {"evaluation": ema.evaluate, "export": ema.export}
     shown = frozenset(showing for showing, asked in wanted.items() if asked)
-    return WeightAverage(ParameterSnapshot(part.parameters, torch.float32), ema.decay, ema.start_step, shown)
+    return WeightAverage(part.snapshot(torch.float32), ema.decay, ema.start_step, shown)
 
 
 def keep_reference(part: Part, module: nn.Module, kind: str) -> None:
@@ -104,7 +109,7 @@ def keep_reference(part: Part, module: nn.Module, kind: str) -> None:
     if kind == "start" and has_lora(module) and starts_as_base(module):
         part.reference = partial(adapters_disabled, module)
         return
-    snapshot = ParameterSnapshot(part.parameters)
+    snapshot = part.snapshot()
     part.reference = snapshot.applied
     if kind == "ema":
         part.average = snapshot
@@ -291,9 +296,8 @@ def build_rewards(
 
     Raises RewardConfigError when rewards and data do not fit, RewardBackendError when a backend is missing.
     """
-    reward = config.reward
     calculator = build_calculator(
-        reward.calculator,
+        config.reward.calculator,
         config.scored_weights(),
         reward_options(config),
         world.device,

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from glm_training.checkpoint.state_tree import CheckpointError
+from glm_training.checkpoint.state_tree import CheckpointError, local_part
 from glm_training.config import Config
 from glm_training.data import DataError
 from glm_training.engine.agreement import losses_explained
@@ -99,6 +99,9 @@ class InFlight:
             failure = as_failure(error)
             if isinstance(failure, NonFiniteError):
                 write_dump(self._config, self._world, step, failure, self.drawn, self._parts)
+            if any(part.exchanging for part in self._parts.values()):  # the others wait for shards, not for a word
+                where = f"Step {step + 1} of {total} was not finished"
+                raise ended(failure, where, saved) from error
             if self.changed:
                 where = f"Step {step + 1} of {total} was not finished, and had changed weights"
                 raise ended(failure, where, saved) from error
@@ -163,13 +166,14 @@ def write_dump(
 
 
 def _norms_of(part: Part) -> dict[str, Any]:
-    """Norms of the weights and of the gradients so far, and the parameters whose gradient is not finite."""
-    gradients = {name: value.grad for name, value in part.parameters.items() if value.grad is not None}
+    """Norms of the weights and of the gradients so far, and the parameters whose gradient is not finite; of shards
+    those of this process."""
+    gradients = {name: local_part(value.grad) for name, value in part.parameters.items() if value.grad is not None}
     norms = {name: value.norm().item() for name, value in gradients.items()}
     lost = [name for name, norm in norms.items() if not math.isfinite(norm)]
     rest = {name: norm for name, norm in norms.items() if math.isfinite(norm)}
     figures = {
-        "weight_norm": nn.utils.get_total_norm(list(part.parameters.values())).item(),
+        "weight_norm": nn.utils.get_total_norm([local_part(value) for value in part.parameters.values()]).item(),
         "gradient_norm": nn.utils.get_total_norm(list(gradients.values())).item() if gradients else None,
         "finite_gradient_norm": math.hypot(*rest.values()),
         "largest_finite_gradient": max(rest, key=lambda name: rest[name], default=None),

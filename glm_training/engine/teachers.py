@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from glm_training.checkpoint.state_tree import local_part, shard_like
 from glm_training.config import Config
 from glm_training.data import ImageDataset
 from glm_training.data.text_lines import read_text
@@ -137,7 +138,7 @@ def build_teachers(config: Config, family: Family, world: World) -> Teachers:
                 values = _of_model(module, theirs, f"{key_of(name, 'model')}: {teacher.model}")
             else:
                 values = _of_adapter(module, next(each for each in adapters[name] if each.part == part))
-            teachers[name][part] = partial(_as_teacher, module, _snapshot(module, values))
+            teachers[name][part] = partial(_as_teacher, module, _snapshot(family.component(part), module, values))
     return teachers
 
 
@@ -148,9 +149,9 @@ def _as_teacher(module: nn.Module, snapshot: ParameterSnapshot | None) -> Iterat
         yield
 
 
-def _snapshot(module: nn.Module, values: Mapping[str, Tensor]) -> ParameterSnapshot | None:
+def _snapshot(component: nn.Module, module: nn.Module, values: Mapping[str, Tensor]) -> ParameterSnapshot | None:
     own = _own(module)
-    return ParameterSnapshot({name: own[name] for name in values}, values=values) if values else None
+    return ParameterSnapshot({name: own[name] for name in values}, None, component, values) if values else None
 
 
 def _own(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -172,10 +173,10 @@ def _of_model(module: nn.Module, theirs: Mapping[str, Tensor], what: str) -> dic
             "Name an expert that was trained from the same model"
         )
     for name, parameter in own.items():
-        value = theirs[name].detach().to(parameter.device, parameter.dtype)
+        value = shard_like(theirs[name].detach().to(parameter.dtype), parameter)
         # what is trained moves away from the start, and what is not is the same for both
-        if parameter.requires_grad or not torch.equal(value, parameter):
-            values[name] = value.clone()
+        if parameter.requires_grad or not torch.equal(local_part(value), local_part(parameter)):
+            values[name] = value
     return values
 
 
@@ -188,6 +189,6 @@ def _of_adapter(module: nn.Module, adapter: StartingAdapter) -> dict[str, Tensor
         up, down = weights[f"{layer}.lora_B.weight"], weights[f"{layer}.lora_A.weight"]
         if weight is None or weight.shape != (up.shape[0], down.shape[1]):
             raise SettingsError(f"{adapter.key}: the adapter in {adapter.folder} does not fit: {layer}")
-        delta = adapter.scale(layer) * (up.float() @ down.float())
-        values[f"{layer}.weight"] = (weight.detach().float() + delta.to(weight.device)).to(weight.dtype)
+        delta = shard_like(adapter.scale(layer) * (up.float() @ down.float()), weight)
+        values[f"{layer}.weight"] = (weight.detach().float() + delta).to(weight.dtype)
     return values

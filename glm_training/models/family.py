@@ -191,9 +191,8 @@ class Family(ABC):
         return {}
 
     def sharding_units(self, component: str) -> list[nn.Module]:
-        """The repeated blocks of a component, in order: what FSDP shards one by one."""
-        names = self.component(component).sharding_units
-        return [child for child in self.module(component).modules() if type(child).__name__ in names]
+        """The repeated blocks of a component that are trained, in order: what FSDP shards one by one."""
+        return units_in(self.component(component), self.module(component))
 
     def pipeline_bytes(self) -> int:
         """About what `save_pretrained` writes: the weights of every part, in bytes."""
@@ -216,3 +215,8 @@ class Family(ABC):
     def _known(self, name: str) -> None:
         if name not in self.components:
             raise ValueError(f"component must be one of {', '.join(self.components)}, got {name!r}")
+
+
+def units_in(component: Any, module: nn.Module) -> list[nn.Module]:
+    """The blocks of `module` that have the names of the component's `sharding_units`, in order."""
+    return [child for child in module.modules() if type(child).__name__ in component.sharding_units]

@@ -11,6 +11,7 @@ from typing import Literal, TypeVar
 
 from torch import nn
 
+from glm_training.engine.sharding import MOMENTS_AND_GRADIENT
 from glm_training.models.glm_image.positions import generation_grids
 from glm_training.planning.counting import (
     Part,
@@ -119,6 +120,11 @@ class Memory:
         items["rewards"] = float(sum(WIDE * METRIC_PARAMETERS.get(name, 0) for name in self.run.metrics))
         items["context"] = float(CONTEXT)
         return items
+
+    def resident(self) -> float:
+        """Of a process without shards: weights, gradients and moments, as `distributed.strategy: auto` counts them."""
+        trained = sum(part.trained_count for part in self.parts)
+        return sum(map(self._frozen_bytes, self.parts)) + (WIDE + MOMENTS_AND_GRADIENT) * trained
 
     def _frozen_bytes(self, part: Part) -> float:
         if part.trained and part.frozen and self.run.quantization != "none":

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from glm_training.config import Config
+from glm_training.engine.sharding import shard_problems, whole_fits
 from glm_training.planning.disk import Disk, checkpoints
 from glm_training.planning.memory import Memory, Phase
 from glm_training.planning.models import read_networks
@@ -88,6 +89,10 @@ def make_plan(
     has one. Raises ModelLoadError for a model whose configurations are neither here nor published."""
     networks = read_networks(config.model.family, config.model.name, config.model.revision)
     run = read_run(config, gpus=gpus, strategy=strategy, shards=shards)
+    asked = strategy or config.distributed.strategy
+    if asked == "auto" and gpus > 1 and card.size is not None:
+        if not whole_fits(Memory(run, networks).resident(), card.size) and not shard_problems(config):
+            run = read_run(config, gpus=gpus, strategy="fsdp", shards=shards)
     memory = Memory(run, networks)
     lacking = [] if card.size is None else remedies(config, run, networks, card.size)
     measured = None if rate is not None else _measured_rate(config)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from glm_training.config import Config
+from glm_training.engine.sharding import SHARDABLE
 from glm_training.planning.memory import Memory
 from glm_training.planning.models import Networks
 from glm_training.planning.run import Half, Run
-
-SHARDABLE = frozenset(("adamw", "lion", "muon", "sgd", "adamw_schedule_free"))
-"""Update rules whose state follows FSDP's shards: that of the others is of whole tensors."""
 
 WORTH = 1 << 27
 """Bytes below which a change is not worth its mention."""
@@ -61,13 +60,11 @@ def _changes(config: Config) -> Iterator[tuple[str, Changed]]:
     yield "training.batch_size=1 (and as many times the accumulation)", _batch_of_one
     yield "model.torch_dtype=bfloat16", lambda run: None if run.dtype == 2 else replace(run, dtype=2)
     yield "training.mixed_precision=bf16", lambda run: None if run.low else replace(run, low=2)
-    if hasattr(config.distributed, "strategy"):
-        yield "distributed.strategy=fsdp", _sharded
+    yield "distributed.strategy=fsdp", _sharded
     yield "training.optimizer=adamw_8bit", _eight_bit
-    if hasattr(config.model, "quantization"):
-        yield "model.quantization=int8", lambda run: replace(run, quantization="int8")
-        yield "model.quantization=nf4", lambda run: replace(run, quantization="nf4")
     yield "lora.enabled=true", _adapted
+    for kind in ("int8", "nf4"):
+        yield f"model.quantization={kind}", _in_few_bits(kind)
     yield "data.image_size.height=512 data.image_size.width=512", _smaller
 
 
@@ -87,9 +84,17 @@ def _batch_of_one(run: Run) -> Run | None:
 
 
 def _sharded(run: Run) -> Run | None:
-    if run.gpus == 1 or run.strategy == "fsdp" or not SHARDABLE.issuperset(half.optimizer for half in run.halves):
+    if run.gpus == 1 or run.strategy == "fsdp" or any(half.optimizer not in SHARDABLE for half in run.halves):
         return None
     return replace(run, strategy="fsdp", shards=run.gpus)
+
+
+def _in_few_bits(kind: Literal["int8", "nf4"]) -> Changed:
+    def changed(run: Run) -> Run | None:
+        whole = any(not half.lora.enabled for half in run.halves)
+        return None if whole or run.strategy == "fsdp" or run.quantization == "nf4" else replace(run, quantization=kind)
+
+    return changed
 
 
 def _eight_bit(run: Run) -> Run | None:

@@ -80,11 +80,10 @@ class Run:
 
 
 def read_run(config: Config, *, gpus: int = 1, strategy: str | None = None, shards: int | None = None) -> Run:
-    """The run of a configuration on so many GPUs. `strategy` and `shards` (GPUs over which FSDP spreads a model) are
-    taken from `distributed` where it has them; `quantization` from `model`."""
-    distributed: Any = config.distributed
-    model: Any = config.model
-    wanted = strategy or getattr(distributed, "strategy", "auto")
+    """The run of a configuration on so many GPUs. `strategy` and `shards` (GPUs over which FSDP spreads a model) take
+    the place of those of `distributed`; `auto` counts as DDP."""
+    model = config.model
+    wanted = strategy or config.distributed.strategy
     chosen: Strategy = "single" if gpus == 1 else "fsdp" if wanted == "fsdp" else "ddp"
     grpo, rollout, sampling = config.reward.grpo, config.rollout, config.rollout_sampling()
     group = config.group() if config.uses_reward() else None
@@ -120,8 +119,8 @@ def read_run(config: Config, *, gpus: int = 1, strategy: str | None = None, shar
         metrics=_metrics(config),
         gpus=gpus,
         strategy=chosen,
-        shards=1 if chosen != "fsdp" else (shards or getattr(distributed, "shard_size", None) or gpus),
-        quantization=getattr(model, "quantization", "none"),
+        shards=1 if chosen != "fsdp" else (shards or config.distributed.shard_size or gpus),
+        quantization=model.quantization,
     )
 
 

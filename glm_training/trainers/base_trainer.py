@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,7 +30,8 @@ from glm_training.engine.phases import Phase, guarded
 from glm_training.engine.preparation import Prepared
 from glm_training.engine.resuming import moved_schedules
 from glm_training.engine.run_directory import RunDirectory, held_run_directory
-from glm_training.engine.saving import commit_run
+from glm_training.engine.saving import commit
+from glm_training.engine.sharding import choose
 from glm_training.engine.stopping import Drawn, InFlight, as_failure, ended
 from glm_training.engine.summary import opening_lines
 from glm_training.engine.validation import Subject
@@ -46,10 +46,8 @@ from glm_training.utils.signals import StopRequested, StopSignals
 
 @dataclass
 class TrainResult:
-    """What a finished run hands back. `before` and `after` are the means of the evaluations by figure, empty without.
-
-    `stopped_by`: the signal that stopped it; `halted`: why a monitor did. None where the run went to its end.
-    """
+    """What a finished run hands back. `before` and `after` are the means of the evaluations by figure, empty without;
+    `stopped_by` is the signal that stopped it, `halted` why a monitor did. None where the run went to its end."""
 
     step: int
     before: dict[str, float] = field(default_factory=dict)
@@ -68,16 +66,16 @@ class BaseTrainer(ABC):
     family: Family
 
     def __init__(self, config: Config, world: World, prepared: Prepared) -> None:
-        self.config = config
-        self.world = world
+        self.config, self.world = config, world
         self.console = Console(enabled=world.is_main)
         self.dataset, self.held_out, self.digests = prepared.dataset, prepared.held_out, prepared.digests
         self.notes, self.resume = prepared.notes, prepared.resume
-        self.sampler, self.total_steps = prepared.sampler, prepared.total_steps
-        self.calculator = prepared.calculator
+        self.sampler, self.total_steps, self.calculator = prepared.sampler, prepared.total_steps, prepared.calculator
         self.console.line(f"loading {config.model.name}")
         self.family = together(world, "loading the model", lambda: build_family(config, world))
         agree_on_weights(self.family, world)
+        self.strategy = choose(config, self.family, world)
+        self.notes += self.strategy.told()
         self.parts: dict[str, Part] = self.build_parts()
         settings = config, world, self.console
         self.evaluations = Evaluations(
@@ -87,8 +85,7 @@ class BaseTrainer(ABC):
             self.evaluations.add_scorer("reward.monitors.metrics", prepared.watched.scores)
         watched = None if prepared.watched is None else tuple(prepared.watched.calculators)
         self.monitors = Monitors(config, world, watched)
-        self.signals = StopSignals(world)
-        self.interval = Interval()
+        self.signals, self.interval = StopSignals(world), Interval()
         self.step = 0
         self.saved: Path | None = None
         self.directory: RunDirectory | None = None
@@ -114,7 +111,7 @@ class BaseTrainer(ABC):
 
     def build_parts(self) -> dict[str, Part]:
         """What is trained, by the name it has in checkpoints and in the log."""
-        return setup.build_parts(self.config, self.family, self.world, self.total_steps)
+        return setup.build_parts(self.config, self.family, self.world, self.total_steps, self.strategy.shards)
 
     def prepare(self) -> None:  # noqa: B027  (most have nothing to do here)
         """Work before the first step, after an earlier run's state was loaded."""
@@ -192,7 +189,7 @@ class BaseTrainer(ABC):
             failure = as_failure(self.signals.failure)
             failure.shared = not self.signals.alone
             where = f"The run stopped after step {self.step} of {self.total_steps}"
-            if self.signals.alone and not self.world.is_main:
+            if self.signals.alone and not (self.world.is_main or unsaved):
                 where += "; rank 0 saves that step, unless it is what has ended"
                 raise ended(failure, where, self.config.checkpoint_dir())
             raise ended(failure, where if unsaved else f"{where} and nothing is lost", self.saved, unsaved)
@@ -285,6 +282,8 @@ class BaseTrainer(ABC):
         return ""
 
     def _evaluate(self) -> None:
+        if not self.evaluations.anything_due(self.step):
+            return
         self.in_flight.begin()
         with self._stopping_together(), self.phase("evaluation"), self.autocast(), as_shown(self.parts, "evaluation"):
             judged = self.judge() if self.evaluations.judging_due(self.step) else {}
@@ -365,27 +364,29 @@ class BaseTrainer(ABC):
         self.load_extra_state(state)
 
     def save(self) -> None:
-        """Commits a checkpoint of this step, from the main process. Where that fails every process raises why."""
-        if self.signals.alone and not self.world.is_main:
-            return  # nobody says whether there is one
+        """Commits a checkpoint of this step. Where that fails every process raises why."""
+        if self.signals.alone and self.strategy.shards is not None:
+            raise TrainingError("the shards of the processes that have ended are lost with them")
+        if self.signals.alone and not self.world.is_main:  # nobody says whether there is one
+            return
         failure: TrainingError | None = None
-        if self.world.is_main:
+        if self.world.is_main or self.strategy.shards is not None:
             try:
                 with self.phase("saving"):
-                    if self.directory is not None:
-                        self.directory.confirm(self.config)
-                    path = commit_run(
+                    path = commit(
+                        self.world,
                         self.config,
                         self.family,
                         self.step,
                         self.state(),
                         parts=self.parts,
+                        directory=self.directory,
                         exports=self.exports(),
-                        shown=partial(as_shown, self.parts, "export"),
                         digests=self.digests,
                     )
-                self.after_save(path)
-                self.logger.text(f"saved {path}")
+                if path is not None:
+                    self.after_save(path)
+                    self.logger.text(f"saved {path}")
             except Exception as error:  # the other processes wait for this one's word, whatever it met
                 failure = as_failure(error)
         if not self.signals.alone:

@@ -25,7 +25,7 @@ from glm_training.engine.parts import Part
 from glm_training.engine.preparation import Prepared
 from glm_training.methods.distillation import BackwardSimulation, Dynamics, Scores, fake_score_loss, generator_loss
 from glm_training.methods.losses import MethodLoss
-from glm_training.models.family import FewSteps
+from glm_training.models.family import FewSteps, units_in
 from glm_training.models.lora import adapters_scaled, add_lora, save_lora, trainable_parameters
 from glm_training.models.sdxl.family import save_lora_for_diffusers
 from glm_training.models.weights import frozen_copy, load_weights
@@ -95,11 +95,14 @@ class DMDRTrainer(BaseTrainer):
                 load_weights(generator, dmdr.initial_weights)
             except (OSError, ValueError) as error:
                 raise SettingsError(f"dmdr.initial_weights: {error}") from error
+        guidance = cast(Any, self.family.component(self.name)).sharing(self.teacher)
         parts = super().build_parts()
+        if self.strategy.shards is not None:
+            self.strategy.shards.shard(guidance, units_in(guidance, self.teacher), self.family.frozen())
         settings = config.optimizer_for(self.name)
         parts[GUIDANCE] = Part(
             GUIDANCE,
-            cast(Any, self.family.component(self.name)).sharing(self.teacher),
+            guidance.to(self.world.device),
             trainable_parameters(self.teacher),
             replace(settings, learning_rate=first(dmdr.guidance_learning_rate, settings.learning_rate)),
             self.world,

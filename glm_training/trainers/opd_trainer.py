@@ -21,10 +21,10 @@ from glm_training.methods.losses import MethodLoss
 from glm_training.methods.on_policy_distillation import step_terms, token_terms
 from glm_training.models.glm_image.family import GLMImage
 from glm_training.reinforcement.rollout import Rollout, draw_rollout, noisy_steps, rollout_settings
-from glm_training.reinforcement.updates import Learning, Slice, levelled, optimise
+from glm_training.reinforcement.updates import Learning, Slice, optimise
 from glm_training.trainers.base_trainer import BaseTrainer
 from glm_training.trainers.encoding_trainer import EncodingTrainer
-from glm_training.utils.distributed import World
+from glm_training.utils.distributed import World, gather_objects
 
 
 class OPDTrainer(EncodingTrainer):
@@ -101,7 +101,7 @@ class OPDTrainer(EncodingTrainer):
         slices, owners = self._slices(run, name, chunks, rows_per_prompt)
 
         def terms(piece: Slice) -> Iterator[MethodLoss]:
-            owner = owners[piece.chunk, int(piece.rows[0])]
+            owner = owners[id(piece)]
             teacher, rollout, rows = self.teachers[owner][name], chunks[piece.chunk], piece.rows.to(self.world.device)
             if name == "ar":
                 stream = token_terms(part.policy, part.component, teacher, rollout.plans.select(rows))
@@ -115,16 +115,19 @@ class OPDTrainer(EncodingTrainer):
 
     def _slices(
         self, run: Learning, half: str, chunks: list[Rollout], rows_per_prompt: int
-    ) -> tuple[list[Slice], dict[tuple[int, int], str]]:
-        """What goes through a half together, and the teacher of each (chunk, row). Every process has equally many."""
+    ) -> tuple[list[Slice], dict[int, str]]:
+        """What goes through a half together, teacher by teacher, and whose each slice is, by `id`. Every process has
+        equally many of each teacher: one whose weights lie in shards answers all of them at once."""
         slices: list[Slice] = []
-        owners: dict[tuple[int, int], str] = {}
-        for index, chunk in enumerate(chunks):
-            names = [self.routes[prompt] for prompt in chunk.prompts for _ in range(rows_per_prompt)]
-            owners |= {(index, row): name for row, name in enumerate(names)}
-            for teacher in self.teachers:
+        owners: dict[int, str] = {}
+        for teacher in self.teachers:
+            own = []
+            for index, chunk in enumerate(chunks):
+                names = [self.routes[prompt] for prompt in chunk.prompts for _ in range(rows_per_prompt)]
                 rows = torch.tensor([row for row, name in enumerate(names) if name == teacher], dtype=torch.long)
-                for piece in run.micro(rows, half):
-                    if len(piece):
-                        slices.append(Slice(0, index, piece, len(piece)))
-        return levelled(self.world, slices, 1), owners
+                own += [Slice(0, index, piece, len(piece)) for piece in run.micro(rows, half) if len(piece)]
+            most = max(gather_objects(self.world, len(own)))
+            own += [Slice(0, 0, torch.zeros(1, dtype=torch.long), 0) for _ in range(most - len(own))]
+            owners |= {id(piece): teacher for piece in own}
+            slices += own
+        return slices, owners

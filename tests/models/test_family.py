@@ -114,7 +114,7 @@ def test_set_trainable_spares_the_frozen_parts(family):
 def test_sharding_units(family):
     assert [type(unit).__name__ for unit in family.sharding_units("dit")] == ["GlmImageTransformerBlock"] * 2
     names = [type(unit).__name__ for unit in family.sharding_units("ar")]
-    assert names.count("GlmImageTextDecoderLayer") == 2 and names.count("GlmImageVisionBlock") == 2
+    assert names == ["GlmImageTextDecoderLayer"] * 2  # the vision tower is never trained
 
 
 # -- loading -----------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ if __name__ == "__main__":
     folder, world = Path(sys.argv[1]), init_world(True, "gloo")
     for case, (family, overrides) in CASES.items():
         caches = [f"dpo.cache_dir={folder}/cache-{case}", f"evaluation.eval_pairs={folder}/pairs"]
-        trainer = stepped(folder, family, "training.batch_size=1", *overrides, *caches, world=world)
+        trainer = stepped(folder, family, "training.batch_size=1", *overrides, *caches, *sys.argv[2:], world=world)
         found = {"weights": weights_of(trainer), "held_out": trainer.validate()}
         torch.save(found, folder / f"{case}-{world.rank}.pt")
     shutdown(world)

@@ -15,13 +15,13 @@ from tests.runs import weights_of
 REWARDED = ["dmdr.reward.decoder=vae", "dmdr.dynamic_steps=4"]
 
 
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory) -> tuple[Path, list[str]]:
+@pytest.fixture(scope="module", params=["ddp", "fsdp"])
+def two_processes(request, tmp_path_factory) -> tuple[Path, list[str]]:
     folder = tmp_path_factory.mktemp("dmdr")
     keys = [*random_scorers(folder / "scorers"), *REWARDED]
     for family in ("sdxl", "glm_image"):
         config_of(folder, family=family)
-    run_two_processes("dmdr_worker.py", str(folder), *keys)
+    run_two_processes("dmdr_worker.py", str(folder), f"distributed.strategy={request.param}", *keys)
     return folder, keys
 
 

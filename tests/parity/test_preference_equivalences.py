@@ -75,13 +75,13 @@ def test_four_steps_equal_two_steps_and_a_resume_bit_for_bit(tmp_path, family, k
     assert_identical(left, right)
 
 
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory) -> Path:
+@pytest.fixture(scope="module", params=["ddp", "fsdp"])
+def two_processes(request, tmp_path_factory) -> Path:
     """Every case trained for two steps by two gloo processes that fill one cache together."""
     folder = tmp_path_factory.mktemp("preference")
     for family in ("sdxl", "glm_image"):
         config_of(folder, family)  # writes the files
-    run_two_processes("preference_worker.py", str(folder))
+    run_two_processes("preference_worker.py", str(folder), f"distributed.strategy={request.param}")
     return folder
 
 

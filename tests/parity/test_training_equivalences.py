@@ -119,14 +119,14 @@ def test_four_steps_equal_two_steps_and_a_resume_bit_for_bit(tmp_path, kind):
     assert_identical(left, right)
 
 
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory) -> Path:
+@pytest.fixture(scope="module", params=["ddp", "fsdp"])
+def two_processes(request, tmp_path_factory) -> Path:
     """Every case trained for two steps by two gloo processes, on the prompts that one process draws as one batch."""
     folder = tmp_path_factory.mktemp("ddp")
     for mode in MODES:
         write_config(folder, mode)
     write_experts(folder)
-    run_two_processes("two_process_worker.py", str(folder))
+    run_two_processes("two_process_worker.py", str(folder), f"distributed.strategy={request.param}")
     return folder
 
 

@@ -14,12 +14,12 @@ from tests.runs import weights_of
 from tests.vgt_runs import config_of, stepped, trainer_of
 
 
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory) -> Path:
+@pytest.fixture(scope="module", params=["ddp", "fsdp"])
+def two_processes(request, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("vgt")
     for component in OWN:
         config_of(folder, component=component)
-    run_two_processes("vgt_worker.py", str(folder))
+    run_two_processes("vgt_worker.py", str(folder), f"distributed.strategy={request.param}")
     return folder
 
 

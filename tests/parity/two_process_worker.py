@@ -96,7 +96,7 @@ EVALUATED = ["model.component=dit", "training.max_steps=1", "evaluation.enabled=
 
 def train(folder: Path, world: World) -> None:
     for case, (mode, overrides) in CASES.items():
-        given = [key.replace("FOLDER", str(folder)) for key in overrides]
+        given = [key.replace("FOLDER", str(folder)) for key in (*overrides, *sys.argv[2:])]
         trainer = trainer_of(folder, "training.batch_size=2", *given, mode=mode, world=world)
         if case in ENCODED:
             trainer.prepare()
@@ -110,11 +110,11 @@ def train(folder: Path, world: World) -> None:
 
 def evaluate(folder: Path, world: World) -> None:
     """Three prompts for two processes; then a run in which one of them is told to stop before it began."""
-    trainer = trainer_of(folder, *EVALUATED, f"output_dir={folder}/pair", world=world)
+    trainer = trainer_of(folder, *EVALUATED, *sys.argv[2:], f"output_dir={folder}/pair", world=world)
     trainer.train()
     first = trainer.evaluations.before
     assert first is not None
-    trainer = trainer_of(folder, *EVALUATED, f"output_dir={folder}/stopped", world=world)
+    trainer = trainer_of(folder, *EVALUATED, *sys.argv[2:], f"output_dir={folder}/stopped", world=world)
     trainer.signals.received = signal.SIGTERM if world.rank == 1 else None
     result = trainer.train()
     found = {"scores": first.scores, "images": first.images, "stopped": [result.step, int(result.stopped_by or 0)]}

@@ -24,7 +24,7 @@ OWN = {
 if __name__ == "__main__":
     world = init_world(True, "gloo")
     for component, own in OWN.items():
-        trainer = trainer_of(Path(sys.argv[1]), *SHARED, *own, component=component, world=world)
+        trainer = trainer_of(Path(sys.argv[1]), *SHARED, *own, *sys.argv[2:], component=component, world=world)
         stepped(trainer)
         judged = trainer.judge()
         told = (weights_of(trainer), judged, getattr(trainer, "averages", None))

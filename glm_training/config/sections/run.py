@@ -17,6 +17,19 @@ class DistributedConfig(Section):
         description="Null and true = as many processes as torchrun started; false = more than one is an error.",
     )
     backend: Literal["nccl", "gloo"] | None = Field(default=None, description="Null = nccl on GPUs, gloo on the CPU.")
+    strategy: Literal["auto", "ddp", "fsdp"] = Field(
+        default="auto",
+        description="Several processes: `ddp` = each holds all; `fsdp` = what is trained, gradients and moments lie in "
+        "shards (FSDP2); `auto` = `ddp` where that takes at most half of a device.",
+    )
+    shard_size: int | None = Field(
+        default=None,
+        ge=1,
+        le=4096,
+        description="`fsdp`: processes that share one set of shards, those of a node for instance; each such group is "
+        "a replica. Null = all of them.",
+    )
+    offload: bool = Field(default=False, description="`fsdp`: shards and moments wait on the CPU, which is slower.")
     find_unused_parameters: bool = Field(default=False, description="Let DDP look for parameters without gradient.")
 
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import GlmImageForConditionalGeneration, GlmImageProcessor
 
+from glm_training.models.gathering import gathered
 from glm_training.models.glm_image import vq
 from glm_training.models.glm_image.ar_types import ARPrompt, ARRollout, EncodedSources, Grid, Sources
 from glm_training.models.glm_image.decode import write_tokens
-from glm_training.models.glm_image.gathering import gathered
 from glm_training.models.glm_image.positions import (
     Mode,
     decode_positions,
@@ -49,7 +49,7 @@ class ARComponent(nn.Module):
     """
 
     lora_targets: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj")
-    sharding_units: ClassVar[tuple[str, ...]] = ("GlmImageTextDecoderLayer", "GlmImageVisionBlock")
+    sharding_units: ClassVar[tuple[str, ...]] = ("GlmImageTextDecoderLayer",)
 
     def __init__(self, model: GlmImageForConditionalGeneration, processor: GlmImageProcessor) -> None:
         super().__init__()
@@ -210,11 +210,12 @@ class ARComponent(nn.Module):
     ) -> Tensor:
         """fp32 log-probs [B, T, K] of every code at the place of each token of `tokens` [B, T], of the distributions
         that `forward` scores with; -inf outside the support."""
-        hidden, size, supports = self._read(prompt, tokens, temperature, support)
         found = []
-        for chunk, kept in zip(hidden.split(size, dim=1), supports, strict=True):
-            logits = self.model.lm_head(chunk)[..., : self.num_codes]
-            found.append(all_log_probs(logits, temperature=temperature, support=kept))
+        with gathered(self, without=self.model.model.language_model.layers):
+            hidden, size, supports = self._read(prompt, tokens, temperature, support)
+            for chunk, kept in zip(hidden.split(size, dim=1), supports, strict=True):
+                logits = self.model.lm_head(chunk)[..., : self.num_codes]
+                found.append(all_log_probs(logits, temperature=temperature, support=kept))
         return torch.cat(found, dim=1)
 
     def _read(

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from glm_training.algorithms.flow_sde import Kernel
+from glm_training.models.gathering import gathered
 from glm_training.models.glm_image import latents as codec
 from glm_training.models.glm_image import schedule as timing
 from glm_training.models.glm_image.ar_types import EncodedSources, Sources
@@ -68,8 +69,7 @@ class DiTComponent(torch.nn.Module):
         self.transformer = transformer
         self.vae = vae.requires_grad_(False).eval()
         self.text_encoder = text_encoder.requires_grad_(False).eval()
-        self.tokenizer = tokenizer
-        self.scheduler = scheduler
+        self.tokenizer, self.scheduler = tokenizer, scheduler
         self.glyphs = GlyphCache()
         self._rotary: dict[tuple[int, int, torch.device], Rotary] = {}
         install_key_mask(transformer)
@@ -206,16 +206,15 @@ class DiTComponent(torch.nn.Module):
         With gradient when gradients are on. Valid as long as the transformer's weights do not change.
         """
         transformer, layers = self.transformer, len(self.transformer.transformer_blocks)
-        dtype, device = transformer.image_projector.proj.weight.dtype, source.latents.device
-        count, _, height, width = source.latents.shape
-        size = torch.tensor([[height, width]], device=device) * self.latent_scale
         recorder = Recorder(layers)
+        (count, _, height, width), device = source.latents.shape, source.latents.device
+        dtype = transformer.image_projector.proj.weight.dtype
+        size = torch.tensor([[height, width]], device=device) * self.latent_scale
+        no_text = source.latents.new_zeros(count, 0, transformer.config["text_embed_dim"], dtype=dtype)
         with keys_leave_by_the_side(transformer):
             transformer(
                 hidden_states=source.latents.to(dtype),
-                encoder_hidden_states=source.latents.new_zeros(
-                    count, 0, transformer.config["text_embed_dim"], dtype=dtype
-                ),
+                encoder_hidden_states=no_text,
                 **prior_arguments(source.prior_tokens, source.grid),
                 timestep=torch.zeros(count, dtype=torch.int64, device=device),
                 target_size=size.expand(count, -1),
@@ -251,7 +250,9 @@ class DiTComponent(torch.nn.Module):
             kv_caches=reference,
             return_dict=False,
         )
-        return velocity.float()
+        return (
+            velocity.float().clone()
+        )  # no view: FSDP's hook on what a module returns would be lost with a change of it
 
     def _key_mask(self, condition: DiTCondition, dropped: Tensor, reference: Reference | None) -> Tensor | None:
         """``[B, reference + text + image]`` bool, or None when every key counts (then attention is the stock one's)."""
@@ -340,15 +341,16 @@ class DiTComponent(torch.nn.Module):
         self.transformer.eval()  # LoRA dropout off
         first = settings.sde_indices[0] if branches > 1 else 0
         try:
-            if branches > 1:
-                noise = self._prefix(noise[::branches], condition, settings, first, rows_at_once, on_step)
-                noise = noise.repeat_interleave(branches, dim=0)
-            for rows in torch.arange(len(noise), device=self.device).split(rows_at_once):
-                part = condition if len(rows) == len(noise) else condition.select(rows)
-                drawn = None if step_noise is None else step_noise[:, rows.to(step_noise.device)]
-                start = noise[rows.to(noise.device)].to(self.device)
-                velocity = self._velocity_of(part, guidance_scale)
-                parts.append(sample_rows(velocity, start, part, settings, drawn, on_step, first))
+            with gathered(self):
+                if branches > 1:
+                    noise = self._prefix(noise[::branches], condition, settings, first, rows_at_once, on_step)
+                    noise = noise.repeat_interleave(branches, dim=0)
+                for rows in torch.arange(len(noise), device=self.device).split(rows_at_once):
+                    part = condition if len(rows) == len(noise) else condition.select(rows)
+                    drawn = None if step_noise is None else step_noise[:, rows.to(step_noise.device)]
+                    start = noise[rows.to(noise.device)].to(self.device)
+                    velocity = self._velocity_of(part, guidance_scale)
+                    parts.append(sample_rows(velocity, start, part, settings, drawn, on_step, first))
         finally:
             self.transformer.train(training)
         return join_rows(parts, condition)

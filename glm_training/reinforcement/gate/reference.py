@@ -95,11 +95,7 @@ def _require_start(part: Part, deviation: Tensor, tolerance: Tolerance, at_start
 
 def _require_alive(part: Part, kl: Tensor) -> None:
     """A KL to a reference moved away must pull at the trained weights."""
-    gradients: tuple[Tensor | None, ...] = ()
-    trained = [parameter for parameter in part.parameters.values() if parameter.requires_grad]
-    if kl.requires_grad and trained:
-        gradients = torch.autograd.grad(kl * LOSS_SCALE, trained, allow_unused=True)
-    if not any(bool((gradient != 0).any()) for gradient in gradients if gradient is not None):
+    if not part.has_gradient(kl * LOSS_SCALE):
         raise GateError(
             f"the KL of the {part.name} half to its reference has no gradient in any trained weight: it would hold "
             "nothing. Likely causes: trained weights without requires_grad, a forward pass under no_grad or on "

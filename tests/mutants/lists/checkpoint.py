@@ -132,7 +132,7 @@ MUTATIONS = [
             'return [decode(item, tensors) for item in structure["$tuple"]]',
             "tuples come back as lists",
         ),
-        ("if tensor.numel() and view in self._seen:", "if False:", "tied tensors are stored twice"),
+        ("if tensor.numel() and view in self._seen and", "if False and", "tied tensors are stored twice"),
         (
             "return whole.to(parameter.device, copy=True)",
             "return whole.to(parameter.device)",

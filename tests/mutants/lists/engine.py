@@ -33,7 +33,7 @@ MUTATIONS = [
             "        (lambda *_: None)(self.optimizer,",
             "optimizer state is not restored",
         ),
-        ("parameter.copy_(weights[name])", "parameter.add_(0 * weights[name])", "weights are not restored"),
+        ("parameter.copy_(shard_like(weights[name], parameter))", "parameter.add_(0)", "weights are not restored"),
         ('            self.skipped = scaling["skipped"]\n', "", "the count of skipped updates is not restored"),
         ("snapshot.load_state_dict(", "dict(", "slow copies are not restored"),
         (

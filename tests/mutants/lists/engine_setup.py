@@ -231,7 +231,7 @@ MUTATIONS = [
         ("merge_lora=bool(adapted)", "merge_lora=False", "adapters are left out of the pipeline"),
         ("    if settings.save_lora:\n", "    if not settings.save_lora:\n", "save_lora reversed"),
         ("total_limit=settings.save_total_limit", "total_limit=None", "save_total_limit has no effect"),
-        ("    _require_finite(step, state, parts)\n", "", "weights that are not finite are saved"),
+        ("        check()\n", "", "weights that are not finite are saved"),
     ),
     *of(
         "engine/stopping.py",
@@ -276,7 +276,7 @@ MUTATIONS = [
         "engine/teachers.py",
         "trainers/test_opd_trainer.py",
         ("adapters_disabled(module) if has_lora(module) else", "", "a teacher has the student's adapters"),
-        ("delta = adapter.scale(layer) *", "delta =", "a teacher's adapter at another strength"),
+        ("shard_like(adapter.scale(layer) *", "shard_like(", "a teacher's adapter at another strength"),
         ("parameter.requires_grad or not torch.equal", "not torch.equal", "a teacher drifts with the student"),
         (
             "for name, parameter in own.items() if parameter.requires_grad}",

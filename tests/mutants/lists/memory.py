@@ -13,9 +13,13 @@ MUTATIONS = [
         ("module.is_loaded_in_4bit = True", "pass", "PEFT takes layers of 4 bits for plain ones"),
     ),
     *of(
-        "engine/families.py",
-        ("models/test_quantization.py", "trainers/test_quantised_training.py"),
-        (" if id(block) not in frozen]", "]", "the vision tower has few bits too"),
+        "models/glm_image/ar.py",
+        ("models/test_family.py", "models/test_quantization.py"),
+        (
+            '= ("GlmImageTextDecoderLayer",)',
+            '= ("GlmImageTextDecoderLayer", "GlmImageVisionBlock")',
+            "the vision tower has few bits too",
+        ),
     ),
     *of(
         "config/checks/quantization.py",

@@ -250,14 +250,18 @@ MUTATIONS = [
         ("above = ~(deviation <= limit)", "above = deviation > limit", "NaN is not above"),
     ),
     *of(
+        "engine/parts.py",
+        ("reinforcement/test_gate_reference.py",),
+        (
+            "return any(bool((gradient != 0).any()) for gradient in found",
+            "return all(bool((gradient != 0).any()) for gradient in found",
+            "every weight must have a gradient",
+        ),
+    ),
+    *of(
         "reinforcement/gate/reference.py",
         ("reinforcement/test_gate_reference.py",),
         ("if at_start and not", "if not", "later runs are asked to be at the start"),
-        (
-            "if not any(bool((gradient != 0).any())",
-            "if not all(bool((gradient != 0).any())",
-            "every weight must have a gradient",
-        ),
         (
             "    with part.as_reference(), torch.no_grad():\n        anchor = method.score",
             "    with torch.no_grad():\n        anchor = method.score",

@@ -28,9 +28,9 @@ MUTATIONS = [
         ("(1 - progress) ** settings.power", "1 - progress", "the power has no effect"),
     ),
     *of(
-        "trainers/base_trainer.py",
+        "engine/saving.py",
         "trainers/test_shown_weights.py",
-        ('partial(as_shown, self.parts, "export")', 'partial(as_shown, self.parts, "evaluation")', "evaluate exports"),
+        ('partial(as_shown, parts, "export")', 'partial(as_shown, parts, "evaluation")', "evaluate exports"),
     ),
     *of(
         "config/sections/defaults.py",

@@ -4,9 +4,9 @@ from tests.mutants.catalogue import of
 
 MUTATIONS = [
     *of(
-        "trainers/base_trainer.py",
+        "engine/saving.py",
         "trainers/test_failing_steps.py",
-        ("self.directory.confirm(self.config)", "pass", "a run directory that is renamed meanwhile is left unsigned"),
+        ("directory.confirm(config)", "pass", "a run directory that is renamed meanwhile is left unsigned"),
     ),
     *of(
         "trainers/base_trainer.py",

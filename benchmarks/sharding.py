@@ -1,0 +1,192 @@
+"""Memory, step time and bytes sent of full finetuning on several processes: whole copies (DDP) against shards (FSDP2).
+
+    python -m benchmarks.sharding --out benchmarks/results/sharding.json
+
+Supervised training of the AR half of a random GLM-Image, AdamW, fp32, the same four pictures a step whatever the number
+of processes. Each arm is a run of its own over gloo. Memory: the largest resident size of a process from before the
+model was built to the end, less what it held then. Bytes: what the loopback device carried in a step. Prints JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.memory import peak_resident, reset_peak
+from benchmarks.quickstart import machine
+
+ROOT = Path(__file__).parents[1]
+PICTURES = 4
+ARMS = {
+    "alone": (1, "ddp", None),
+    "ddp-2": (2, "ddp", None),
+    "fsdp-2": (2, "fsdp", None),
+    "ddp-4": (4, "ddp", None),
+    "fsdp-4": (4, "fsdp", None),
+    "hsdp-2x2": (4, "fsdp", 2),
+}
+"""Name -> processes, strategy, shard size."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hidden", type=int, default=1024)
+    parser.add_argument("--layers", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS))
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        work(Path(args.worker[0]), args.steps, args.worker[1:])
+        return
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        trained = write_model(folder / "model", args.hidden, args.layers)
+        write_data(folder)
+        (folder / "run.yaml").write_text(yaml.safe_dump(tree(folder)), encoding="utf-8")
+        report: dict[str, Any] = {"machine": machine(), "trained_parameters": trained, "pictures_per_step": PICTURES}
+        for name in args.arms:
+            report[name] = run_arm(folder, args.steps, *ARMS[name])
+    if {"ddp-2", "fsdp-4"} <= set(args.arms):
+        report["memory_fsdp_4_to_ddp_2"] = round(report["fsdp-4"]["memory"] / report["ddp-2"]["memory"], 3)
+    text = json.dumps(report, indent=1) + "\n"
+    if args.out:
+        args.out.write_text(text, encoding="utf-8")
+    sys.stdout.write(text)
+
+
+def write_model(folder: Path, hidden: int, layers: int) -> int:
+    """A random GLM-Image whose AR half is that large; how many parameters of it are trained."""
+    from dataclasses import replace
+
+    from glm_training.models.glm_image.tiny import RANDOM_SHAPE, build_tiny
+
+    pipeline: Any = build_tiny(replace(RANDOM_SHAPE, ar_hidden=hidden, ar_layers=layers))
+    pipeline.save_pretrained(folder)
+    return sum(p.numel() for p in pipeline.vision_language_encoder.model.language_model.parameters())
+
+
+def write_data(folder: Path) -> None:
+    """Eight captioned pictures of noise."""
+    import numpy as np
+    from PIL import Image
+
+    (folder / "pictures").mkdir()
+    numbers = np.random.default_rng(0)
+    for index in range(8):
+        Image.fromarray(numbers.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(folder / f"pictures/{index}.png")
+        (folder / f"pictures/{index}.txt").write_text(f"picture number {index}\n")
+
+
+def run_arm(folder: Path, steps: int, processes: int, strategy: str, shard_size: int | None) -> dict[str, Any]:
+    """A run of `processes`: the largest memory of one, seconds and bytes of a step."""
+    port = str(20000 + os.getpid() % 20000 + processes)
+    shared = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    size = "null" if shard_size is None else str(shard_size)
+    keys = [f"distributed.strategy={strategy}", f"distributed.shard_size={size}"]
+    command = [sys.executable, "-m", "benchmarks.sharding", "--steps", str(steps), "--worker", str(folder), *keys]
+    started = [
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=shared | {"WORLD_SIZE": str(processes), "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(processes)
+    ]
+    told = []
+    for process in started:
+        output = process.communicate()[0]
+        if process.returncode:
+            raise SystemExit(output)
+        told.append(json.loads(output.splitlines()[-1]))
+    return {
+        "processes": processes,
+        "memory": max(each["memory"] for each in told),
+        "seconds_per_step": told[0]["seconds"],
+        "bytes_per_step": told[0]["bytes"],
+        "loss": told[0]["loss"],
+    }
+
+
+def work(folder: Path, steps: int, overrides: list[str]) -> None:
+    """One process of an arm; a JSON line at the end."""
+    from glm_training.config import load_config
+    from glm_training.trainers.run import build_trainer
+    from glm_training.utils.distributed import barrier, init_world, shutdown
+
+    world = init_world(True, "gloo")
+    overrides = [*overrides, f"training.batch_size={PICTURES // world.world_size}"]
+    config = load_config(folder / "run.yaml", overrides)
+    trainer: Any = None
+    reset_peak()
+    before = peak_resident()
+    trainer = build_trainer(config, world)
+    trainer.prepare()
+    seconds, carried, losses = [], [], []
+    for _ in range(steps):
+        barrier(world)
+        bytes_before, started = loopback_bytes(), time.perf_counter()
+        losses.append(trainer.training_step()["ar/loss"])
+        trainer.step += 1
+        barrier(world)
+        seconds.append(time.perf_counter() - started)
+        carried.append(loopback_bytes() - bytes_before)
+    found = {
+        "memory": peak_resident() - before,
+        "seconds": round(statistics.median(seconds[1:]), 3),
+        "bytes": int(statistics.median(carried[1:])),
+        "loss": [round(float(loss), 5) for loss in losses],
+    }
+    shutdown(world)
+    sys.stdout.write(json.dumps(found) + "\n")
+
+
+def tree(folder: Path) -> dict[str, Any]:
+    """The configuration of all arms."""
+    return {
+        "seed": 1,
+        "output_dir": str(folder / "run"),
+        "model": {"name": str(folder / "model"), "component": "ar", "torch_dtype": "float32"},
+        "data": {
+            "images": str(folder / "pictures"),
+            "image_size": {"height": 64, "width": 64},
+            "num_workers": 0,
+            "validation": 0,
+        },
+        "training": {
+            "use_reward": False,
+            "gradient_accumulation_steps": 1,
+            "max_steps": 100,
+            "learning_rate": 1e-4,
+            "mixed_precision": "no",
+            "gradient_checkpointing": False,
+        },
+        "logging": {"log_images": False, "use_tensorboard": False},
+        "evaluation": {"enabled": False},
+    }
+
+
+def loopback_bytes() -> int:
+    """What the loopback device has carried since the machine started; 0 where the system does not say."""
+    table = Path("/proc/net/dev")
+    if not table.exists():
+        return 0
+    line = next(line for line in table.read_text().splitlines() if line.strip().startswith("lo:"))
+    return int(line.split(":")[1].split()[0])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""Trained halves in shards over processes: which strategy a run takes, the mesh of its processes, and FSDP2 over the
+blocks that a family names.
+
+fp32 masters, gradients and moments lie in shards; a block is gathered in the computing dtype when it is called, and its
+gradient is averaged in fp32. What is frozen for good in a component (vision tower, VQ model, VAE, text encoders) stays
+whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+
+from glm_training.config import Config
+from glm_training.engine.errors import SettingsError
+from glm_training.models.family import Family
+from glm_training.utils.distributed import World, gather_objects
+
+LOWEST_TORCH = (2, 11)
+"""Earlier ones gather a recomputed block once more than they let it go, and hang."""
+
+SHARDABLE = ("adamw", "lion", "muon", "sgd", "adamw_schedule_free")
+"""Update rules whose state follows the shards. Adafactor's rows and columns, Prodigy's sums over all weights and
+bitsandbytes' blocks are of whole tensors."""
+
+MOMENTS_AND_GRADIENT = 12
+"""Bytes of a trained parameter besides its weight."""
+_SHARE_OF_DEVICE = 0.5
+"""Of the memory of a device, what weights, gradients and moments may take without shards: the rest is activations."""
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """How several processes share the work: by DDP, or by `shards`; and why. One process alone has no reason."""
+
+    shards: Shards | None = None
+    reason: str = ""
+
+    def told(self) -> list[str]:
+        """A line for the user, where there is something to choose."""
+        how = "each process holds all (ddp)" if self.shards is None else "the processes hold shards (fsdp)"
+        return [f"{how}: {self.reason}"] if self.reason else []
+
+
+def check_strategy(config: Config, world: World) -> None:
+    """Raises SettingsError, with all reasons, for a `distributed` section that cannot be followed here."""
+    settings, problems = config.distributed, list[str]()
+    if settings.shard_size is not None and world.world_size > 1 and world.world_size % settings.shard_size:
+        problems.append(
+            f"distributed.shard_size is {settings.shard_size}, which does not divide the {world.world_size} processes"
+        )
+    if settings.strategy == "fsdp":
+        problems += shard_problems(config)
+    of_shards = {"shard_size": settings.shard_size is not None, "offload": settings.offload}
+    if settings.strategy == "ddp":
+        problems += [
+            f"distributed.{key} is of shards, and distributed.strategy is ddp: leave it out, or use fsdp"
+            for key, given in of_shards.items()
+            if given
+        ]
+    if problems:
+        raise SettingsError("\n".join(problems))
+
+
+def shard_problems(config: Config) -> list[str]:
+    """What of a configuration shards cannot do, a line each."""
+    problems = []
+    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if version < LOWEST_TORCH:
+        wanted = ".".join(map(str, LOWEST_TORCH))
+        problems.append(f"distributed.strategy fsdp needs torch {wanted} or newer, and this is {torch.__version__}")
+    for part in config.parts():
+        rule = config.optimizer_for(part).name
+        if rule not in SHARDABLE:
+            problems.append(
+                f"the optimizer {rule} of the {part} half does not work on shards: use one of {', '.join(SHARDABLE)}, "
+                "or distributed.strategy: ddp"
+            )
+        if config.optimizer_for(part).moments_dtype != "float32":
+            problems.append(
+                f"moments of the {part} half in {config.optimizer_for(part).moments_dtype} do not work on shards: use "
+                "moments_dtype float32, or distributed.strategy: ddp"
+            )
+    if config.model.quantization != "none":
+        problems.append(
+            f"model.quantization {config.model.quantization} does not work on shards, which would be cut through its "
+            "blocks: use distributed.strategy: ddp, or model.quantization: none"
+        )
+    if config.training.mixed_precision == "fp16":
+        problems.append("training.mixed_precision fp16 does not work on shards: use bf16, or distributed.strategy: ddp")
+    return problems
+
+
+def choose(config: Config, family: Family, world: World) -> Strategy:
+    """What `distributed.strategy` says, or for `auto`: DDP where weights, gradients and moments leave half of the
+    smallest device, else FSDP. The same on every process."""
+    if world.world_size == 1:
+        return Strategy()
+    asked = config.distributed.strategy
+    if asked != "auto":
+        return Strategy(Shards(config, world) if asked == "fsdp" else None, "as distributed.strategy says")
+    needed, there = resident_bytes(config, family), min(gather_objects(world, device_bytes(world)))
+    told = f"weights, gradients and moments take {needed / 1e9:.1f} of {there / 1e9:.0f} GB on each device"
+    if whole_fits(needed, there):
+        return Strategy(None, told)
+    problems = shard_problems(config)
+    if problems:
+        return Strategy(None, f"{told}, and shards are not to be had: {problems[0]}")
+    return Strategy(Shards(config, world), told)
+
+
+def whole_fits(resident: float, device: float) -> bool:
+    """Whether `auto` leaves each process a whole copy: `resident` bytes of weights, gradients and moments on a device
+    of so many bytes."""
+    return resident <= _SHARE_OF_DEVICE * device
+
+
+def may_shard(config: Config, world: World) -> bool:
+    """Whether a run may come to lie in shards: it is then loaded on the CPU first."""
+    return world.world_size > 1 and config.distributed.strategy != "ddp"
+
+
+def resident_bytes(config: Config, family: Family) -> int:
+    """What a process holds of the model without shards, and of the gradients and moments of what is trained."""
+    parameters = {id(p): p for name in family.components for p in family.component(name).parameters()}
+    trained = sum(p.numel() for part in config.parts() for p in family.trainable(part).values())
+    return sum(p.numel() * p.element_size() for p in parameters.values()) + MOMENTS_AND_GRADIENT * trained
+
+
+def device_bytes(world: World) -> int:
+    """Memory that this process may count on: its GPU's, or its part of the machine's."""
+    if world.device.type == "cuda":
+        return torch.cuda.get_device_properties(world.device).total_memory
+    import psutil
+
+    return psutil.virtual_memory().total // world.world_size
+
+
+def mesh_of(config: Config, world: World) -> DeviceMesh:
+    """One dimension of shards, or replicas of `distributed.shard_size` shards each, neighbours within a node."""
+    size, kind = config.distributed.shard_size, world.device.type
+    if size is None or size == world.world_size:
+        # a group of its own: a process that failed sends word by the group of all, while others wait for its shards
+        return DeviceMesh.from_group(dist.new_group(), kind, mesh_dim_names=("shard",))
+    return init_device_mesh(kind, (world.world_size // size, size), mesh_dim_names=("replicate", "shard"))
+
+
+class Shards:
+    """FSDP2 over components, under one configuration."""
+
+    def __init__(self, config: Config, world: World) -> None:
+        self.mesh = mesh_of(config, world)
+        dtype = torch.bfloat16 if config.training.mixed_precision == "bf16" else None
+        # inputs keep their dtype: timesteps in bf16 would be other timesteps
+        self.precision = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
+        waits = config.distributed.offload and world.device.type == "cuda"  # on the CPU they wait already
+        self.offload = CPUOffloadPolicy() if waits else OffloadPolicy()
+
+    def shard(self, component: nn.Module, units: Iterable[nn.Module], whole: Iterable[nn.Module] = ()) -> None:
+        """Shards `component` in place: each of `units`, then what is left, but for the modules of `whole`."""
+        kept = {parameter for module in whole for parameter in module.parameters()}
+        for module in (*units, component):
+            fully_shard(
+                module,
+                mesh=self.mesh,
+                mp_policy=self.precision,
+                offload_policy=self.offload,
+                ignored_params=kept,
+            )
+        # what is called first may be a part, which would take itself for the root
+        component._get_fsdp_state()._lazy_init()  # type: ignore[operator, union-attr]
+
+    def shard_family(self, family: Family, parts: Iterable[str]) -> None:
+        """Shards the components that are trained."""
+        for part in parts:
+            self.shard(family.component(part), family.sharding_units(part), family.frozen())

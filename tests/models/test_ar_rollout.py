@@ -203,9 +203,9 @@ def test_a_rollout_in_parts_writes_the_same_and_never_more_at_once(ar, monkeypat
     together = ar.rollout(prompt, 3, draws, **SAMPLING)
     rows = []
 
-    def counting(model, part, group_size, sampler, on_step):
+    def counting(model, part, group_size, sampler, *rest):
         rows.append(len(part) * group_size)
-        return write_tokens(model, part, group_size, sampler, on_step)
+        return write_tokens(model, part, group_size, sampler, *rest)
 
     monkeypatch.setattr(ar_module, "write_tokens", counting)
     parts = ar.rollout(prompt, 3, draws, **SAMPLING, micro_batch_size=limit)

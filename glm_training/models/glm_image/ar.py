@@ -20,6 +20,7 @@ from glm_training.models.gathering import gathered
 from glm_training.models.glm_image import vq
 from glm_training.models.glm_image.ar_types import ARPrompt, ARRollout, EncodedSources, Grid, Sources
 from glm_training.models.glm_image.decode import write_tokens
+from glm_training.models.glm_image.decode_graph import Stepper
 from glm_training.models.glm_image.positions import (
     Mode,
     decode_positions,
@@ -55,6 +56,8 @@ class ARComponent(nn.Module):
         super().__init__()
         self.model = model
         self.processor = processor
+        self.stepper = Stepper()
+        """How `rollout` takes its steps: as a CUDA graph where it can be one."""
 
     @property
     def device(self) -> torch.device:
@@ -170,7 +173,7 @@ class ARComponent(nn.Module):
         with gathered(self):
             for part, samples, draws in _batches(prompt, group_size, uniforms, micro_batch_size or rows):
                 sampler = TokenSampler(draws.to(self.device), self.num_codes, **options)
-                write_tokens(self.model, part, samples, sampler, on_step)
+                write_tokens(self.model, part, samples, sampler, on_step, self.stepper.steps)
                 # here, outside inference mode, `result` makes tensors that a backward pass may keep
                 written.append(sampler.result())
         tokens, log_probs, supports = zip(*written, strict=True)

@@ -3,7 +3,8 @@
 The stock `generate` reads every repeated prompt again, rebuilds positions and masks at each token, and keeps state on
 the module. Here each projection, norm and MLP is still the checkpoint's own module (so LoRA layers and replaced modules
 act as in training), and only the thread between them is ours: the stock layer's forward with the cache, the rotary
-tables and the mask laid out beforehand.
+tables and the mask laid out beforehand. What a step computes is the same whether the host says where it is (attention
+then looks over the places filled so far) or the device does (over the whole cache, masked: what a CUDA graph replays).
 
 Letters in shapes as in `ar_types`; D hidden size, R rows of a table, L its positions.
 """
@@ -11,6 +12,7 @@ Letters in shapes as in `ar_types`; D hidden size, R rows of a table, L its posi
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import cast
 
@@ -27,6 +29,10 @@ from transformers.models.glm_image.modeling_glm_image import (
 from glm_training.models.glm_image.ar_types import ARPrompt
 from glm_training.models.glm_image.token_sampling import TokenSampler
 from glm_training.models.lora import without_dropout
+
+
+CACHE_MULTIPLE = 16
+"""Caches are this many places long, or twice, ...: attention kernels of GPUs copy a mask of any other length first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +58,26 @@ class Rotary:
         return rotated if size == head_dim else torch.cat([rotated, heads[..., size:].to(rotated.dtype)], dim=-1)
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a step writes, and what it may look at.
+
+    index   [1] long, of the cache
+    rotary  tables [B or 1, 1, rotary_dim]
+    length  leading places of the cache that attention looks over
+    mask    additive [B or 1, 1, 1, length], None where all of them may be seen
+    """
+
+    index: Tensor
+    rotary: Rotary
+    length: int
+    mask: Tensor | None
+
+
 class DecoderLayer:
     """One layer of the language model with its modules looked up once, and its static cache.
 
-    keys, values [B, kv_heads, Lp + T - 1, head_dim]; the first Lp places hold the prompt.
+    keys, values [B, kv_heads, at least Lp + T - 1, head_dim]; the first Lp places hold the prompt.
     """
 
     def __init__(self, layer: GlmImageTextDecoderLayer) -> None:
@@ -88,19 +110,19 @@ class DecoderLayer:
         self.keys, self.values = _to_group(key, group_size, cache_length), _to_group(value, group_size, cache_length)
         return self._finish(hidden, mixed.transpose(1, 2).flatten(2))
 
-    def step(self, hidden: Tensor, rotary: Rotary, position: int, mask: Tensor | None) -> Tensor:
-        """The layer for one new token per sample, `hidden` [B, D]; its key and value go to `position` of the cache."""
-        heads, value = self._project(hidden, rotary)
+    def step(self, hidden: Tensor, place: Place) -> Tensor:
+        """The layer for one new token per sample, `hidden` [B, D]; its key and value go to `place` of the cache."""
+        heads, value = self._project(hidden, place.rotary)
         rows, kv_heads, size = value.shape
         query_heads = heads.shape[1] - kv_heads
-        self.keys.select(2, position).copy_(heads.narrow(1, query_heads, kv_heads))
-        self.values.select(2, position).copy_(value)
+        self.keys.index_copy_(2, place.index, heads.narrow(1, query_heads, kv_heads)[:, :, None])
+        self.values.index_copy_(2, place.index, value[:, :, None])
         # query heads that share a key head stand in for a sequence: no copy of the cache per head
         mixed = F.scaled_dot_product_attention(
             heads.narrow(1, 0, query_heads).unflatten(1, (kv_heads, -1)),
-            self.keys.narrow(2, 0, position + 1),
-            self.values.narrow(2, 0, position + 1),
-            attn_mask=mask,
+            self.keys.narrow(2, 0, place.length),
+            self.values.narrow(2, 0, place.length),
+            attn_mask=place.mask,
             scale=self.scaling,
         )
         return self._finish(hidden, mixed.reshape(rows, query_heads * size))
@@ -121,45 +143,89 @@ class DecoderLayer:
         return hidden + self.after_mlp(self.mlp(self.before_mlp(hidden)))
 
 
+class Decoding:
+    """Prompts that were read, and the steps from there: T - 1 of them, the first token is drawn here.
+
+    Under `torch.inference_mode()`, dropout off, from here to the last step.
+    """
+
+    def __init__(
+        self, model: GlmImageForConditionalGeneration, prompt: ARPrompt, group_size: int, sampler: TokenSampler
+    ) -> None:
+        text_model = model.model.language_model
+        self.model = model
+        self.sampler = sampler
+        self.start = prompt.input_ids.shape[1]
+        self.steps = prompt.T - 1
+        self._embed, self._norm, self._head = text_model.embed_tokens, _norm(text_model.norm), model.lm_head
+        self._layers = [DecoderLayer(cast("GlmImageTextDecoderLayer", layer)) for layer in text_model.layers]
+        length = -(-(self.start + self.steps) // CACHE_MULTIPLE) * CACHE_MULTIPLE
+        hidden = self._embed(prompt.input_ids)
+        self._table = _rotary_table(text_model, hidden, prompt, group_size)
+        rotary, mask = Rotary.of(text_model, hidden, prompt.position_ids), _prompt_mask(prompt)
+        for layer in self._layers:
+            hidden = layer.read_prompts(hidden, rotary, mask, group_size, length)
+        hidden = hidden[:, -1].repeat_interleave(group_size, dim=0)  # padding is on the left: the last place is real
+        self.sampler.draw(self._head(self._norm(hidden)))
+        self._padding = _padding_mask(prompt, group_size, length, self._layers[0].values)
+        self._nothing_masked = self._layers[0].values.new_zeros(1, 1, 1, length)
+        self._places = torch.arange(length, device=hidden.device)
+        self._rotaries = [
+            Rotary(*pair) for pair in zip(self._table.cos.unbind(1), self._table.signed_sin.unbind(1), strict=True)
+        ]
+
+    def advance(self, step: int) -> None:
+        """Step `step`, from 1 on: reads the token drawn last and draws the next."""
+        index = self.start + step - 1
+        mask = None if self._padding is None else self._padding.narrow(-1, 0, index + 1)
+        self._write(Place(self._places.narrow(0, index, 1), self._rotaries[step - 1], index + 1, mask))
+
+    def advance_by_device(self) -> None:
+        """The step that is due by what the device counted: the same tensors each time, and no word from the host."""
+        row = self.sampler.step - 1
+        index = row + self.start
+        rotary = Rotary(self._table.cos.index_select(1, row)[:, 0], self._table.signed_sin.index_select(1, row)[:, 0])
+        visible = self._nothing_masked if self._padding is None else self._padding
+        mask = visible.masked_fill(self._places > index, -torch.inf)
+        self._write(Place(index, rotary, len(self._places), mask))
+
+    def _write(self, place: Place) -> None:
+        hidden = self._embed(self.sampler.token).squeeze(1)
+        for layer in self._layers:
+            hidden = layer.step(hidden, place)
+        self.sampler.draw(self._head(self._norm(hidden)))
+
+
+Stepping = Callable[[Decoding], AbstractContextManager[Callable[[int], None]]]
+"""How the steps of a decoding are taken: what takes step 1, step 2, ..., until the context ends."""
+
+
 def write_tokens(
     model: GlmImageForConditionalGeneration,
     prompt: ARPrompt,
     group_size: int,
     sampler: TokenSampler,
     on_step: Callable[[int], None] | None = None,
+    stepping: Stepping | None = None,
 ) -> None:
     """Lets `sampler` draw all T tokens of `group_size` samples for each of the P prompts, prompt-major.
 
     `on_step` is called with the index of each token before it is computed; it may raise to abandon the rollout.
+    `stepping`: see `decode_graph`; without it each step is the host's `Decoding.advance`.
     """
-    text_model = model.model.language_model
-    length = prompt.input_ids.shape[1]
-    layers = [DecoderLayer(cast("GlmImageTextDecoderLayer", layer)) for layer in text_model.layers]
-    norm = _norm(text_model.norm)
     with torch.inference_mode(), without_dropout(model):
-        hidden = text_model.embed_tokens(prompt.input_ids)
-        steps = _rotary_steps(text_model, hidden, prompt, group_size)
-        rotary, mask = Rotary.of(text_model, hidden, prompt.position_ids), _prompt_mask(prompt)
-        for layer in layers:
-            hidden = layer.read_prompts(hidden, rotary, mask, group_size, length + prompt.T - 1)
-        hidden = hidden[:, -1].repeat_interleave(group_size, dim=0)  # padding is on the left: the last place is real
-        token = sampler.draw(model.lm_head(norm(hidden)))
-        mask = _decode_mask(prompt, group_size, layers[0].values)
-        for step, rotary in enumerate(steps, start=1):
-            if on_step is not None:
-                on_step(step)
-            position = length + step - 1
-            visible = None if mask is None else mask.narrow(-1, 0, position + 1)
-            hidden = text_model.embed_tokens(token).squeeze(1)
-            for layer in layers:
-                hidden = layer.step(hidden, rotary, position, visible)
-            token = sampler.draw(model.lm_head(norm(hidden)))
+        decoding = Decoding(model, prompt, group_size, sampler)
+        with nullcontext(decoding.advance) if stepping is None else stepping(decoding) as advance:
+            for step in range(1, prompt.T):
+                if on_step is not None:
+                    on_step(step)
+                advance(step)
 
 
 def _to_group(prompt_part: Tensor, group_size: int, length: int) -> Tensor:
     """[P*N, heads, length, head_dim] whose first places repeat [P, heads, Lp, head_dim] for each of the N samples."""
     count, heads, filled, size = prompt_part.shape
-    cache = prompt_part.new_empty(count, group_size, heads, length, size)
+    cache = prompt_part.new_zeros(count, group_size, heads, length, size)  # a masked place still has to be a number
     cache[:, :, :, :filled] = prompt_part[:, None]
     return cache.flatten(0, 1)
 
@@ -174,24 +240,20 @@ def _prompt_mask(prompt: ARPrompt) -> Tensor | None:
     return causal | square.tril().triu()  # padding looks at itself: a softmax over nothing is not a number
 
 
-def _decode_mask(prompt: ARPrompt, group_size: int, like: Tensor) -> Tensor | None:
-    """Additive [B, 1, 1, Lp + T - 1] in the dtype of `like`, -inf on the padding; None when nothing is padded."""
+def _padding_mask(prompt: ARPrompt, group_size: int, length: int, like: Tensor) -> Tensor | None:
+    """Additive [B, 1, 1, length] in the dtype of `like`, -inf on the padding; None when nothing is padded."""
     if not prompt.padded:
         return None
-    visible = F.pad(prompt.attention_mask.bool(), (0, prompt.T - 1), value=True)
+    visible = F.pad(prompt.attention_mask.bool(), (0, length - prompt.attention_mask.shape[1]), value=True)
     mask = torch.zeros_like(visible, dtype=like.dtype).masked_fill(~visible, -torch.inf)
     return mask.repeat_interleave(group_size, dim=0)[:, None, None]
 
 
-def _rotary_steps(text_model: GlmImageTextModel, like: Tensor, prompt: ARPrompt, group_size: int) -> list[Rotary]:
-    """Tables of every decode step, each [B, 1, rotary_dim] ([1, 1, rotary_dim] for one prompt).
-
-    The last token is never read, so there are T - 1 of them.
-    """
+def _rotary_table(text_model: GlmImageTextModel, like: Tensor, prompt: ARPrompt, group_size: int) -> Rotary:
+    """Tables of all decode steps, [B, T - 1, 1, rotary_dim] ([1, ...] for one prompt). The last token is never read."""
     table = Rotary.of(text_model, like, prompt.decode_position_ids[:, :, :-1])
     rows = 1 if len(prompt) == 1 else group_size
-    cos, sin = (part.repeat_interleave(rows, dim=0) for part in (table.cos, table.signed_sin))
-    return [Rotary(*pair) for pair in zip(cos.unbind(1), sin.unbind(1), strict=True)]
+    return Rotary(*(part.repeat_interleave(rows, dim=0) for part in (table.cos, table.signed_sin)))
 
 
 def _norm(norm: nn.Module) -> Callable[[Tensor], Tensor]:

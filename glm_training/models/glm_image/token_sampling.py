@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PACK_EVERY = 64
-"""Steps whose supports are held as one byte per code before they are packed to one bit."""
+_GATHER = 0x0102040810204080
+"""Times eight bytes of 0 or 1, read as one little-endian number: byte k lands on bit 56 + k, and nothing carries."""
 
 HEAD = 128
 """On the CPU, as many of the most probable codes are sorted first; a trained model's nucleus seldom needs more."""
@@ -41,8 +41,9 @@ def _descending(probabilities: Tensor, top_p: float) -> Tensor:
 
 def pack_support(support: Tensor) -> Tensor:
     """uint8 [..., ceil(K/8)] of bool [..., K]: code k is bit k % 8 of byte k // 8."""
-    bits = F.pad(support.to(torch.uint8), (0, -support.shape[-1] % 8)).unflatten(-1, (-1, 8))
-    return (bits << torch.arange(8, dtype=torch.uint8, device=bits.device)).sum(-1, dtype=torch.uint8)
+    missing = -support.shape[-1] % 8
+    whole = F.pad(support, (0, missing)) if missing else support.clone(memory_format=torch.contiguous_format)
+    return (whole.view(torch.int64) * _GATHER >> 56).to(torch.uint8)
 
 
 def unpack_support(packed: Tensor, num_codes: int) -> Tensor:
@@ -92,63 +93,69 @@ def _scaled(logits: Tensor, temperature: float, support: Tensor | None) -> Tenso
 
 
 class TokenSampler:
-    """Draws one code per row and step, and keeps the tokens, their log-probs and supports until `result`."""
+    """Draws one code per row and step, and keeps the tokens, their log-probs and supports until `result`.
+
+    A draw is work of the device alone, on tensors that stay where they are, and which step it is the device counts: a
+    CUDA graph of one draw makes all of them.
+    """
 
     def __init__(self, uniforms: Tensor, num_codes: int, *, temperature: float, top_p: float, do_sample: bool) -> None:
         """`uniforms` [B, T] in [0, 1); not read when `do_sample` is False, the most probable code is taken then."""
-        self.uniforms = uniforms.t().unsqueeze(-1).contiguous().unbind(0)
+        self.uniforms = uniforms
         self.num_codes = num_codes
         self.temperature = temperature
         self.top_p = top_p
         self.do_sample = do_sample
-        self._tokens: list[Tensor] = []
-        self._log_probs: list[Tensor] = []
-        self._supports: list[Tensor] = []
-        self._packed: list[Tensor] = []
+        rows, device = len(uniforms), uniforms.device
+        self.step = torch.zeros(1, dtype=torch.long, device=device)
+        """[1]: tokens drawn so far."""
+        self.token = torch.zeros(rows, 1, dtype=torch.long, device=device)
+        """[B, 1]: the ones drawn last."""
+        self._tokens = torch.zeros(uniforms.shape, dtype=torch.long, device=device)
+        self._log_probs = torch.full(uniforms.shape, torch.nan, device=device)  # what is never drawn is not finite
+        packed = (*uniforms.shape, -(-num_codes // 8))
+        self._support = torch.zeros(packed, dtype=torch.uint8, device=device) if top_p < 1 else None
 
-    def draw(self, logits: Tensor) -> Tensor:
-        """Tokens [B, 1] of the next step from its logits [B, >= K]."""
+    def draw(self, logits: Tensor) -> None:
+        """Draws the tokens of the next step from its logits [B, >= K]."""
         log_probs = (logits[:, : self.num_codes].float() / self.temperature).log_softmax(-1)
         probabilities = log_probs.exp()
-        if self.top_p < 1:
+        if self._support is not None:
             kept = nucleus(probabilities, self.top_p)
             probabilities *= kept
-            self._keep(kept)
+            self._support.index_copy_(1, self.step, pack_support(kept)[:, None])
         # fp64: a GPU's parallel scan rounds every prefix its own way, and in fp32 a rounding step at a code of
         # probability 0 is wide enough to be drawn
         cumulative = probabilities.cumsum(-1, dtype=torch.float64)
         total = cumulative[:, -1:]
         if self.do_sample:
-            target = self.uniforms[len(self._tokens)] * total
+            target = self.uniforms.index_select(1, self.step) * total
             # right: a draw of 0 passes over codes of probability 0; clamped: NaN has no place, and `result` finds it
             token = torch.searchsorted(cumulative, target, right=True).clamp_(max=self.num_codes - 1)
         else:
             token = log_probs.argmax(-1, keepdim=True)
-        self._tokens.append(token)
-        self._log_probs.append(log_probs.gather(-1, token) - total.log().float())
-        return token
+        self._tokens.index_copy_(1, self.step, token)
+        self._log_probs.index_copy_(1, self.step, log_probs.gather(-1, token) - total.log().float())
+        self.token.copy_(token)
+        self.step += 1
+
+    def drawn(self, step: int) -> tuple[Tensor, Tensor]:
+        """Copies of the tokens [B] and log-probs [B] of one step."""
+        return self._tokens[:, step].clone(), self._log_probs[:, step].clone()
+
+    def take_back(self, step: int) -> None:
+        """The draw of `step`, 1 at least, and of all after it is due again."""
+        self.step.fill_(step)
+        self.token.copy_(self._tokens[:, step - 1 : step])
 
     def result(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """tokens [B, T], log-probs [B, T] fp32, packed supports [B, T, ceil(K/8)] or None.
 
         Raises `FloatingPointError` when the model gave a logit that is not finite.
         """
-        log_probs = torch.cat(self._log_probs, dim=1)
-        if not bool(log_probs.isfinite().all()):
+        if not bool(self._log_probs.isfinite().all()):
             raise FloatingPointError(
                 "the AR model gives logits that are not finite: check the checkpoint, the dtype (fp16 overflows; use "
                 "bf16 or fp32) and whether the last update diverged"
             )
-        self._pack()
-        support = torch.cat(self._packed, dim=1) if self._packed else None
-        return torch.cat(self._tokens, dim=1), log_probs, support
-
-    def _keep(self, kept: Tensor) -> None:
-        self._supports.append(kept)
-        if len(self._supports) == PACK_EVERY:
-            self._pack()
-
-    def _pack(self) -> None:
-        if self._supports:
-            self._packed.append(pack_support(torch.stack(self._supports, dim=1)))
-            self._supports.clear()
+        return self._tokens, self._log_probs, self._support

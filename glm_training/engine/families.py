@@ -74,7 +74,17 @@ def build_family(config: Config, world: World) -> Family:
     if config.training.gradient_checkpointing:
         for part in config.parts():
             family.component(part).enable_gradient_checkpointing()
+    if config.training.compile:
+        for part in config.parts():
+            compile_blocks(family.sharding_units(part))
     return family
+
+
+def compile_blocks(blocks: Sequence[nn.Module], backend: str = "inductor") -> None:
+    """`torch.compile` of each block in place: names, adapters and what is saved stay as they are. Blocks of one class
+    share what is compiled. A decode loop that calls parts of them (`glm_image.decode`) is as before."""
+    for block in blocks:
+        block.compile(backend=backend)
 
 
 def _in_fp32(family: Family, parts: Sequence[str]) -> None:
@@ -242,7 +252,7 @@ def _vgt_hub(config: Config) -> vgt_loading.Hub:
 FAMILIES = {
     "glm_image": FamilyKit(
         GLMImage.load,
-        lambda config: {},
+        lambda config: {"cuda_graph": config.rollout.cuda_graph},
         GLMPromptReader,
         lambda name, config: glm_loading.check_source(name),
         partial(_fetch_pipeline, GLMPromptReader, glm_loading.NETWORKS),

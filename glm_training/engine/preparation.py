@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -108,6 +111,8 @@ def _prepare(
         check_strategy(config, world)
     with findings.collecting():
         _check_quantization(config)
+    with findings.collecting():
+        _check_speed(config, world.device if loads else pick_device(config.model.device_map))
     for service in setup.tracking_services(config):
         with findings.collecting():
             service.check()
@@ -143,6 +148,19 @@ def _check_quantization(config: Config) -> None:
     kind = config.model.quantization
     if kind != "none" and not quantization.is_available():
         raise SettingsError(f'model.quantization {kind} needs bitsandbytes: pip install "glm_training[bitsandbytes]"')
+
+
+def _check_speed(config: Config, device: torch.device) -> None:
+    problems = []
+    if config.rollout.cuda_graph is True and device.type != "cuda":
+        problems.append("rollout.cuda_graph true needs a GPU, and there is none here: set it to auto")
+    if config.training.compile and device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        problems.append("training.compile needs the package triton on a GPU, which PyTorch brings along on Linux")
+    compiler = os.environ.get("CXX") or "g++"  # what PyTorch calls
+    if config.training.compile and device.type == "cpu" and shutil.which(compiler) is None:
+        problems.append(f"training.compile needs a C++ compiler on the CPU, and there is no {compiler} (or set CXX)")
+    if problems:
+        raise SettingsError("\n".join(problems))
 
 
 def _look_at_model(config: Config, loads: bool) -> list[str]:

@@ -14,6 +14,7 @@ from glm_training.config.checks.method import method_issues
 from glm_training.config.checks.monitors import monitor_issues
 from glm_training.config.checks.optimizers import optimizer_issues
 from glm_training.config.checks.quantization import quantization_issues
+from glm_training.config.checks.speed import speed_issues
 from glm_training.config.docs.describe import walk
 from glm_training.config.errors import Issue
 from glm_training.config.sections.resolved import split_group
@@ -43,6 +44,7 @@ def cross_field_issues(config: Config) -> list[Issue]:
         *_accept(config),
         *optimizer_issues(config),
         *quantization_issues(config),
+        *speed_issues(config),
         *_trackers(config),
         *_offload(config),
         *family_issues(config),

@@ -26,6 +26,8 @@ DRIFT_FREE = (
     "data.pin_memory",
     "training.gradient_checkpointing",
     "training.offload_between_phases",
+    "training.compile",
+    "rollout.cuda_graph",
     "rollout.micro_batch_size",
     "rollout.vae_batch_size",
     "reward.grpo.gate",

@@ -194,6 +194,11 @@ class TrainingConfig(Section):
         description="Reward training in one process: weights and moments that a phase of a step has no use for wait "
         "on the CPU.",
     )
+    compile: bool = Field(
+        default=False,
+        description="`torch.compile` of the repeated blocks of what is trained (GLM-Image, SDXL): slow first steps, "
+        "faster ones after.",
+    )
     mixed_precision: Annotated[Literal["no", "fp32", "bf16", "fp16"], BeforeValidator(no_as_text)] = Field(
         default="bf16", description="Autocast type of the forward passes; `no` and `fp32` = no autocast."
     )
@@ -310,6 +315,12 @@ class RolloutConfig(Section):
         le=65536,
         description="Samples per forward pass in rollout and replay; null = all at once, but a "
         "replay on the CPU 8 plans.",
+    )
+    cuda_graph: Literal["auto"] | bool = Field(
+        default="auto",
+        description="Take the steps in which the AR half writes tokens as a CUDA graph; `auto` = on a GPU, where they "
+        "can be recorded; true = end the run where they cannot.",
+        json_schema_extra={"allowed": "`auto`, true or false"},
     )
     vae_batch_size: int | None = Field(
         default=None, ge=1, le=65536, description="Images per VAE pass; null = all at once, on the CPU 8."

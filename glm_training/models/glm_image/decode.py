@@ -30,7 +30,6 @@ from glm_training.models.glm_image.ar_types import ARPrompt
 from glm_training.models.glm_image.token_sampling import TokenSampler
 from glm_training.models.lora import without_dropout
 
-
 CACHE_MULTIPLE = 16
 """Caches are this many places long, or twice, ...: attention kernels of GPUs copy a mask of any other length first."""
 

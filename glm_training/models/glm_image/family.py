@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from glm_training.models.denoising import Denoiser, Levels, Network
 from glm_training.models.family import Family, Sampling, read_few_steps
 from glm_training.models.glm_image.ar import ARComponent
+from glm_training.models.glm_image.decode_graph import Mode, Stepper
 from glm_training.models.glm_image.dit import DiTComponent
 from glm_training.models.glm_image.dit_types import DiTCondition
 from glm_training.models.glm_image.latents import decode_latents, encode_images
@@ -88,11 +89,13 @@ class GLMImage(Family):
         revision: str | None = None,
         local_files_only: bool = False,
         seed: int = 0,
+        cuda_graph: Mode = "auto",
     ) -> GLMImage:
         """From "tiny", "tiny-random" (random weights from `seed`), the folder of a pipeline or of a checkpoint with
         one, or a hub id at `revision`.
 
-        Weights in `dtype` on `device`. Raises ModelLoadError, which says what to do.
+        Weights in `dtype` on `device`. `cuda_graph`: how the AR half takes its steps (`decode_graph.Stepper`). Raises
+        ModelLoadError, which says what to do.
         """
         source = pipeline_in(name_or_path)
         pipeline = load_pipeline(
@@ -105,6 +108,7 @@ class GLMImage(Family):
         try:
             family = GLMImage.from_pipeline(pipeline).to(device)
             family.few_steps = read_few_steps(source)
+            family.ar.stepper = Stepper(cuda_graph)
         except ValueError as error:
             raise ModelLoadError(f"cannot use {name_or_path} as a GLM-Image: {error}") from error
         return family

@@ -55,7 +55,7 @@ MUTATIONS = [
     *of(
         "models/glm_image/decode.py",
         AR,
-        ("position = length + step - 1", "position = length + step", "the cache has a hole"),
+        ("index = self.start + step - 1", "index = self.start + step", "the cache has a hole"),
         (
             "hidden[:, -1].repeat_interleave(group_size, dim=0)",
             "hidden[:, -1].repeat(group_size, 1)",
@@ -84,7 +84,11 @@ MUTATIONS = [
         ),
         ("scaled = scaled / temperature", "scaled = scaled * temperature", "the temperature acts upside down"),
         ("right=True)", "right=False)", "a uniform of 0 draws a code of probability 0"),
-        ("self.uniforms[len(self._tokens)] * total", "self.uniforms[0] * total", "every token with the first number"),
+        (
+            "self.uniforms.index_select(1, self.step) * total",
+            "self.uniforms[:, :1] * total",
+            "every token with the first number",
+        ),
         ("log_probs.argmax(-1", "log_probs.argmin(-1", "greedy takes the least likely"),
         ("return -(inside *", "return (inside *", "entropies are negative"),
     ),

@@ -70,6 +70,21 @@ MUTATIONS = [
         (", without_dropout(model):", ":", "dropout while drawing"),
     ),
     *of(
+        "models/glm_image/decode.py",
+        ("models/test_ar_graph.py",),
+        ("self._places > index", "self._places >= index", "a step of the device does not see its own token"),
+        ("index = row + self.start", "index = row + self.start + 1", "a step of the device leaves a hole in the cache"),
+        ("if self._padding is None else self._padding\n        mask", "\n        mask", "a graph reads the padding"),
+    ),
+    *of(
+        "models/glm_image/decode_graph.py",
+        ("models/test_ar_graph.py",),
+        ("self._replay = replay\n            return", "return", "what was recorded is never replayed"),
+        ("same = torch.equal(tokens, again) and", "same = True or", "a recording that lacks something is replayed"),
+        ("sampler.take_back(WARM_UP)\n        replay()", "replay()", "the check draws a token too many"),
+        ("or self.refusals or", "or", "a recording that failed is tried at each rollout"),
+    ),
+    *of(
         "models/glm_image/token_sampling.py",
         ("models/test_ar_sampling.py", "models/test_ar_rollout.py", "parity/test_ar_replay.py"),
         (

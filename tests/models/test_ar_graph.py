@@ -156,8 +156,25 @@ def lossy(step):
     yield lambda: None
 
 
+@contextmanager
+def stale(step):
+    """A recording that draws with something left over from another step."""
+    sampler = step.__self__.sampler
+
+    def replay():
+        step()
+        sampler._log_probs[:, WARM_UP] += 0.5
+
+    yield replay
+
+
 @pytest.mark.parametrize(
-    "recorder, reason", [(failing, "not permitted when stream is capturing"), (lossy, "part of it was not recorded")]
+    "recorder, reason",
+    [
+        (failing, "not permitted when stream is capturing"),
+        (lossy, "part of it was not recorded"),
+        (stale, "part of it was not recorded"),
+    ],
 )
 def test_a_step_that_cannot_be_recorded_is_taken_plainly_and_told_once(ar, caplog, recorder, reason):
     prompt = edits(ar, [SHORT, LONG], 192)

@@ -61,13 +61,13 @@ class Rotary:
 class Place:
     """Where a step writes, and what it may look at.
 
-    index   [1] long, of the cache
+    index   place of the cache: the host's number, or the device's, [1] long
     rotary  tables [B or 1, 1, rotary_dim]
     length  leading places of the cache that attention looks over
     mask    additive [B or 1, 1, 1, length], None where all of them may be seen
     """
 
-    index: Tensor
+    index: int | Tensor
     rotary: Rotary
     length: int
     mask: Tensor | None
@@ -114,8 +114,8 @@ class DecoderLayer:
         heads, value = self._project(hidden, place.rotary)
         rows, kv_heads, size = value.shape
         query_heads = heads.shape[1] - kv_heads
-        self.keys.index_copy_(2, place.index, heads.narrow(1, query_heads, kv_heads)[:, :, None])
-        self.values.index_copy_(2, place.index, value[:, :, None])
+        _put(self.keys, place.index, heads.narrow(1, query_heads, kv_heads))
+        _put(self.values, place.index, value)
         # query heads that share a key head stand in for a sequence: no copy of the cache per head
         mixed = F.scaled_dot_product_attention(
             heads.narrow(1, 0, query_heads).unflatten(1, (kv_heads, -1)),
@@ -177,7 +177,7 @@ class Decoding:
         """Step `step`, from 1 on: reads the token drawn last and draws the next."""
         index = self.start + step - 1
         mask = None if self._padding is None else self._padding.narrow(-1, 0, index + 1)
-        self._write(Place(self._places.narrow(0, index, 1), self._rotaries[step - 1], index + 1, mask))
+        self._write(Place(index, self._rotaries[step - 1], index + 1, mask))
 
     def advance_by_device(self) -> None:
         """The step that is due by what the device counted: the same tensors each time, and no word from the host."""
@@ -219,6 +219,14 @@ def write_tokens(
                 if on_step is not None:
                     on_step(step)
                 advance(step)
+
+
+def _put(cache: Tensor, index: int | Tensor, new: Tensor) -> None:
+    """Writes `new` [B, kv_heads, head_dim] at a place of `cache`; a place that the host knows costs less."""
+    if isinstance(index, int):
+        cache.select(2, index).copy_(new)
+    else:
+        cache.index_copy_(2, index, new[:, :, None])
 
 
 def _to_group(prompt_part: Tensor, group_size: int, length: int) -> Tensor:

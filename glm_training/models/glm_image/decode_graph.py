@@ -49,7 +49,7 @@ def obstacle(model: GlmImageForConditionalGeneration) -> str | None:
 
 
 class Stepper:
-    """How the steps of an AR half are taken: by replaying a graph, or one by one where there is none.
+    """How the steps of an AR half are taken: by replaying a graph, or one by one where there is none; told once.
 
     mode      "auto": a graph where it can be and is worth its recording; True: a graph, or GraphError; False: none
     recorder  what records a step, a CUDA graph unless given
@@ -59,19 +59,19 @@ class Stepper:
         self.mode = mode
         self.recorder = recorder
         self.refusals: list[str] = []
-        """Why a recording failed; after it no other is tried."""
+        """Why there is no recording; after it none is tried."""
 
     @contextmanager
     def steps(self, decoding: Decoding) -> Iterator[Callable[[int], None]]:
         """What takes step 1, step 2, ... of `decoding`. Raises GraphError."""
         least = WORTH if self.mode == "auto" else WARM_UP + 1
-        reason = obstacle(decoding.model) if self.recorder is None else None
-        if reason is not None and self.mode is True:
-            raise GraphError(f"no CUDA graph of a decode step (rollout.cuda_graph: true): {reason}")
+        device = decoding.sampler.token.device
+        reason = obstacle(decoding.model) if self.recorder is None and self.mode is not False else None
+        if reason is not None and not self.refusals and (self.mode is True or device.type == "cuda"):
+            self._refuse(reason)  # that a CPU has none is no news
         if self.mode is False or self.refusals or reason is not None or decoding.steps < least:
             yield decoding.advance
             return
-        device = decoding.sampler.token.device
         with ExitStack() as stack:
             yield _Graphed(decoding, self.recorder or (lambda step: recorded(step, device)), self._refuse, stack).step
 

@@ -15,6 +15,7 @@ GRPO = [
     "model.name=tiny-random",  # what is asked of its files; the weights are those of `random_pipeline`
     "model.torch_dtype=bfloat16",
     "lora.enabled=true",
+    "checkpoint.save_lora_only=true",  # a pipeline of 35 GB at the end would take longer than the steps
     "training.optimizer=adamw",
     "training.batch_size=1",
     "training.max_steps=2",

@@ -19,9 +19,8 @@ TESTS = ("tests/algorithms", "tests/models/test_ar_sampling.py")
 """Tests of tensor maths, which ask nothing of where tensors lie."""
 
 BOUNDS = {"no": 1e-4, "bf16": 4 * 2**-8, "fp16": 4 * 2**-11}
-"""How far a loss may be from the CPU's in fp32, of itself where it is above 1: the rounding of the type, a few times over
-(a small cross-entropy is the difference of logits that are rounded by more than of itself); of fp32 sums of thousands of
-terms in another order."""
+"""How far a loss may be from the CPU's in fp32, of itself where it is above 1: the rounding of the type a few times
+over, and of fp32 sums of thousands of terms in another order. A small cross-entropy is a difference of large logits."""
 
 SMALL_GRPO = ["data.image_size={height: 64, width: 64}"]
 

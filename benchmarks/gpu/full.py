@@ -100,9 +100,8 @@ def train(overrides: list[str], device: str, small: bool) -> dict[str, Any]:
 def planned(overrides: list[str]) -> dict[str, Any]:
     """The peak that `glm-train plan` works out for the same settings, or why there is none."""
     try:
-        from glm_training.planning.plan import Card, make_plan  # type: ignore[import-not-found,unused-ignore]
-
         from glm_training.config import load_config
+        from glm_training.planning.plan import Card, make_plan  # type: ignore[import-not-found,unused-ignore]
     except ImportError as error:
         return {"bytes": None, "why": str(error)}
     options = [*GRPO, *overrides, "model.name=zai-org/GLM-Image", "training.mixed_precision=bf16"]

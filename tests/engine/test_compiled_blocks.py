@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from glm_training.engine.errors import SettingsError
-from glm_training.engine.families import _blocks, build_family, compile_blocks
+from glm_training.engine.families import build_family, compile_blocks
 from glm_training.engine.preparation import _check_speed
 from glm_training.models.glm_image.family import GLMImage
 from glm_training.models.lora import add_lora, trainable_parameters
@@ -31,7 +31,7 @@ def family_with(part: str, *, compiled: bool, lora: bool) -> GLMImage:
     family.component(part).enable_gradient_checkpointing()
     family.component(part).train()
     if compiled:
-        compile_blocks(_blocks(family, part), backend="aot_eager")
+        compile_blocks(family.sharding_units(part), backend="aot_eager")
     return family
 
 

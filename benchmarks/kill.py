@@ -7,8 +7,8 @@ do a restart and a requeue end with the weights of an undisturbed run?
 `torchrun` trains the quickstart, small, with `--resume auto`. Each death, `phase:rank:step`, is tried twice: under
 `--max-restarts 1`, where torchrun starts both workers again, and without, where the job ends and the same command is
 given again, as a scheduler's requeue does. `--nodes 2` has two torchruns with a worker each. What stands behind `--`
-goes to the configuration, a strategy of the processes for one. Prints one JSON object; exits with 1 where a death ended
-otherwise than asked: within 60 s, named on standard error, with the same weights.
+goes to the configuration: `-- distributed.strategy=fsdp` has the workers hold shards. Prints one JSON object; exits
+with 1 where a death ended otherwise than asked: within 60 s, named on standard error, with the same weights.
 
 seconds: `ended`, from the kill to the end of the job, where nothing is restarted; `started`, from the kill to the first
 line of a worker that came after; `whole`, all launches from their start to their end.
@@ -103,7 +103,7 @@ def _arrange(death: Death, record: Path, *, dies: bool) -> None:
         record.write_text(json.dumps({"time": time.time(), "pid": os.getpid()}))
         os.kill(os.getpid(), signal.SIGKILL)
 
-    phase, save, sync = BaseTrainer.phase, BaseTrainer.save, disk.sync_file
+    phase, save, sync, write = BaseTrainer.phase, BaseTrainer.save, disk.sync_file, disk.write
     calls, inside = 0, False
 
     @contextmanager
@@ -126,12 +126,21 @@ def _arrange(death: Death, record: Path, *, dies: bool) -> None:
             die()  # of the checkpoint's files one is written, and not yet on the disk
         sync(handle)
 
+    def written(handle: Any, data: Any) -> None:
+        if inside and death.phase == "save" and death.rank != 0:
+            write(handle, memoryview(data)[: len(data) // 2])
+            handle.flush()
+            die()  # half of a shard is written, while rank 0 waits for all of it
+        write(handle, data)
+
     def saved(trainer: BaseTrainer) -> None:
-        if death.phase == "save" and death.rank != 0 and trainer.step == death.step:
+        whole = trainer.strategy.shards is None
+        if death.phase == "save" and death.rank != 0 and whole and trainer.step == death.step:
             die()  # rank 0 writes; this one was about to wait for it
         save(trainer)
 
-    BaseTrainer.phase, BaseTrainer.save, disk.sync_file = watched, saved, synced  # type: ignore[method-assign, assignment]
+    BaseTrainer.phase, BaseTrainer.save = watched, saved  # type: ignore[method-assign, assignment]
+    disk.sync_file, disk.write = synced, written
     register_module_forward_pre_hook(counted)
 
 
@@ -165,12 +174,22 @@ def launch(folder: Path, deaths: Sequence[str], restarts: int, nodes: int, overr
 
 
 def weights(folder: Path) -> dict[str, str]:
-    """Digests of all files of the last checkpoint that hold tensors, by their names in it."""
+    """Digests of all files of the last checkpoint that hold tensors, by their names in it: of the tensors alone, as
+    the order of a file's notes is left to chance."""
     last = max((folder / "run/checkpoints").glob("step-*"))
-    return {
-        str(path.relative_to(last)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(last.rglob("*.safetensors"))
-    } | {"step": last.name}
+    return {str(path.relative_to(last)): tensors_digest(path) for path in sorted(last.rglob("*.safetensors"))} | {
+        "step": last.name
+    }
+
+
+def tensors_digest(path: Path) -> str:
+    """SHA-256 of the names, types, shapes and bits of a safetensors file's tensors."""
+    from safetensors import deserialize
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(deserialize(path.read_bytes())):
+        digest.update(f"{name} {tensor['dtype']} {tensor['shape']}\n".encode() + tensor["data"])
+    return digest.hexdigest()
 
 
 def tried(death: str, restarts: int, nodes: int, overrides: Sequence[str], expected: dict[str, str]) -> dict[str, Any]:

@@ -32,7 +32,8 @@ class FaultySystem:
     """Calls `decide(number, operation, path)` before each change below `root`.
 
     `decide` may raise (an OSError is what the call then fails with), end the process, or return "torn": a write then
-    leaves half of its data and `decide` is called again, to raise or to end the process.
+    leaves half of its data and `decide` is called again, to raise, to end the process, or to return "lost": nobody is
+    told.
     """
 
     def __init__(self, root: Path, decide: Callable[[int, str, str], str | None]) -> None:
@@ -53,7 +54,8 @@ class FaultySystem:
         if self.at("write", path) == "torn":
             if size > 1:
                 half()
-            self.decide(len(self.operations) - 1, "torn", os.fsdecode(path))
+            if self.decide(len(self.operations) - 1, "torn", os.fsdecode(path)) == "lost":
+                return size
         return whole()
 
     @contextmanager

@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import logging
+import os
 import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,6 +34,7 @@ from glm_training.checkpoint.manifest import (
     read_manifest,
     verify_checkpoint,
 )
+from glm_training.checkpoint.shards import SAFE, unshared
 from glm_training.checkpoint.state_tree import (
     CheckpointError,
     EncodedTree,
@@ -82,7 +84,7 @@ def save_checkpoint(
     metadata: Mapping[str, Any] | None = None,
     extra_dirs: Mapping[str, Callable[[Path], None]] | None = None,
     extra_bytes: int = 0,
-    write_together: Callable[[str, Path], None] | None = None,
+    write_together: Callable[[str, Path], Mapping[str, FileRecord]] | None = None,
 ) -> Path:
     """Commit a checkpoint, point ``latest`` at it, and delete this run's checkpoints past the limit.
 
@@ -97,7 +99,8 @@ def save_checkpoint(
         metadata: JSON values kept in the manifest beside the run's id, readable without the tensors.
         extra_dirs: folder name -> function that fills the given empty folder, for adapter or pipeline exports.
         extra_bytes: about how much ``extra_dirs`` will write, for the check of free space.
-        write_together: has all processes write their shards of a named state into a folder; raises OSError.
+        write_together: has all processes write their shards of a named state into a folder, and gives the files of
+            all, as they were in memory; raises OSError and SaveError.
 
     Returns:
         The committed folder.
@@ -224,7 +227,7 @@ def _write_partial(
     states: Sequence[_State],
     metadata: Mapping[str, Any],
     extras: Mapping[str, Callable[[Path], None]],
-    write_together: Callable[[str, Path], None] | None,
+    write_together: Callable[[str, Path], Mapping[str, FileRecord]] | None,
 ) -> None:
     """Everything of a checkpoint but its name, on the disk when this returns."""
     files: dict[str, FileRecord] = {}
@@ -236,8 +239,7 @@ def _write_partial(
         if state.in_shards and write_together is not None:
             folder = partial / STATES / state.name
             disk.make_folder(folder)
-            write_together(state.name, folder)
-            files |= _settle_extra(partial, folder)
+            files |= _settle_shards(partial, folder, write_together(state.name, folder))
         elif state.tree.tensors:
             name = f"{STATES}/{state.name}.safetensors"
             files[name] = _write_file(partial / name, tensor_file_chunks(state.tree.tensors))
@@ -249,6 +251,23 @@ def _write_partial(
     manifest = Manifest(step, tuple(state.name for state in states), metadata, files)
     _write_file(partial / MANIFEST, [manifest.encoded()])
     disk.sync_folder(partial)
+
+
+def _settle_shards(partial: Path, folder: Path, written: Mapping[str, FileRecord]) -> dict[str, FileRecord]:
+    """Looks for what all processes have written and synced. What is in the files is compared when they have their
+    name."""
+    for name, record in written.items():
+        try:  # by name: a network file system may list a folder as it was
+            with (folder / name).open("rb") as handle:
+                found = handle.seek(0, os.SEEK_END)
+        except FileNotFoundError:
+            raise SaveError(
+                unshared(f"rank 0 does not see {folder / name}, which another process wrote, {SAFE}")
+            ) from None
+        if found != record.size:
+            raise SaveError(_torn(partial, folder / name, f"{found} of {record.size} bytes"))
+    disk.sync_folder(folder)
+    return {(folder / name).relative_to(partial).as_posix(): record for name, record in written.items()}
 
 
 def _settle_extra(partial: Path, folder: Path) -> dict[str, FileRecord]:
@@ -276,10 +295,14 @@ def _check_export(partial: Path, path: Path) -> None:
         elif path.suffix == ".json":
             json.loads(path.read_bytes())
     except (SafetensorError, ValueError) as error:
-        raise SaveError(
-            f"{path.relative_to(partial)} was not written whole ({error}); the previous checkpoint is untouched. The "
-            "disk loses what it is given: look at the system's log, or move checkpoint.save_dir elsewhere"
-        ) from error
+        raise SaveError(_torn(partial, path, str(error))) from error
+
+
+def _torn(partial: Path, path: Path, found: str) -> str:
+    return (
+        f"{path.relative_to(partial)} was not written whole ({found}); the previous checkpoint is untouched. The "
+        "disk loses what it is given: look at the system's log, or move checkpoint.save_dir elsewhere"
+    )
 
 
 def _publish(partial: Path, final: Path) -> Path:

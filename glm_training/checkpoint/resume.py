@@ -180,4 +180,5 @@ def _tensors(path: Path, name: str, manifest: Manifest) -> Path | dict[str, Save
     file, folder = f"{STATES}/{name}.safetensors", f"{STATES}/{name}/"
     if file in manifest.files:
         return path / file
-    return saved_tensors(path / folder) if any(each.startswith(folder) for each in manifest.files) else None
+    shards = [each.removeprefix(folder) for each in manifest.files if each.startswith(folder)]
+    return saved_tensors(path / folder, shards) if shards else None

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from glm_training.checkpoint.commit import begin_run, continue_run
-from glm_training.checkpoint.ledger import LEDGER
+from glm_training.checkpoint.ledger import LEDGER, Ledger
 from glm_training.checkpoint.resume import NoCheckpointError, ResumePoint, holds_checkpoints, resolve_resume
 from glm_training.checkpoint.run_record import RunRecord
+from glm_training.checkpoint.shards import unshared
 from glm_training.checkpoint.state_tree import CheckpointError
 from glm_training.config import Config, iter_keys, resolved_yaml
 from glm_training.engine.agreement import leave_together, together
@@ -62,15 +63,20 @@ class RunDirectory:
             self.clear = None
         barrier(world)
 
-    def open(self, config: Config, world: World, total_steps: int) -> RunLogger:
-        """Lays the directory out and opens its log; a collective.
+    def open(self, config: Config, world: World, total_steps: int, *, shared: bool = False) -> RunLogger:
+        """Lays the directory out and opens its log; a collective. `shared`: all processes write the checkpoints, and
+        must see their folder.
 
         A run that goes on within an interval of the log goes on with its figures too, so the line that the stop left of
         them is set aside: the interval gets the one line that it has without a stop.
 
         Raises SettingsError, on every process, where the disk does not take what is laid out.
         """
-        return together(world, "laying out the run directory", lambda: self._laid_out(config, world, total_steps))
+        log = together(world, "laying out the run directory", lambda: self._laid_out(config, world, total_steps))
+        if shared:
+            seen = partial(_require_seen, config.checkpoint_dir(), broadcast_object(world, self.run))
+            together(world, "looking for the folder of checkpoints", seen)
+        return log
 
     def _laid_out(self, config: Config, world: World, total_steps: int) -> RunLogger:
         try:
@@ -180,6 +186,12 @@ def held_run_directory(
                 leave_together()
             raise SettingsError(problem)
         yield replace(directory, clear=clear, locks=held)
+
+
+def _require_seen(folder: Path, run: str | None) -> None:
+    """Raises SettingsError where `folder` is not that of the `run` whose ledger the main process has laid there."""
+    if Ledger.read(folder).run != run:
+        raise SettingsError(unshared(f"{folder} is not the folder that rank 0 has there"))
 
 
 def _not_laid_out(config: Config, error: Exception) -> str:

@@ -16,17 +16,19 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from glm_training.checkpoint.commit import checkpoint_name, save_checkpoint
+from glm_training.checkpoint.disk_errors import SaveError
+from glm_training.checkpoint.manifest import FileRecord
 from glm_training.checkpoint.shards import write_shards
 from glm_training.checkpoint.state_tree import StateTree, encode, local_part
 from glm_training.config import Config
 from glm_training.engine.agreement import together
-from glm_training.engine.errors import NonFiniteError
+from glm_training.engine.errors import NonFiniteError, TrainingError
 from glm_training.engine.parts import Part, as_shown
 from glm_training.engine.resuming import save_context
 from glm_training.engine.run_directory import RunDirectory
 from glm_training.models.family import Family
 from glm_training.models.lora import has_lora
-from glm_training.utils.distributed import World, broadcast_object
+from glm_training.utils.distributed import World, broadcast_object, gather_objects
 from glm_training.utils.failures import beside_training
 
 Fill = Callable[[Path], None]
@@ -41,7 +43,7 @@ def commit_run(
     exports: Mapping[str, Fill],
     shown: Callable[[], AbstractContextManager[None]],
     digests: dict[str, str],
-    write_together: Callable[[str, Path], None] | None = None,
+    write_together: Callable[[str, Path], Mapping[str, FileRecord]] | None = None,
 ) -> Path:
     """Commits a checkpoint of `state` after `step` steps, on the main process: with the pipeline, the adapters and the
     further `exports`, as the model is while it is `shown`. Gives its folder.
@@ -110,7 +112,11 @@ def commit(
         check()
         confirm()
         return commit_run(config, family, step, state, exports=exports, shown=shown, digests=digests)
-    together(world, "looking for weights that are not finite", check)
+    try:
+        together(world, "looking for weights that are not finite", check)
+    except TrainingError as error:
+        error.shared = True  # nobody waits for what would come next
+        raise
     pipeline = not (config.checkpoint.save_lora_only and any(has_lora(family.module(p)) for p in config.parts()))
     with shown():
         whole = gather_parameters(world, [part.component for part in parts.values()], pipeline)
@@ -133,23 +139,25 @@ class Crew:
     def __init__(self, world: World, state: Mapping[str, StateTree]) -> None:
         self.world, self.state = world, state
 
-    def write(self, name: str, folder: Path) -> None:
-        """On the main process: has all of them write a named state into `folder`, which they share. Raises OSError."""
+    def write(self, name: str, folder: Path) -> dict[str, FileRecord]:
+        """On the main process: has all of them write a named state into `folder`, which they share; gives the files of
+        all. Raises OSError and SaveError."""
         broadcast_object(self.world, (name, str(folder)))
-        self._write(name, folder)
+        return self._write(name, folder)
 
     def follow(self) -> None:
         """On the others: does what is told, until the main process is done."""
         while (told := broadcast_object(self.world, None)) is not None:
-            with suppress(OSError):  # every process has it, and the main one tells
+            with suppress(OSError, SaveError):  # every process has it, and the main one tells
                 self._write(told[0], Path(told[1]))
 
     def release(self) -> None:
         """On the main process: there is nothing more to write."""
         broadcast_object(self.world, None)
 
-    def _write(self, name: str, folder: Path) -> None:
-        write_shards(folder, encode(self.state[name], in_shards=True).tensors)
+    def _write(self, name: str, folder: Path) -> dict[str, FileRecord]:
+        own = write_shards(folder, encode(self.state[name], in_shards=True).tensors)
+        return {file: record for each in gather_objects(self.world, own) for file, record in each.items()}
 
 
 def gather_parameters(

@@ -18,7 +18,7 @@ from glm_training.checkpoint.state_tree import StateTree
 from glm_training.config import Config
 from glm_training.data import ImageDataset, TrainingData
 from glm_training.engine import setup
-from glm_training.engine.agreement import agree_on_weights, together
+from glm_training.engine.agreement import agree_on_weights, losses_explained, together
 from glm_training.engine.captioned_setup import build_captioned_training
 from glm_training.engine.clock import peak_memory
 from glm_training.engine.errors import TrainingError
@@ -252,10 +252,8 @@ class BaseTrainer(ABC):
         self.logger.text(line)
 
     def check_stop(self) -> None:
-        """Raises StopRequested when a stop was asked for and the training step in flight can still be dropped.
-
-        Every process must call it equally often between two optimizer steps.
-        """
+        """Raises StopRequested when a stop was asked for and the training step in flight can still be dropped. Every
+        process must call it equally often between two optimizer steps."""
         self.in_flight.check()
 
     def update(self, part: Part) -> dict[str, float]:
@@ -308,7 +306,7 @@ class BaseTrainer(ABC):
             self.console.line(line)
         for note in self.notes:
             self.console.line(f"note: {note}")
-        self.logger = directory.open(config, self.world, self.total_steps)
+        self.logger = directory.open(config, self.world, self.total_steps, shared=self.strategy.shards is not None)
         for note in self.notes:
             self.logger.text(note)
         return point is not None
@@ -372,7 +370,7 @@ class BaseTrainer(ABC):
         failure: TrainingError | None = None
         if self.world.is_main or self.strategy.shards is not None:
             try:
-                with self.phase("saving"):
+                with losses_explained(self.world), self.phase("saving"):
                     path = commit(
                         self.world,
                         self.config,
@@ -389,6 +387,8 @@ class BaseTrainer(ABC):
                     self.logger.text(f"saved {path}")
             except Exception as error:  # the other processes wait for this one's word, whatever it met
                 failure = as_failure(error)
+                if not (self.world.is_main or failure.shared):  # they wait for its shards
+                    raise ended(failure, f"Step {self.step} was not saved", self.saved) from error
         if not self.signals.alone:
             failure = broadcast_object(self.world, failure)
         if failure is not None:

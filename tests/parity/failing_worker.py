@@ -57,7 +57,8 @@ def arrange(case: str, trainer: BaseTrainer, world: World) -> None:
 
 def run(folder: Path, case: str, world: World) -> None:
     real_loss, real_disk = FlowMatching.loss, disk.make_folder
-    trainer = trainer_of(folder, *SUPERVISED, f"output_dir={folder}/{case.replace(' ', '_')}", world=world)
+    keys = [*SUPERVISED, *sys.argv[2:], f"output_dir={folder}/{case.replace(' ', '_')}"]
+    trainer = trainer_of(folder, *keys, world=world)
     arrange(case, trainer, world)
     try:
         trainer.train()

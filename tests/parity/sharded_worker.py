@@ -28,6 +28,27 @@ ADAM = [
     "reward.grpo.dit.old_decay=0.5",
     "training.ema.decay=0.5",
 ]
+SHORT = ["training.max_steps=2", "logging.save_interval=1", "training.optimizer=adamw", "training.adam_epsilon=1e-4"]
+KINDS = {
+    "adapters-alone": [
+        *SHORT,
+        "training.learning_rate=1e-2",
+        "lora.enabled=true",
+        "lora.rank=2",
+        "checkpoint.save_lora_only=true",
+        "checkpoint.save_optimizer=false",
+    ],
+    "schedule-free": [*SHORT, "training.optimizer=adamw_schedule_free", "training.learning_rate=1e-3"],
+    "moving-reference": [
+        *SHORT,
+        "training.learning_rate=1e-3",
+        "reward.grpo.reference=ema",
+        "reward.grpo.reference_decay=0.5",
+        "reward.grpo.kl_coef=1.0",
+        "reward.grpo.updates_per_rollout=2",
+    ],
+}
+"""Runs of two steps that keep or write other weights than most."""
 LORA = ["lora.enabled=true", "lora.rank=2", "lora.alpha=4", "model.torch_dtype=bfloat16"]
 
 
@@ -77,6 +98,8 @@ def saved_and_continued(folder: Path, world: World) -> None:
         resume = f"checkpoint.resume_from={folder}/{origin}/checkpoints/step-000002"
         accepted = "resume.accept=[training.batch_size]"
         trainer_of(folder, *SHARDED, *ADAM, resume, accepted, f"output_dir={folder}/{name}", world=world).train()
+    for name, keys in KINDS.items():
+        trainer_of(folder, *SHARDED, *keys, f"output_dir={folder}/{name}", world=world).train()
     for strategy in ("fsdp", "ddp"):  # of two processes each: in bf16 rows are rounded as those beside them have it
         keys = [*SHARDED, *ADAM, *LORA, f"distributed.strategy={strategy}", f"output_dir={folder}/adapters-{strategy}"]
         trainer_of(folder, *keys, world=world).train()

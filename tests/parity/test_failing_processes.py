@@ -20,25 +20,34 @@ EXPECTED = {
 }
 
 
+@pytest.fixture(scope="module", params=["ddp", "fsdp"])
+def strategy(request) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def told(tmp_path_factory) -> Path:
+def told(strategy, tmp_path_factory) -> Path:
     """Every case of the worker, by two gloo processes."""
     folder = tmp_path_factory.mktemp("failing")
     write_config(folder)
-    done = run_two(str(Path(__file__).with_name("failing_worker.py")), str(folder))
+    worker = str(Path(__file__).with_name("failing_worker.py"))
+    done = run_two(worker, str(folder), f"distributed.strategy={strategy}")
     assert done[1].returncode == 9, done
     (folder / "stderr").write_text("".join(each.stderr for each in done))
     return folder
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_when_one_process_fails_both_end_with_the_same_error(told, case):
+def test_when_one_process_fails_both_end_with_the_same_error(told, strategy, case):
     words, step = EXPECTED[case]
+    lost = strategy == "fsdp" and case == "death"
     texts = [path.read_text() for rank in (0, 1) if (path := told / f"{case}-{rank}.txt").is_file()]
     assert len(texts) == (1 if case == "death" else 2), (told / "stderr").read_text()
     assert texts[0].startswith(words) and len(set(texts)) == 1
     checkpoints = told / case.replace(" ", "_") / "checkpoints"
-    if step is not None:
+    if lost:  # with the dead one's shards
+        assert "saving that step failed as well: the shards of the processes that have ended are lost" in texts[0]
+    elif step is not None:
         assert resolve_resume(checkpoints, "latest").step == step
         assert "stopped after step 1 of 3 and nothing is lost" in texts[0]
 

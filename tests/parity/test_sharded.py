@@ -13,12 +13,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from glm_training.checkpoint.resume import load_checkpoint
+from glm_training.checkpoint.manifest import read_manifest
+from glm_training.checkpoint.resume import load_checkpoint, resolve_resume
 from glm_training.checkpoint.shards import saved_tensors
 from glm_training.checkpoint.state_tree import CheckpointError
 from glm_training.engine.sharding import SHARDABLE
 from tests.parity.launching import run_two_processes
-from tests.parity.sharded_worker import ADAM, RULES
+from tests.parity.sharded_worker import ADAM, KINDS, RULES
 from tests.runs import trainer_of
 
 BATCH = "training.batch_size=4"
@@ -86,6 +87,40 @@ def test_a_run_goes_from_one_process_to_shards_and_back(runs):
         assert furthest(alone, tensors(runs, name, 4)) <= 0.01 * moved, name
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds_of_runs_write_what_one_process_writes(runs, kind):
+    alone = f"{kind}-on-one"
+    trainer_of(runs, BATCH, *KINDS[kind], f"output_dir={runs}/{alone}").train()
+    left, right = ((runs / name / "checkpoints/step-000002") for name in (alone, kind))
+    folders = sorted(path.name for path in left.iterdir())
+    assert folders == sorted(path.name for path in right.iterdir())
+    assert ("pipeline" in folders) == (kind != "adapters-alone")
+    assert read_manifest(left).states == read_manifest(right).states
+    moved = furthest(tensors(runs, alone, 1), tensors(runs, alone, 2))
+    assert moved > 1e-4
+    assert furthest(tensors(runs, alone, 2), tensors(runs, kind, 2)) <= 0.01 * moved
+    files = sorted(path for each in folders if each != "states" for path in (left / each).glob("**/*.safetensors"))
+    assert files
+    for file in files:
+        assert furthest(load_file(file), load_file(right / file.relative_to(left))) <= 0.01 * moved, file
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "another run's"])
+def test_a_resume_refuses_a_shard_that_is_not_what_was_written(runs, tmp_path, damage):
+    whole, folder = runs / "shards/checkpoints/step-000004", tmp_path / "step-000004"
+    shutil.copytree(whole, folder)
+    shard = "states/dit_optimizer/shard-00002-model-00001-of-00001.safetensors"
+    if damage == "missing":
+        (folder / shard).unlink()
+    elif damage == "truncated":
+        with (folder / shard).open("r+b") as file:
+            file.truncate((whole / shard).stat().st_size - 4)
+    else:
+        shutil.copy(runs / "shards/checkpoints/step-000002" / shard, folder / shard)
+    with pytest.raises(CheckpointError, match=shard):
+        resolve_resume(tmp_path, str(folder))
+
+
 def test_the_pipeline_is_that_of_one_process(runs):
     for part in ("vision_language_encoder/model", "transformer/diffusion_pytorch_model", "vae/diffusion_pytorch_model"):
         files = [
@@ -114,7 +149,7 @@ def test_a_lost_shard_is_named(runs, tmp_path):
     folder = tmp_path / "ar_weights"
     shutil.copytree(runs / "shards/checkpoints/step-000004/states/ar_weights", folder)
     next(iter(sorted(folder.iterdir()))).unlink()
-    known = saved_tensors(folder)
+    known = saved_tensors(folder, [path.name for path in folder.iterdir()])
     with pytest.raises(CheckpointError, match="is not whole"):
         for tensor in known.values():
             tensor.read([0] * len(tensor.shape), [2 * side for side in tensor.shape])

@@ -18,21 +18,29 @@ from tests.runs import write_config
 from tests.warm import Program
 
 LAUNCHER = str(Path(__file__).with_name("elastic_launcher.py"))
-DEATHS = ("rollout:0:2", "save:0:2", "update:1:3", "save:1:4")
+DEATHS = {
+    "ddp": ("rollout:0:2", "save:0:2", "update:1:3", "save:1:4"),
+    "fsdp": ("rollout:1:2", "update:0:3", "save:1:4"),
+}
 RUN = ("training.batch_size=1", "training.max_steps=4", "logging.save_interval=2", "training.learning_rate=1e-3")
 
 
-def launch(folder: Path, deaths: tuple[str, ...]) -> Program:
+def launch(folder: Path, strategy: str, deaths: tuple[str, ...]) -> Program:
     folder.mkdir()
-    words = ["--config", str(write_config(folder)), "--resume", "auto", *RUN]
+    words = ["--config", str(write_config(folder)), "--resume", "auto", *RUN, f"distributed.strategy={strategy}"]
     return Program(LAUNCHER, str(len(deaths)), str(folder), *deaths, "--", *words)
 
 
+@pytest.fixture(scope="module", params=DEATHS)
+def strategy(request) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def told(tmp_path_factory) -> tuple[Path, str]:
+def told(strategy, tmp_path_factory) -> tuple[Path, str]:
     """The folder of both runs, and what the disturbed one said on standard error."""
     folder = tmp_path_factory.mktemp("killed")
-    pair = [launch(folder / "undisturbed", ()), launch(folder / "killed", DEATHS)]
+    pair = [launch(folder / "undisturbed", strategy, ()), launch(folder / "killed", strategy, DEATHS[strategy])]
     done = [program.ended() for program in pair]
     assert [each.returncode for each in done] == [0, 0], done[0].stderr + done[1].stderr
     return folder, done[1].stderr
@@ -47,26 +55,35 @@ def test_the_weights_are_those_of_an_undisturbed_run(told) -> None:
     assert steps[0] == steps[1] == [1, 2, 3, 4]
 
 
-def test_each_death_is_named_and_both_start_again_soon(told) -> None:
+def test_each_death_is_named_and_both_start_again_soon(told, strategy) -> None:
     folder, stderr = told
-    deaths = [json.loads((folder / f"killed/death-{number}").read_text()) for number in range(len(DEATHS))]
+    arranged = DEATHS[strategy]
+    deaths = [json.loads((folder / f"killed/death-{number}").read_text()) for number in range(len(arranged))]
     named = re.findall(r"failed \(exitcode: -9\) local_rank: (\d) \(pid: (\d+)\)", stderr)
-    ranks = [death.split(":")[1] for death in DEATHS]
+    ranks = [death.split(":")[1] for death in arranged]
     assert named == [(rank, str(death["pid"])) for rank, death in zip(ranks, deaths, strict=True)], stderr
     starts = sorted(float(path.read_text()) for path in (folder / "killed").glob("start-*"))
-    assert len(starts) == 2 * (len(DEATHS) + 1)
+    assert len(starts) == 2 * (len(arranged) + 1)
     for number, death in enumerate(deaths, start=1):
         assert 0 < starts[2 * number] - death["time"] < LIMIT_SECONDS
 
 
-def test_whoever_is_left_says_what_it_knows(told) -> None:
-    """Rank 1 does not hear whether step 1 was saved, and rank 0 cannot save half of step 3."""
+def test_whoever_is_left_says_what_it_knows(told, strategy) -> None:
+    """Rank 1 does not hear whether step 1 was saved, and rank 0 cannot save half of step 3, nor step 1 without the
+    shards of rank 1."""
     folder, stderr = told
     lines = [line for line in stderr.splitlines() if line.startswith(("The run stopped", "Step "))]
-    place = f"--resume continues from {folder}/killed/run/checkpoints"
-    assert lines == [
-        "The run stopped after step 1 of 4; rank 0 saves that step, unless it is what has ended: once the cause is "
-        f"mended, {place}",
-        f"Step 3 of 4 was not finished, and had changed weights: once the cause is mended, {place}/step-000002",
-    ]
-    assert stderr.count("another process of this run has ended") == len(DEATHS)
+    mended, place = "once the cause is mended,", f"--resume continues from {folder}/killed/run/checkpoints"
+    heard = {
+        "ddp": [
+            f"The run stopped after step 1 of 4; rank 0 saves that step, unless it is what has ended: {mended} {place}",
+            f"Step 3 of 4 was not finished, and had changed weights: {mended} {place}/step-000002",
+        ],
+        "fsdp": [
+            "The run stopped after step 1 of 4, and saving that step failed as well: the shards of the processes that "
+            f"have ended are lost with them: {mended} no checkpoint was saved",
+            f"Step 3 of 4 was not finished: {mended} {place}/step-000002",
+        ],
+    }
+    assert lines == heard[strategy]
+    assert stderr.count("another process of this run has ended") == len(DEATHS[strategy])

@@ -165,8 +165,11 @@ def gather_parameters(
 ) -> list[tuple[nn.Module, str, Tensor]]:
     """The sharded parameters of `components` as whole tensors on the CPU of the main process, with the module and the
     name that each has there; the trained ones, or all. A collective; the other processes get none."""
-    found = []
-    for module in dict.fromkeys(module for component in components for module in component.modules()):
+    modules, found = dict.fromkeys(module for component in components for module in component.modules()), []
+    for module in modules:
+        if isinstance(module, FSDPModule):
+            module.reshard()  # a step that was dropped before its backward pass leaves weights gathered
+    for module in modules:
         for name, parameter in module._parameters.items():
             if isinstance(parameter, DTensor) and (frozen_too or parameter.requires_grad):
                 # shards that wait on the CPU are gathered where the processes exchange tensors

@@ -256,14 +256,11 @@ def _write_partial(
 def _settle_shards(partial: Path, folder: Path, written: Mapping[str, FileRecord]) -> dict[str, FileRecord]:
     """Looks for what all processes have written and synced. What is in the files is compared when they have their
     name."""
-    for name, record in written.items():
-        try:  # by name: a network file system may list a folder as it was
-            with (folder / name).open("rb") as handle:
-                found = handle.seek(0, os.SEEK_END)
-        except FileNotFoundError:
-            raise SaveError(
-                unshared(f"rank 0 does not see {folder / name}, which another process wrote, {SAFE}")
-            ) from None
+    for name, record in written.items():  # by name: a network file system may list a folder as it was
+        if not (folder / name).is_file():
+            raise SaveError(unshared(f"rank 0 does not see {folder / name}, which another process wrote, {SAFE}"))
+        with (folder / name).open("rb") as handle:
+            found = handle.seek(0, os.SEEK_END)
         if found != record.size:
             raise SaveError(_torn(partial, folder / name, f"{found} of {record.size} bytes"))
     disk.sync_folder(folder)

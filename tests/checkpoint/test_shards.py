@@ -21,7 +21,7 @@ from glm_training.checkpoint.manifest import FileRecord, digest_file
 from glm_training.checkpoint.resume import load_checkpoint, resolve_resume
 from glm_training.checkpoint.shards import saved_tensors, write_shards
 from glm_training.checkpoint.state_tree import CheckpointError, encode
-from tests.faulty_system import in_child
+from tests.faulty_system import FaultySystem, in_child
 
 KEEPS = {"moments": [torch.arange(12.0).reshape(4, 3)], "step": torch.tensor(7), "rule": "adamw", 3: (1.5, None)}
 """A state with all kinds of values."""
@@ -72,6 +72,22 @@ def test_a_file_of_shards_holds_tensors_and_nothing_else(checkpoint):
     assert {key: set(value) for key, value in json.loads(notes["DCP_SHARDING_INFO"]).items()} == {
         name: {"saved_offsets"} for name in header
     }
+
+
+def test_a_shard_and_its_folder_are_on_the_disk_before_the_checkpoint_has_its_name(tmp_path):
+    def save() -> int:
+        with FaultySystem(tmp_path, lambda *_: None).interposed() as system:
+            saved(tmp_path)
+        print(json.dumps(system.operations))
+        return 0
+
+    assert in_child(tmp_path / "told", save) == 0, (tmp_path / "told").read_text()
+    changes = [tuple(each) for each in json.loads((tmp_path / "told").read_text().splitlines()[-1])]
+    folder = ".partial-step-000001/states/s"
+    shard = f"{folder}/shard-00001-model-00001-of-00001.safetensors"
+    order = [("mkdir", folder), ("open", shard), ("write", shard), ("fsync", shard), ("fsync", folder)]
+    places = [changes.index(each) for each in (*order, ("replace", "step-000001"))]
+    assert places == sorted(places) and changes.count(("write", shard)) == 1
 
 
 def test_nothing_is_unpickled(checkpoint):

@@ -53,6 +53,7 @@ STATES = "states"
 CHECKPOINT_NAME = re.compile(r"step-\d{6,}")
 PARTIAL, REMOVED, REPLACED = ".partial-", ".removed-", ".replaced-"
 PART_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+LOSES = "The disk loses what it is given: look at the system's log, or move checkpoint.save_dir elsewhere"
 SLACK_BYTES = 1 << 20  # folders, manifest, pointer and ledger
 
 
@@ -296,10 +297,7 @@ def _check_export(partial: Path, path: Path) -> None:
 
 
 def _torn(partial: Path, path: Path, found: str) -> str:
-    return (
-        f"{path.relative_to(partial)} was not written whole ({found}); the previous checkpoint is untouched. The "
-        "disk loses what it is given: look at the system's log, or move checkpoint.save_dir elsewhere"
-    )
+    return f"{path.relative_to(partial)} was not written whole ({found}); the previous checkpoint is untouched. {LOSES}"
 
 
 def _publish(partial: Path, final: Path) -> Path:
@@ -316,7 +314,10 @@ def _publish(partial: Path, final: Path) -> Path:
     _write_atomically(parent / LEDGER, ledger.adding(entry).encoded())
     disk.rename(partial, final)
     disk.sync_folder(parent)
-    verify_checkpoint(final)
+    try:
+        verify_checkpoint(final)
+    except CheckpointError as error:
+        raise SaveError(f"{error}; the previous checkpoint is untouched. {LOSES}") from error
     _write_atomically(parent / POINTER, f"{final.name}\n".encode("ascii"))
     with beside_training("removing old checkpoints"):  # the new one stands
         if replaced.exists():

@@ -21,7 +21,7 @@ from glm_training.engine.agreement import losses_explained
 from glm_training.engine.errors import TrainingError
 from glm_training.rewards import RewardCalculator
 from glm_training.trainers.base_trainer import BaseTrainer
-from glm_training.utils.distributed import World, barrier, init_world
+from glm_training.utils.distributed import DistributedError, World, barrier, init_world
 from glm_training.utils.signals import Aborted
 from tests.runs import trainer_of
 
@@ -108,7 +108,7 @@ def told_by(world: World, action: Callable[[], object]) -> str:
     try:
         with losses_explained(world):
             return repr(action())
-    except (TrainingError, Aborted) as error:
+    except (TrainingError, DistributedError, Aborted) as error:
         return f"{type(error).__name__}: {error}"
 
 

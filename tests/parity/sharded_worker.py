@@ -29,19 +29,20 @@ ADAM = [
     "training.ema.decay=0.5",
 ]
 SHORT = ["training.max_steps=2", "logging.save_interval=1", "training.optimizer=adamw", "training.adam_epsilon=1e-4"]
+RATE = "training.learning_rate=1e-3"
 KINDS = {
     "adapters-alone": [
         *SHORT,
-        "training.learning_rate=1e-2",
+        RATE,
         "lora.enabled=true",
         "lora.rank=2",
         "checkpoint.save_lora_only=true",
         "checkpoint.save_optimizer=false",
     ],
-    "schedule-free": [*SHORT, "training.optimizer=adamw_schedule_free", "training.learning_rate=1e-3"],
+    "schedule-free": [*SHORT, "training.optimizer=adamw_schedule_free", "training.adam_beta1=0.9", RATE],
     "moving-reference": [
         *SHORT,
-        "training.learning_rate=1e-3",
+        RATE,
         "reward.grpo.reference=ema",
         "reward.grpo.reference_decay=0.5",
         "reward.grpo.kl_coef=1.0",

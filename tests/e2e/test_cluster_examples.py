@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "examples/cluster"
 
 COMMANDS = {
-    "scontrol": 'if [ "$1" = show ]; then printf "node-a\\nnode-b\\n"; else echo "$@" >> "$TOLD/requeued"; fi',
+    "scontrol": 'if [ "$1" = show ]; then echo node-a; seq -f node-%g 20000; else echo "$@" >> "$TOLD/requeued"; fi',
     "srun": 'while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"',
     "scancel": '[ "$1" = --signal=TERM ] && kill -TERM "$(cat "$TOLD/pid")"',
     "torchrun": """
@@ -44,6 +44,7 @@ def submit(folder: Path, **changes: str) -> subprocess.Popen[str]:
 def test_when_its_time_is_up_a_job_saves_and_asks_for_another_turn(tmp_path) -> None:
     job = submit(tmp_path)
     while not (tmp_path / "pid").exists():
+        assert job.poll() is None
         time.sleep(0.01)
     job.send_signal(signal.SIGUSR1)
     assert job.wait(30) == 143

@@ -40,7 +40,7 @@ def _row(recipe: str, cells: list[dict[str, Any]]) -> list[str]:
     shuffled = [cell for cell in cells if cell["shuffled"]]
     gains = [_gain(cell, "total") for cell in trained]
     calls = statistics.fmean(cell["reward_calls"] for cell in trained) / 1000
-    minutes = statistics.fmean(cell["seconds_training"] for cell in trained) / 60
+    minutes = statistics.fmean(cell["minutes"] for cell in trained)
     trained_gains = [_course(cell, "reward/total") for cell in trained]
     gap = statistics.fmean(trained_gains) - statistics.fmean(gains)
     gain = statistics.fmean(gains)

@@ -12,7 +12,7 @@ import pytest
 
 SLOW = (
     "trainers/test_killed_anywhere.py",
-    "e2e/test_readme.py",
+    "e2e/test_documents.py",
     "trainers/test_dmdr_trainer.py",
     "e2e/test_cli.py",
     "parity/test_training_equivalences.py",

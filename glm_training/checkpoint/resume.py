@@ -93,8 +93,7 @@ def holds_checkpoints(folder: Path) -> bool:
 def _latest(checkpoints_dir: Path) -> ResumePoint:
     skipped: list[SkippedCheckpoint] = []
     every = _newest_first(checkpoints_dir)
-    own = [path for path in every if _of_this_run(checkpoints_dir, path)]
-    for path in own:
+    for path in own_checkpoints(checkpoints_dir):
         try:
             return ResumePoint(path, verify_checkpoint(path), tuple(skipped))
         except CheckpointError as error:
@@ -108,6 +107,12 @@ def _latest(checkpoints_dir: Path) -> ResumePoint:
         )
     reasons = "\n".join(f"  {item.reason}" for item in skipped)
     raise CheckpointError(f"no checkpoint in {checkpoints_dir} verifies:\n{reasons}")
+
+
+def own_checkpoints(checkpoints_dir: Path) -> list[Path]:
+    """The checkpoints of the run that a folder belongs to, whole or damaged: what ``latest`` names, then from the last
+    made to the first."""
+    return [path for path in _newest_first(checkpoints_dir) if _of_this_run(checkpoints_dir, path)]
 
 
 def _of_this_run(checkpoints_dir: Path, path: Path) -> bool:

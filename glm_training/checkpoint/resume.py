@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glm_training.checkpoint.commit import CHECKPOINT_NAME, POINTER, REPLACED, STATES
-from glm_training.checkpoint.ledger import Ledger
+from glm_training.checkpoint.ledger import Ledger, step_of
 from glm_training.checkpoint.manifest import MANIFEST, Manifest, read_manifest, verify_checkpoint
 from glm_training.checkpoint.run_record import RunRecord
 from glm_training.checkpoint.shards import SavedTensor, saved_tensors
@@ -93,8 +93,7 @@ def holds_checkpoints(folder: Path) -> bool:
 def _latest(checkpoints_dir: Path) -> ResumePoint:
     skipped: list[SkippedCheckpoint] = []
     every = _newest_first(checkpoints_dir)
-    own = [path for path in every if _of_this_run(checkpoints_dir, path)]
-    for path in own:
+    for path in own_checkpoints(checkpoints_dir):
         try:
             return ResumePoint(path, verify_checkpoint(path), tuple(skipped))
         except CheckpointError as error:
@@ -108,6 +107,12 @@ def _latest(checkpoints_dir: Path) -> ResumePoint:
         )
     reasons = "\n".join(f"  {item.reason}" for item in skipped)
     raise CheckpointError(f"no checkpoint in {checkpoints_dir} verifies:\n{reasons}")
+
+
+def own_checkpoints(checkpoints_dir: Path) -> list[Path]:
+    """The checkpoints of the run that a folder belongs to, whole or damaged: what ``latest`` names, then from the last
+    made to the first."""
+    return [path for path in _newest_first(checkpoints_dir) if _of_this_run(checkpoints_dir, path)]
 
 
 def _of_this_run(checkpoints_dir: Path, path: Path) -> bool:
@@ -127,7 +132,9 @@ def _newest_first(checkpoints_dir: Path) -> list[Path]:
     """What the pointer names, then this run's from the last made, then the others by step."""
     if not checkpoints_dir.is_dir():
         return []
-    folders = sorted((path for path in checkpoints_dir.iterdir() if path.is_dir()), key=_step, reverse=True)
+    folders = sorted(
+        (path for path in checkpoints_dir.iterdir() if path.is_dir()), key=lambda path: step_of(path.name), reverse=True
+    )
     # A save that dies while replacing a checkpoint leaves the earlier one under the prefix.
     present = {path.name.removeprefix(REPLACED): None for path in folders}
     names = [name for name in present if CHECKPOINT_NAME.fullmatch(name)]
@@ -142,11 +149,6 @@ def _newest_first(checkpoints_dir: Path) -> list[Path]:
         if replaced.exists():
             candidates.append(replaced)
     return candidates
-
-
-def _step(path: Path) -> int:
-    digits = path.name.rpartition("-")[2]
-    return int(digits) if digits.isdecimal() else -1
 
 
 def _pointer(checkpoints_dir: Path) -> str | None:

@@ -109,6 +109,10 @@ class Evaluations:
         evaluates = self.scores_pictures or self.judged is not None
         return None if evaluates and self.before is None else line
 
+    def compared_since(self, step: int) -> int:
+        """From which step on evaluations can be compared with those to come, in a run that resumes after `step`."""
+        return step + 1 if self.before is None else self.before_step
+
     def _line(self, step: int) -> dict[str, float | None] | None:
         folder = self.config.output_dir
         line: dict[str, float | None] | None = {}

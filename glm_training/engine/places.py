@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from glm_training.checkpoint.best import BEST
 from glm_training.checkpoint.commit import POINTER
 from glm_training.checkpoint.ledger import LEDGER, Ledger
 from glm_training.checkpoint.run_record import RECORD, RunRecord
@@ -107,7 +108,7 @@ def _in_the_way(config: Config) -> list[str]:
     found = [
         f"{place.key}: {path} is a folder, not a file"
         for place in places(config)
-        for name in ((RECORD, LEDGER, POINTER) if place.key == CHECKPOINTS else (RECORD,))
+        for name in ((RECORD, LEDGER, POINTER, BEST) if place.key == CHECKPOINTS else (RECORD,))
         if (path := place.folder / name).is_dir() and not path.is_symlink()
     ]
     if config.checkpoint.save_lora and config.lora_dir().resolve() == config.checkpoint_dir().resolve():

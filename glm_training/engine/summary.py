@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,19 @@ def outline(config: Config, world: World, prompts: int, steps: int) -> str:
 
 Subjects = tuple[Subject, Subject | None]
 """What is drawn for, and what is judged besides."""
+
+
+@dataclass
+class TrainResult:
+    """What a finished run hands back. `before` and `after` are the means of the evaluations by figure, empty without;
+    `stopped_by` is the signal that stopped it, `halted` why a monitor did. None where the run went to its end."""
+
+    step: int
+    before: dict[str, float] = field(default_factory=dict)
+    after: dict[str, float] = field(default_factory=dict)
+    stopped_by: int | None = None
+    halted: str | None = None
+
 
 COLUMNS = ("change", "standard error", "")
 

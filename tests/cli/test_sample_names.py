@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from glm_training.cli import sample as command
+from glm_training.cli.drawing_model import Choice, family_of
 from glm_training.models.family import FewSteps
 from glm_training.models.glm_image.family import GLMImage
 
@@ -24,7 +25,7 @@ def drawn(tmp_path, monkeypatch, *, few_steps=None, **options):
         return torch.tensor(greys).view(-1, 1, 1, 1).repeat(1, 3, 8, 8)
 
     monkeypatch.setattr(family, "draw", draw)
-    monkeypatch.setattr(command, "load_model", lambda arguments, kind: family)
+    monkeypatch.setattr(Choice, "load", lambda choice: family)
     given = {
         "prompt": ["a cat", "a dog"], "source": [], "model": "tiny-random", "family": None, "lora": [], "samples": 1,
         "out": str(tmp_path / "out"), "height": None, "width": None, "steps": None, "guidance": None, "parallel": None,
@@ -72,5 +73,5 @@ def test_distilled_models_draw_in_their_own_steps_without_guidance(
 )
 def test_a_folder_says_which_family_it_is(tmp_path, text, family):
     (tmp_path / "model_index.json").write_text(text)
-    assert command.family_of(str(tmp_path)) == family
-    assert command.family_of("tiny") == "glm_image"
+    assert family_of(str(tmp_path)) == family
+    assert family_of("tiny") == "glm_image"

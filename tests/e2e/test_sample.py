@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from glm_training.cli import sample as sampling
+from glm_training.cli import drawing_model as sampling
 from glm_training.cli.main import main
 from glm_training.models.glm_image.family import GLMImage
 

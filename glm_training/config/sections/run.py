@@ -57,6 +57,13 @@ class CheckpointConfig(Section):
     save_total_limit: int | None = Field(
         default=3, ge=1, le=1_000_000_000, description="Newest checkpoints kept; null = all."
     )
+    keep_best: bool = Field(
+        default=True,
+        description="With `evaluation.enabled`: an evaluation that is the best so far is saved, and that checkpoint is "
+        "kept besides the newest and named in `checkpoints/best`. What decides: the held-out `total` of a run with "
+        "rewards; otherwise the held-out loss (lower is better; of several halves their sum), or the PSNR of an "
+        "autoencoder.",
+    )
     save_optimizer: bool = Field(default=True, description="Save what exact resuming needs; false = weights only.")
     save_lora: bool = Field(
         default=False, description="With LoRA: also export the adapters as PEFT folders at each save."

@@ -187,16 +187,14 @@ MUTATIONS = [
         ('component = "both"', 'component = "ar"', "--train_both trains one half"),
     ),
     *of(
-        "cli/sample.py",
+        "cli/drawing_model.py",
         ("cli/test_sample_names.py", "e2e/test_sample.py"),
-        ("few is None else (few.steps, 1.0)", "few is None else (STEPS, 1.0)", "distilled models take 50 steps"),
+        ("few is None else (few.steps, 1.0)", "few is None else (STEPS[kind], 1.0)", "distilled models take 50 steps"),
         (
             "few is None else (few.steps, 1.0)",
             "few is None else (few.steps, GUIDANCE[kind])",
             "distilled models are guided",
         ),
-        ("divmod(row, samples)", "divmod(row, 1)", "file names do not say the prompt"),
-        ("default=-1) + 1", "default=-1)", "the last picture is written over"),
         (
             'CLASS_NAMES = {"StableDiffusionXL": "sdxl"',
             'CLASS_NAMES = {"GlmImage": "sdxl"',
@@ -207,6 +205,12 @@ MUTATIONS = [
             "        arguments.top_p,\n        arguments.temperature,\n",
             "temperature and top-p swapped",
         ),
+    ),
+    *of(
+        "cli/sample.py",
+        ("cli/test_sample_names.py", "e2e/test_sample.py"),
+        ("divmod(row, samples)", "divmod(row, 1)", "file names do not say the prompt"),
+        ("default=-1) + 1", "default=-1)", "the last picture is written over"),
         ("samples=arguments.samples,", "samples=1,", "--samples has no effect"),
     ),
     *of(

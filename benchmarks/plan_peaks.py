@@ -36,9 +36,10 @@ from glm_training.models.glm_image.dit import DiTComponent
 from glm_training.models.glm_image.dit_types import DiTCondition
 from glm_training.models.glm_image.positions import generation_grids
 from glm_training.models.glm_image.tiny import build_tiny
+from glm_training.models.loading import published_configuration
 from glm_training.models.lora import ADAPTER
 from glm_training.planning import counting, passes
-from glm_training.planning.models import build_network, published_configuration
+from glm_training.planning.models import build_network
 from glm_training.planning.passes import WIDE, Precision
 
 GIB = 1 << 30

@@ -227,6 +227,14 @@ def fetch_parts(name: str, parts: Sequence[str], *, revision: str | None, local_
         snapshot_download(name, revision=revision, allow_patterns=["model_index.json", *patterns])
 
 
+def published_configuration(family: str, part: str) -> dict[str, Any]:
+    """The configuration of a network of the published model of a family, as it ships with the package."""
+    place = Path(__file__).parent / family / "published" / f"{part}.json"
+    settings: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
+    settings.pop("source")
+    return settings
+
+
 def looks_like_path(name: str) -> bool:
     """Whether `name` cannot be a hub id (owner/name) of a model: a file of weights is none either."""
     return name.startswith((".", "/", "~")) or name.count("/") != 1 or "\\" in name or name.endswith(_WEIGHT_FILES)

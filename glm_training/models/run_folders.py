@@ -15,6 +15,8 @@ from glm_training.models.loading import ModelLoadError
 from glm_training.utils.writable import expanded
 
 PIPELINE, INDEX = "pipeline", "model_index.json"
+IN_PACKAGE = ("tiny", "tiny-random", "full-width")
+"""Models that need no folder; one of that name is none of them."""
 POINTER, BEST = "latest", "best"
 """Files among a run's checkpoints that name one, in their first line."""
 ADAPTER_FILES = ("adapter_config.json", "pytorch_lora_weights.safetensors")
@@ -31,7 +33,7 @@ def pipeline_in(name: str | Path, key: str = "model.name") -> str:
     folder = _pointed_at(expanded(name))
     if folder != expanded(name):
         raise ModelLoadError(f"{key} {name} is another checkpoint after each save: name {folder}, which it is now")
-    if str(name) in ("tiny", "tiny-random") or not folder.is_dir():
+    if str(name) in IN_PACKAGE or not folder.is_dir():
         return str(name)
     if (folder / INDEX).is_file():
         return str(folder)

@@ -44,6 +44,11 @@ class Part:
         """Parameters under training."""
         return sizes_of(self.trained)
 
+    @property
+    def count(self) -> int:
+        """Parameters of the part, its adapters among them."""
+        return self.frozen + self.trained_count
+
 
 def count_parts(networks: Networks, run: Run) -> list[Part]:
     """Every part: those that can be trained first, then what surrounds them."""

@@ -55,7 +55,7 @@ def _what(plan: Plan) -> str:
 
 def _parameters(parts: Sequence[Part]) -> list[str]:
     lines = [f"{'parameters, in millions':<32}{'total':>12}{'trained':>12}{'frozen':>12}"]
-    rows = [(part.name, part.total, part.trained_count, part.frozen) for part in parts]
+    rows = [(part.name, part.count, part.trained_count, part.frozen) for part in parts]
     rows.append(("all", sum(row[1] for row in rows), sum(row[2] for row in rows), sum(row[3] for row in rows)))
     return lines + [f"{row[0]:<32}" + "".join(f"{count / 1e6:>12,.1f}" for count in row[1:]) for row in rows]
 

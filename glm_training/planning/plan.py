@@ -58,7 +58,7 @@ class Plan:
             "model": {"origin": self.origin},
             "run": {**asdict(self.run), "halves": halves},
             "parameters": [
-                {"part": p.name, "total": p.total, "trained": p.trained_count, "frozen": p.frozen}
+                {"part": p.name, "total": p.count, "trained": p.trained_count, "frozen": p.frozen}
                 for p in self.memory.parts
             ],
             "memory": [{"phase": phase.name, "total": phase.total, **phase.items} for phase in self.phases],

@@ -91,8 +91,8 @@ class GLMImage(Family):
         seed: int = 0,
         cuda_graph: Mode = "auto",
     ) -> GLMImage:
-        """From "tiny", "tiny-random" (random weights from `seed`), the folder of a pipeline or of a checkpoint with
-        one, or a hub id at `revision`.
+        """From "tiny", "tiny-random" or "full-width" (random weights from `seed`), the folder of a pipeline or of a
+        checkpoint with one, or a hub id at `revision`.
 
         Weights in `dtype` on `device`. `cuda_graph`: how the AR half takes its steps (`decode_graph.Stepper`). Raises
         ModelLoadError, which says what to do.

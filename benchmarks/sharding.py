@@ -1,10 +1,15 @@
 """Memory, step time and bytes sent of full finetuning on several processes: whole copies (DDP) against shards (FSDP2).
 
-    python -m benchmarks.sharding --out benchmarks/results/sharding.json
+    python -m benchmarks.sharding --hidden 512 --layers 24 --out benchmarks/results/scaling.json
+    python -m benchmarks.sharding --hidden 1024 --layers 24 --steps 3 --arms ddp-2 fsdp-4 \
+        --out benchmarks/results/sharding.json
 
 Supervised training of the AR half of a random GLM-Image, AdamW, fp32, the same four pictures a step whatever the number
 of processes. Each arm is a run of its own over gloo. Memory: the largest resident size of a process from before the
-model was built to the end, less what it held then. Bytes: what the loopback device carried in a step. Prints JSON.
+model was built to the end, less what it held then. Bytes: what all processes of an arm send in a step by their TCP
+connections. processor_seconds_per_step: what all of them compute and send in a step; seconds depend on what else the
+machine does. collectives: the calls that move weights and gradients in a step of one process, and the whole tensors in
+them, from one further step. Prints JSON; exits with 1 where the losses of two arms differ by more than 1e-4.
 """
 
 from __future__ import annotations
@@ -24,9 +29,12 @@ import yaml
 
 from benchmarks.memory import peak_resident, reset_peak
 from benchmarks.quickstart import machine
+from benchmarks.wire import Collectives, bytes_sent
 
 ROOT = Path(__file__).parents[1]
 PICTURES = 4
+SAME = 1e-4
+"""Losses of some units, summed in another order in fp32."""
 ARMS = {
     "alone": (1, "ddp", None),
     "ddp-2": (2, "ddp", None),
@@ -60,10 +68,13 @@ def main() -> None:
             report[name] = run_arm(folder, args.steps, *ARMS[name])
     if {"ddp-2", "fsdp-4"} <= set(args.arms):
         report["memory_fsdp_4_to_ddp_2"] = round(report["fsdp-4"]["memory"] / report["ddp-2"]["memory"], 3)
+    losses = [report[name]["loss"] for name in args.arms]
+    report["largest_difference_of_losses"] = max(max(each) - min(each) for each in zip(*losses, strict=True))
     text = json.dumps(report, indent=1) + "\n"
     if args.out:
         args.out.write_text(text, encoding="utf-8")
     sys.stdout.write(text)
+    sys.exit(int(report["largest_difference_of_losses"] > SAME))
 
 
 def write_model(folder: Path, hidden: int, layers: int) -> int:
@@ -116,7 +127,9 @@ def run_arm(folder: Path, steps: int, processes: int, strategy: str, shard_size:
         "processes": processes,
         "memory": max(each["memory"] for each in told),
         "seconds_per_step": told[0]["seconds"],
-        "bytes_per_step": told[0]["bytes"],
+        "processor_seconds_per_step": round(sum(each["processor"] for each in told), 3),
+        "bytes_per_step": sum(each["bytes"] for each in told),
+        "collectives": told[0]["collectives"],
         "loss": told[0]["loss"],
     }
 
@@ -135,21 +148,28 @@ def work(folder: Path, steps: int, overrides: list[str]) -> None:
     before = peak_resident()
     trainer = build_trainer(config, world)
     trainer.prepare()
-    seconds, carried, losses = [], [], []
+    seconds, processor, sent, losses = [], [], [], []
     for _ in range(steps):
         barrier(world)
-        bytes_before, started = loopback_bytes(), time.perf_counter()
+        started, computed, sent_before = time.perf_counter(), time.process_time(), bytes_sent()
         losses.append(trainer.training_step()["ar/loss"])
         trainer.step += 1
+        processor.append(time.process_time() - computed)
+        sent.append(bytes_sent() - sent_before)
         barrier(world)
         seconds.append(time.perf_counter() - started)
-        carried.append(loopback_bytes() - bytes_before)
+    memory = peak_resident() - before
+    with Collectives() as collectives:
+        trainer.training_step()
     found = {
-        "memory": peak_resident() - before,
+        "memory": memory,
         "seconds": round(statistics.median(seconds[1:]), 3),
-        "bytes": int(statistics.median(carried[1:])),
+        "processor": statistics.median(processor[1:]),
+        "bytes": int(statistics.median(sent[1:])),
+        "collectives": collectives.told(),
         "loss": [round(float(loss), 5) for loss in losses],
     }
+    barrier(world)
     shutdown(world)
     sys.stdout.write(json.dumps(found) + "\n")
 
@@ -177,15 +197,6 @@ def tree(folder: Path) -> dict[str, Any]:
         "logging": {"log_images": False, "use_tensorboard": False},
         "evaluation": {"enabled": False},
     }
-
-
-def loopback_bytes() -> int:
-    """What the loopback device has carried since the machine started; 0 where the system does not say."""
-    table = Path("/proc/net/dev")
-    if not table.exists():
-        return 0
-    line = next(line for line in table.read_text().splitlines() if line.strip().startswith("lo:"))
-    return int(line.split(":")[1].split()[0])
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ Each revision is checked out beside the other, and both train at once, in lockst
 the other, each while the other waits, on one thread and the tiny models. Written down per task: whether every logged
 figure but times is the same to the last digit; the median seconds of a step after the first, with what follows it; and
 the median of their ratios after / before, step by step, with its 95 % interval (bootstrap) and its quartiles. A machine
-that is slow for a minute is slow for both. Prints JSON. A change that only moves code must give identical losses and a
-ratio of 1 within that interval.
+that is slow for a minute is slow for both. The same, named processor_..., of the seconds that the process computed, in
+which others that want the processor count less. Prints JSON. A change that only moves code must give identical losses
+and a ratio of 1 within that interval.
 """
 
 from __future__ import annotations
@@ -60,9 +61,9 @@ advance = BaseTrainer._advance
 def timed(self, *arguments):
     if not go.readline():
         sys.exit("nobody asks for steps any more")
-    started = time.perf_counter()
+    started = time.perf_counter(), time.process_time()
     advance(self, *arguments)
-    print(time.perf_counter() - started, file=told)
+    print(time.perf_counter() - started[0], time.process_time() - started[1], file=told)
 BaseTrainer._advance = timed
 sys.argv[0] = "train.py"
 runpy.run_path("train.py", run_name="__main__")
@@ -90,12 +91,12 @@ class Run:
         os.close(told)
         self._go, self._told = os.fdopen(own_go, "w", buffering=1), os.fdopen(own_told)
 
-    def step(self) -> float | None:
-        """Seconds of the next step; None once the run is over."""
+    def step(self) -> tuple[float, float] | None:
+        """Seconds of the next step, and of them those of the processor; None once the run is over."""
         with suppress(BrokenPipeError):
             self._go.write("go\n")
-        told = self._told.readline()
-        return float(told) if told else None
+        told = self._told.readline().split()
+        return (float(told[0]), float(told[1])) if told else None
 
     def rows(self) -> list[dict[str, float]]:
         """The logged lines, once it has ended."""
@@ -123,23 +124,32 @@ def first_difference(before: list[dict[str, float]], after: list[dict[str, float
 
 def compare(trees: dict[str, Path], task: str, folder: Path) -> dict[str, object]:
     runs = {name: Run(tree, task, folder / f"{task}-{name}") for name, tree in trees.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in trees}
+    steps: dict[str, list[tuple[float, float]]] = {name: [] for name in trees}
     running, turn = True, 0
     while running:
         for name in list(trees)[:: 1 if turn % 2 == 0 else -1]:
             step = runs[name].step()
             running = running and step is not None
-            seconds[name] += [] if step is None else [step]
+            steps[name] += [] if step is None else [step]
         turn += 1
     before, after = (losses(runs[name].rows()) for name in ("before", "after"))
-    ratios = [new / old for old, new in zip(seconds["before"][1:], seconds["after"][1:], strict=True)]
+    wall, processor = ([[step[i] for step in steps[name][1:]] for name in ("before", "after")] for i in (0, 1))
     return {
-        "steps": len(ratios),
+        "steps": len(wall[0]),
         "first_difference": first_difference(before, after),
         "only_before": sorted({key for row in before for key in row} - {key for row in after for key in row}),
         "only_after": sorted({key for row in after for key in row} - {key for row in before for key in row}),
-        "seconds_before": statistics.median(seconds["before"][1:]),
-        "seconds_after": statistics.median(seconds["after"][1:]),
+        **compared(*wall),
+        **{f"processor_{key}": value for key, value in compared(*processor).items()},
+    }
+
+
+def compared(before: list[float], after: list[float]) -> dict[str, object]:
+    """Medians of two lists of seconds, and of their ratios."""
+    ratios = [new / old for old, new in zip(before, after, strict=True)]
+    return {
+        "seconds_before": statistics.median(before),
+        "seconds_after": statistics.median(after),
         "ratio": statistics.median(ratios),
         "ratio_95": interval(ratios),
         "ratio_quartiles": statistics.quantiles(ratios, n=4)[::2],

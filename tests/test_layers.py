@@ -25,6 +25,7 @@ ALLOWED = {
     "evaluation": {"data", "models", "rewards", "utils"},
     "engine": {"algorithms", "methods", "evaluation", "models", "rewards", "data", "checkpoint", "config", "utils"},
     "planning": {"data", "engine", "models", "config", "utils"},
+    "doctor": {"planning", "engine", "models", "rewards", "data", "config", "utils"},
     "preference": {"engine", "methods", "models", "data", "checkpoint", "config", "utils"},
     "reinforcement": {
         "engine",
@@ -52,6 +53,7 @@ ALLOWED = {
         "utils",
     },
     "cli": {
+        "doctor",
         "trainers",
         "planning",
         "engine",

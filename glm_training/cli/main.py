@@ -1,4 +1,4 @@
-"""`glm-train`: train, validate, plan, data, download, sample, evaluate."""
+"""`glm-train`: train, validate, plan, data, download, sample, evaluate, doctor."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 from glm_training import __version__
 from glm_training.cli import training
 from glm_training.cli.arguments import Parser, gather_files, place, text, whole_number
+from glm_training.cli.doctor import DESCRIPTION as DOCTOR_DESCRIPTION
+from glm_training.cli.doctor import add_doctor_arguments
 from glm_training.cli.drawing_arguments import add_drawing_arguments
 from glm_training.cli.evaluation_arguments import DESCRIPTION, add_evaluation_arguments
 from glm_training.cli.plan import DESCRIPTION as PLAN_DESCRIPTION
@@ -73,6 +75,8 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_evaluation_arguments(evaluate)
+    doctor = commands.add_parser("doctor", help="look at what this machine lacks", description=DOCTOR_DESCRIPTION)
+    add_doctor_arguments(doctor)
     arguments, rest = parser.parse_known_args()
     stray = [word for word in rest if word.startswith("-") or arguments.command in ("sample", "evaluate")]
     if stray:
@@ -81,6 +85,8 @@ def main() -> None:
         arguments.overrides += rest
     if arguments.command in of_files:
         gather_files(of_files[arguments.command], arguments)
+    elif arguments.command == "doctor" and (arguments.config or arguments.overrides):
+        gather_files(doctor, arguments)
     sys.exit(stoppable(lambda: _run(arguments)))
 
 
@@ -125,6 +131,10 @@ def _run(arguments: argparse.Namespace) -> int:
         from glm_training.cli.evaluate import evaluate
 
         return evaluate(arguments)
+    if arguments.command == "doctor":
+        from glm_training.cli.doctor import doctor
+
+        return doctor(arguments)
     from glm_training.cli.sample import sample
 
     return sample(arguments)

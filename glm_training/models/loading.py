@@ -112,12 +112,12 @@ def _network_problem(folder: Path) -> str | None:
     if not any(names <= files for names in whole):
         lacking = min((sorted(names - files) for names in whole), key=len)
         return f"{folder.name} lacks {', '.join(lacking[:3])}" + (" and more" if len(lacking) > 3 else "")
-    damaged = [f"{folder.name}/{name} ({fault})" for name in sorted(files) if (fault := _damage(folder / name))]
+    damaged = [f"{folder.name}/{name} ({fault})" for name in sorted(files) if (fault := damage(folder / name))]
     return f"damaged: {', '.join(damaged)}" if damaged else None
 
 
-def _damage(file: Path) -> str | None:
-    """What the header of a safetensors file tells of it: it is torn, or none."""
+def damage(file: Path) -> str | None:
+    """What is wrong with a safetensors file by its header and its size; None where nothing is."""
     try:
         with safe_open(file, framework="pt"):
             return None

@@ -37,7 +37,9 @@ ALLOWED = {
         "config",
         "utils",
     },
+    "report": {"reinforcement", "checkpoint", "utils"},
     "trainers": {
+        "report",
         "reinforcement",
         "preference",
         "engine",
@@ -53,6 +55,7 @@ ALLOWED = {
     },
     "cli": {
         "trainers",
+        "report",
         "planning",
         "engine",
         "evaluation",
@@ -136,6 +139,7 @@ ROOMS = {
         "scoring",
         "resampling",
         "monitors",
+        "plan_share",
         "gate",
         "updates",
         "token_credit",

@@ -38,7 +38,9 @@ ALLOWED = {
         "config",
         "utils",
     },
+    "report": {"reinforcement", "checkpoint", "utils"},
     "trainers": {
+        "report",
         "reinforcement",
         "preference",
         "engine",
@@ -55,6 +57,7 @@ ALLOWED = {
     "cli": {
         "doctor",
         "trainers",
+        "report",
         "planning",
         "engine",
         "evaluation",
@@ -138,6 +141,7 @@ ROOMS = {
         "scoring",
         "resampling",
         "monitors",
+        "plan_share",
         "gate",
         "updates",
         "token_credit",

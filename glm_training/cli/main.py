@@ -1,4 +1,4 @@
-"""`glm-train`: train, validate, plan, data, download, sample, evaluate, doctor."""
+"""`glm-train`: train, validate, plan, data, download, sample, evaluate, report, doctor."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from glm_training.cli.drawing_arguments import add_drawing_arguments
 from glm_training.cli.evaluation_arguments import DESCRIPTION, add_evaluation_arguments
 from glm_training.cli.plan import DESCRIPTION as PLAN_DESCRIPTION
 from glm_training.cli.plan import add_plan_arguments
+from glm_training.cli.report import DESCRIPTION as REPORT_DESCRIPTION
+from glm_training.cli.report import add_report_arguments
 from glm_training.cli.stopping import stoppable
 from glm_training.utils.redaction import mask_logs_and_tracebacks
 from glm_training.utils.streams import guard_standard_streams
@@ -75,10 +77,12 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_evaluation_arguments(evaluate)
+    short = "make the page of a run; of several, say which is better"
+    add_report_arguments(commands.add_parser("report", help=short, description=REPORT_DESCRIPTION))
     doctor = commands.add_parser("doctor", help="look at what this machine lacks", description=DOCTOR_DESCRIPTION)
     add_doctor_arguments(doctor)
     arguments, rest = parser.parse_known_args()
-    stray = [word for word in rest if word.startswith("-") or arguments.command in ("sample", "evaluate")]
+    stray = [word for word in rest if word.startswith("-") or arguments.command in ("sample", "evaluate", "report")]
     if stray:
         parser.error(f"unrecognized arguments: {' '.join(stray)}")
     if rest:  # overrides after an option that follows other overrides; subparsers cannot mix them by themselves
@@ -131,6 +135,10 @@ def _run(arguments: argparse.Namespace) -> int:
         from glm_training.cli.evaluate import evaluate
 
         return evaluate(arguments)
+    if arguments.command == "report":
+        from glm_training.cli.report import report
+
+        return report(arguments)
     if arguments.command == "doctor":
         from glm_training.cli.doctor import doctor
 

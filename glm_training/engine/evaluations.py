@@ -16,7 +16,7 @@ from glm_training.data import ImageDataset
 from glm_training.data.dataset import sizes_of
 from glm_training.engine import setup
 from glm_training.engine.gap import TrainingRewards
-from glm_training.engine.summary import EVALUATIONS, images_of, scores_of, told, write_pictures, write_summary
+from glm_training.engine.summary import images_of, scores_of, told, write_pictures, write_summary
 from glm_training.engine.validation import Subject, by_size
 from glm_training.evaluation.held_out import Evaluation, combined, draw, evaluate
 from glm_training.models.family import Family
@@ -25,7 +25,7 @@ from glm_training.utils.console import Console
 from glm_training.utils.distributed import World, broadcast_object
 from glm_training.utils.failures import beside_training
 from glm_training.utils.logging import RunLogger
-from glm_training.utils.metrics_file import METRICS
+from glm_training.utils.metrics_file import EVALUATIONS, METRICS
 from glm_training.utils.pictures import Pictures, as_saved, each, save_image
 from glm_training.utils.step_lines import StepLines, keep_until, line_of
 from glm_training.utils.words import number

@@ -11,8 +11,7 @@ from glm_training.checkpoint.ledger import LEDGER, Ledger
 from glm_training.checkpoint.run_record import RECORD, RunRecord
 from glm_training.config import Config
 from glm_training.engine.errors import SettingsError
-from glm_training.engine.summary import EVALUATIONS
-from glm_training.utils.metrics_file import METRICS
+from glm_training.utils.metrics_file import EVALUATIONS, METRICS
 from glm_training.utils.writable import why_not_appended, why_unwritable
 
 OUTPUT, CHECKPOINTS, ADAPTERS, EVENTS = "output_dir", "checkpoint.save_dir", "checkpoint.lora_dir", "logging.log_dir"

@@ -26,12 +26,12 @@ from glm_training.engine.agreement import leave_together, together
 from glm_training.engine.errors import SettingsError, TrainingError
 from glm_training.engine.places import CHECKPOINTS, Place, places
 from glm_training.engine.setup import tracking_services
-from glm_training.engine.summary import EVALUATIONS
 from glm_training.utils.console import Console
 from glm_training.utils.distributed import World, barrier, broadcast_object
 from glm_training.utils.failures import beside_training
 from glm_training.utils.folder_lock import LOCK, FolderInUseError, FolderLock, in_use
 from glm_training.utils.logging import RunLogger
+from glm_training.utils.metrics_file import EVALUATIONS
 from glm_training.utils.step_lines import keep_until
 
 logger = logging.getLogger(__name__)

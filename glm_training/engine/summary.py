@@ -13,16 +13,14 @@ from torch import Tensor
 
 from glm_training.config import Config
 from glm_training.data import ImageDataset
-from glm_training.engine.validation import HIGHER_IS_BETTER, Subject
+from glm_training.engine.validation import Subject
 from glm_training.evaluation.held_out import Evaluation
 from glm_training.utils.console import Console
 from glm_training.utils.distributed import World
 from glm_training.utils.failures import beside_training
+from glm_training.utils.figure_names import RIGHT, direction, label
 from glm_training.utils.pictures import Pictures, save_grid
 from glm_training.utils.words import counted, number
-
-EVALUATIONS = "evaluations.jsonl"
-"""File of a run with a line per evaluation."""
 
 
 def opening_lines(config: Config, world: World, items: int, steps: int) -> list[str]:
@@ -74,9 +72,6 @@ class TrainResult:
 
 COLUMNS = ("change", "standard error", "")
 
-RIGHT = "exactly_right"
-"""The figure that stands first, where there is one."""
-
 
 def write_summary(
     console: Console,
@@ -105,7 +100,7 @@ def write_summary(
             samples = counted(config.evaluation.samples_per_prompt, "sample")
             console.table(f"Scores of {prompts} x {samples}", ["score", earlier, "after", *COLUMNS], rows)
         rows = [
-            summary_row(label(name), before.judged[name], values, _direction(name))
+            summary_row(label(name), before.judged[name], values, direction(name))
             for name, values in after.judged.items()
             if name in before.judged and not name.endswith("_change")  # which is none before
         ]
@@ -136,15 +131,6 @@ def _equal(first: Tensor, second: Tensor) -> bool:
 def score_label(name: str, alone: str | None) -> str:
     """What a score is called on the terminal; `alone`: the metric that is the whole reward."""
     return f"reward ({label(alone)})" if name == "total" and alone is not None else label(name)
-
-
-def label(name: str) -> str:
-    """What a figure is called on the terminal."""
-    return {"total": "reward", RIGHT: "exactly right"}.get(name, name.replace("/", " "))
-
-
-def _direction(name: str) -> bool | None:
-    return HIGHER_IS_BETTER.get(name.rpartition("/")[2])
 
 
 def images_of(held_out: ImageDataset, count: int) -> tuple[list[Tensor], list[Tensor]]:

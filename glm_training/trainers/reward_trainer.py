@@ -23,8 +23,9 @@ from glm_training.engine.stopping import Drawn
 from glm_training.methods.flow_policy_gradient import FlowPolicyGradient
 from glm_training.models.glm_image.family import GLMImage
 from glm_training.reinforcement import updates
-from glm_training.reinforcement.credit import Scored, ShareReader, assign_advantages
+from glm_training.reinforcement.credit import Scored, assign_advantages
 from glm_training.reinforcement.gate.gate import OnPolicyGate
+from glm_training.reinforcement.plan_share import ShareReader
 from glm_training.reinforcement.remarks import FlatSteps, MissingScores
 from glm_training.reinforcement.resampling import Resampling, replace_flat_groups
 from glm_training.reinforcement.rollout import Rollout, draw_rollout, noisy_steps, rollout_settings

@@ -68,11 +68,17 @@ def line_of(path: Path, step: int, *, prefix: str = "") -> dict[str, Any] | None
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
-    """All whole lines; none of a file that cannot be read, as what it has is made again."""
+    """`records_of`; none of a file that cannot be read, as what it has is made again."""
     try:
-        lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+        return records_of(path)
     except OSError:
         return []
+
+
+def records_of(path: Path) -> list[dict[str, Any]]:
+    """All whole lines; none of a file that is not there. A line that is none, or only half written, is passed over.
+    Raises OSError."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
     return [record for line in lines if (record := _record(line)) is not None]
 
 

@@ -133,9 +133,13 @@ MUTATIONS = [
             "total = self.result.total if True",
             "own weights are ignored",
         ),
-        ("if share >= ONE_HALF_DECIDES:", "if share <= ONE_HALF_DECIDES:", "the reading of the share is reversed"),
         ("len(self.rollout.plans) // prompts, -1)", "-1, len(self.rollout.plans) // prompts)", "plans and renders"),
         ('f"shuffle/{level}", step)', 'f"shuffle/{level}", 0)', "the same shuffle at every step"),
+    ),
+    *of(
+        "reinforcement/plan_share.py",
+        "reinforcement/test_credit.py",
+        ("if share >= ONE_HALF_DECIDES:", "if share <= ONE_HALF_DECIDES:", "the reading of the share is reversed"),
     ),
     *of(
         "reinforcement/resampling.py",

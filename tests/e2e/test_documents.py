@@ -107,9 +107,11 @@ def to_run(name: str) -> list[str]:
 
 def config_of(command: str) -> Config | None:
     """The configuration of a training command of files that ship, with all that it overrides."""
-    files = [word for word in shlex.split(command, comments=True) if re.fullmatch(r"configs/[\w/]+\.yaml", word)]
-    words = [word for word in shlex.split(command, comments=True) if re.match(r"[a-z_]+(\.\w+)*=", word)]
-    return load_config(files, words) if files and any(script in command for script in SCRIPTS) else None
+    words = shlex.split(command, comments=True)
+    files = [word for word in words if word.endswith(".yaml")]
+    keys = [word for word in words if re.match(r"[a-z_]+(\.\w+)*=", word)]
+    ships = all((ROOT / file).exists() for file in files) and any(script in words for script in SCRIPTS)
+    return load_config(files, keys) if files and ships else None
 
 
 def of_the_hub(command: str) -> bool:

@@ -87,7 +87,11 @@ MUTATIONS = [
             "latest falls back to an abandoned step",
         ),
         ("made_by == ledger.run if made_by is not None", "True if made_by is not None", "latest crosses runs"),
-        ("step_of(path.name), reverse=True)", "step_of(path.name))", "the oldest is the newest"),
+        (
+            "key=lambda path: step_of(path.name), reverse=True",
+            "key=lambda path: step_of(path.name)",
+            "the oldest is the newest",
+        ),
         (
             "manifest = verify_checkpoint(path) if verify else read_manifest(path)",
             "manifest = read_manifest(path)",

@@ -62,8 +62,8 @@ def main() -> None:
     sample = commands.add_parser(
         "sample",
         help="draw images with a model",
-        description="Draw images with a model, a checkpoint's pipeline folder, or a model with trained adapters. "
-        "In brackets: what is taken without the option.",
+        description="Draw images with a model, a run or a checkpoint, with adapters or without. The same command again "
+        "draws what is missing. In brackets: what is taken without the option.",
     )
     _sample_arguments(sample)
     evaluate = commands.add_parser(

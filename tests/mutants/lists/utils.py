@@ -128,7 +128,7 @@ MUTATIONS = [
         "utils/test_step_lines.py",
         ('record["step"] <= step', 'record["step"] < step', "the last line is trained again and lost"),
         ("os.replace(fresh, path)", "fresh.unlink()", "later lines stay"),
-        ('record["step"] == step and any(', 'record["step"] >= step and any(', "a later step counts for this one"),
+        ('line["step"] == step and any(', 'line["step"] >= step and any(', "a later step counts for this one"),
     ),
     *of(
         "utils/folder_lock.py",

@@ -132,9 +132,8 @@ def _newest_first(checkpoints_dir: Path) -> list[Path]:
     """What the pointer names, then this run's from the last made, then the others by step."""
     if not checkpoints_dir.is_dir():
         return []
-    folders = sorted(
-        (path for path in checkpoints_dir.iterdir() if path.is_dir()), key=lambda path: step_of(path.name), reverse=True
-    )
+    folders = [path for path in checkpoints_dir.iterdir() if path.is_dir()]
+    folders.sort(key=lambda path: step_of(path.name), reverse=True)
     # A save that dies while replacing a checkpoint leaves the earlier one under the prefix.
     present = {path.name.removeprefix(REPLACED): None for path in folders}
     names = [name for name in present if CHECKPOINT_NAME.fullmatch(name)]

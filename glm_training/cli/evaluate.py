@@ -19,6 +19,8 @@ from glm_training.evaluation.reconstruction.suite import Originals, Reconstructi
 from glm_training.evaluation.suites.answering import answerer
 from glm_training.evaluation.suites.detectors import Detector, ShapesColors, ShapesDetector
 from glm_training.evaluation.suites.drawing import Drawing, check_prompts, drawer
+from glm_training.evaluation.suites.drawn_samples import SAMPLES as SAMPLES_FILE
+from glm_training.evaluation.suites.drawn_samples import samples_each, taking_samples
 from glm_training.evaluation.suites.files import digest, read_settings
 from glm_training.evaluation.suites.protocol import EvaluationError, Maker, Suite
 from glm_training.evaluation.suites.results import table
@@ -69,16 +71,22 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace, world: World, stack: ExitStack) -> None:
-    place = Place(expanded(arguments.out), None if arguments.images is None else expanded(arguments.images))
-    _check_places(place, arguments.stage)
-    suite = _suite(arguments)
+    images = None if arguments.images is None else expanded(arguments.images)
+    samples = images if images is not None and (images / SAMPLES_FILE).is_file() else None
+    place = Place(expanded(arguments.out), None if samples is not None else images)
+    _check_places(place, arguments.stage, samples)
+    suite = _suite(arguments, samples)
     stages = (arguments.stage,) if arguments.stage else ("generate", "judge", "score")
     if "judge" in stages and place.images is None:  # before hours of drawing
         suite.check_judge()
     together(world, lambda: _lock(place.out, stack), main_only=True)
     console = Console(world.is_main)
     if "generate" in stages and place.images is None:
-        _generate(arguments, suite, place, world, console)
+        if samples is None:
+            _generate(arguments, suite, place, world, console)
+        else:
+            make, settings = together(world, lambda: taking_samples(samples, suite))
+            generate(suite, make, settings, place, world, at_once=arguments.at_once)
     if "judge" in stages:
         judge(suite, place, world)
     if "score" in stages:
@@ -106,7 +114,9 @@ def _generate(arguments: argparse.Namespace, suite: Suite, place: Place, world: 
     generate(suite, make, settings, place, world, at_once=at_once)
 
 
-def _check_places(place: Place, stage: str | None) -> None:
+def _check_places(place: Place, stage: str | None, samples: Path | None) -> None:
+    if samples is not None and samples.resolve() == place.out.resolve():
+        raise EvaluationError("--images and --out are the same folder: give --out another one")
     if place.images is not None:
         if stage == "generate":
             raise EvaluationError(
@@ -121,9 +131,14 @@ def _check_places(place: Place, stage: str | None) -> None:
         raise EvaluationError(f"--out: {problem}")
 
 
-def _suite(arguments: argparse.Namespace) -> Suite:
+def _suite(arguments: argparse.Namespace, samples: Path | None) -> Suite:
+    if samples is not None and arguments.prompts is None:
+        raise EvaluationError(f"--images {samples} has samples.jsonl: give the benchmark's --prompts that were drawn")
     if arguments.samples is None:
-        arguments.samples = SAMPLES[arguments.suite]
+        asked = SAMPLES[arguments.suite]
+        arguments.samples = asked if samples is None else max(1, min(asked, samples_each(samples)))
+        if arguments.suite == "dpg" and arguments.samples < asked:
+            arguments.samples = 1  # its pictures are grids of four, or one
     makers = {"geneval": _geneval, "dpg": _dpg, "text": _text, "reconstruction": _reconstruction}
     return makers[arguments.suite](arguments)
 

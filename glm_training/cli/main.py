@@ -66,8 +66,8 @@ def main() -> None:
     sample = commands.add_parser(
         "sample",
         help="draw images with a model",
-        description="Draw images with a model, a checkpoint's pipeline folder, or a model with trained adapters. "
-        "In brackets: what is taken without the option.",
+        description="Draw images with a model, a run or a checkpoint, with adapters or without. The same command again "
+        "draws what is missing. In brackets: what is taken without the option.",
     )
     _sample_arguments(sample)
     evaluate = commands.add_parser(
@@ -98,17 +98,32 @@ def _sample_arguments(parser: argparse.ArgumentParser) -> None:
     def add(name: str, kind: Callable[[str], Any], default: Any, metavar: str, meaning: str) -> None:
         parser.add_argument(name, type=kind, default=default, metavar=metavar, help=f"{meaning} (%(default)s)")
 
-    parser.add_argument("--prompt", type=text, action="append", required=True, help="give it again for more images")
+    prompts = parser.add_mutually_exclusive_group(required=True)
+    prompts.add_argument("--prompt", type=text, action="append", default=[], help="give it again for more")
+    prompts.add_argument(
+        "--prompts",
+        type=place,
+        metavar="FILE",
+        help="of a text with a prompt on each line, JSON lines, a JSON list or a CSV; records may name a picture to "
+        "edit (source)",
+    )
     parser.add_argument(
+        "--image",
         "--source",
+        dest="source",
         type=place,
         action="append",
         default=[],
         metavar="IMAGE",
-        help="to edit, or for a VGT autoencoder alone to draw again; one per --prompt",
+        help="to edit, or for a VGT autoencoder alone to draw again: one for all prompts, one for each, or a folder "
+        "with 0.png for the first",
     )
-    add("--out", place, "samples", "FOLDER", "where the pictures go; those that are there stay")
-    add("--samples", whole_number(1, 10_000), 1, "N", "images per prompt")
+    meaning = "pictures, samples.jsonl and grids; what is there stays, and is not drawn again"
+    add("--out", place, "samples", "FOLDER", meaning)
+    images = whole_number(1, 10_000)
+    parser.add_argument("--samples", type=images, metavar="N", help="pictures of each prompt (1)")
+    parser.add_argument("--plans", type=images, metavar="N", help="the same, of GLM-Image: plans of each prompt (1)")
+    parser.add_argument("--renders", type=images, metavar="M", help="GLM-Image: pictures of each plan (1)")
     add_drawing_arguments(parser)
 
 

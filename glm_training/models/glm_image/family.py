@@ -246,12 +246,13 @@ class GLMImage(Family):
         seed: int,
         sampling: Sampling,
         samples: int = 1,
+        renders: int = 1,
         sources: Tensor | None = None,
         prompt_ids: Sequence[int] | None = None,
         micro_batch_size: int | None = None,
         on_step: Callable[[], None] | None = None,
     ) -> Tensor:
-        """`generate` with `samples` plans per prompt, rendered once each."""
+        """`generate` with `samples` plans per prompt, and `renders` of each."""
         return self.generate(
             prompts,
             height=height,
@@ -259,6 +260,7 @@ class GLMImage(Family):
             sources=sources,
             seed=seed,
             plans=samples,
+            renders=renders,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             do_sample=sampling.do_sample,

@@ -207,11 +207,16 @@ MUTATIONS = [
         ),
     ),
     *of(
+        "cli/sample_folder.py",
+        ("cli/test_sample_names.py", "cli/test_sample_folder.py"),
+        ("default=-1) + 1", "default=-1)", "the last picture is written over"),
+        ("asked.index, asked.prompt, source]", "asked.index, asked.prompt]", "another source is the same picture"),
+        ("self.settings, self.renders,", "self.renders,", "another model is the same picture"),
+    ),
+    *of(
         "cli/sample.py",
         ("cli/test_sample_names.py", "e2e/test_sample.py"),
-        ("divmod(row, samples)", "divmod(row, 1)", "file names do not say the prompt"),
-        ("default=-1) + 1", "default=-1)", "the last picture is written over"),
-        ("samples=arguments.samples,", "samples=1,", "--samples has no effect"),
+        ("plans or arguments.samples or 1", "plans or 1", "--samples has no effect"),
     ),
     *of(
         "cli/validate.py",

@@ -22,6 +22,7 @@ def write_run(
     prompts: Sequence[str] | None = None,
     figures: Sequence[Mapping[str, Any]] | None = None,
     on: str = "held-out prompts",
+    digest: str = "",
     total_steps: int | None = None,
     **settings: Any,
 ) -> Path:
@@ -31,7 +32,15 @@ def write_run(
     for step, scores in (evaluations or {}).items():
         count = len(next(iter(scores.values())))
         named = list(prompts or [f"prompt {i}" for i in range(count)])
-        lines.append({"step": step, "on": on, "prompts": named, "scores": {k: list(v) for k, v in scores.items()}})
+        lines.append(
+            {
+                "step": step,
+                "on": on,
+                "digest": digest,
+                "prompts": named,
+                "scores": {k: list(v) for k, v in scores.items()},
+            }
+        )
     if lines:
         write_lines(folder / "evaluations.jsonl", lines)
     last = max(evaluations, default=0) if evaluations else 1

@@ -142,6 +142,7 @@ ROOMS = {
         "resampling",
         "monitors",
         "plan_share",
+        "kept",
         "gate",
         "updates",
         "token_credit",

@@ -16,7 +16,7 @@ from glm_training.utils.writable import why_not_appended, why_unwritable
 
 OUTPUT, CHECKPOINTS, ADAPTERS, EVENTS = "output_dir", "checkpoint.save_dir", "checkpoint.lora_dir", "logging.log_dir"
 LEFT_BY_RUNS = {
-    OUTPUT: (METRICS, EVALUATIONS, "samples/step-*", "loss_logs/*"),
+    OUTPUT: (METRICS, EVALUATIONS, "samples/step-*", "rollouts/step-*", "loss_logs/*"),
     CHECKPOINTS: ("step-*", ".partial-step-*", ".replaced-step-*"),
     ADAPTERS: ("step-*",),
     EVENTS: ("events.out.tfevents.*",),

@@ -25,6 +25,7 @@ from glm_training.config import Config, iter_keys, resolved_yaml
 from glm_training.engine.agreement import leave_together, together
 from glm_training.engine.errors import SettingsError, TrainingError
 from glm_training.engine.places import CHECKPOINTS, Place, places
+from glm_training.engine.sessions import record_session
 from glm_training.engine.setup import tracking_services
 from glm_training.utils.console import Console
 from glm_training.utils.distributed import World, barrier, broadcast_object
@@ -94,6 +95,7 @@ class RunDirectory:
                 self.run = begin_run(config.checkpoint_dir())
             _sign(config, self.run)
             keep_until(config.output_dir / EVALUATIONS, -1 if step is None else step)
+            record_session(config, world, step, total_steps)
         return RunLogger(
             config.output_dir,
             world,

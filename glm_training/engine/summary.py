@@ -57,6 +57,9 @@ def outline(config: Config, world: World, prompts: int, steps: int) -> str:
 Subjects = tuple[Subject, Subject | None]
 """What is drawn for, and what is judged besides."""
 
+DIGITS = 16
+"""Of the digest that tells whether two evaluations are of the same things."""
+
 
 @dataclass
 class TrainResult:
@@ -153,8 +156,8 @@ def write_pictures(path: Path, held_out: ImageDataset, columns: Mapping[str, Pic
 
 
 def scores_of(subjects: Subjects, step: int, evaluation: Evaluation) -> list[dict[str, Any]]:
-    """A line of what was scored, and one of what was judged: what it is on, its prompts, and each figure per prompt,
-    null where it does not apply."""
+    """A line of what was scored, and one of what was judged: what it is on, a digest of that, its prompts, and each
+    figure per prompt, null where it does not apply."""
     lines = []
     for subject, figures in zip(subjects, (evaluation.scores, evaluation.judged), strict=True):
         scores = {
@@ -162,7 +165,15 @@ def scores_of(subjects: Subjects, step: int, evaluation: Evaluation) -> list[dic
             for name, values in figures.items()
         }
         if subject is not None and scores:
-            lines.append({"step": step, "on": f"{subject.name}s", "prompts": subject.prompts, "scores": scores})
+            lines.append(
+                {
+                    "step": step,
+                    "on": f"{subject.name}s",
+                    "digest": subject.digest[:DIGITS],
+                    "prompts": subject.prompts,
+                    "scores": scores,
+                }
+            )
     return lines
 
 

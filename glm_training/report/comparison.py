@@ -32,15 +32,17 @@ DRAWN_BY = ("evaluation.samples_per_prompt", "evaluation.seed", "evaluation.num_
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of two runs. `means`: over the prompts that are compared. `difference`: second minus first; `paired`:
-    whether of the same prompts. `better`: 1 where the second is, -1 where the first is, 0 where that cannot be told,
-    None where neither direction is better. `left_out`: prompts of either that the other has no score for."""
+    """One figure of two runs. `means`: over what is compared. `difference`: second minus first; `paired`: whether of
+    the same prompts, and `alike` of the very same set of them. `better`: 1 where the second is, -1 where the first is,
+    0 where that cannot be told, None where neither direction is better. `left_out`: prompts of either that the other has
+    no score for."""
 
     figure: str
     steps: tuple[int, int]
     means: tuple[float, float]
     difference: Estimate
     paired: bool
+    alike: bool
     better: int | None
     left_out: int
 
@@ -161,22 +163,22 @@ def row_of(one: Evaluated, two: Evaluated, figure: str, confidence: float = CONF
     better = None if higher is None else difference.sign * (1 if higher else -1) if pairs else 0
     means = sum(values[0]) / len(values[0]), sum(values[1]) / len(values[1])
     left_out = len(one.prompts) + len(two.prompts) - 2 * len(_matched(one, two))
-    return Row(figure, (one.step, two.step), means, difference, bool(pairs), better, left_out)
+    return Row(figure, (one.step, two.step), means, difference, bool(pairs), alike(one, two), better, left_out)
 
 
 def _matched(one: Evaluated, two: Evaluated) -> list[tuple[int, int]]:
-    """Places of the prompts that both have; one that comes several times is matched in its order."""
-    places = {key: place for place, key in enumerate(_keys(one.prompts))}
-    return [(places[key], place) for place, key in enumerate(_keys(two.prompts)) if key in places]
+    """Places of what both were evaluated on. The same set pairs place by place; of different ones (another number of
+    prompts, say) those whose prompt comes once in each."""
+    if alike(one, two):
+        return [(place, place) for place in range(len(one.prompts))]
+    often = Counter(one.prompts), Counter(two.prompts)
+    places = {prompt: place for place, prompt in enumerate(one.prompts) if often[0][prompt] == 1}
+    return [(places[each], at) for at, each in enumerate(two.prompts) if each in places and often[1][each] == 1]
 
 
-def _keys(prompts: Sequence[str]) -> list[tuple[str, int]]:
-    seen: Counter[str] = Counter()
-    keys = []
-    for prompt in prompts:
-        keys.append((prompt, seen[prompt]))
-        seen[prompt] += 1
-    return keys
+def alike(one: Evaluated, two: Evaluated) -> bool:
+    """Whether both are of the same prompts, pictures and pairs, in the same order, as far as that is known."""
+    return one.digest == two.digest != "" and one.prompts == two.prompts
 
 
 def _paired(one: Evaluated, two: Evaluated, figure: str) -> list[tuple[float, float]]:
@@ -303,6 +305,8 @@ def _warnings(runs: Sequence[Run], rows: Sequence[Row], settings: dict[str, list
     lines = []
     if len({step for row in rows for step in row.steps}) > 1:
         lines.append("The runs were evaluated after different numbers of steps")
+    if any(row.paired and not row.alike for row in rows):
+        lines.append("The evaluation sets are not known to be the same: prompts are matched by their text alone")
     left_out = max((row.left_out for row in rows if row.paired), default=0)
     if left_out:
         lines.append(f"Left out: {counted(left_out, 'prompt')} that only one of two runs was evaluated on")

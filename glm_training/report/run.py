@@ -46,11 +46,12 @@ class Series:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One evaluation of one kind of thing (`on`: "held-out prompts"). scores: figure -> a value for each of `prompts`,
-    None where it does not apply."""
+    """One evaluation of one kind of thing (`on`: "held-out prompts"), with a digest of all of them, empty in older
+    runs. scores: figure -> a value for each of `prompts`, None where it does not apply."""
 
     step: int
     on: str
+    digest: str
     prompts: list[str]
     scores: dict[str, list[float | None]]
 
@@ -198,7 +199,8 @@ def _evaluated(record: dict[str, Any]) -> Evaluated | None:
         for name, values in scores.items()
         if isinstance(values, list) and len(values) == len(prompts)
     }
-    return Evaluated(int(record["step"]), str(record.get("on", "prompts")), [str(each) for each in prompts], kept)
+    on, digest = str(record.get("on", "prompts")), str(record.get("digest", ""))
+    return Evaluated(int(record["step"]), on, digest, [str(each) for each in prompts], kept)
 
 
 def _settings(run: Run) -> tuple[dict[str, Any], list[str]]:

@@ -121,8 +121,8 @@ class BaseTrainer(ABC):
         """Images that a step trains on that draws so many items, over all processes."""
         return items
 
-    def remarks(self) -> list[str]:
-        """Lines to tell after a step, besides its figures."""
+    def after_step(self) -> list[str]:
+        """Once a step is whole and can no longer be dropped; returns lines to tell of it besides its figures."""
         return []
 
     def extra_state(self) -> dict[str, StateTree]:
@@ -212,7 +212,7 @@ class BaseTrainer(ABC):
             self.logger.log(self.step, figures)
         if self.step % self.config.logging.log_interval == 0:
             self.interval.clear()
-        for remark in self.remarks():
+        for remark in self.after_step():
             self._say(remark)
         with beside_training("drawing the progress bar"):
             progress.update(self.step, figures)

@@ -50,10 +50,20 @@ def test_prompts_are_matched_by_text_and_the_others_left_out(tmp_path):
     assert any(line.startswith("Left out: 2 prompts") for line in compare(runs).details)
 
 
-def test_a_prompt_that_comes_twice_is_matched_in_order(tmp_path):
-    one = write_run(tmp_path / "a", {1: {"total": [0.0, 1.0]}}, prompts=["x", "x"])
-    other = write_run(tmp_path / "b", {1: {"total": [0.25, 1.25]}}, prompts=["x", "x"])
-    assert compared_rows(*read_runs([one, other]))[0].difference.low == 0.25
+@pytest.mark.parametrize(
+    ("digests", "pairs", "alike"), [(("7", "7"), 3, True), (("7", "8"), 1, False), (("", ""), 1, False)]
+)
+def test_prompts_without_a_text_of_their_own_are_matched_in_the_same_set_alone(tmp_path, digests, pairs, alike):
+    folders = [
+        write_run(
+            tmp_path / name, {1: {"autoencoder/psnr": [shift, shift + 1.0, shift]}}, prompts=["", "", "x"], digest=own
+        )
+        for name, shift, own in zip("ab", (0.0, 0.25), digests, strict=True)
+    ]
+    runs = read_runs(folders)
+    (row,) = compared_rows(*runs)
+    assert (row.difference.count, row.alike) == (pairs, alike)
+    assert any("matched by their text alone" in line for line in compare(runs).details) is not alike
 
 
 def test_other_prompts_give_no_verdict(tmp_path):

@@ -21,7 +21,8 @@ MUTATIONS = [
         ("estimate([b - a for a, b in pairs]", "estimate([a - b for a, b in pairs]", "differences have the wrong sign"),
         ("difference.sign * (1 if higher else -1) if pairs else 0", "difference.sign", "a larger loss is better"),
         ("(1 - CONFIDENCE) / len(pairs)", "(1 - CONFIDENCE)", "the best of many is picked as if there were two"),
-        ("keys.append((prompt, seen[prompt]))", "keys.append((prompt, 0))", "a prompt that comes twice counts once"),
+        ('one.digest == two.digest != ""', "one.digest == two.digest", "sets that nobody knows to be the same"),
+        ("and often[1][each] == 1]", "]", "prompts without a text of their own are matched"),
         ("        if not rewards:\n", "        if True:\n", "rewards of other metrics are compared"),
     ),
 ]

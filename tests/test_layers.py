@@ -25,6 +25,7 @@ ALLOWED = {
     "evaluation": {"data", "models", "rewards", "utils"},
     "engine": {"algorithms", "methods", "evaluation", "models", "rewards", "data", "checkpoint", "config", "utils"},
     "planning": {"data", "engine", "models", "config", "utils"},
+    "export": {"checkpoint", "data", "engine", "models", "config", "utils"},
     "preference": {"engine", "methods", "models", "data", "checkpoint", "config", "utils"},
     "reinforcement": {
         "engine",
@@ -54,6 +55,7 @@ ALLOWED = {
     "cli": {
         "trainers",
         "planning",
+        "export",
         "engine",
         "evaluation",
         "models",

@@ -1,4 +1,4 @@
-"""`glm-train`: train, validate, plan, data, download, sample, evaluate."""
+"""`glm-train`: train, validate, plan, data, download, sample, evaluate, export."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from glm_training.cli import training
 from glm_training.cli.arguments import Parser, gather_files, place, text, whole_number
 from glm_training.cli.drawing_arguments import add_drawing_arguments
 from glm_training.cli.evaluation_arguments import DESCRIPTION, add_evaluation_arguments
+from glm_training.cli.export import DESCRIPTION as EXPORT_DESCRIPTION
+from glm_training.cli.export import add_export_arguments
 from glm_training.cli.plan import DESCRIPTION as PLAN_DESCRIPTION
 from glm_training.cli.plan import add_plan_arguments
 from glm_training.cli.stopping import stoppable
@@ -73,8 +75,10 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_evaluation_arguments(evaluate)
+    short = "write a checkpoint as a pipeline, adapters or weights for other programs"
+    add_export_arguments(commands.add_parser("export", help=short, description=EXPORT_DESCRIPTION))
     arguments, rest = parser.parse_known_args()
-    stray = [word for word in rest if word.startswith("-") or arguments.command in ("sample", "evaluate")]
+    stray = [word for word in rest if word.startswith("-") or arguments.command not in of_files]
     if stray:
         parser.error(f"unrecognized arguments: {' '.join(stray)}")
     if rest:  # overrides after an option that follows other overrides; subparsers cannot mix them by themselves
@@ -125,6 +129,10 @@ def _run(arguments: argparse.Namespace) -> int:
         from glm_training.cli.evaluate import evaluate
 
         return evaluate(arguments)
+    if arguments.command == "export":
+        from glm_training.cli.export import export
+
+        return export(arguments)
     from glm_training.cli.sample import sample
 
     return sample(arguments)

@@ -39,15 +39,17 @@ class Wanted:
         adapted = self.source.adapted
         if self.format == "lora" and not adapted:
             raise ExportError(
-                f"the run trained the whole {' and '.join(self.source.whole)} and no adapters: choose --format pipeline "
-                "or safetensors"
+                f"the run trained the whole {' and '.join(self.source.whole)} and no adapters: choose --format "
+                "pipeline or safetensors"
             )
         if self.format == "lora" and self.merge:
-            raise ExportError("--merge puts adapters into the weights: choose --format pipeline or safetensors for that")
+            raise ExportError(
+                "--merge puts adapters into the weights: choose --format pipeline or safetensors for that"
+            )
         if self.format != "lora" and adapted and not self.merge:
             raise ExportError(
-                f"the run trained adapters of the {' and '.join(adapted)}, which --format {self.format} cannot hold: add "
-                "--merge, or choose --format lora"
+                f"the run trained adapters of the {' and '.join(adapted)}, which --format {self.format} cannot hold: "
+                "add --merge, or choose --format lora"
             )
 
     @property
@@ -58,8 +60,8 @@ class Wanted:
 
     @property
     def folders(self) -> list[str]:
-        """Folders of the checkpoint's pipeline that are copied; one that is empty means all."""
-        return [""] if self.format == "pipeline" else [folder_of(part) for part in self.source.config.parts()]
+        """How the names of the files in the checkpoint's pipeline begin that are written; nothing for all."""
+        return [""] if self.format == "pipeline" else [f"{folder_of(part)}/" for part in self.source.config.parts()]
 
     def model(self) -> Family:
         """The model that is written, in memory; for what is no copy. Raises ExportError and ModelLoadError."""
@@ -101,7 +103,7 @@ def write(wanted: Wanted, folder: Path, base: str | None) -> None:
     source = wanted.source
     if wanted.format == "lora":
         adapters = [source.adapter(part, wanted.kind) for part in source.adapted]
-        write_adapters(folder, adapters, wanted.dtype, base, _layers_per_block(source))
+        write_adapters(folder, adapters, wanted.dtype, base, layers_per_block(source))
     elif wanted.copies:
         _copy(source, folder, wanted.folders)
     elif wanted.format == "pipeline":
@@ -134,7 +136,7 @@ def _copy(source: Source, target: Path, folders: list[str]) -> None:
         shutil.copyfile(source.folder / name, place)
 
 
-def _layers_per_block(source: Source) -> int | None:
+def layers_per_block(source: Source) -> int | None:
     """Of SDXL's UNet, from its configuration alone; None for another model. Raises ExportError where it is not here."""
     if source.family != "sdxl":
         return None

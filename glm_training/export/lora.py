@@ -6,9 +6,9 @@ settings, without which nobody can read them.
 diffusers: `pytorch_lora_weights.safetensors`, whose readers may pass over the header, where alpha stands: B is written
 times alpha / rank, and the header says that alpha is the rank, so that all come to the same W + B A.
 
-kohya: `kohya_lora.safetensors`, `lora_unet_<layer>.lora_down.weight` (A), `.lora_up.weight` (B) and `.alpha`, a tensor of
-one number: W + alpha / rank B A. SDXL's layers have the names of its first code, as in sd-scripts (`input_blocks_4_1_..`);
-the transformer of GLM-Image, which had none, those of diffusers.
+kohya: `kohya_lora.safetensors`, `lora_unet_<layer>.lora_down.weight` (A), `.lora_up.weight` (B) and `.alpha`, a tensor
+of one number: W + alpha / rank B A. SDXL's layers have the names of its first code, as in sd-scripts
+(`input_blocks_4_1_..`); the transformer of GLM-Image, which had none, those of diffusers.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def write_kohya(file: Path, adapter: Adapter, dtype: torch.dtype | None, layers_
     """The file that readers of kohya's scripts know, alpha in a tensor beside each layer and in the header."""
     weights: dict[str, Tensor] = {}
     for layer, (a, b) in adapter.layers().items():
-        name = kohya_name(layer) if layers_per_block is None else kohya_name(sgm_name(layer, layers_per_block))
+        name = kohya_name(layer, layers_per_block)
         weights[f"{name}.lora_down.weight"] = _cast(a, dtype)
         weights[f"{name}.lora_up.weight"] = _cast(b, dtype)
         weights[f"{name}.alpha"] = torch.tensor(adapter.alpha, dtype=torch.float32)
@@ -95,9 +95,11 @@ def write_kohya(file: Path, adapter: Adapter, dtype: torch.dtype | None, layers_
     write_tensor_file(file, weights, metadata)
 
 
-def kohya_name(layer: str) -> str:
-    """`lora_unet_transformer_blocks_0_attn1_to_q` of `transformer_blocks.0.attn1.to_q`."""
-    return f"lora_unet_{layer.replace('.', '_')}"
+def kohya_name(layer: str, layers_per_block: int | None) -> str:
+    """`lora_unet_transformer_blocks_0_attn1_to_q` of `transformer_blocks.0.attn1.to_q`; of SDXL's UNet, which has
+    `layers_per_block`, under the name of `sgm_name`."""
+    own = layer if layers_per_block is None else sgm_name(layer, layers_per_block)
+    return f"lora_unet_{own.replace('.', '_')}"
 
 
 _SGM = {

@@ -58,8 +58,8 @@ def pipeline_in(name: str | Path, key: str = "model.name") -> str:
 
 
 def checkpoint_in(place: str | Path) -> Path:
-    """The checkpoint that `place` means: itself, the one that a pointer (`latest`, `best`) names, the one that something
-    lies in; of a run, or of its folder of checkpoints, the best, where one is marked, or else the newest.
+    """The checkpoint that `place` means: itself, the one that a pointer (`latest`, `best`) names, the one that it lies
+    in; of a run, or of its folder of checkpoints, the best, where one is marked, or else the newest.
 
     Raises FileNotFoundError where there is none.
     """
@@ -91,8 +91,8 @@ def _newest_pointed_at(path: Path) -> Path:
 
 
 def adapter_in(folder: str | Path, part: str) -> Path:
-    """The folder of the adapter of `part` that `folder` means: `lora_<part>` in a checkpoint or an export, `<part>` in a
-    step of `checkpoint.lora_dir`, or itself.
+    """The folder of the adapter of `part` that `folder` means: `lora_<part>` in a checkpoint or an export, `<part>` in
+    a step of `checkpoint.lora_dir`, or itself.
 
     Raises FileNotFoundError, naming the newest, for the folder of a run.
     """

@@ -62,10 +62,9 @@ def _in_another_process(scratch: Path, job: dict[str, object]) -> list[str]:
     """What `fresh` finds. Raises ExportError."""
     result = scratch / "result.json"
     (scratch / "job.json").write_text(json.dumps({**job, "result": str(result)}), encoding="utf-8")
-    words = [sys.executable, "-m", "glm_training.export.fresh", str(scratch / "job.json")]
     threads = str(torch.get_num_threads())  # sums in another number of threads are other sums
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": threads, "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    environment = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": threads, "CUDA_VISIBLE_DEVICES": ""}
+    done = python("-m", "glm_training.export.fresh", str(scratch / "job.json"), changes=environment)
     if done.returncode != 0 or not result.is_file():
         last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
         raise ExportError(f"the export cannot be read in another process: {last}")
@@ -73,6 +72,11 @@ def _in_another_process(scratch: Path, job: dict[str, object]) -> list[str]:
     if found["problem"] is not None:
         raise ExportError(f"the export is not what it should be: {found['problem']}")
     return list(found["lines"])
+
+
+def python(*words: str, changes: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """`python WORDS` in an environment with `changes`."""
+    return subprocess.run([sys.executable, *words], env=os.environ | changes, capture_output=True, text=True)
 
 
 def _expected(wanted: Wanted, drawing: Drawing) -> tuple[Tensor | None, list[str]]:

@@ -1,8 +1,7 @@
-"""Exports for tests: small runs of every family, and a way to start the other process from one that has its libraries."""
+"""Exports for tests: what runs draw, and what an export tells."""
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,9 @@ import torch
 from glm_training.export.formats import Format, Wanted
 from glm_training.export.run import Target, export
 from glm_training.export.source import Source
-from tests.warm import Program
 
 DRAWN = ["logging.log_images=true", "logging.num_log_images=2", "logging.sample_interval=1"]
 """Every run draws samples at the step of its checkpoint, and none is scored."""
-
-
-def start_warm(words: list[str], env: dict[str, str], **_: Any) -> subprocess.CompletedProcess[str]:
-    """In the place of `subprocess.run`: another process, whose ten seconds of imports are done already."""
-    return Program(*words[1:], changes=env).ended()
 
 
 def exported(

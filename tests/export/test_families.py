@@ -68,7 +68,9 @@ def test_the_weights_under_training_of_a_run_that_shows_its_average(adapters, tm
 
 def test_a_half_trained_whole(whole, tmp_path):
     told(exported(whole, tmp_path / "plain", "pipeline"), BIT_FOR_BIT, STOCK, OWN)
-    told(exported(whole, tmp_path / "average", "safetensors", ema=True), BIT_FOR_BIT, "differ from those of tiny-random")
+    told(
+        exported(whole, tmp_path / "average", "safetensors", ema=True), BIT_FOR_BIT, "differ from those of tiny-random"
+    )
     checkpoint, file = whole / "checkpoints/step-000002", "transformer/diffusion_pytorch_model.safetensors"
     plain, average = load_file(tmp_path / "plain" / file), load_file(tmp_path / "average" / file)
     states = {kind: load_file(checkpoint / f"states/dit_{kind}.safetensors") for kind in ("weights", "ema")}
@@ -115,7 +117,9 @@ def test_vgt(tmp_path, component, form):
 
 
 def test_a_training_that_changed_nothing_is_told(tmp_path):
-    runs.trainer_of(tmp_path, *DRAWN, "model.component=dit", "training.learning_rate=0.0", "training.max_steps=1").train()
+    runs.trainer_of(
+        tmp_path, *DRAWN, "model.component=dit", "training.learning_rate=0.0", "training.max_steps=1"
+    ).train()
     with pytest.raises(ExportError, match="draws what tiny-random draws, bit for bit: the training changed nothing"):
         exported(tmp_path / "run", tmp_path / "out", "pipeline")
     assert sorted(path.name for path in tmp_path.glob("*out*")) == []

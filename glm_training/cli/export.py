@@ -80,7 +80,7 @@ def export(arguments: argparse.Namespace) -> int:
         arguments.public,
     )
     console = Console()
-    console.line(f"exporting {source.folder}")
+    console.line(source.note or f"exporting {source.folder}")
     try:
         run_export(wanted, target, lambda line: console.line(f"  {line}"))
     except (ExportError, ModelLoadError) as error:

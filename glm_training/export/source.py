@@ -16,9 +16,11 @@ from glm_training.checkpoint.run_record import RunRecord
 from glm_training.checkpoint.state_tree import CheckpointError
 from glm_training.config import Config, ConfigError
 from glm_training.config.loading.load import config_from_yaml
+from glm_training.engine.named_model import named_checkpoint
 from glm_training.engine.optimizers import SCHEDULE_FREE
 from glm_training.models.adapters import starting_adapters
-from glm_training.models.run_folders import INDEX, PIPELINE, checkpoint_in
+from glm_training.models.loading import ModelLoadError
+from glm_training.models.run_folders import INDEX, PIPELINE
 from glm_training.utils.writable import expanded
 
 Kind = Literal["weights", "average", "shown"]
@@ -59,21 +61,27 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint. `base`: the model that its run started from, or the one that was named in its place."""
+    """A checkpoint. `base`: the model that its run started from, or the one that was named in its place. `note`: which
+    checkpoint of a run it is, where that was not said."""
 
     folder: Path
     manifest: Manifest
     config: Config
     base: str
+    note: str | None = None
 
     @staticmethod
     def read(place: str | Path, base: str | None = None) -> Source:
-        """The checkpoint that `place` means (`checkpoint_in`). Raises ExportError."""
+        """The checkpoint that `place` means, as `named_checkpoint` has it. Raises ExportError."""
         try:
-            folder = checkpoint_in(place)
+            folder, _, note = named_checkpoint(place, "CHECKPOINT")
+            if folder is None:
+                raise ExportError(
+                    f"there is no checkpoint in {place}: name one, like runs/x/checkpoints/step-000100, or a run"
+                )
             manifest = read_manifest(folder)
             config = config_from_yaml(manifest.metadata["config"])
-        except (FileNotFoundError, CheckpointError) as error:
+        except (ModelLoadError, CheckpointError) as error:
             raise ExportError(str(error)) from error
         except KeyError as error:
             raise ExportError(f"{folder} does not say what it was trained with: it has no {error}") from error
@@ -81,7 +89,7 @@ class Source:
             raise ExportError(
                 f"{folder} was made by a version of glm_training that had other keys: export it with that one\n{error}"
             ) from error
-        return Source(folder, manifest, config, base or config.model.name)
+        return Source(folder, manifest, config, base or config.model.name, note)
 
     # -- what was trained ----------------------------------------------------------------------------------------------
 

@@ -15,10 +15,8 @@ from glm_training.models.loading import ModelLoadError
 from glm_training.utils.writable import expanded
 
 PIPELINE, INDEX = "pipeline", "model_index.json"
-POINTER, BEST = "latest", "best"
-"""Files among a run's checkpoints that name one: the newest, and the one that scored best, where one is marked."""
-MANIFEST = "manifest.json"
-"""What every whole checkpoint has, written last."""
+POINTER = "latest"
+"""File among a run's checkpoints that names one."""
 ADAPTER_FILES = ("adapter_config.json", "pytorch_lora_weights.safetensors")
 _WEIGHTS = ("*.safetensors", "*.bin")
 
@@ -57,36 +55,11 @@ def pipeline_in(name: str | Path, key: str = "model.name") -> str:
     return str(name)
 
 
-def checkpoint_in(place: str | Path) -> Path:
-    """The checkpoint that `place` means: itself, the one that a pointer (`latest`, `best`) names, the one that it lies
-    in; of a run, or of its folder of checkpoints, the best, where one is marked, or else the newest.
-
-    Raises FileNotFoundError where there is none.
-    """
-    folder = _newest_pointed_at(expanded(place))
-    for found in (folder, folder.parent):
-        if (found / MANIFEST).is_file():
-            return found
-    marked = (_pointed(below / BEST) for below in _places(folder))
-    best = next((found for found in marked if found is not None and (found / MANIFEST).is_file()), None)
-    newest = best or _newest(folder, lambda step: (step / MANIFEST).is_file())
-    if newest is None:
-        raise FileNotFoundError(
-            f"there is no checkpoint in {place}: name one, like runs/x/checkpoints/step-000100, or the folder of a run"
-        )
-    return newest
-
-
-def _pointed(pointer: Path) -> Path | None:
-    """What a pointer file names; None where there is no such file."""
-    return pointer.parent / pointer.read_text(errors="replace").strip() if pointer.is_file() else None
-
-
 def _newest_pointed_at(path: Path) -> Path:
-    """`path` with a pointer file on its way, if there is one, followed."""
+    """`path` with the pointer file `latest` on its way, if there is one, followed."""
     for pointer in (path, *path.parents):
-        if pointer.name in (POINTER, BEST) and (found := _pointed(pointer)) is not None:
-            return found / path.relative_to(pointer)
+        if pointer.name == POINTER and pointer.is_file():
+            return pointer.parent / pointer.read_text(errors="replace").strip() / path.relative_to(pointer)
     return path
 
 
@@ -161,7 +134,8 @@ def _newest(folder: Path, fits: Callable[[Path], object]) -> Path | None:
     """The last made of the checkpoints in or below the folder of a run that `fits`."""
     for place in _places(folder):
         steps = sorted(path for path in place.glob("step-*") if path.is_dir() and fits(path))
-        pointed = _pointed(place / POINTER)
+        pointer = place / POINTER
+        pointed = place / pointer.read_text(errors="replace").strip() if pointer.is_file() else None
         if steps:
             return pointed if pointed in steps else steps[-1]
     return None

@@ -1,4 +1,4 @@
-"""A server of this machine that takes uploads as the Hugging Face hub does: huggingface_hub's own client talks to it."""
+"""A server of this machine that takes uploads as the Hugging Face hub does, from huggingface_hub's own client."""
 
 from __future__ import annotations
 

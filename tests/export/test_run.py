@@ -17,7 +17,7 @@ from glm_training.checkpoint.manifest import MANIFEST, Manifest, digest_file, re
 from glm_training.checkpoint.shards import write_shards
 from glm_training.export import run as export_run
 from glm_training.export.formats import Wanted, write
-from glm_training.export.run import Target, export
+from glm_training.export.models import trainers_model
 from glm_training.export.source import ExportError, Source
 from tests import runs
 from tests.export.exporting import DRAWN, exported
@@ -162,15 +162,16 @@ def test_states_in_shards(run, tmp_path):
         for name, record in write_shards(states / kind, whole[kind]).items():
             files[f"states/{kind}/{name}"] = record
     (copy / MANIFEST).write_bytes(Manifest(manifest.step, manifest.states, manifest.metadata, files).encoded())
-    for kind, ema in (("dit_weights", False), ("dit_ema", True)):
-        found = written(copy, tmp_path / kind, ema=ema)
-        assert found.keys() == whole[kind].keys()
-        assert all(torch.equal(found[name], value) for name, value in whole[kind].items()), kind
+    found = written(copy, tmp_path / "weights", ema=False)
+    assert found.keys() == whole["dit_weights"].keys()
+    assert all(torch.equal(found[name], value) for name, value in whole["dit_weights"].items())
+    average = trainers_model(Source.read(copy), "average", torch.float32).trainable("dit")
+    assert all(torch.equal(average[name], value) for name, value in whole["dit_ema"].items())
     assert any(not torch.equal(whole["dit_weights"][name], value) for name, value in whole["dit_ema"].items())
     shard = next(path for path in (copy / "states/dit_ema").iterdir())
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")
     with pytest.raises(ExportError, match="states/dit_ema"):
-        exported(copy, tmp_path / "damaged", "safetensors", ema=True, draw=False)
+        trainers_model(Source.read(copy), "average", torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +203,3 @@ def test_digests_of_what_is_copied(run, tmp_path):
     for name, record in read_manifest(folder).files.items():
         if name.startswith("pipeline/") and name.endswith(".safetensors"):
             assert digest_file(tmp_path / "out" / name.removeprefix("pipeline/")) == record
-
-
-def test_target_defaults():
-    assert Target(Path("x")) == Target(Path("x"), False, None, None, None, False) and export.__doc__

@@ -52,7 +52,7 @@ def export(arguments: argparse.Namespace) -> int:
     import torch
 
     from glm_training.export.formats import Wanted
-    from glm_training.export.run import Target
+    from glm_training.export.run import Target, check
     from glm_training.export.run import export as run_export
     from glm_training.export.source import ExportError, Source
     from glm_training.models.loading import ModelLoadError
@@ -67,18 +67,18 @@ def export(arguments: argparse.Namespace) -> int:
         kind = source.chosen(arguments.ema)
         dtype = None if arguments.dtype is None else getattr(torch, arguments.dtype)
         wanted = Wanted(source, arguments.format, kind, arguments.merge, dtype)
-        wanted.check()
+        target = Target(
+            expanded(arguments.out),
+            arguments.overwrite,
+            arguments.draw,
+            arguments.license,
+            arguments.push,
+            arguments.public,
+        )
+        check(wanted, target)
     except (ExportError, ModelLoadError) as error:
         report_error(str(error))
         return EXIT_CONFIG
-    target = Target(
-        expanded(arguments.out),
-        arguments.overwrite,
-        arguments.draw,
-        arguments.license,
-        arguments.push,
-        arguments.public,
-    )
     console = Console()
     console.line(source.note or f"exporting {source.folder}")
     try:

@@ -154,7 +154,7 @@ def _draw_whole(source: Source, folder: Path, form: str, drawing: Drawing, expec
         pipe, family = load_pipeline(source.family, folder)
     else:
         whole = source.pipeline is not None
-        family = whole_model(source, torch.float32) if whole else base_model(source.config, source.base, torch.float32)
+        family = whole_model(source, torch.float32) if whole else base_model(source, torch.float32)
         for part in source.config.parts():
             loaded = reload_part(folder / folder_of(part), torch.float32)
             family.module(part).load_state_dict(loaded.state_dict())
@@ -168,7 +168,7 @@ def _draw_whole(source: Source, folder: Path, form: str, drawing: Drawing, expec
 
 def _draw_adapters(source: Source, folder: Path, form: str, drawing: Drawing, expected: Tensor | None) -> Iterator[str]:
     try:
-        family = base_model(source.config, source.base, torch.float32)
+        family = base_model(source, torch.float32)
     except ModelLoadError as error:
         yield f"nothing was drawn with it: {error}"
         return
@@ -239,7 +239,7 @@ def _stock(pipe: Any, family: Family, drawing: Drawing, images: Tensor) -> Itera
 
 def _changed(source: Source, drawing: Drawing, images: Tensor) -> Iterator[str]:
     try:
-        family = base_model(source.config, source.base, torch.float32)
+        family = base_model(source, torch.float32)
     except ModelLoadError:
         yield f"not compared with {source.base}, which is not here"
         return

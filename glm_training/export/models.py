@@ -5,7 +5,7 @@ The latter is made of the states of the checkpoint, not of the `pipeline` in it:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from torch import nn
 from glm_training.config import Config
 from glm_training.engine.families import DTYPES, FAMILIES, adapters_to_merge, load_family
 from glm_training.export.source import Adapter, ExportError, Kind, Source
-from glm_training.models.adapters import merge_into, merge_layer
+from glm_training.models.adapters import StartingAdapter, merge_into, merge_layer
 from glm_training.models.family import Family, FewSteps
 from glm_training.models.glm_image.family import GLMImage
 from glm_training.models.loading import ModelLoadError, parts_at_hand
@@ -24,6 +24,7 @@ from glm_training.models.sdxl.family import SDXL
 from glm_training.models.vgt.family import VGT
 from glm_training.models.weights import cast_weights
 from glm_training.utils.distributed import World
+from glm_training.utils.downloads import sha256_of
 
 LOADERS: dict[str, Callable[..., Family]] = {"glm_image": GLMImage.load, "sdxl": SDXL.load, "vgt": VGT.load}
 CPU = World()
@@ -40,12 +41,13 @@ def based(config: Config, base: str) -> Config:
     return config.model_copy(update={"model": config.model.model_copy(update=own)})
 
 
-def base_model(config: Config, base: str, dtype: torch.dtype) -> Family:
+def base_model(source: Source, dtype: torch.dtype) -> Family:
     """The model that a run started from, with `model.adapters` merged, on the CPU in `dtype` (those are added in the
     run's own, as it did). Nothing is fetched. Raises ModelLoadError, in the words of this command."""
-    config = based(config, base)
+    config = based(source.config, source.base)
     try:
         merged = adapters_to_merge(config)
+        _require_same(source, merged)
         family = load_family(config, CPU, device=torch.device("cpu"))
         if merged and DTYPES[config.model.torch_dtype] != torch.promote_types(DTYPES[config.model.torch_dtype], dtype):
             cast(family, dtype)  # to a wider one
@@ -56,6 +58,15 @@ def base_model(config: Config, base: str, dtype: torch.dtype) -> Family:
             f"the adapters' model: {told}\nWhat to do: name a folder or a hub id that is in the local cache with --base"
         ) from error
     return cast(family, dtype)
+
+
+def _require_same(source: Source, merged: Sequence[StartingAdapter]) -> None:
+    """Raises ModelLoadError where adapters that the run merged first are others by now, as those of a run that went
+    on."""
+    known = source.manifest.metadata.get("data", {})
+    for each in merged:
+        if known.get(f"{each.key} {each.folder}") != sha256_of(each.file):
+            raise ModelLoadError(f"the run merged other adapters (model.adapters) than lie in {each.folder} now")
 
 
 def whole_model(source: Source, dtype: torch.dtype) -> Family:
@@ -71,7 +82,7 @@ def trainers_model(source: Source, kind: Kind, dtype: torch.dtype) -> Family:
     What was trained whole is in fp32, the rest in `dtype`, adapters in fp32. Raises ExportError and ModelLoadError."""
     config = source.config
     if source.adapted:
-        family = base_model(config, source.base, dtype)
+        family = base_model(source, dtype)
         if config.training.method == "dmdr":
             family.draw_in_few_steps(FewSteps(config.dmdr.student_steps, config.dmdr.one_step_timestep))
     else:
@@ -118,7 +129,7 @@ def merged_model(source: Source, kind: Kind, dtype: torch.dtype | None) -> Famil
     """The model with the adapters of a checkpoint merged, in `dtype` or as the run has it; what was trained whole is
     as `trainers_model` has it. One rounding. Raises ExportError and ModelLoadError."""
     own = DTYPES[source.config.model.torch_dtype]
-    family = base_model(source.config, source.base, torch.promote_types(own, dtype or own))
+    family = base_model(source, torch.promote_types(own, dtype or own))
     for part in source.adapted:
         adapter = source.adapter(part, kind)
         for layer, (a, b) in adapter.layers().items():

@@ -8,8 +8,10 @@ from glm_training.export.source import ExportError
 from glm_training.utils.hub_files import hub_error, is_offline
 
 
-def check_push(repository: str) -> None:
+def check_push(repository: str | None) -> None:
     """What can be known before anything is written: the name, the network's switch, a login. Raises ExportError."""
+    if repository is None:
+        return
     from huggingface_hub import get_token
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id

@@ -39,6 +39,22 @@ class Target:
     public: bool = False
 
 
+def check(wanted: Wanted, target: Target) -> None:
+    """Raises ExportError, with all that can be known to be wrong before anything is read or written."""
+    problems = []
+    for look in (wanted.check, lambda: check_push(target.repository)):
+        try:
+            look()
+        except ExportError as error:
+            problems.append(str(error))
+    if os.path.lexists(target.folder) and not target.overwrite:
+        problems.append(f"{target.folder} is there already: name another --out, or add --overwrite, which renames it")
+    elif problem := why_unwritable(target.folder.parent):
+        problems.append(f"--out: {problem}")
+    if problems:
+        raise ExportError("\n".join(problems))
+
+
 def export(wanted: Wanted, target: Target, tell: Callable[[str], None]) -> None:
     """Exports, and pushes if asked. `tell` is called with each line that is known of it.
 
@@ -46,13 +62,7 @@ def export(wanted: Wanted, target: Target, tell: Callable[[str], None]) -> None:
     removed; but where the push alone failed, the export stands.
     """
     folder = target.folder
-    wanted.check()
-    if target.repository is not None:
-        check_push(target.repository)
-    if os.path.lexists(folder) and not target.overwrite:
-        raise ExportError(f"{folder} is there already: name another --out, or add --overwrite, which renames it")
-    if problem := why_unwritable(folder.parent):
-        raise ExportError(f"--out: {problem}")
+    check(wanted, target)
     draw = draws_by_itself(wanted.source) if target.draw is None else target.draw
     with _written_whole(folder, wanted.bytes_needed() + SLACK_BYTES) as fresh:
         write(wanted, fresh, public_base(wanted.source))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from glm_training.export.source import ExportError
 from glm_training.models.family import read_few_steps
@@ -114,6 +115,27 @@ def test_vgt(tmp_path, component, form):
     vgt_runs.trainer_of(tmp_path, *DRAWN, component=component).train()
     lines = exported(tmp_path / f"run_{component}", tmp_path / "out", form)
     told(lines, BIT_FOR_BIT, OWN, "its pictures differ from those of tiny-random")
+
+
+def test_edits(tmp_path):
+    """The run's own source pictures are edited again; the stock pipeline's call, which fails at edits, is left out."""
+    runs.trainer_of(tmp_path, *DRAWN, "model.component=dit", "training.max_steps=1", mode="i2i").train()
+    lines = exported(tmp_path / "run", tmp_path / "out", "pipeline")
+    told(lines, BIT_FOR_BIT, OWN)
+    assert not any(STOCK in line for line in lines)
+    assert "pipeline_tag: image-to-image" in (tmp_path / "out/README.md").read_text()
+
+
+def test_adapters_on_a_model_with_others_merged(adapters, tmp_path):
+    """They belong on that one; where those are others by now, nothing is drawn with them."""
+    first = shutil.copytree(adapters / "checkpoints/step-000002", tmp_path / "first")
+    keys = [*DRAWN, *LORA, f"model.adapters=[{first}]", "training.max_steps=1", "checkpoint.save_lora_only=true"]
+    runs.trainer_of(tmp_path, *keys).train()
+    told(exported(tmp_path / "run", tmp_path / "out", "lora"), BIT_FOR_BIT, STOCK, OWN)
+    assert "belong on it with those" in (tmp_path / "out/README.md").read_text()
+    weights = first / "lora_dit/adapter_model.safetensors"
+    save_file({name: 2 * value for name, value in load_file(weights).items()}, weights)
+    told(exported(tmp_path / "run", tmp_path / "other", "lora"), "the run merged other adapters")
 
 
 def test_a_training_that_changed_nothing_is_told(tmp_path):

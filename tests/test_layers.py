@@ -26,6 +26,7 @@ ALLOWED = {
     "engine": {"algorithms", "methods", "evaluation", "models", "rewards", "data", "checkpoint", "config", "utils"},
     "planning": {"data", "engine", "models", "config", "utils"},
     "doctor": {"planning", "engine", "models", "rewards", "data", "config", "utils"},
+    "export": {"checkpoint", "data", "engine", "models", "config", "utils"},
     "preference": {"engine", "methods", "models", "data", "checkpoint", "config", "utils"},
     "reinforcement": {
         "engine",
@@ -59,6 +60,7 @@ ALLOWED = {
         "trainers",
         "report",
         "planning",
+        "export",
         "engine",
         "evaluation",
         "models",

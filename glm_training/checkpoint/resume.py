@@ -169,11 +169,18 @@ def load_checkpoint(path: Path, *, verify: bool = True) -> dict[str, StateTree]:
         CheckpointError: naming the files that are missing or damaged.
     """
     manifest = verify_checkpoint(path) if verify else read_manifest(path)
-    states = {}
-    for name in manifest.states:
-        tensors = _tensors(path, name, manifest)
-        states[name] = read_tree(path / STATES / f"{name}.json", tensors)
-    return states
+    return {name: load_state(path, name, manifest) for name in manifest.states}
+
+
+def load_state(path: Path, name: str, manifest: Manifest) -> StateTree:
+    """One named state of the checkpoint at ``path``, as :func:`load_checkpoint` gives it; nothing is verified."""
+    return read_tree(path / STATES / f"{name}.json", _tensors(path, name, manifest))
+
+
+def files_of_state(name: str, manifest: Manifest) -> list[str]:
+    """The files that a named state of a checkpoint lies in."""
+    own = (f"{STATES}/{name}.json", f"{STATES}/{name}.safetensors")
+    return [file for file in manifest.files if file in own or file.startswith(f"{STATES}/{name}/")]
 
 
 def _tensors(path: Path, name: str, manifest: Manifest) -> Path | dict[str, SavedTensor] | None:

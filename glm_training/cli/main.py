@@ -1,4 +1,4 @@
-"""`glm-train`: train, validate, plan, data, download, sample, evaluate, report, doctor."""
+"""`glm-train`: train, validate, plan, data, download, sample, evaluate, export, report, doctor."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from glm_training.cli.doctor import DESCRIPTION as DOCTOR_DESCRIPTION
 from glm_training.cli.doctor import add_doctor_arguments
 from glm_training.cli.drawing_arguments import add_drawing_arguments
 from glm_training.cli.evaluation_arguments import DESCRIPTION, add_evaluation_arguments
+from glm_training.cli.export import DESCRIPTION as EXPORT_DESCRIPTION
+from glm_training.cli.export import add_export_arguments
 from glm_training.cli.plan import DESCRIPTION as PLAN_DESCRIPTION
 from glm_training.cli.plan import add_plan_arguments
 from glm_training.cli.report import DESCRIPTION as REPORT_DESCRIPTION
@@ -77,12 +79,14 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_evaluation_arguments(evaluate)
+    short = "write a checkpoint as a pipeline, adapters or weights for other programs"
+    add_export_arguments(commands.add_parser("export", help=short, description=EXPORT_DESCRIPTION))
     short = "make the page of a run; of several, say which is better"
     add_report_arguments(commands.add_parser("report", help=short, description=REPORT_DESCRIPTION))
     doctor = commands.add_parser("doctor", help="look at what this machine lacks", description=DOCTOR_DESCRIPTION)
     add_doctor_arguments(doctor)
     arguments, rest = parser.parse_known_args()
-    stray = [word for word in rest if word.startswith("-") or arguments.command in ("sample", "evaluate", "report")]
+    stray = [word for word in rest if word.startswith("-") or arguments.command not in (*of_files, "doctor")]
     if stray:
         parser.error(f"unrecognized arguments: {' '.join(stray)}")
     if rest:  # overrides after an option that follows other overrides; subparsers cannot mix them by themselves
@@ -150,6 +154,10 @@ def _run(arguments: argparse.Namespace) -> int:
         from glm_training.cli.evaluate import evaluate
 
         return evaluate(arguments)
+    if arguments.command == "export":
+        from glm_training.cli.export import export
+
+        return export(arguments)
     if arguments.command == "report":
         from glm_training.cli.report import report
 

@@ -72,7 +72,7 @@ def adapters_in(place: str | Path, parts: Sequence[str], key: str) -> dict[str, 
     Raises ModelLoadError, naming what to give under `key`, where there is none.
     """
     folder = _pointed_at(expanded(place))
-    if is_adapter(folder):
+    if is_adapter(folder) and not _by_part(folder, parts):  # an export has files for other programs beside its folders
         part = parts[0] if len(parts) == 1 else folder.name.removeprefix("lora_")
         if part in parts:
             return {part: folder}

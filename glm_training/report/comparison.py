@@ -34,8 +34,8 @@ DRAWN_BY = ("evaluation.samples_per_prompt", "evaluation.seed", "evaluation.num_
 class Row:
     """One figure of two runs. `means`: over what is compared. `difference`: second minus first; `paired`: whether of
     the same prompts, and `alike` of the very same set of them. `better`: 1 where the second is, -1 where the first is,
-    0 where that cannot be told, None where neither direction is better. `left_out`: prompts of either that the other has
-    no score for."""
+    0 where that cannot be told, None where neither direction is better. `left_out`: prompts of either that the other
+    has no score for."""
 
     figure: str
     steps: tuple[int, int]

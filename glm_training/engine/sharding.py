@@ -198,17 +198,17 @@ class Shards:
 
 
 def give_back_freed_memory() -> None:
-    """From here on tensors of a MiB or more go back to the system when they are freed, under glibc.
+    """From here on tensors of 4 MiB or more go back to the system when they are freed, under glibc.
 
-    By itself it keeps blocks of up to 32 MiB once it has seen one freed. Blocks that are gathered and let go between
-    activations and gradients leave holes, which had come to as much as weights, gradients and moments together. What
+    By itself it keeps blocks of up to 32 MiB once it has seen one freed, and what is gathered and let go between
+    activations and gradients leaves holes among them. Smaller ones are not worth the faults that new pages cost. What
     the user says in MALLOC_MMAP_THRESHOLD_ stays.
     """
     if sys.platform != "linux" or "MALLOC_MMAP_THRESHOLD_" in os.environ:
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
     if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+        mallopt(_M_MMAP_THRESHOLD, 4 << 20)
 
 
 def leave_file(module: nn.Module, frozen: Iterable[nn.Module]) -> None:

@@ -15,10 +15,11 @@ from glm_training.config import Config, compared
 from glm_training.data import ImageDataset
 from glm_training.data.dataset import sizes_of
 from glm_training.engine import setup
+from glm_training.engine.families import evaluation_sampling
 from glm_training.engine.gap import TrainingRewards
 from glm_training.engine.summary import images_of, scores_of, told, write_pictures, write_summary
 from glm_training.engine.validation import Subject, by_size
-from glm_training.evaluation.held_out import Evaluation, combined, draw, evaluate
+from glm_training.evaluation.held_out import Evaluation, EvaluationSettings, combined, draw, evaluate
 from glm_training.models.family import Family
 from glm_training.rewards import RewardBatch, RewardCalculator
 from glm_training.utils.console import Console
@@ -189,7 +190,7 @@ class Evaluations:
                 self.family,
                 self.calculator,
                 self.held_out.batch(rows),
-                setup.evaluation_settings(self.config, self.held_out.size_of(rows[0])),
+                evaluation_settings(self.config, self.held_out.size_of(rows[0])),
                 self.world,
                 keep_images=sum(row < kept for row in rows),
                 on_step=on_step,
@@ -210,7 +211,7 @@ class Evaluations:
                 self.family,
                 self.held_out.batch(rows),
                 range(len(rows)),
-                setup.evaluation_settings(self.config, self.held_out.size_of(rows[0])),
+                evaluation_settings(self.config, self.held_out.size_of(rows[0])),
                 samples=1,
                 on_step=on_step,
             ).cpu()
@@ -354,3 +355,15 @@ def scoring_settings(config: Config, held_out: ImageDataset) -> dict[str, Any]:
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     names = dict.fromkeys((*before, *now))
     return [f"{name}: {before.get(name)} -> {now.get(name)}" for name in names if before.get(name) != now.get(name)]
+
+
+def evaluation_settings(config: Config, size: tuple[int, int]) -> EvaluationSettings:
+    """How the pictures of evaluations are drawn that have a size."""
+    return EvaluationSettings(
+        height=size[0],
+        width=size[1],
+        samples=config.evaluation.samples_per_prompt,
+        seed=config.evaluation.seed,
+        sampling=evaluation_sampling(config),
+        micro_batch_size=config.rollout.micro_batch_size,
+    )

@@ -140,6 +140,8 @@ def outcome(run: Path) -> dict[str, Any]:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         found[path.name] = [{name: value for name, value in line.items() if not is_timed(name)} for line in lines]
     latest = run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip()
+    best = run / "checkpoints" / "best"
+    found["best"] = best.read_text() if best.exists() else None
     found["checkpoint"] = json.loads((latest / "manifest.json").read_text())["files"]
     found["pictures"] = {str(path.relative_to(run)): path.read_bytes() for path in sorted(run.glob("samples/**/*.png"))}
     return found

@@ -145,16 +145,9 @@ def merge_into(family: Family, adapters: Sequence[StartingAdapter]) -> None:
             raise ModelLoadError(reason)
         weights = adapter.weights()
         for layer in sorted(adapter.layers()):
-            a, b = (weights[f"{layer}.lora_{side}.weight"] for side in "AB")
-            merge_layer(module, layer, a, b, adapter.scale(layer))
-
-
-@torch.no_grad()
-def merge_layer(module: nn.Module, layer: str, a: Tensor, b: Tensor, scale: float) -> None:
-    """Adds `scale` B A to the weight of a linear layer, A [rank, in] and B [out, rank], with one rounding to its
-    dtype."""
-    weight = module.get_parameter(f"{layer}.weight")
-    weight.data.copy_(weight.float() + scale * (b.to(weight.device).float() @ a.to(weight.device).float()))
+            weight = module.get_parameter(f"{layer}.weight")
+            a, b = (weights[f"{layer}.lora_{side}.weight"].to(weight.device).float() for side in "AB")
+            weight.data.copy_(weight.float() + adapter.scale(layer) * (b @ a))  # one rounding to half precision
 
 
 @torch.no_grad()

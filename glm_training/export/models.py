@@ -14,7 +14,7 @@ from torch import nn
 from glm_training.config import Config
 from glm_training.engine.families import DTYPES, FAMILIES, adapters_to_merge, load_family
 from glm_training.export.source import Adapter, ExportError, Kind, Source
-from glm_training.models.adapters import StartingAdapter, merge_into, merge_layer
+from glm_training.models.adapters import StartingAdapter, merge_into
 from glm_training.models.family import Family, FewSteps
 from glm_training.models.glm_image.family import GLMImage
 from glm_training.models.loading import ModelLoadError, parts_at_hand
@@ -131,12 +131,7 @@ def merged_model(source: Source, kind: Kind, dtype: torch.dtype | None) -> Famil
     own = DTYPES[source.config.model.torch_dtype]
     family = base_model(source, torch.promote_types(own, dtype or own))
     for part in source.adapted:
-        adapter = source.adapter(part, kind)
-        for layer, (a, b) in adapter.layers().items():
-            try:
-                merge_layer(family.module(part), layer, a, b, adapter.scale)
-            except (AttributeError, RuntimeError) as error:
-                raise ExportError(f"the adapter of the {part} does not fit the model: {error}") from error
+        merge_adapter(family.module(part), source.adapter(part, kind))
     family.set_trainable(**dict.fromkeys(source.whole, True))
     for part in source.whole:
         put(family, part, source.state(part, kind))
@@ -144,6 +139,18 @@ def merged_model(source: Source, kind: Kind, dtype: torch.dtype | None) -> Famil
         dmdr = source.config.dmdr
         family.draw_in_few_steps(FewSteps(dmdr.student_steps, dmdr.one_step_timestep))
     return family if dtype is None else cast(family, dtype)
+
+
+@torch.no_grad()
+def merge_adapter(module: nn.Module, adapter: Adapter) -> None:
+    """Adds alpha / rank B A to the weights of a module, in fp32, with one rounding. Raises ExportError where it does
+    not fit."""
+    for layer, (a, b) in adapter.layers().items():
+        try:
+            weight = module.get_parameter(f"{layer}.weight")
+            weight.data.copy_(weight.float() + adapter.scale * (b.float() @ a.float()))
+        except (AttributeError, RuntimeError) as error:
+            raise ExportError(f"the adapter of the {adapter.part} does not fit the model: {error}") from error
 
 
 def cast(family: Family, dtype: torch.dtype) -> Family:

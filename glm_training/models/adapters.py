@@ -159,14 +159,6 @@ def merge_into(family: Family, adapters: Sequence[StartingAdapter]) -> None:
 
 
 @torch.no_grad()
-def merge_layer(module: nn.Module, layer: str, a: Tensor, b: Tensor, scale: float) -> None:
-    """Adds `scale` B A to the weight of a linear layer, A [rank, in] and B [out, rank], with one rounding to its
-    dtype."""
-    weight = module.get_parameter(f"{layer}.weight")
-    weight.data.copy_(weight.float() + scale * (b.to(weight.device).float() @ a.to(weight.device).float()))
-
-
-@torch.no_grad()
 def start_from(module: nn.Module, adapter: StartingAdapter) -> None:
     """Sets the adapters that a module carries to the weights of another one, which is not `unlike`. ModelLoadError."""
     weights = adapter.weights()

@@ -40,7 +40,7 @@ class Ended:
 def environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
     """That of this process, in which the package is found as it is here, and which belongs to no launcher's run."""
     found = {name: value for name, value in os.environ.items() if not name.startswith(OF_LAUNCHERS)}
-    found |= dict(changes or {})
+    found |= {"ORT_DISABLE_TELEMETRY": "1", **(changes or {})}  # onnxruntime 1.32 would leave an id in the home folder
     if is_clone():
         found["PYTHONPATH"] = os.pathsep.join(filter(None, [found.get("PYTHONPATH"), str(ROOT)]))
     return found

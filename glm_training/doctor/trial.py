@@ -54,8 +54,7 @@ def _tried(
         with TemporaryDirectory(prefix="glm-train-doctor-", ignore_cleanup_errors=True) as folder:
             _write(Path(folder))
             begun = time.monotonic()
-            own = [{"TMPDIR": folder, **each} for each in changes]  # torch leaves a folder of its compiler there
-            ended = run_together(command, own, limit, Path(folder))
+            ended = run_together(command, changes, limit, Path(folder))
             seconds = time.monotonic() - begun
     except OSError as error:
         return failed(name, f"there is no place for it: {error}", export("TMPDIR", str(Path.home())))

@@ -72,7 +72,7 @@ def test_the_documents_have_commands():
 @pytest.mark.parametrize("command", [part for part in commands() if not part.startswith("torchrun")])
 def test_command(command, tmp_path, monkeypatch):
     words = shlex.split(command.removeprefix("python "))
-    if words[0] == "test_installation.py" or of_the_hub(command):
+    if words[0] == "test_installation.py" or words[:2] == ["glm-train", "doctor"] or of_the_hub(command):
         return
     if words[0] in SCRIPTS:
         files = re.findall(r"configs/[\w/]+\.yaml", command)
@@ -95,13 +95,6 @@ def test_command_of_several_processes(command, tmp_path):
     assert launch.nproc_per_node == "2"
     for done in run_two(launch.training_script, *launch.training_script_args, *SHORT, f"output_dir={tmp_path}/run"):
         assert done.returncode == 0, done.stdout + done.stderr
-
-
-@pytest.mark.parametrize("name", DOCUMENTS)
-def test_local_links_lead_somewhere(name):
-    text = (ROOT / name).read_text(encoding="utf-8")
-    for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
-        assert ((ROOT / name).parent / link).exists(), link
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

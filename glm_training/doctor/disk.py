@@ -56,11 +56,9 @@ def machine(asked: Asked) -> Iterator[Finding]:
 
 
 def _temporary() -> Path:
-    """The folder of temporary files; where none takes any, the first that is asked for one."""
-    try:
-        return Path(tempfile.gettempdir())
-    except FileNotFoundError:
-        return Path(os.environ.get("TMPDIR") or "/tmp")
+    """The folder of temporary files. Python passes over one that is full, and libraries of other languages do not."""
+    named = os.environ.get("TMPDIR")
+    return Path(named) if named else Path(tempfile.gettempdir())
 
 
 def run(asked: Asked) -> Iterator[Finding]:

@@ -45,7 +45,9 @@ def installed() -> Iterator[Finding]:
     newer = _newer_than_tested(found)
     if newer:
         told = ", ".join(newer)
-        yield note(NAME, f"newer than what CI tested: {told}", [*pip_install(), "-r", str(ROOT / "requirements.txt")])
+        yield note(
+            "versions", f"newer than what CI tested: {told}", [*pip_install(), "-r", str(ROOT / "requirements.txt")]
+        )
 
 
 def extras(wanted: Iterable[str]) -> Iterator[Finding]:

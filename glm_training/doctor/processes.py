@@ -8,10 +8,12 @@ import queue
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -40,7 +42,9 @@ class Ended:
 def environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
     """That of this process, in which the package is found as it is here, and which belongs to no launcher's run."""
     found = {name: value for name, value in os.environ.items() if not name.startswith(OF_LAUNCHERS)}
-    found |= dict(changes or {})
+    found |= {"ORT_DISABLE_TELEMETRY": "1", **(changes or {})}  # onnxruntime 1.32 would leave an id in the home folder
+    with suppress(FileNotFoundError):  # torch makes a folder for its compiler, which has nothing to do here
+        found.setdefault("TORCHINDUCTOR_CACHE_DIR", tempfile.gettempdir())
     if is_clone():
         found["PYTHONPATH"] = os.pathsep.join(filter(None, [found.get("PYTHONPATH"), str(ROOT)]))
     return found

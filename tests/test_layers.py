@@ -39,7 +39,7 @@ ALLOWED = {
         "config",
         "utils",
     },
-    "report": {"reinforcement", "checkpoint", "utils"},
+    "report": {"reinforcement", "checkpoint", "config", "utils"},
     "trainers": {
         "report",
         "reinforcement",

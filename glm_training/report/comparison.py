@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -105,7 +105,10 @@ def changes(run: Run) -> list[Row]:
     rows = []
     for figure in _figures(run):
         found = [one for one in run.evaluations if figure in one.scores]
-        row = row_of(found[0], found[-1], figure) if found[0].step < found[-1].step else None
+        one, two = found[0], found[-1]
+        if one.prompts == two.prompts:  # a run whose evaluation sets change begins its evaluations anew
+            one, two = replace(one, digest="own"), replace(two, digest="own")
+        row = row_of(one, two, figure) if found[0].step < found[-1].step else None
         if row is not None:
             rows.append(row)
     return rows
@@ -116,7 +119,8 @@ def _figures(run: Run) -> list[str]:
 
 
 def _order(figure: str) -> tuple[int, int]:
-    return ({"total": 0, RIGHT: 1}.get(figure, 2), figure.count("/"))
+    first = {"total": 0, RIGHT: 1, **{kind: 2 + place for place, kind in enumerate(JUDGED_BY)}}
+    return (first.get(figure.split("/")[-1] if figure.split("/")[0] in PARTS else figure, 9), figure.count("/"))
 
 
 def _deciding(runs: Sequence[Run]) -> list[str] | str:

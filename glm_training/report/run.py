@@ -20,7 +20,7 @@ from glm_training.utils.folder_lock import in_use
 from glm_training.utils.metrics_file import EVALUATIONS, METRICS, RESERVED, SESSIONS
 from glm_training.utils.step_lines import records_of
 
-CONFIG, LOG = "config.yaml", "train.log"
+CONFIG, LOG, PAGE = "config.yaml", "train.log", "report.html"
 LOG_BYTES = 4 << 20
 """So much of the end of `train.log` is read."""
 
@@ -126,8 +126,9 @@ class Run:
         return found[-1] if found else None
 
 
-def read_runs(folders: Sequence[str | Path]) -> list[Run]:
-    """The runs in `folders`, with names that tell them apart. Raises ReportError with every folder that is none."""
+def read_runs(folders: Sequence[str | Path], *, ended: bool = False) -> list[Run]:
+    """The runs in `folders`, with names that tell them apart; `ended`: whoever holds them has trained. Raises
+    ReportError with every folder that is none."""
     runs, problems = [], []
     for folder in folders:
         try:
@@ -138,6 +139,7 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
         raise ReportError("\n".join(problems))
     for run, name in zip(runs, _names([run.folder for run in runs]), strict=True):
         run.name = name
+        run.going = run.going and not ended
     return runs
 
 

@@ -22,7 +22,7 @@ def told(console: Console, runs: Sequence[Run], comparison: Comparison | None) -
             console.line(f"  {line}")
         if comparison.rows:
             headers = ["figure", *comparison.names, "difference", "95 % interval", ""]
-            console.table("Evaluated last", headers, [_cells(row) for row in comparison.rows])
+            console.table("Evaluated last", headers, [_cells(row, comparison.names) for row in comparison.rows])
     for run in runs:
         for problem in run.problems:
             console.line(f"note: {run.name}: {problem}")
@@ -62,18 +62,23 @@ def _on(run: Run, figure: str) -> str:
     return "prompts" if evaluated is None else evaluated.on
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Row, names: Sequence[str]) -> list[str]:
     spec, found = spec_for(row.difference), row.difference
     between = ABSENT
     if found.low is not None and found.high is not None:
         between = f"{number(found.low, f'+{spec}')} to {number(found.high, f'+{spec}')}"
-    verdict = (
-        "other prompts" if not row.paired else {1: "better", -1: "worse", 0: "cannot be told", None: ""}[row.better]
-    )
-    return [
-        label(row.figure),
-        *(number(mean, spec) for mean in row.means),
-        number(found.mean, f"+{spec}"),
-        between,
-        verdict,
-    ]
+    means = [number(mean, spec) for mean in row.means]
+    return [label(row.figure), *means, number(found.mean, f"+{spec}"), between, verdict(row, names)]
+
+
+def verdict(row: Row, names: Sequence[str] | None) -> str:
+    """Of two runs with their `names` which is better; else whether one has become better or worse."""
+    if not row.paired:
+        return "other prompts"
+    if row.same:
+        return "same"
+    if not row.better:
+        return "" if row.better is None else "cannot be told"
+    if names is None:
+        return "better" if row.better > 0 else "worse"
+    return f"{names[1] if row.better > 0 else names[0]} better"

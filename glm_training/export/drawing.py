@@ -42,7 +42,14 @@ class Drawing:
     of_the_run: bool
 
     def by(self, family: Family) -> Tensor:
-        """[P, 3, H, W] in [0, 1], drawn as the trainer draws."""
+        """[P, 3, H, W] in [0, 1], drawn as the trainer draws.
+
+        Weights leave their file first: where its header is of another length they lie at other addresses, and a
+        product's last bit depends on how its operands are aligned.
+        """
+        for module in (*map(family.module, family.components), *family.frozen()):
+            for tensor in (*module.parameters(), *module.buffers()):
+                tensor.data = tensor.data.clone()
         drawn = family.eval().draw(
             self.prompts,
             height=self.height,

@@ -34,7 +34,7 @@ def test_the_real_command_in_real_processes_pushes(dpo, tmp_path):
         changes = {"HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
         done = subprocess.run([sys.executable, *words], env=_environment(changes), capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
-        for part in ("its newest", "bit for bit in fp32", f"pushed to {hub.address}/someone/there", "lora of step 1:"):
+        for part in ("its best", "bit for bit in fp32", f"pushed to {hub.address}/someone/there", "lora of step 1:"):
             assert part in done.stdout, done.stdout
         assert [(each["name"], each["visibility"]) for each in hub.made] == [("there", "private")]
         here = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}

@@ -13,6 +13,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from glm_training.checkpoint import disk
+from glm_training.checkpoint.best import Best
 from glm_training.checkpoint.manifest import MANIFEST, Manifest, digest_file, read_manifest
 from glm_training.checkpoint.shards import write_shards
 from glm_training.export import run as export_run
@@ -44,8 +45,8 @@ def written(source: Path, out: Path, *, ema: bool | None = None) -> dict[str, to
 
 def test_a_run_means_its_best_or_its_newest(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
-    assert Source.read(copy).folder.name == "step-000002" and "its newest" in str(Source.read(copy).note)
-    (copy / "checkpoints/best").write_text('step-000001\n{"step": 1}\n')
+    assert Source.read(copy).folder.name == "step-000002" and "its best" in str(Source.read(copy).note)
+    (copy / "checkpoints/best").write_bytes(Best("step-000001", 1, "eval/total", 0.5, True).encoded())
     for name in (copy, copy / "checkpoints", copy / "checkpoints/best", copy / "checkpoints/step-000001/pipeline"):
         assert Source.read(name).folder == copy / "checkpoints/step-000001", name
     assert Source.read(copy / "checkpoints/latest").folder.name == "step-000002"

@@ -188,7 +188,7 @@ def _draw_adapters(source: Source, folder: Path, form: str, drawing: Drawing, ex
     images = drawing.by(family)
     yield from _compared(images, expected, 0.0 if exact else FOLDED_BOUND)
     yield from _stock(pipe, family, drawing, images)
-    yield _difference(images, before, source.base)
+    yield difference(images, before, source.base)
 
 
 def load_pipeline(kind: str, folder: Path) -> tuple[Any, Family]:
@@ -244,10 +244,11 @@ def _changed(source: Source, drawing: Drawing, images: Tensor) -> Iterator[str]:
         yield f"not compared with {source.base}, which is not here"
         return
     _few_steps(source, family)
-    yield _difference(images, drawing.by(family), source.base)
+    yield difference(images, drawing.by(family), source.base)
 
 
-def _difference(images: Tensor, before: Tensor, base: str) -> str:
+def difference(images: Tensor, before: Tensor, base: str) -> str:
+    """How far pictures are from those of the model that the run began with. Raises ExportError where they are those."""
     off = (images - before).abs()
     if off.max() == 0:
         raise ExportError(f"it draws what {base} draws, bit for bit: the training changed nothing")

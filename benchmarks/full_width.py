@@ -169,6 +169,7 @@ def measure(component: str, size: int, precision: str, narrow: bool, gate: bool)
         "precision": precision,
         "narrow_vae": narrow,
         "gate": gate,
+        "options": options[:-1],
         "resident before, GiB": round(before, 3),
         "phases": phases,
         "planned peak, GiB": max(planned.values()),

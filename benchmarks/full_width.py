@@ -48,7 +48,7 @@ KEY = ("component", "size", "precision", "narrow_vae")
 
 
 def overrides(component: str, size: int, precision: str) -> list[str]:
-    """Of the configuration; the AR half's own run draws without guidance, which it does not learn through."""
+    """Of the configuration. The DiT half's own run is guided, which doubles its passes; the others are not."""
     plans, renders = GROUPS[component]
     low = precision == "bf16"
     return [
@@ -64,7 +64,7 @@ def overrides(component: str, size: int, precision: str) -> list[str]:
         "training.gradient_accumulation_steps=1",
         "rollout.num_inference_steps=2",
         "rollout.sde_window_size=1",
-        f"model.dit.guidance_scale={1.0 if component == 'ar' else 1.5}",
+        f"model.dit.guidance_scale={1.5 if component == 'dit' else 1.0}",
         f"rollout.plans_per_prompt={plans}",
         f"rollout.renders_per_plan={renders}",
         f"reward.grpo.num_samples={plans * renders}",
@@ -132,18 +132,19 @@ def with_narrow_vae(part: str) -> dict[str, Any]:
     return settings
 
 
-def measure(component: str, size: int, precision: str, narrow: bool) -> dict[str, Any]:
+def measure(component: str, size: int, precision: str, narrow: bool, gate: bool) -> dict[str, Any]:
     """A step in this process, beside its plan."""
     if narrow:
         full_width.full_width_configuration = loading.full_width_configuration = with_narrow_vae
-    from benchmarks.plan_peaks import Alive
     from glm_training.config import load_config
     from glm_training.planning.plan import Card, make_plan
+    from glm_training.planning.tracing import Alive
     from glm_training.trainers.run import run_training
 
     before = peak_resident() / GIB
     with tempfile.TemporaryDirectory() as folder:
-        config = load_config([CONFIG], [*overrides(component, size, precision), f"output_dir={folder}/run"])
+        options = [*overrides(component, size, precision), f"reward.grpo.gate={gate}", f"output_dir={folder}/run"]
+        config = load_config([CONFIG], options)
         plan = make_plan(config, card=Card(None, "not asked"))
         alive = Alive()
         meter = Meter(alive)
@@ -155,7 +156,8 @@ def measure(component: str, size: int, precision: str, narrow: bool) -> dict[str
         row = json.loads((run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
         saved = sum(file.stat().st_size for file in (run / "checkpoints").rglob("*") if file.is_file())
     context = plan.phases[0].items["context"]  # of a GPU
-    planned = {phase.name: round((phase.total - context) / GIB, 3) for phase in plan.phases}
+    asleep = sum(part.frozen * plan.run.dtype for part in plan.memory.parts if part.sleeps)  # on the CPU: here
+    planned = {phase.name: round((phase.total - context + asleep) / GIB, 3) for phase in plan.phases}
     phases = {name: {key: round(value, 3) for key, value in told.items()} for name, told in meter.found.items()}
     for name, told in phases.items():
         if name in PHASES:
@@ -166,6 +168,8 @@ def measure(component: str, size: int, precision: str, narrow: bool) -> dict[str
         "size": size,
         "precision": precision,
         "narrow_vae": narrow,
+        "gate": gate,
+        "options": options[:-1],
         "resident before, GiB": round(before, 3),
         "phases": phases,
         "planned peak, GiB": max(planned.values()),
@@ -193,11 +197,12 @@ def main() -> None:
     parser.add_argument(
         "--narrow-vae", action="store_true", help="a quarter of its channels: it takes most of the time"
     )
+    parser.add_argument("--without-gate", action="store_true", help="no replay of the rollout before the update")
     parser.add_argument("--save", action="store_true", help="adds to the file of results")
     parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.into:
-        found = measure(asked.component[0], asked.size, asked.precision, asked.narrow_vae)
+        found = measure(asked.component[0], asked.size, asked.precision, asked.narrow_vae, not asked.without_gate)
         asked.into.write_text(json.dumps(found), encoding="utf-8")
         return
     import torch
@@ -205,7 +210,7 @@ def main() -> None:
     machine = {"processor": processor()[0], "threads": torch.get_num_threads(), "torch": torch.__version__}
     for component in asked.component or list(GROUPS):
         options = ["--component", component, "--size", str(asked.size), "--precision", asked.precision]
-        options += ["--narrow-vae"] * asked.narrow_vae
+        options += ["--narrow-vae"] * asked.narrow_vae + ["--without-gate"] * asked.without_gate
         found = {"machine": machine, **in_its_own_process(options)}
         print(json.dumps(found, indent=1), flush=True)
         if asked.save:

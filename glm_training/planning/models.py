@@ -45,7 +45,7 @@ def read_networks(family: str, name: str, revision: str | None = None) -> Networ
     neither in the local cache nor published here.
     """
     if family not in PUBLISHED:
-        raise ModelLoadError(f"plan knows the families {' and '.join(PUBLISHED)}, and model.family is {family}")
+        raise ModelLoadError(f"pipelines are of the families {' and '.join(PUBLISHED)}, and model.family is {family}")
     builders = _builders(family)
     if name == "tiny-random":
         return Networks(_tiny_random(family), "the tiny model with random weights")

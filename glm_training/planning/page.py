@@ -89,7 +89,7 @@ def _peak(plan: Plan) -> list[str]:
         "gradients": f"{WIDE} bytes each{spread}",
         "gradient buckets": "DDP sends gradients in buckets of their own" if run.strategy == "ddp" else "of one unit",
         "optimizer's temporaries": "the step takes roots of all second moments at once",
-        "activations": "at most in a pass, by formulas per block",
+        "activations": "at most in a pass, " + ("traced" if run.family == "vgt" else "by formulas per block"),
         "rewards": f"{', '.join(run.metrics)}, in fp32",
         "context": "assumed for CUDA, its libraries and gaps",
     }

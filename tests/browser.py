@@ -37,7 +37,7 @@ class Browser:
             os.dup2(high[1], 4)
 
         options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run",
-                   "--remote-debugging-pipe", f"--user-data-dir={profile}"]  # fmt: skip
+                   "--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"]  # fmt: skip
         self._process = subprocess.Popen(
             [program, *options], pass_fds=(3, 4), preexec_fn=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -47,6 +47,7 @@ class Browser:
         self.faults: list[str] = []
         self.requests: list[str] = []
         self._events: list[str] = []
+        self.address = ""
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         """The result of a command. Raises RuntimeError for an error."""
@@ -98,7 +99,8 @@ class Browser:
         self.faults.clear()
         self.requests.clear()
         self._events.clear()
-        self.call("Page.navigate", url=page.resolve().as_uri())
+        self.address = page.resolve().as_uri()
+        self.call("Page.navigate", url=self.address)
         while "Page.loadEventFired" not in self._events:
             self._next()
 

@@ -75,7 +75,7 @@ def page(runs: Sequence[Run], comparison: Comparison | None) -> str:
         pictures=Markup(_json(album.pictures)),
         version=__version__,
         title=" · ".join(run.name for run in runs),
-        headline=headline(runs[0]) if comparison is None else comparison.headline,
+        headline=_lead(runs[0]) if comparison is None else comparison.headline,
         comparison=comparison,
         rows=_rows(runs, comparison),
         cards=_cards(runs, monitors),
@@ -180,6 +180,12 @@ def _pictures(runs: Sequence[Run], album: Album) -> dict[str, Any]:
 def _rollout(kept: KeptRollout, pictures: list[int]) -> dict[str, Any]:
     content = asdict(kept) | {"pictures": pictures, "prompts": [text(each) for each in kept.prompts]}
     return content | {"names": {name: label(name) for name in kept.scores}}
+
+
+def _lead(run: Run) -> str:
+    """What a run has come to; its name stands above."""
+    line = headline(run).removeprefix(f"{run.name}, ")
+    return line[:1].upper() + line[1:]
 
 
 def _rows(runs: Sequence[Run], comparison: Comparison | None) -> list[dict[str, str]]:

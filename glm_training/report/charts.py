@@ -108,7 +108,7 @@ _UNITS = {"ar/kl": "nats per token", "ar/drawn_entropy": "nats", "ar/reference_e
 
 def sections(runs: Sequence[Run]) -> list[Section]:
     """All figures of all runs, each in one chart; sections and charts without any are left out."""
-    made = {key: Section(key, *texts) for key, texts in SECTIONS.items()}
+    made = {key: Section(key, title, about) for key, (title, about) in SECTIONS.items()}
     charts: dict[tuple[str, str], Chart] = {}
     for place, run in enumerate(runs):
         for tag in run.figures:
@@ -117,11 +117,11 @@ def sections(runs: Sequence[Run]) -> list[Section]:
             if mine is chart:
                 made[section].charts.append(chart)
             mine.lines.append(_line(run, place, tag, role))
-    for section in made.values():
-        section.charts.sort(key=_order)
-        for chart in section.charts:
+    for each in made.values():
+        each.charts.sort(key=_order)
+        for chart in each.charts:
             chart.lines.sort(key=lambda line: (line.run, line.role != TRAINING))
-    return [section for section in made.values() if section.charts]
+    return [each for each in made.values() if each.charts]
 
 
 def placed(tag: str) -> tuple[str, Chart, str]:
@@ -186,9 +186,8 @@ def _line(run: Run, place: int, tag: str, role: str) -> Line:
     steps = series.steps[each - 1 :: each]
     if len(series.steps) % each:
         steps = [*steps, series.steps[-1]]
-    return Line(
-        place, role, tag, steps, *(brought_together(values, each) for values in (series.values, low, high)), each
-    )
+    values, low, high = (brought_together(column, each) for column in (series.values, low, high))
+    return Line(place, role, tag, steps, values, low, high, each)
 
 
 def brought_together(values: Sequence[float | None], each: int) -> Values:

@@ -22,8 +22,10 @@ PARTS = ("ar", "dit", "unet", "autoencoder", "generator")
 """First part of the names of judged figures; all others are scores, of which more is better."""
 JUDGED_BY = ("accuracy", "psnr", "loss")
 """Which judged figure of a part decides, the first that is there."""
-SCORED_BY = ("reward.metrics", "reward.calculator", "reward.options", "reward.weights")
-"""Settings on which the meaning of a reward depends."""
+SCORED_BY = ("reward.metrics", "reward.calculator", "reward.weights")
+"""Settings on which the meaning of a reward depends, beside the options of its metrics."""
+MAX_TOLD = 4
+"""Settings that a line names; all of them are on the page."""
 DRAWN_BY = ("evaluation.samples_per_prompt", "evaluation.seed", "evaluation.num_inference_steps",
             "evaluation.guidance_scale", "model.ar", "model.dit", "model.unet", "model.generator",
             "data.image_size")  # fmt: skip
@@ -132,11 +134,11 @@ def _deciding(runs: Sequence[Run]) -> list[str] | str:
     common = [set.union(*(set(one.scores) for one in run.evaluations)) for run in runs]
     shared = set.intersection(*common)
     if "total" in shared:
-        rewards = differing([{key: run.setting(key) for key in SCORED_BY} for run in runs])
+        rewards = differing([_of_reward(run) for run in runs])
+        rewards = {key: found for key, found in rewards.items() if key in SCORED_BY or _contradict(found)}
         if not rewards:
             return ["total"]
-        told = "; ".join(f"{key}: {' against '.join(map(shown, values))}" for key, values in rewards.items())
-        return f"It cannot be told which is better: their rewards are not of the same metrics ({told})"
+        return f"It cannot be told which is better: their rewards are not of the same metrics ({_listed(rewards)})"
     judged = [
         next((name for kind in JUDGED_BY if (name := f"{part}/{kind}") in shared), None)
         for part in dict.fromkeys(name.split("/")[0] for name in sorted(shared))
@@ -145,6 +147,25 @@ def _deciding(runs: Sequence[Run]) -> list[str] | str:
     scores = sorted((name for name in shared if name.split("/")[0] not in PARTS and "/" not in name), key=_order)
     found = [name for name in judged if name is not None] or scores
     return found or "It cannot be told which is better: they have no figure of an evaluation in common"
+
+
+def _of_reward(run: Run) -> dict[str, Any]:
+    """What the meaning of its reward depends on. An older run may lack an option, which then is what it is now."""
+    found = {key: run.setting(key) for key in SCORED_BY}
+    metrics = found["reward.metrics"] if isinstance(found["reward.metrics"], dict) else {}
+    options = {name: run.setting(f"reward.options.{name}") for name in metrics}
+    return found | flattened({"reward.options": {k: v for k, v in options.items() if v is not None}})
+
+
+def _contradict(values: list[Any]) -> bool:
+    """Whether the runs that have a value have different ones."""
+    return len({repr(value) for value in values if value is not None}) > 1
+
+
+def _listed(settings: dict[str, list[Any]]) -> str:
+    lines = [f"{key}: {' against '.join(map(shown, values))}" for key, values in list(settings.items())[:MAX_TOLD]]
+    more = len(settings) - len(lines)
+    return "; ".join(lines) + (f"; and {more} more" if more else "")
 
 
 def _last_of_both(first: Run, second: Run, figure: str, confidence: float = CONFIDENCE) -> Row | None:
@@ -316,7 +337,7 @@ def _warnings(runs: Sequence[Run], rows: Sequence[Row], settings: dict[str, list
         lines.append(f"Left out: {counted(left_out, 'prompt')} that only one of two runs was evaluated on")
     drawn = [key for key in settings if any(key == each or key.startswith(f"{each}.") for each in DRAWN_BY)]
     if drawn and rows:
-        told = "; ".join(f"{key}: {' against '.join(map(shown, settings[key]))}" for key in drawn)
+        told = _listed({key: settings[key] for key in drawn})
         lines.append(f"The evaluations draw their pictures otherwise, which may be the reason ({told})")
     subjects = {one.on for run in runs for one in run.evaluations if one.on.endswith("prompts")}
     if any(subject.startswith("training") for subject in subjects):

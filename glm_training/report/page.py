@@ -61,8 +61,8 @@ def page(runs: Sequence[Run], comparison: Comparison | None) -> str:
     from markupsafe import Markup
 
     album = Album()
-    data = {"runs": [run.name for run in runs], **_pictures(runs, album), **_figures(runs)}
     monitors = [watched(run) for run in runs]
+    data = {"runs": [run.name for run in runs], **_pictures(runs, album), **_figures(runs, monitors)}
     script = _asset("plot.js") + _asset("page.js")
     policy = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -75,10 +75,10 @@ def page(runs: Sequence[Run], comparison: Comparison | None) -> str:
         pictures=Markup(_json(album.pictures)),
         version=__version__,
         title=" · ".join(run.name for run in runs),
-        headline=headline(runs[0]) if comparison is None else comparison.headline,
+        headline=_lead(runs[0]) if comparison is None else comparison.headline,
         comparison=comparison,
         rows=_rows(runs, comparison),
-        cards=_cards(runs),
+        cards=_cards(runs, monitors),
         subtitles=[subtitle(run) for run in runs],
         monitors=[[_monitor(one) for one in found] for found in monitors],
         sections=data["sections"],
@@ -113,11 +113,11 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(f"{value:.{DIGITS}g}")
 
 
-def _figures(runs: Sequence[Run]) -> dict[str, Any]:
+def _figures(runs: Sequence[Run], monitors: Sequence[Sequence[Watched]]) -> dict[str, Any]:
     """Sections of charts. Lines of a run share their steps, which stand in a table."""
     steps: dict[tuple[int, ...], int] = {}
     found = []
-    limits = {(place, one.tag): one for place, run in enumerate(runs) for one in watched(run)}
+    limits = {(place, one.tag): one for place, own in enumerate(monitors) for one in own}
     for section in sections(runs):
         charts = []
         for chart in section.charts:
@@ -182,6 +182,12 @@ def _rollout(kept: KeptRollout, pictures: list[int]) -> dict[str, Any]:
     return content | {"names": {name: label(name) for name in kept.scores}}
 
 
+def _lead(run: Run) -> str:
+    """What a run has come to; its name stands above."""
+    line = headline(run).removeprefix(f"{run.name}, ")
+    return line[:1].upper() + line[1:]
+
+
 def _rows(runs: Sequence[Run], comparison: Comparison | None) -> list[dict[str, str]]:
     """The table of the overview: first against last of one run, or one run against the other."""
     rows = changes(runs[0]) if comparison is None else comparison.rows
@@ -206,9 +212,9 @@ def _row(row: Row, names: Sequence[str] | None) -> dict[str, str]:
     }
 
 
-def _cards(runs: Sequence[Run]) -> dict[str, list[Card | None]]:
+def _cards(runs: Sequence[Run], monitors: Sequence[Sequence[Watched]]) -> dict[str, list[Card | None]]:
     """Title -> the card of each run; None where it has none."""
-    found = [{card.title: card for card in cards(run, watched(run))} for run in runs]
+    found = [{card.title: card for card in cards(*each)} for each in zip(runs, monitors, strict=True)]
     titles = dict.fromkeys(title for each in found for title in each)
     return {title: [each.get(title) for each in found] for title in titles}
 

@@ -31,14 +31,12 @@ class Album:
     """The pictures of a page, as base64 of JPEGs; others name them by their places. A place of -1 is no picture."""
 
     pictures: list[str] = field(default_factory=list)
-    bytes: int = 0
 
     def add(self, jpeg: bytes | None) -> int:
         """Its place."""
         if jpeg is None:
             return -1
         self.pictures.append(base64.b64encode(jpeg).decode("ascii"))
-        self.bytes += len(jpeg)
         return len(self.pictures) - 1
 
 

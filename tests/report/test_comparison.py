@@ -87,6 +87,17 @@ def test_rewards_of_other_metrics_are_not_compared(tmp_path):
     assert headline.startswith("It cannot be told which is better: their rewards are not of the same metrics")
 
 
+def test_options_count_of_the_metrics_that_are_used_and_known_to_both(tmp_path):
+    def with_options(name: str, **options):
+        return write_run(tmp_path / name, {1: {"total": A}}, reward__metrics=METRICS, reward__options=options)
+
+    first = with_options("a", objects={"color": 1.0}, ocr={"engine": "x"})
+    newer = with_options("b", objects={"color": 1.0, "added": 2}, ocr={"engine": "y"})
+    other = with_options("c", objects={"color": 0.5})
+    assert "are the same" in compare(read_runs([first, newer])).headline
+    assert "reward.options.objects.color: 1.0 against 0.5" in compare(read_runs([first, other])).headline
+
+
 @pytest.mark.parametrize(
     ("figure", "winner"), [("dit/loss", "a"), ("unet/accuracy", "b"), ("autoencoder/psnr", "b"), ("score_hps", "b")]
 )

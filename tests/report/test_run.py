@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 from glm_training.report.run import ReportError, flattened, read_run, read_runs
+from glm_training.utils.folder_lock import FolderLock
 from tests.report_runs import write_lines, write_run
 
 
@@ -61,6 +62,18 @@ def test_names_tell_runs_apart(tmp_path):
 def test_what_became_of_it(tmp_path, total, state):
     run = read_run(write_run(tmp_path / "a", figures=[{"step": 5, "x": 1.0}], total_steps=total))
     assert run.state == state
+
+
+def test_a_run_that_is_going(tmp_path):
+    folder = write_run(tmp_path / "a", figures=[{"step": 5, "x": 1.0}], total_steps=5)
+    lock = FolderLock(folder)
+    lock.acquire()
+    try:
+        assert read_run(folder).state == "running"
+        assert read_runs([folder], ended=True)[0].state == "finished"
+    finally:
+        lock.release()
+    assert read_run(folder).state == "finished"
 
 
 def test_notes_are_the_lines_of_the_log(tmp_path):

@@ -283,7 +283,9 @@ const here = new IntersectionObserver((entries) => {
   for (const { target, isIntersecting } of entries) {
     if (!isIntersecting) continue;
     for (const link of links.values()) link.removeAttribute("aria-current");
-    links.get(target.id).setAttribute("aria-current", "true");
+    const link = links.get(target.id);
+    link.setAttribute("aria-current", "true");
+    link.parentElement.scrollLeft = link.offsetLeft - 60;
   }
 }, { rootMargin: "-15% 0px -75% 0px" });
 for (const id of links.keys()) here.observe(byId(id));

@@ -30,11 +30,11 @@ function shown(value) {
   return String(Number(value.toPrecision(4)));
 }
 
-/** Round numbers in [low, high], about `count` of them, and their distance. */
-function ticks(low, high, count) {
-  const raw = (high - low) / Math.max(1, count);
+/** Round numbers in [low, high], about `count` of them, and their distance; `whole`: integers alone. */
+function ticks(low, high, count, whole) {
+  const raw = Math.max(whole ? 1 : 0, (high - low) / Math.max(1, count));
   const power = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 2.5, 5, 10].map((each) => each * power).find((each) => each >= raw * 0.999);
+  const step = (whole ? [1, 2, 5, 10] : [1, 2, 2.5, 5, 10]).map((each) => each * power).find((each) => each >= raw * 0.999);
   const found = [];
   for (let k = Math.ceil(low / step - 1e-9); k * step <= high + step * 1e-9; k++) found.push(k * step + 0 || 0);
   return [found, step];
@@ -167,7 +167,7 @@ class Chart {
     this.left = 12 + 6.2 * Math.max(...this.yTicks[0].map((value) => this.yText(value).length));
     this.x = (step) => this.left + (step - first) / (last - first) * (width - this.left - 12);
     this.y = (value) => height - 24 - (f(value) - f(low)) / (f(high) - f(low)) * (height - 34);
-    this.xTicks = ticks(first, last, Math.max(2, (width - this.left) / 90));
+    this.xTicks = ticks(first, last, Math.max(2, (width - this.left) / 70), true);
   }
 
   yText(value) { return this.log ? shown(value) : tickText(value, this.yTicks[1]); }
@@ -178,7 +178,7 @@ class Chart {
       svg("text", { x: this.left - 6, y: this.y(value) + 4, "text-anchor": "end" }, this.svg).textContent = this.yText(value);
     }
     svg("line", { class: "axis", x1: this.left, x2: width - 12, y1: height - 24, y2: height - 24 }, this.svg);
-    for (const step of this.xTicks[0].filter(Number.isInteger)) {
+    for (const step of this.xTicks[0]) {
       svg("line", { class: "axis", x1: this.x(step), x2: this.x(step), y1: height - 24, y2: height - 20 }, this.svg);
       const end = this.x(step) > width - 34 ? "end" : "middle";
       svg("text", { x: end === "end" ? width - 8 : this.x(step), y: height - 8, "text-anchor": end }, this.svg).textContent = step.toLocaleString("en");

@@ -142,6 +142,14 @@ MUTATIONS = [
         ("if share >= ONE_HALF_DECIDES:", "if share <= ONE_HALF_DECIDES:", "the reading of the share is reversed"),
     ),
     *of(
+        "reinforcement/kept.py",
+        "reinforcement/test_kept.py",
+        ("count -= taken", "count -= 0", "too many prompts are kept"),
+        ('_joined(by_plan) if "ar" in config.parts() else []', "_joined(by_plan)", "advantages of a half that stands"),
+        ("return step in (1, self._total)", "return step in (0, self._total)", "the first step is not kept"),
+        ("self._on = world.is_main and", "self._on = True and", "every process keeps samples"),
+    ),
+    *of(
         "reinforcement/resampling.py",
         ("reinforcement/test_resampling.py", STEPS),
         (".all(dim=0)\n", ".any(dim=0)\n", "groups give way that one half could learn from"),

@@ -124,6 +124,13 @@ MUTATIONS = [
         ("**dict.fromkeys(nonfinite)", "", "NaN ends a run"),
     ),
     *of(
+        "utils/kept_rollouts.py",
+        "utils/test_kept_rollouts.py",
+        ("if not inner:\n        return steps[0]", "if not inner:\n        return steps[-1]", "the newest step goes"),
+        ("steps[place + 1] - steps[place - 1]", "steps[place]", "the early steps go first"),
+        ("sum(sizes.values()) > self.limit", "sum(sizes.values()) > 2 * self.limit", "the bound is no bound"),
+    ),
+    *of(
         "utils/step_lines.py",
         "utils/test_step_lines.py",
         ('record["step"] <= step', 'record["step"] < step', "the last line is trained again and lost"),

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
@@ -50,6 +51,8 @@ def write_page(path: Path, html: str) -> None:
         fresh.write_text(html, encoding="utf-8", errors="backslashreplace")
         fresh.replace(path)
     except OSError as error:
+        with suppress(OSError):
+            fresh.unlink(missing_ok=True)
         raise ReportError(f"{path} cannot be written: {error.strerror}; name another file with --out") from error
 
 

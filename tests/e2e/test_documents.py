@@ -60,6 +60,7 @@ ELSEWHERE = {
     "python benchmarks/": "what it measured is in benchmarks/results",
     "python test_installation.py": "tests/doctor",
     "glm-train doctor": "tests/doctor",
+    "glm-train report runs/quickstart runs/other": "tests/report",
     "python examples/reward_server.py": "tests/e2e/test_remote_reward.py",
     "curl": "tests/e2e/test_remote_reward.py",
     "glm-train train --config configs/quickstart.yaml reward.metrics='{remote": "tests/e2e/test_remote_reward.py",

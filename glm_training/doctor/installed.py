@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -75,9 +76,19 @@ def absent_extras() -> Iterator[Finding]:
 def _lacking(found: Iterable[Library], reason: str = "") -> Iterator[Finding]:
     for each in found:
         if not each.fits:
-            place = None if each.found is None else Path(str(distribution(each.name).locate_file("")))
-            command = pip_install(f"{each.name}{each.specifier}", place=place)
-            yield failed(each.name, each.problem.removeprefix(f"{each.name} ") + reason, command)
+            message = each.problem.removeprefix(f"{each.name} ") + reason
+            yield failed(each.name, message, _upgrade(each))
+
+
+def _upgrade(library: Library) -> list[str]:
+    """Where PYTHONPATH's folder has it, pip would leave the old version's record beside the new one's."""
+    place = None if library.found is None else Path(str(distribution(library.name).locate_file("")))
+    command = pip_install(f"{library.name}{library.specifier}", place=place)
+    if place is None or "--target" not in command:
+        return command
+    stem = _plain(library.name)
+    records = [path for path in place.glob("*.dist-info") if _plain(path.name.partition("-")[0]) == stem]
+    return ["rm", "-r", *(shlex.quote(str(path)) for path in sorted(records)), "&&", *command]
 
 
 def _newer_than_tested(found: Iterable[Library]) -> list[str]:

@@ -53,6 +53,7 @@ def test_an_old_diffusers_before_the_environments_own_is_mended_by_its_command(t
     assert f"--upgrade --target {tmp_path / 'first'} 'diffusers>=0.42'" in before["command"]
     done = subprocess.run(["bash", "-c", before["command"]], env=environment(tmp_path), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert [path.name for path in (tmp_path / "first").glob("*.dist-info")] == ["diffusers-0.42.1.dist-info"]
     after = found(tmp_path)
     assert "diffusers" not in after and "diffusers 0.42.1" in after["libraries"]["message"]
 

@@ -16,7 +16,7 @@ import pytest
 from torch.distributed.run import parse_args
 
 from glm_training.config import Config, load_config
-from tests.warm import run_two
+from tests.warm import run, run_two
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *ROOT.glob("[cdeg]*/**/*.md")])
@@ -53,6 +53,7 @@ MARKS = ("GPU", "cluster", "Slurm", "network", "hour", "of yours")
 ELSEWHERE = {
     "pip install": "the environment that this runs in was installed by it (.ci/run)",
     "pytest": "this",
+    "docker": "tests/e2e/test_image.py",
     "ruff": "tests/test_quality.py",
     "tensorboard": "a server",
     "python -m tests.mutants.run": "hours; tests/mutants/test_catalogue.py says that all of them apply",
@@ -149,6 +150,15 @@ def place(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory) -> Path:
+    """A run of the quickstart, as the reader of a later page has it."""
+    folder = tmp_path_factory.mktemp("earlier") / "quickstart"
+    done = run("train.py", "--config", "configs/quickstart.yaml", *SHORT_GRPO, f"output_dir={folder}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
 def write_files(name: str) -> None:
     """The files that a document says to write: a block whose first line is a comment with the file's name."""
     for language, text in blocks(name):
@@ -186,8 +196,10 @@ def run_here(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in DOCUMENTS if to_run(name)])
-def test_commands(name, place, monkeypatch):
+def test_commands(name, place, quickstart, monkeypatch):
     write_files(name)
+    if "runs/quickstart" in to_run(name)[0] and "train.py" not in to_run(name)[0]:
+        shutil.copytree(quickstart, "runs/quickstart", symlinks=True)
     for command in to_run(name):
         words = shlex.split(command)
         if of_the_hub(command):
@@ -203,6 +215,10 @@ def test_commands(name, place, monkeypatch):
                 words = shortened(words)
             elif words[:2] == ["glm-train", "evaluate"]:
                 words += ["--samples", "1", "--steps", "1"]
+            elif words[:2] == ["glm-train", "export"]:
+                words += ["--no-draw"]  # one step changes no picture; tests/export and test_newcomer.py draw
+            elif words[:2] == ["glm-train", "sample"]:
+                words += ["--steps", "1"]
             run_here(words, monkeypatch)
         else:
             subprocess.run(["bash", "-c", command], check=True)
@@ -223,5 +239,5 @@ def test_the_documents_have_commands():
 def test_files_that_are_named_are_there(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     for path in re.findall(r"`((?:configs|examples|data|tests|benchmarks|glm_training)/[\w./-]+)`", text):
-        if not path.startswith("data/i2i/") and "*" not in path:
+        if not path.startswith(("data/i2i/", "benchmarks/results/gpu")) and "*" not in path:
             assert (ROOT / path).exists(), path

@@ -4,10 +4,10 @@ every line, how long does each phase take, and is its peak of memory the one tha
     python -m benchmarks.full_width --save                       # ar, dit and both, into results/full_width.json
     python -m benchmarks.full_width --component ar --size 256    # prints alone
 
-`model.name: full-width` has 2 layers of each network and random weights. A run of its own process: a prompt, two
-images, two denoising steps, LoRA. Of each phase: seconds of the clock and of the processor (other programs may share
-the machine), the most resident memory, and the most bytes of tensors that were alive, which is what a plan counts.
-Those of tensors are the sums of all storages, so a scorer's in its thread are left out.
+`model.name: full-width` has 2 layers of each network and random weights. Each run is a process of its own: a prompt,
+two images, two denoising steps, LoRA. Of each phase: seconds of the clock and of the processor (other programs may
+share the machine), the most resident memory, and the most bytes of tensors that were alive, which is what a plan
+counts. Those of tensors are the sums of all storages, so a scorer's in its thread are left out.
 """
 
 from __future__ import annotations

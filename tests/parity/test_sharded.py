@@ -98,7 +98,8 @@ def test_an_export_puts_shards_together_on_one_process(runs):
         wanted = dict(shown.module(part).named_parameters())
         found, raw = average.trainable(part), weights.trainable(part)
         assert found.keys() == raw.keys() and all(torch.equal(found[name], wanted[name]) for name in found)
-        assert any(not torch.equal(raw[name], wanted[name]) for name in raw)
+        others = {name for name in raw if not torch.equal(raw[name], wanted[name])}
+        assert others or part == "ar"  # whose plans may all have the same reward
 
 
 @pytest.mark.parametrize("kind", KINDS)

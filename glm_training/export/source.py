@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from glm_training.checkpoint.manifest import Manifest, read_manifest, verify_checkpoint
+from glm_training.checkpoint.manifest import MANIFEST, Manifest, read_manifest, verify_checkpoint
 from glm_training.checkpoint.resume import files_of_state, load_state
 from glm_training.checkpoint.run_record import RunRecord
 from glm_training.checkpoint.state_tree import CheckpointError
@@ -72,7 +72,11 @@ class Source:
 
     @staticmethod
     def read(place: str | Path, base: str | None = None) -> Source:
-        """The checkpoint that `place` means, as `named_checkpoint` has it. Raises ExportError."""
+        """The checkpoint that `place` means, as `named_checkpoint` has it, or whose `pipeline` it is. Raises
+        ExportError."""
+        inside = expanded(place).parent
+        if (inside / MANIFEST).is_file():
+            place = inside
         try:
             folder, _, note = named_checkpoint(place, "CHECKPOINT")
             if folder is None:

@@ -105,7 +105,7 @@ def test_freed_blocks_go_back_to_the_system():
         clean = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
         told = subprocess.run([sys.executable, "-c", HOLES, how], env=clean, check=True, capture_output=True, text=True)
         kept[how] = int(told.stdout.splitlines()[-1])
-    assert kept["kept"] > 100 << 20  # 160 MiB were freed
+    assert kept["kept"] > 32 << 20  # of the 160 MiB that were freed; how many of the holes are at the end differs
     assert kept["given back"] < 16 << 20
 
 

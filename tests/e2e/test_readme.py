@@ -12,6 +12,7 @@ import pytest
 from torch.distributed.run import parse_args
 
 from glm_training.config import load_config
+from tests.report_runs import write_run
 from tests.warm import run_two
 
 ROOT = Path(__file__).parents[2]
@@ -82,6 +83,9 @@ def test_command(command, tmp_path, monkeypatch):
         return
     if words[:2] == ["glm-train", "data"]:
         words.append(f"output_dir={tmp_path}/run")
+    if words[:2] == ["glm-train", "report"]:
+        folders = [write_run(tmp_path / word, {1: {"total": [0.1, 0.4]}}) for word in words[2:]]
+        words = [*words[:2], *map(str, folders), "--out", str(tmp_path / "page.html")]
     if "sample" in words:
         words += ["--out", str(tmp_path), "--steps", "2"]
     run_here(words, monkeypatch)

@@ -98,6 +98,8 @@ def test_every_figure_of_the_log_is_on_the_page_once_with_its_values(tmp_path):
 
 def test_training_and_held_out_share_a_chart(tmp_path):
     assert placed("reward/objects")[1].key == placed("eval/objects")[1].key
+    roles = [placed(tag)[2] for tag in ("reward/objects", "eval/objects", "dit/loss", "eval/dit/loss")]
+    assert roles == ["training", "held-out"] * 2
     assert placed("dit/loss")[:2] == placed("eval/dit/loss")[:2]
     assert [placed(tag)[0] for tag in ("ar/kl", "ar/clip_fraction", "x/y", "monitor/edges", "gap/total")] == [
         "kl", "clip", "other", "monitors", "gap",

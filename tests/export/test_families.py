@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from glm_training.export import fresh
-from glm_training.export.source import ExportError
+from glm_training.export.source import ExportError, Source
 from glm_training.models.family import read_few_steps
+from glm_training.models.sdxl.family import SDXL
 from tests import dmdr_runs, preference_runs, runs, vgt_runs
 from tests.export.exporting import DRAWN, exported, told
 
@@ -98,6 +99,14 @@ def test_sdxl_adapters(dpo, tmp_path):
 def test_sdxl_adapters_merged(dpo, tmp_path):
     lines = exported(dpo, tmp_path / "out", "safetensors", merge=True)
     told(lines, BIT_FOR_BIT, STOCK, "merging them moves its pictures by")
+    base = SDXL.load("tiny-random", seed=3).module("unet").state_dict()
+    merged = load_file(tmp_path / "out/unet/diffusion_pytorch_model.safetensors")
+    adapter = Source.read(dpo).adapter("unet", "weights")
+    added = {f"{layer}.weight": 6 / 4 * (b @ a) for layer, (a, b) in adapter.layers().items()}
+    assert merged.keys() == base.keys() and added.keys() < base.keys()
+    for name, value in base.items():
+        assert torch.allclose(merged[name], value + added.get(name, 0), rtol=1e-6, atol=1e-8), name
+    assert max(value.abs().max() for value in added.values()) > 1e-6  # what is added is seen at these bounds
 
 
 @pytest.mark.parametrize("form", ["pipeline", "safetensors"])

@@ -218,7 +218,7 @@ def test_commands(name, place, quickstart, monkeypatch):
             elif words[:2] == ["glm-train", "export"]:
                 words += ["--no-draw"]  # one step changes no picture; tests/export and test_newcomer.py draw
             elif words[:2] == ["glm-train", "sample"]:
-                words += ["--steps", "1"]
+                words += ["--steps", "2"]  # VGT draws in two or more
             run_here(words, monkeypatch)
         else:
             subprocess.run(["bash", "-c", command], check=True)

@@ -4,9 +4,10 @@ behind."""
 from __future__ import annotations
 
 import os
+import shutil
+import uuid
 from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 
 def expanded(path: str | Path) -> Path:
@@ -34,11 +35,16 @@ def why_unwritable(folder: Path) -> str | None:
         there = there.parent
     if not there.is_dir():
         return f"{there} is {_kind(there)}, not a folder"
+    scratch = there / f".try-{uuid.uuid4().hex}"
     try:
-        with TemporaryDirectory(prefix=".try-", dir=there) as scratch:
-            below = Path(scratch, folder.relative_to(there))
-            below.mkdir(parents=True, exist_ok=True)
+        try:
+            below = scratch / folder.relative_to(there)
+            below.mkdir(parents=True)
             (below / "file").write_bytes(b"x")
+            shutil.rmtree(scratch)
+        except BaseException:  # a stop, too, leaves nothing behind
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
     except OSError as error:
         where = f"{folder} takes no files" if there == folder else f"{folder} cannot be made in {there}"
         return f"{where}: {error.strerror or error}"

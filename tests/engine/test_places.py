@@ -9,8 +9,11 @@ import pytest
 
 from glm_training.engine.errors import SettingsError
 from glm_training.engine.places import check_places, place_problems
+from glm_training.utils import writable
 from glm_training.utils.writable import why_unwritable
 from tests.engine.test_run_directory import config_of, files
+from tests.faulty_system import in_child
+from tests.stops import stopped_at
 
 
 def test_every_place_that_cannot_be_written_is_named_with_its_key_and_nothing_is_left(tmp_path):
@@ -99,3 +102,18 @@ def test_other_processes_are_asked_for_their_cache_alone(tmp_path):
         assert problem.startswith(f"{key}: ")
     (problem,) = place_problems(config_of(tmp_path, *keys), is_main=False)
     assert problem.startswith("cache.dir: ")
+
+
+def stopped_everywhere(folder: Path) -> int:
+    line = 1
+    while stopped_at(writable, line, lambda: writable.why_unwritable(folder / "a" / "b")):
+        assert list(folder.iterdir()) == [], line
+        line += 1
+    assert line > 8
+    return 0
+
+
+def test_a_stop_anywhere_in_trying_a_folder_leaves_nothing(tmp_path):
+    (tmp_path / "place").mkdir()
+    told = tmp_path / "told"
+    assert in_child(told, lambda: stopped_everywhere(tmp_path / "place")) == 0, told.read_text()

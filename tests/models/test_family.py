@@ -80,7 +80,8 @@ def test_drawing_hands_on_all_that_it_is_asked(family, monkeypatch):
         "guidance_scale": 2.5,
     }  # fmt: skip
     family.draw(["a"], height=64, width=64, seed=0, sampling=sampling)
-    assert given[1][1]["plans"] == given[1][1]["renders"] == 1 and given[1][1]["sources"] is given[1][1]["prompt_ids"] is None
+    assert given[1][1]["plans"] == given[1][1]["renders"] == 1
+    assert given[1][1]["sources"] is given[1][1]["prompt_ids"] is None
 
 
 def test_generate_names_mistakes(family):

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ import pytest
 from glm_training.utils import folder_lock
 from glm_training.utils.folder_lock import LOCK, FolderInUseError, FolderLock, Holder
 from tests.faulty_system import in_child
+from tests.stops import stopped_at
 
 HOLD = """
 import sys, time
@@ -47,34 +47,6 @@ def left_by(folder: Path, **facts) -> Holder:
     folder.mkdir(exist_ok=True)
     (folder / LOCK).write_bytes(holder.encoded())
     return holder
-
-
-class Stop(BaseException):
-    """What a signal raises."""
-
-
-def stopped_at(line: int, work: Callable[[], None]) -> bool:
-    """Whether `work` came to as many lines of `folder_lock`; a stop came before that one."""
-    to_come = line
-
-    def trace(frame, event, argument):
-        nonlocal to_come
-        if frame.f_code.co_filename != folder_lock.__file__:
-            return None
-        if event == "line":
-            to_come -= 1
-            if to_come == 0:
-                raise Stop
-        return trace
-
-    sys.settrace(trace)
-    try:
-        work()
-    except Stop:
-        pass
-    finally:
-        sys.settrace(None)
-    return to_come <= 0
 
 
 def takes(folder: Path) -> bool:
@@ -342,7 +314,7 @@ def stopped_everywhere(folder: Path) -> int:
             taken = True
 
     stops = {False: 0, True: 0}
-    while stopped_at(sum(stops.values()) + 1, work):
+    while stopped_at(folder_lock, sum(stops.values()) + 1, work):
         folder_lock.release_all()  # as a command does that was stopped
         left = [path for path in folder.rglob("*") if not taken or path.is_file()]
         assert (left, list(folder_lock._held)) == ([], []), (taken, stops)

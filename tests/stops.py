@@ -12,7 +12,7 @@ class Stop(BaseException):
 
 
 def stopped_at(module: ModuleType, line: int, work: Callable[[], object]) -> bool:
-    """Whether `work` came to as many lines of `module`; a stop came before that one. For a process that ends afterwards:
+    """Whether `work` came to as many lines of `module`; a stop came before that one. For a process that ends after it:
     an error of a trace stays with the thread."""
     to_come = line
 

@@ -87,6 +87,7 @@ class RapidOcrReader:
     surest one counts, of equals the first. Never downloads."""
 
     def __init__(self, options: TextAccuracyOptions) -> None:
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # or onnxruntime leaves an id in the home folder
         try:
             import cv2
             from rapidocr import RapidOCR

@@ -1,7 +1,10 @@
 """Text accuracy: the scoring rule in closed form, and the OCR engines behind it."""
 
+import os
 import random
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -208,3 +211,10 @@ def test_an_image_the_detector_refuses_is_a_sample_error() -> None:
 def test_bad_options_name_their_key(options: dict) -> None:
     with pytest.raises(RewardConfigError, match=f"reward.options.text_accuracy.{next(iter(options))}"):
         TextAccuracyOptions(**options)
+
+
+def test_a_reader_leaves_nothing_in_the_home_folder(tmp_path: Path) -> None:
+    code = "from glm_training.rewards.ocr import *; load_reader(TextAccuracyOptions())"
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    subprocess.run([sys.executable, "-c", code], env=environment | {"HOME": str(tmp_path)}, check=True, timeout=120)
+    assert list(tmp_path.iterdir()) == []

@@ -41,7 +41,7 @@ TASKS = {
     "credit": ("tree", "flat", "separate", "plans"),
 }
 """Recipes by task, benchmarks/methods/<task>.yaml; of configs/recipes, or of benchmarks/methods where it has one."""
-RATES = {"objects": (1e-4, 2e-4), "words": (1e-4, 3e-4), "credit": (2e-4,)}
+RATES = {"objects": (1e-4, 2e-4), "words": (3e-5, 1e-4, 3e-4), "credit": (2e-4,)}
 CONTROLLED = ("grpo", "nft", "awm", "flow_grpo_fast")
 """Recipes that are also run with shuffled advantages: one of every kind of loss."""
 SEEDS = (1, 2, 3, 4, 5)

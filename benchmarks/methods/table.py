@@ -9,7 +9,7 @@ from typing import Any
 T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
 """Two-sided 95 % quantiles of Student's t, by the number of seeds."""
 HEADS = (
-    *("recipe", "rate", "held-out reward", "exactly right", "shuffled", "per 1,000 calls", "per minute"),
+    *("recipe", "rate", "seeds", "held-out reward", "exactly right", "shuffled", "per 1,000 calls", "per minute"),
     *("pictures changed", "diversity left", "training - held-out", "clipped"),
 )
 ENDS = 5
@@ -32,10 +32,13 @@ def table(cells: Sequence[dict[str, Any]]) -> str:
         own = [cell for cell in cells if cell["task"] == task]
         judged = [cell for cell in own if cell["seed"] > 0]
         rows = [_row(recipe, list(found)) for recipe, found in _by_recipe(judged)]
-        rows.sort(key=lambda row: -float(row[2].split()[0]))
-        text += f"\n{task}\n\n| {' | '.join(HEADS)} |\n" + "|---" * len(HEADS) + "|\n"
-        text += "".join(f"| {' | '.join(row)} |\n" for row in rows)
-        text += "\nheld-out gain in the search, by rate: " + "; ".join(_searched(own)) + "\n"
+        rows.sort(key=lambda row: -float(row[3].split()[0]))
+        text += f"\n**{task}**\n"
+        if rows:
+            text += f"\n| {' | '.join(HEADS)} |\n" + "|---" * len(HEADS) + "|\n"
+            text += "".join(f"| {' | '.join(row)} |\n" for row in rows)
+        if searched := "; ".join(_searched(own)):
+            text += f"\nHeld-out gain in the search, by rate: {searched}\n"
     return text
 
 
@@ -56,6 +59,7 @@ def _row(recipe: str, cells: list[dict[str, Any]]) -> list[str]:
     return [
         f"`{recipe}`",
         f"{cells[0]['rate']:g}",
+        str(len(trained)),
         _interval(gains),
         _interval([_gain(cell, "exactly_right") for cell in trained]),
         _interval([_gain(cell, "total") for cell in shuffled]),
@@ -64,7 +68,7 @@ def _row(recipe: str, cells: list[dict[str, Any]]) -> list[str]:
         f"{statistics.fmean(cell['picture_change'] for cell in trained):.2f}",
         f"{statistics.fmean(_kept(cell, 'monitor/diversity') for cell in trained):.0%}",
         f"{gap:+.3f}",
-        f"{statistics.fmean(_last(cell, 'clip_fraction') for cell in trained):.0%}",
+        _clipped(trained),
     ]
 
 
@@ -98,10 +102,11 @@ def _kept(cell: dict[str, Any], name: str) -> float:
     return last / first
 
 
-def _last(cell: dict[str, Any], figure: str) -> float:
-    """Mean of a figure of the trained half over the last steps; 0 for a recipe that has none."""
-    values = [value for value in cell["steps"][figure] if value is not None]
-    return statistics.fmean(values[-ENDS:]) if values else 0.0
+def _clipped(cells: Sequence[dict[str, Any]]) -> str:
+    """The clipped share of the trained half's ratios over the last steps."""
+    courses = [[value for value in cell["steps"]["clip_fraction"] if value is not None] for cell in cells]
+    last = [statistics.fmean(course[-ENDS:]) for course in courses if course]
+    return f"{statistics.fmean(last):.0%}" if last else "-"
 
 
 def _searched(cells: list[dict[str, Any]]) -> list[str]:

@@ -15,20 +15,17 @@ from __future__ import annotations
 
 import json
 import sys
-import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from benchmarks.alive import Alive, norms_as_on_a_gpu
 from glm_training.config.sections.optimization import AR_TARGETS, DIT_TARGETS, UNET_TARGETS
 from glm_training.models.glm_image.ar import ARComponent
 from glm_training.models.glm_image.ar_types import ARPrompt
@@ -37,9 +34,11 @@ from glm_training.models.glm_image.dit_types import DiTCondition
 from glm_training.models.glm_image.positions import generation_grids
 from glm_training.models.glm_image.tiny import build_tiny
 from glm_training.models.lora import ADAPTER
+from glm_training.models.quantization import quantise_layers, quantised_layers
 from glm_training.planning import counting, passes
 from glm_training.planning.models import build_network, published_configuration
 from glm_training.planning.passes import WIDE, Precision
+from glm_training.planning.run import QUANTIZED_BYTES
 
 GIB = 1 << 30
 
@@ -49,7 +48,8 @@ PROMPT, GLYPHS = 100, 12
 
 @dataclass(frozen=True)
 class Case:
-    """A network at some size, and how it is trained. `change`: of its published configuration."""
+    """A network at some size, and how it is trained. `change`: of its published configuration. `bits`: what the frozen
+    layers of its blocks lie in."""
 
     name: str
     network: str
@@ -61,6 +61,7 @@ class Case:
     amp: bool = True
     guided: bool = False
     real: bool = False
+    bits: Literal["int8", "nf4"] | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -113,6 +114,10 @@ CASES = [
     Case("real dit full kept", "dit", 2, 256, True, False, SMALL_DIT, amp=False, real=True),
     Case("real ar lora", "ar", 2, 256, False, True, SMALL_AR, amp=False, real=True),
     Case("real ar full", "ar", 2, 256, True, True, SMALL_AR, amp=False, real=True),
+    Case("dit lora int8 1024", "dit", 2, 1024, False, True, {}, bits="int8"),
+    Case("ar lora nf4 1024", "ar", 4, 1024, False, True, {}, bits="nf4"),
+    Case("real dit lora int8", "dit", 2, 256, False, True, SMALL_DIT, amp=False, real=True, bits="int8"),
+    Case("real dit lora nf4", "dit", 2, 256, False, True, SMALL_DIT, amp=False, real=True, bits="nf4"),
     Case("real unet lora kept", "unet", 2, 256, False, False, SMALL_UNET, amp=False, real=True),
 ]
 
@@ -120,60 +125,17 @@ CASES = [
 # -- measuring ---------------------------------------------------------------------------------------------------------
 
 
-class Alive(TorchDispatchMode):
-    """Inside, `now` are the bytes of the tensor storages that are alive of those that were made or `add`ed, `peak` the
-    most since the last `reset`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._sizes: dict[int, int] = {}
-
-    def add(self, tensor: Tensor) -> None:
-        """Counts the storage of a tensor, once, until it is gone."""
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self._sizes:
-            return
-        self._sizes[key] = storage.nbytes()
-        self.now += storage.nbytes()
-        weakref.finalize(storage, self._gone, key)
-
-    def _gone(self, key: int) -> None:
-        self.now -= self._sizes.pop(key, 0)
-
-    def reset(self) -> None:
-        """The peak is what is alive."""
-        self.peak = self.now
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self.add(leaf)
-        self.peak = max(self.peak, self.now)
-        return result
+BLOCKS = {
+    "ar": ARComponent.sharding_units,
+    "dit": DiTComponent.sharding_units,
+    "unet": ("BasicTransformerBlock", "ResnetBlock2D"),
+}
+"""What `model.quantization` reaches, and shards are made of."""
 
 
-@contextmanager
-def norms_as_on_a_gpu() -> Iterator[None]:
-    """Inside, autocast of the CPU computes layer and group norms in fp32, as a GPU's does."""
-    before = F.layer_norm, F.group_norm
-
-    def widened(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def computed(*given: Any, **named: Any) -> Tensor:
-            if not torch.is_autocast_enabled("cpu"):
-                return norm(*given, **named)
-            wide = [value.float() if isinstance(value, Tensor) else value for value in given]
-            return norm(*wide, **{key: v.float() if isinstance(v, Tensor) else v for key, v in named.items()})
-
-        return computed
-
-    F.layer_norm, F.group_norm = map(widened, before)
-    try:
-        yield
-    finally:
-        F.layer_norm, F.group_norm = before
+def blocks_of(case: Case, network: nn.Module) -> list[nn.Module]:
+    """The blocks of a case's network."""
+    return [module for module in network.modules() if type(module).__name__ in BLOCKS[case.network]]
 
 
 PART = {"ar": "vision_language_encoder", "dit": "transformer", "unet": "unet"}
@@ -190,7 +152,7 @@ def network_of(case: Case) -> nn.Module:
     return build_network(family, PART[case.network], settings)
 
 
-def _filled(network: nn.Module, case: Case) -> None:
+def filled(network: nn.Module, case: Case) -> None:
     """Gives a network on the meta device tensors: trained ones in fp32, the others in the case's dtype."""
     for name, module in network.named_modules():
         for key, param in list(module._parameters.items()):
@@ -221,8 +183,9 @@ class UnmaskedDiT(DiTComponent):
         return None
 
 
-def forward_of(case: Case, network: Any, pipeline: Any) -> Callable[[], Tensor]:
-    """A forward pass of the component around a network, to a loss. `pipeline`: a tiny one, for the parts around it."""
+def forward_of(case: Case, network: Any, pipeline: Any) -> tuple[nn.Module, Callable[[], Tensor]]:
+    """The component around a network, and a forward pass of it to a loss. `pipeline`: a tiny one, for the parts around
+    it."""
     rows, side, low = case.rows, case.side, torch.float32 if case.whole else case.dtype
     if case.network == "unet":
         latents, text = torch.zeros(rows, 4, side // 8, side // 8, dtype=low), torch.zeros(rows, 77, 2048, dtype=low)
@@ -230,11 +193,14 @@ def forward_of(case: Case, network: Any, pipeline: Any) -> Callable[[], Tensor]:
         times = torch.zeros(rows)
         if case.checkpointing:
             network.enable_gradient_checkpointing()
-        return lambda: (
-            network(latents, times, encoder_hidden_states=text, added_cond_kwargs=added, return_dict=False)[0]
-            .float()
-            .square()
-            .mean()
+        return (
+            network,
+            lambda: (
+                network(latents, times, encoder_hidden_states=text, added_cond_kwargs=added, return_dict=False)[0]
+                .float()
+                .square()
+                .mean()
+            ),
         )
     if case.network == "dit":
         component = UnmaskedDiT(network, pipeline.vae, pipeline.text_encoder, pipeline.tokenizer, pipeline.scheduler)
@@ -250,7 +216,7 @@ def forward_of(case: Case, network: Any, pipeline: Any) -> Callable[[], Tensor]:
         if case.checkpointing:
             component.enable_gradient_checkpointing()
         scale = 1.5 if case.guided else 1.0
-        return lambda: component(noisy, times, condition, guidance_scale=scale).square().mean()
+        return component, lambda: component(noisy, times, condition, guidance_scale=scale).square().mean()
     writer = ARComponent(network, None)  # type: ignore[arg-type]
     grids = generation_grids(side, side, "t2i")
     written = sum(height * width for height, width in grids)
@@ -263,25 +229,41 @@ def forward_of(case: Case, network: Any, pipeline: Any) -> Callable[[], Tensor]:
     support = torch.full((rows, written, 2048), 255, dtype=torch.uint8)
     if case.checkpointing:
         writer.enable_gradient_checkpointing()
-    return lambda: writer(prompt, tokens, temperature=0.9, support=support).mean()
+    return writer, lambda: writer(prompt, tokens, temperature=0.9, support=support).mean()
+
+
+def scales(network: nn.Module) -> Iterator[Tensor]:
+    """What layers of 4 bits keep beside their weights and buffers."""
+    for layer in quantised_layers(network).values():
+        state: Any = getattr(layer.weight, "quant_state", None)
+        if state is not None:
+            yield from (state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code)
+
+
+def adapted(case: Case, network: nn.Module) -> None:
+    """Puts adapters on a frozen network."""
+    adapters = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(TARGETS[case.network]), bias="none")
+    inject_adapter_in_model(adapters, network.requires_grad_(False), ADAPTER)
 
 
 def measure(case: Case) -> dict[str, int]:
     """Peak bytes of forward and backward passes with gradients there, and of the optimizer's step."""
     network, pipeline = network_of(case), build_tiny()
-    if not case.whole:
-        adapters = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(TARGETS[case.network]), bias="none")
-        inject_adapter_in_model(adapters, network.requires_grad_(False), ADAPTER)
+    if not case.whole and case.bits is None:
+        adapted(case, network)
     autocast = (lambda: torch.autocast("cpu", torch.bfloat16)) if case.amp else nullcontext
     faking = nullcontext() if case.real else FakeTensorMode(allow_non_fake_inputs=True)
     with faking, norms_as_on_a_gpu():
-        _filled(network, case)
+        filled(network, case)
+        if case.bits is not None:
+            quantise_layers(network, blocks_of(case, network), case.bits, case.dtype, torch.device("cpu"))
+            adapted(case, network)
         network.train()
-        forward = forward_of(case, network, pipeline)
+        _, forward = forward_of(case, network, pipeline)
         trained = [param for param in network.parameters() if param.requires_grad]
         optimizer = torch.optim.AdamW(trained, foreach=True)
         alive, peaks = Alive(), {}
-        for tensor in (*network.parameters(), *network.buffers()):
+        for tensor in (*network.parameters(), *network.buffers(), *scales(network)):
             alive.add(tensor)
         with alive:
             for _ in range(2):
@@ -313,6 +295,10 @@ def worked_out(case: Case) -> dict[str, float]:
     total, count = counting.sizes_of(own), counting.sizes_of(trained)
     size = case.dtype.itemsize
     weights = (total - count if case.whole else total) * size + WIDE * count
+    if case.bits is not None:
+        linear = [child for block in blocks_of(case, network) for child in block.modules()]
+        wrapped = sum(child.weight.numel() for child in linear if isinstance(child, nn.Linear))
+        weights -= wrapped * (size - QUANTIZED_BYTES[case.bits])
     lasting = weights + counting.moment_bytes("adamw", trained) + WIDE * count
     return {
         "passes": lasting + _pass(case, network).peak,

@@ -24,8 +24,7 @@ from torch._subclasses import FakeTensorMode
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from benchmarks.alive import norms_as_on_a_gpu
-from benchmarks.plan_peaks import CASES, GIB, GLYPHS, PROMPT, Case, filled, forward_of, network_of
+from benchmarks.plan_peaks import CASES, GIB, GLYPHS, PROMPT, Case, filled, forward_of, network_of, norms_as_on_a_gpu
 from benchmarks.plan_table import WHOLE
 from benchmarks.wire import Collectives
 from glm_training.config import Config, load_config

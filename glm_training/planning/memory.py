@@ -132,24 +132,30 @@ class Memory:
         return float(part.frozen * self.run.dtype)
 
     def _gathered(self, part: Part) -> float:
-        """FSDP holds two units of frozen weights whole, the one that computes and the next."""
-        return 2.0 * part.unit * self.run.dtype if self.run.strategy == "fsdp" and part.frozen else 0.0
+        """FSDP holds two units of frozen weights whole, the one that computes and the next; and what is in none."""
+        whole = self.run.strategy == "fsdp" and part.frozen
+        return float(2 * part.unit + part.rest) * self.run.dtype if whole else 0.0
 
     def gradients(self, names: Iterable[str]) -> Items:
-        """Of the parts named; DDP's buckets hold each once more, FSDP a unit's whole."""
+        """Of the parts named; DDP's buckets hold each once more. FSDP holds a unit's whole as the pass gives them and
+        in fp32 as they are sent; and where there are replicas, what was sent to them until the pass ends."""
         own = [self.by_name[name] for name in names]
         found: Items = {"gradients": sum(WIDE * part.trained_count / self.run.shards for part in own)}
         if self.run.strategy == "ddp":
             found["gradient buckets"] = sum(WIDE * float(part.trained_count) for part in own)
         if self.run.strategy == "fsdp":
-            found["gradient buckets"] = max(WIDE * float(part.unit) for part in own) if own else 0.0
+            given = self.run.low or WIDE
+            found["gradient buckets"] = max((float((WIDE + given) * part.unit) for part in own), default=0.0)
+            if self.run.shards < self.run.gpus:
+                sent = max((part.trained_count for part in own), default=0)
+                found["gradient buckets"] += WIDE * sent / self.run.shards
         return found
 
     def _gathering(self, name: str, sizes: Sizes) -> Sizes:
-        """Under FSDP the casts of whole weights are those of two gathered units."""
+        """Under FSDP the casts of whole weights are those of two gathered units, and of what is in none."""
         if self.run.strategy != "fsdp" or not self.by_name[name].trained:
             return sizes
-        return replace(sizes, weights=2 * self.by_name[name].unit)
+        return replace(sizes, weights=2 * self.by_name[name].unit + self.by_name[name].rest)
 
     # -- sizes of this run ---------------------------------------------------------------------------------------------
 

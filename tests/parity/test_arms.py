@@ -24,7 +24,7 @@ from tests.runs import weights_of
 SHARE, LEAST = 0.01, 1e-4
 """Of its movement, by how much a tensor may differ; and the least movement of what learns, which is also what those
 that move less are held against."""
-SECONDS = 1800
+SECONDS = 900
 """That a group of processes may take, on a machine that others use too."""
 
 

@@ -15,19 +15,14 @@ from __future__ import annotations
 
 import json
 import sys
-import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
-from torch._subclasses import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from glm_training.config.sections.optimization import AR_TARGETS, DIT_TARGETS, UNET_TARGETS
 from glm_training.models.glm_image.ar import ARComponent
@@ -36,12 +31,14 @@ from glm_training.models.glm_image.dit import DiTComponent
 from glm_training.models.glm_image.dit_types import DiTCondition
 from glm_training.models.glm_image.positions import generation_grids
 from glm_training.models.glm_image.tiny import build_tiny
+from glm_training.models.loading import published_configuration
 from glm_training.models.lora import ADAPTER
 from glm_training.models.quantization import quantise_layers, quantised_layers
 from glm_training.planning import counting, passes
-from glm_training.planning.models import build_network, published_configuration
+from glm_training.planning.models import build_network
 from glm_training.planning.passes import WIDE, Precision
 from glm_training.planning.run import QUANTIZED_BYTES
+from glm_training.planning.tracing import Alive, faking, norms_as_on_a_gpu
 
 GIB = 1 << 30
 
@@ -126,62 +123,6 @@ CASES = [
 
 
 # -- measuring ---------------------------------------------------------------------------------------------------------
-
-
-class Alive(TorchDispatchMode):
-    """Inside, `now` are the bytes of the tensor storages that are alive of those that were made or `add`ed, `peak` the
-    most since the last `reset`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._sizes: dict[int, int] = {}
-
-    def add(self, tensor: Tensor) -> None:
-        """Counts the storage of a tensor, once, until it is gone."""
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self._sizes:
-            return
-        self._sizes[key] = storage.nbytes()
-        self.now += storage.nbytes()
-        weakref.finalize(storage, self._gone, key)
-
-    def _gone(self, key: int) -> None:
-        self.now -= self._sizes.pop(key, 0)
-
-    def reset(self) -> None:
-        """The peak is what is alive."""
-        self.peak = self.now
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self.add(leaf)
-        self.peak = max(self.peak, self.now)
-        return result
-
-
-@contextmanager
-def norms_as_on_a_gpu() -> Iterator[None]:
-    """Inside, autocast of the CPU computes layer and group norms in fp32, as a GPU's does."""
-    before = F.layer_norm, F.group_norm
-
-    def widened(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def computed(*given: Any, **named: Any) -> Tensor:
-            if not torch.is_autocast_enabled("cpu"):
-                return norm(*given, **named)
-            wide = [value.float() if isinstance(value, Tensor) else value for value in given]
-            return norm(*wide, **{key: v.float() if isinstance(v, Tensor) else v for key, v in named.items()})
-
-        return computed
-
-    F.layer_norm, F.group_norm = map(widened, before)
-    try:
-        yield
-    finally:
-        F.layer_norm, F.group_norm = before
 
 
 BLOCKS = {
@@ -311,8 +252,7 @@ def measure(case: Case) -> dict[str, int]:
     if not case.whole and case.bits is None:
         adapted(case, network)
     autocast = (lambda: torch.autocast("cpu", torch.bfloat16)) if case.amp else nullcontext
-    faking = nullcontext() if case.real else FakeTensorMode(allow_non_fake_inputs=True)
-    with faking, norms_as_on_a_gpu():
+    with norms_as_on_a_gpu() if case.real else faking():
         filled(network, case)
         if case.bits is not None:
             quantise_layers(network, blocks_of(case, network), case.bits, case.dtype, torch.device("cpu"))

@@ -20,11 +20,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch._subclasses import FakeTensorMode
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from benchmarks.plan_peaks import CASES, GIB, GLYPHS, PROMPT, Case, filled, forward_of, network_of, norms_as_on_a_gpu
+from benchmarks.plan_peaks import CASES, GIB, GLYPHS, PROMPT, Case, filled, forward_of, network_of
 from benchmarks.plan_table import WHOLE
 from benchmarks.wire import Collectives
 from glm_training.config import Config, load_config
@@ -33,6 +32,7 @@ from glm_training.models.glm_image.tiny import build_tiny
 from glm_training.planning.memory import Memory
 from glm_training.planning.models import read_networks
 from glm_training.planning.run import read_run
+from glm_training.planning.tracing import faking
 from glm_training.utils.distributed import World
 
 ROOT = Path(__file__).parents[1]
@@ -71,7 +71,7 @@ def measure(case: Case, processes: int, shard_size: int) -> tuple[int, Collectiv
     try:
         shards = Shards(configuration(case, shard_size), World(0, processes))  # its mesh is made of real tensors
         network, pipeline = network_of(case), build_tiny()
-        with FakeTensorMode(allow_non_fake_inputs=True), norms_as_on_a_gpu():
+        with faking():
             return _peaks(case, shards, network, pipeline)
     finally:
         dist.destroy_process_group()

@@ -6,7 +6,8 @@
 
 Supervised training of the AR half of a random GLM-Image, AdamW, fp32, the same four pictures a step whatever the number
 of processes. Each arm is a run of its own over gloo. Memory: the largest resident size of a process from before the
-model was built to the end, less what it held then. Bytes: what all processes of an arm send in a step by their TCP
+model was built to the end, less what it held then; private: the same without pages of mapped files, which processes
+share and the system drops where room is short. Bytes: what all processes of an arm send in a step by their TCP
 connections. processor_seconds_per_step: what all of them compute and send in a step; seconds depend on what else the
 machine does. collectives: the calls that move weights and gradients in a step of one process, and the whole tensors in
 them, from one further step. Prints JSON; exits with 1 where the losses of two arms differ by more than 1e-4.
@@ -27,7 +28,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.memory import peak_resident, reset_peak
+from benchmarks.memory import PrivatePeak, peak_resident, reset_peak
 from benchmarks.quickstart import machine
 from benchmarks.wire import Collectives, bytes_sent
 
@@ -67,7 +68,8 @@ def main() -> None:
         for name in args.arms:
             report[name] = run_arm(folder, args.steps, *ARMS[name])
     if {"ddp-2", "fsdp-4"} <= set(args.arms):
-        report["memory_fsdp_4_to_ddp_2"] = round(report["fsdp-4"]["memory"] / report["ddp-2"]["memory"], 3)
+        for kind in ("memory", "private"):
+            report[f"{kind}_fsdp_4_to_ddp_2"] = round(report["fsdp-4"][kind] / report["ddp-2"][kind], 3)
     losses = [report[name]["loss"] for name in args.arms]
     report["largest_difference_of_losses"] = max(max(each) - min(each) for each in zip(*losses, strict=True))
     text = json.dumps(report, indent=1) + "\n"
@@ -126,6 +128,7 @@ def run_arm(folder: Path, steps: int, processes: int, strategy: str, shard_size:
     return {
         "processes": processes,
         "memory": max(each["memory"] for each in told),
+        "private": max(each["private"] for each in told),
         "seconds_per_step": told[0]["seconds"],
         "processor_seconds_per_step": round(sum(each["processor"] for each in told), 3),
         "bytes_per_step": sum(each["bytes"] for each in told),
@@ -145,7 +148,7 @@ def work(folder: Path, steps: int, overrides: list[str]) -> None:
     config = load_config(folder / "run.yaml", overrides)
     trainer: Any = None
     reset_peak()
-    before = peak_resident()
+    before, private = peak_resident(), PrivatePeak()
     trainer = build_trainer(config, world)
     trainer.prepare()
     seconds, processor, sent, losses = [], [], [], []
@@ -158,11 +161,12 @@ def work(folder: Path, steps: int, overrides: list[str]) -> None:
         sent.append(bytes_sent() - sent_before)
         barrier(world)
         seconds.append(time.perf_counter() - started)
-    memory = peak_resident() - before
+    memory, alone = peak_resident() - before, private.beyond()
     with Collectives() as collectives:
         trainer.training_step()
     found = {
         "memory": memory,
+        "private": alone,
         "seconds": round(statistics.median(seconds[1:]), 3),
         "processor": statistics.median(processor[1:]),
         "bytes": int(statistics.median(sent[1:])),

@@ -12,9 +12,11 @@ import pytest
 
 SLOW = (
     "trainers/test_killed_anywhere.py",
-    "e2e/test_readme.py",
+    "e2e/test_documents.py",
     "trainers/test_dmdr_trainer.py",
     "e2e/test_cli.py",
+    "doctor/test_doctor.py",
+    "doctor/test_disk.py",
     "parity/test_training_equivalences.py",
     "e2e/test_remote_reward.py",
     "e2e/test_two_nodes.py",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import errno
+import gc
 import io
 import os
 import sys
@@ -157,6 +158,7 @@ def in_child(told: Path, action: Callable[[], int]) -> int:
     pid = os.fork()
     if pid == 0:
         code = 99
+        gc.freeze()  # what is garbage of before the fork stays: a group of processes waits for its threads to end
         try:
             descriptor = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(descriptor, 1)

@@ -9,7 +9,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
-TOOLS = {"pytest", "pytest-xdist", "ruff", "mypy", "types-pyyaml"}
+TOOLS = {"pytest", "pytest-xdist", "ruff", "mypy", "types-pyyaml", "mkdocs-material"}
 """What tests with and not what runs with: the newest may be taken."""
 
 

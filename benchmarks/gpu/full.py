@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from benchmarks.gpu.tiny import BASE, ROOT, metrics, settings
+from glm_training.models.glm_image.full_width import build_published, published, random_network
 
 GRPO = [
     *BASE,
-    "model.name=tiny-random",  # what is asked of its files; the weights are those of `random_pipeline`
+    "model.name=tiny-random",  # what is asked of its files; the weights are those of `build_published`
     "model.torch_dtype=bfloat16",
     "lora.enabled=true",
     "checkpoint.save_lora_only=true",  # a pipeline of 35 GB at the end would take longer than the steps
@@ -27,55 +27,9 @@ GRPO = [
 ]
 
 
-def published(part: str) -> dict[str, Any]:
-    """The configuration of a network of zai-org/GLM-Image, as it ships with the package."""
-    place = ROOT / "glm_training/models/glm_image/published" / f"{part}.json"
-    settings = json.loads(place.read_text(encoding="utf-8"))
-    settings.pop("source")
-    return dict(settings)
-
-
 def random_ar(device: str) -> Any:
     """The AR half alone in bf16: 10.1 billion random weights."""
-    from transformers import GlmImageConfig, GlmImageForConditionalGeneration
-
-    return _built(
-        lambda: GlmImageForConditionalGeneration(GlmImageConfig(**published("vision_language_encoder"))), device
-    )
-
-
-def random_pipeline(device: str) -> Any:
-    """All of it in bf16, with the tiny model's tokenizers over the published codebook."""
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, GlmImagePipeline, GlmImageTransformer2DModel
-    from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
-
-    from glm_training.models.glm_image.tiny import RANDOM_SHAPE, build_tiny
-
-    ar = random_ar(device)
-    small: Any = build_tiny(replace(RANDOM_SHAPE, codebook=ar.config.vq_config.num_embeddings))
-    ar.config.image_token_id = small.vision_language_encoder.config.image_token_id
-    ar.generation_config = small.vision_language_encoder.generation_config
-    channels = published("vae")["latent_channels"]
-    vae = {**published("vae"), "latents_mean": [0.0] * channels, "latents_std": [1.0] * channels}
-    return GlmImagePipeline(
-        tokenizer=ByT5Tokenizer(),
-        processor=small.processor,
-        text_encoder=_built(lambda: T5EncoderModel(T5Config(**published("text_encoder"))), device),
-        vision_language_encoder=ar,
-        vae=_built(lambda: AutoencoderKL.from_config(vae), device),
-        transformer=_built(lambda: GlmImageTransformer2DModel.from_config(published("transformer")), device),
-        scheduler=FlowMatchEulerDiscreteScheduler.from_config(small.scheduler.config),
-    )
-
-
-def _built(make: Any, device: str) -> Any:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with torch.device(device):
-            return make().eval()
-    finally:
-        torch.set_default_dtype(before)
+    return random_network("vision_language_encoder", published, dtype=torch.bfloat16, device=device)
 
 
 def train(overrides: list[str], device: str, small: bool) -> dict[str, Any]:
@@ -84,7 +38,7 @@ def train(overrides: list[str], device: str, small: bool) -> dict[str, Any]:
     from glm_training.models.glm_image.family import GLMImage
 
     def load(name: str, *, dtype: Any, device: Any, cuda_graph: Any = "auto", **unread: Any) -> GLMImage:
-        family = GLMImage.from_pipeline(random_pipeline(str(device))).to(device)
+        family = GLMImage.from_pipeline(build_published(device=device)).to(device)
         family.ar.stepper.mode = cuda_graph
         return family
 

@@ -26,11 +26,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.methods.table import table
+from benchmarks.methods.table import page, table
 from benchmarks.quickstart import machine
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks/results/methods"
+PAGE = ROOT / "docs/which_method.md"
 TASKS = {
     "objects": ("grpo", "gspo", "cispo", "dr_grpo", "dapo", "stage"),
     "words": (
@@ -73,12 +74,17 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", help="of those tasks; all without it")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="no cell is started after so long")
     parser.add_argument("--jobs", type=int, default=2, help="cells side by side")
-    parser.add_argument("--table", action="store_true", help="print what there is, and run nothing")
+    parser.add_argument("--table", action="store_true", help="run nothing, and write the page anew")
     args = parser.parse_args()
     if not args.table:
         run(args)
-    found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
-    sys.stdout.write(table(found))
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), cells()), encoding="utf-8")
+    sys.stdout.write(table(cells()))
+
+
+def cells() -> list[dict[str, Any]]:
+    """All that have been run."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
 
 
 def run(args: argparse.Namespace) -> None:

@@ -16,6 +16,15 @@ ENDS = 5
 """Steps at either end of a run that are averaged."""
 
 
+MARK = "<!-- python -m benchmarks.methods --table -->\n"
+"""Behind this line the page has the tables, to its end."""
+
+
+def page(text: str, cells: Sequence[dict[str, Any]]) -> str:
+    """The page `text` with the tables of `cells`."""
+    return text.partition(MARK)[0] + MARK + table(cells)
+
+
 def table(cells: Sequence[dict[str, Any]]) -> str:
     """A table per task: the recipes by their gain, at the rate that the search found; then the search."""
     text = ""

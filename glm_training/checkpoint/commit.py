@@ -3,7 +3,7 @@
 ``step-000100`` is written as ``.partial-step-000100``: states, exports, then ``manifest.json`` with the size and
 SHA-256 of every file. All of it is fsynced, renamed, read back and compared; only then does the pointer file ``latest``
 move. Last, checkpoints past the limit are deleted, if ``ledger.json`` says that this run made them and nobody added to
-them.
+them, and ``best`` does not name them.
 """
 
 import errno
@@ -24,6 +24,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from glm_training.checkpoint import disk
+from glm_training.checkpoint.best import BEST, Best, read_best
 from glm_training.checkpoint.disk_errors import SaveError, naming_disk_errors
 from glm_training.checkpoint.ledger import LEDGER, Ledger, LedgerEntry
 from glm_training.checkpoint.manifest import (
@@ -96,7 +97,7 @@ def save_checkpoint(
         step: the number of finished optimizer steps. A checkpoint of that step is replaced if this run made it, and
             moved aside under a ``kept-`` name otherwise.
         state: named state trees; a name becomes ``states/<name>.json`` and ``states/<name>.safetensors``.
-        total_limit: how many of this run's checkpoints to keep, at least 1; None keeps all.
+        total_limit: how many of this run's checkpoints to keep, at least 1, besides its best; None keeps all.
         metadata: JSON values kept in the manifest beside the run's id, readable without the tensors.
         extra_dirs: folder name -> function that fills the given empty folder, for adapter or pipeline exports.
         extra_bytes: about how much ``extra_dirs`` will write, for the check of free space.
@@ -135,6 +136,18 @@ def save_checkpoint(
         with beside_training("removing old checkpoints"):
             _prune(checkpoints_dir, total_limit)
     return final
+
+
+def name_best(checkpoints_dir: Path, best: Best | None) -> None:
+    """From here on ``best`` names a checkpoint that was committed; with None there is no such file. Called on the main
+    process alone. Raises SaveError and DiskFullError, with ``best`` as it was."""
+    step = 0 if best is None else best.step
+    with naming_disk_errors(step, SLACK_BYTES, False, checkpoints_dir):
+        if best is not None:
+            _write_atomically(checkpoints_dir / BEST, best.encoded())
+        elif read_best(checkpoints_dir) is not None:
+            disk.remove_file(checkpoints_dir / BEST)
+            disk.sync_folder(checkpoints_dir)
 
 
 def begin_run(checkpoints_dir: Path, run: str | None = None) -> str:
@@ -356,10 +369,12 @@ def _settle_replaced(replaced: Path, final: Path) -> None:
 
 
 def _prune(checkpoints_dir: Path, total_limit: int) -> None:
-    """Delete this run's oldest checkpoints past the limit; the newest has just been verified."""
-    ledger = Ledger.read(checkpoints_dir)
+    """Delete this run's oldest checkpoints past the limit, but its best; the newest has just been verified."""
+    ledger, best = Ledger.read(checkpoints_dir), read_best(checkpoints_dir)
     ours = [name for name in ledger.names() if ledger.made(checkpoints_dir / name, name)]
     for name in ours[:-total_limit]:
+        if best is not None and name == best.name:
+            continue
         # Renamed first: a death half-way leaves a folder that is clearly rubbish, not a damaged checkpoint.
         removed = checkpoints_dir / f"{REMOVED}{name}"
         disk.rename(checkpoints_dir / name, removed)

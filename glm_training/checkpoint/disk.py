@@ -50,6 +50,11 @@ def rename(source: Path, target: Path) -> None:
     os.replace(source, target)
 
 
+def remove_file(path: Path) -> None:
+    """Delete a file."""
+    path.unlink()
+
+
 def remove_tree(path: Path) -> None:
     """Delete a folder and what is in it."""
     shutil.rmtree(path)

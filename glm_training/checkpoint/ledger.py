@@ -17,6 +17,12 @@ logger = logging.getLogger(__name__)
 LEDGER = "ledger.json"
 
 
+def step_of(name: str) -> int:
+    """The step that the name of a checkpoint ends with; -1 without one."""
+    digits = name.rpartition("-")[2]
+    return int(digits) if digits.isdecimal() else -1
+
+
 @dataclass(frozen=True)
 class LedgerEntry:
     """A checkpoint this run made, or was about to make when it died."""
@@ -61,6 +67,16 @@ class Ledger:
         """Names from oldest to newest; a name made twice stands where it was made last."""
         newest_first = dict.fromkeys(entry.name for entry in reversed(self.entries))
         return list(reversed(newest_first))
+
+    def lineage(self, name: str) -> list[str]:
+        """Names from ``name`` back to the first, without those of what was abandoned: made after an earlier step than
+        theirs that the run then went back to."""
+        found: list[str] = []
+        newest_first = list(reversed(self.names()))
+        for each in newest_first[newest_first.index(name) :] if name in newest_first else []:
+            if not found or step_of(each) < step_of(found[-1]):
+                found.append(each)
+        return found
 
     def made(self, folder: Path, name: str) -> bool:
         """True when this run made what is in ``folder`` under ``name`` and nobody added a file to it."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -80,14 +80,16 @@ def read_manifest(folder: Path) -> Manifest:
         raise CheckpointError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
 
 
-def verify_checkpoint(folder: Path, below: str = "") -> Manifest:
-    """Read every file of a checkpoint, or of its folder ``below`` alone, and compare it with the manifest.
+def verify_checkpoint(folder: Path, below: str = "", only: Collection[str] | None = None) -> Manifest:
+    """Read every file of a checkpoint, of its folder ``below`` or of those called ``only``, and compare it with the
+    manifest.
 
     Raises:
         CheckpointError: naming every file that is missing, of another size or of another content.
     """
     manifest = read_manifest(folder)
     files = {name: record for name, record in manifest.files.items() if not below or name.startswith(f"{below}/")}
+    files = {name: record for name, record in files.items() if only is None or name in only}
     problems = [problem for name, record in files.items() if (problem := _problem(folder, name, record))]
     if problems:
         raise CheckpointError(f"{folder} is damaged: {'; '.join(problems)}")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glm_training.checkpoint.commit import CHECKPOINT_NAME, POINTER, REPLACED, STATES
-from glm_training.checkpoint.ledger import Ledger
+from glm_training.checkpoint.ledger import Ledger, step_of
 from glm_training.checkpoint.manifest import MANIFEST, Manifest, read_manifest, verify_checkpoint
 from glm_training.checkpoint.run_record import RunRecord
 from glm_training.checkpoint.shards import SavedTensor, saved_tensors
@@ -93,8 +93,7 @@ def holds_checkpoints(folder: Path) -> bool:
 def _latest(checkpoints_dir: Path) -> ResumePoint:
     skipped: list[SkippedCheckpoint] = []
     every = _newest_first(checkpoints_dir)
-    own = [path for path in every if _of_this_run(checkpoints_dir, path)]
-    for path in own:
+    for path in own_checkpoints(checkpoints_dir):
         try:
             return ResumePoint(path, verify_checkpoint(path), tuple(skipped))
         except CheckpointError as error:
@@ -108,6 +107,12 @@ def _latest(checkpoints_dir: Path) -> ResumePoint:
         )
     reasons = "\n".join(f"  {item.reason}" for item in skipped)
     raise CheckpointError(f"no checkpoint in {checkpoints_dir} verifies:\n{reasons}")
+
+
+def own_checkpoints(checkpoints_dir: Path) -> list[Path]:
+    """The checkpoints of the run that a folder belongs to, whole or damaged: what ``latest`` names, then from the last
+    made to the first."""
+    return [path for path in _newest_first(checkpoints_dir) if _of_this_run(checkpoints_dir, path)]
 
 
 def _of_this_run(checkpoints_dir: Path, path: Path) -> bool:
@@ -127,7 +132,8 @@ def _newest_first(checkpoints_dir: Path) -> list[Path]:
     """What the pointer names, then this run's from the last made, then the others by step."""
     if not checkpoints_dir.is_dir():
         return []
-    folders = sorted((path for path in checkpoints_dir.iterdir() if path.is_dir()), key=_step, reverse=True)
+    folders = [path for path in checkpoints_dir.iterdir() if path.is_dir()]
+    folders.sort(key=lambda path: step_of(path.name), reverse=True)
     # A save that dies while replacing a checkpoint leaves the earlier one under the prefix.
     present = {path.name.removeprefix(REPLACED): None for path in folders}
     names = [name for name in present if CHECKPOINT_NAME.fullmatch(name)]
@@ -142,11 +148,6 @@ def _newest_first(checkpoints_dir: Path) -> list[Path]:
         if replaced.exists():
             candidates.append(replaced)
     return candidates
-
-
-def _step(path: Path) -> int:
-    digits = path.name.rpartition("-")[2]
-    return int(digits) if digits.isdecimal() else -1
 
 
 def _pointer(checkpoints_dir: Path) -> str | None:
@@ -168,11 +169,18 @@ def load_checkpoint(path: Path, *, verify: bool = True) -> dict[str, StateTree]:
         CheckpointError: naming the files that are missing or damaged.
     """
     manifest = verify_checkpoint(path) if verify else read_manifest(path)
-    states = {}
-    for name in manifest.states:
-        tensors = _tensors(path, name, manifest)
-        states[name] = read_tree(path / STATES / f"{name}.json", tensors)
-    return states
+    return {name: load_state(path, name, manifest) for name in manifest.states}
+
+
+def load_state(path: Path, name: str, manifest: Manifest) -> StateTree:
+    """One named state of the checkpoint at ``path``, as :func:`load_checkpoint` gives it; nothing is verified."""
+    return read_tree(path / STATES / f"{name}.json", _tensors(path, name, manifest))
+
+
+def files_of_state(name: str, manifest: Manifest) -> list[str]:
+    """The files that a named state of a checkpoint lies in."""
+    own = (f"{STATES}/{name}.json", f"{STATES}/{name}.safetensors")
+    return [file for file in manifest.files if file in own or file.startswith(f"{STATES}/{name}/")]
 
 
 def _tensors(path: Path, name: str, manifest: Manifest) -> Path | dict[str, SavedTensor] | None:

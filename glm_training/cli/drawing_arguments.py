@@ -15,7 +15,8 @@ def add_drawing_arguments(parser: argparse._ActionsContainer) -> None:
     def add(name: str, kind: Callable[[str], Any], default: Any, metavar: str, meaning: str) -> None:
         parser.add_argument(name, type=kind, default=default, metavar=metavar, help=f"{meaning} (%(default)s)")
 
-    add("--model", place, "tiny", "MODEL", "tiny, a pipeline folder (as in a checkpoint), or a hub id")
+    models = "tiny, a run (its best checkpoint, or else its last), a checkpoint, a pipeline folder, or a hub id"
+    add("--model", place, "tiny", "MODEL", models)
     parser.add_argument(
         "--family",
         choices=("glm_image", "sdxl", "vgt"),
@@ -26,8 +27,9 @@ def add_drawing_arguments(parser: argparse._ActionsContainer) -> None:
         type=place,
         action="append",
         default=[],
-        metavar="PART=FOLDER",
-        help="adapters of ar, dit or unet",
+        metavar="PLACE[:STRENGTH]",
+        help="adapters to merge, a strength beside each (1): an adapter's folder, a checkpoint or a run; of one part "
+        "alone with ar=, dit= or unet= before it; give it again for more",
     )
     for side in ("--height", "--width"):
         pixels = whole_number(8, 8192)

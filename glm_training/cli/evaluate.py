@@ -9,16 +9,18 @@ from typing import Any
 
 import torch
 
+from glm_training.cli.drawing_model import Choice, choose_model, how_to_draw, in_words_of_sample
 from glm_training.cli.evaluation_arguments import SAMPLES
 from glm_training.cli.messages import hide_progress_bars, report_error
-from glm_training.cli.sample import family_of, how_to_draw, in_words_of_sample, load_model
 from glm_training.cli.training import EXIT_CONFIG, EXIT_FAILED
 from glm_training.data import DataError
 from glm_training.evaluation.reconstruction.inception import Inception
 from glm_training.evaluation.reconstruction.suite import Originals, Reconstruction, Sizes, alexnet
 from glm_training.evaluation.suites.answering import answerer
 from glm_training.evaluation.suites.detectors import Detector, ShapesColors, ShapesDetector
-from glm_training.evaluation.suites.drawing import Drawing, check_prompts, drawer, fingerprint
+from glm_training.evaluation.suites.drawing import Drawing, check_prompts, drawer
+from glm_training.evaluation.suites.drawn_samples import SAMPLES as SAMPLES_FILE
+from glm_training.evaluation.suites.drawn_samples import samples_each, taking_samples
 from glm_training.evaluation.suites.files import digest, read_settings
 from glm_training.evaluation.suites.protocol import EvaluationError, Maker, Suite
 from glm_training.evaluation.suites.results import table
@@ -26,7 +28,6 @@ from glm_training.evaluation.suites.services import HttpDetector
 from glm_training.evaluation.suites.stages import Place, generate, judge, score, together
 from glm_training.evaluation.suites.vision_models import ClipColors, TransformersDetector
 from glm_training.models.loading import ModelLoadError
-from glm_training.models.run_folders import adapter_in, pipeline_in
 from glm_training.rewards.types import RewardError
 from glm_training.utils.console import Console
 from glm_training.utils.distributed import World, init_world, shutdown
@@ -70,16 +71,22 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace, world: World, stack: ExitStack) -> None:
-    place = Place(expanded(arguments.out), None if arguments.images is None else expanded(arguments.images))
-    _check_places(place, arguments.stage)
-    suite = _suite(arguments)
+    images = None if arguments.images is None else expanded(arguments.images)
+    samples = images if images is not None and (images / SAMPLES_FILE).is_file() else None
+    place = Place(expanded(arguments.out), None if samples is not None else images)
+    _check_places(place, arguments.stage, samples)
+    suite = _suite(arguments, samples)
     stages = (arguments.stage,) if arguments.stage else ("generate", "judge", "score")
     if "judge" in stages and place.images is None:  # before hours of drawing
         suite.check_judge()
     together(world, lambda: _lock(place.out, stack), main_only=True)
     console = Console(world.is_main)
     if "generate" in stages and place.images is None:
-        _generate(arguments, suite, place, world, console)
+        if samples is None:
+            _generate(arguments, suite, place, world, console)
+        else:
+            make, settings = together(world, lambda: taking_samples(samples, suite))
+            generate(suite, make, settings, place, world, at_once=arguments.at_once)
     if "judge" in stages:
         judge(suite, place, world)
     if "score" in stages:
@@ -107,7 +114,9 @@ def _generate(arguments: argparse.Namespace, suite: Suite, place: Place, world: 
     generate(suite, make, settings, place, world, at_once=at_once)
 
 
-def _check_places(place: Place, stage: str | None) -> None:
+def _check_places(place: Place, stage: str | None, samples: Path | None) -> None:
+    if samples is not None and samples.resolve() == place.out.resolve():
+        raise EvaluationError("--images and --out are the same folder: give --out another one")
     if place.images is not None:
         if stage == "generate":
             raise EvaluationError(
@@ -122,9 +131,14 @@ def _check_places(place: Place, stage: str | None) -> None:
         raise EvaluationError(f"--out: {problem}")
 
 
-def _suite(arguments: argparse.Namespace) -> Suite:
+def _suite(arguments: argparse.Namespace, samples: Path | None) -> Suite:
+    if samples is not None and arguments.prompts is None:
+        raise EvaluationError(f"--images {samples} has samples.jsonl: give the benchmark's --prompts that were drawn")
     if arguments.samples is None:
-        arguments.samples = SAMPLES[arguments.suite]
+        asked = SAMPLES[arguments.suite]
+        arguments.samples = asked if samples is None else max(1, min(asked, samples_each(samples)))
+        if arguments.suite == "dpg" and arguments.samples < asked:
+            arguments.samples = 1  # its pictures are grids of four, or one
     makers = {"geneval": _geneval, "dpg": _dpg, "text": _text, "reconstruction": _reconstruction}
     return makers[arguments.suite](arguments)
 
@@ -214,19 +228,14 @@ def _maker(
     arguments: argparse.Namespace, suite: Suite, world: World, console: Console
 ) -> tuple[Maker, dict[str, Any], int]:
     """Who draws, the settings that decide the pictures, and how many files are drawn together."""
-    arguments.model = pipeline_in(arguments.model, "--model")
-    kind = arguments.family or family_of(arguments.model)
-    family = load_model(arguments, kind, world.device)
-    settings = {
-        "model": arguments.model,
-        "weights": fingerprint(Path(arguments.model)),
-        "family": kind,
-        "lora": {entry: fingerprint(_adapter(entry)) for entry in arguments.lora},
-        "dtype": str(next(iter(family.module(family.components[0]).parameters())).dtype).removeprefix("torch."),
-    }
+    choice = together(world, lambda: _chosen(arguments), main_only=True)
+    for note in choice.notes:
+        console.line(note)
+    family = choice.load(world.device)
+    settings = choice.described(family)
     if isinstance(suite, Reconstruction):
         return suite.maker(family.reconstruct), settings | suite.drawing_settings, arguments.at_once
-    sampling = how_to_draw(arguments, family, kind)
+    sampling = how_to_draw(arguments, family, choice.kind)
     size = family.own_size()
     drawing = Drawing(arguments.height or size, arguments.width or size, arguments.seed, sampling)
     pictures = suite.pictures()
@@ -241,6 +250,8 @@ def _maker(
     return drawer(family, drawing), settings, max(1, arguments.at_once // rows)
 
 
-def _adapter(entry: str) -> Path:
-    part, _, folder = entry.partition("=")
-    return adapter_in(folder, part)
+def _chosen(arguments: argparse.Namespace) -> Choice:
+    try:
+        return choose_model(arguments)
+    except (ModelLoadError, FileNotFoundError) as error:  # which `together` passes on to the other processes
+        raise EvaluationError(str(error)) from error

@@ -30,7 +30,11 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=place, required=True, metavar="FOLDER", help="pictures, records and figures")
     parser.add_argument(
-        "--images", type=place, metavar="FOLDER", help="judge these pictures, in the benchmark's layout, and draw none"
+        "--images",
+        type=place,
+        metavar="FOLDER",
+        help="draw none, and judge these pictures, in the benchmark's layout "
+        "or with the samples.jsonl of glm-train sample",
     )
     parser.add_argument(
         "--samples", type=whole_number(1, 10_000), metavar="N", help="pictures per prompt (geneval and dpg: 4, text: 1)"

@@ -1,4 +1,4 @@
-"""`glm-train`: train, validate, plan, data, download, sample, evaluate."""
+"""`glm-train`: train, validate, plan, data, download, sample, evaluate, export, report, doctor."""
 
 from __future__ import annotations
 
@@ -10,10 +10,16 @@ from typing import Any
 from glm_training import __version__
 from glm_training.cli import training
 from glm_training.cli.arguments import Parser, gather_files, place, text, whole_number
+from glm_training.cli.doctor import DESCRIPTION as DOCTOR_DESCRIPTION
+from glm_training.cli.doctor import add_doctor_arguments
 from glm_training.cli.drawing_arguments import add_drawing_arguments
 from glm_training.cli.evaluation_arguments import DESCRIPTION, add_evaluation_arguments
+from glm_training.cli.export import DESCRIPTION as EXPORT_DESCRIPTION
+from glm_training.cli.export import add_export_arguments
 from glm_training.cli.plan import DESCRIPTION as PLAN_DESCRIPTION
 from glm_training.cli.plan import add_plan_arguments
+from glm_training.cli.report import DESCRIPTION as REPORT_DESCRIPTION
+from glm_training.cli.report import add_report_arguments
 from glm_training.cli.stopping import stoppable
 from glm_training.utils.redaction import mask_logs_and_tracebacks
 from glm_training.utils.streams import guard_standard_streams
@@ -62,8 +68,8 @@ def main() -> None:
     sample = commands.add_parser(
         "sample",
         help="draw images with a model",
-        description="Draw images with a model, a checkpoint's pipeline folder, or a model with trained adapters. "
-        "In brackets: what is taken without the option.",
+        description="Draw images with a model, a run or a checkpoint, with adapters or without. The same command again "
+        "draws what is missing. In brackets: what is taken without the option.",
     )
     _sample_arguments(sample)
     evaluate = commands.add_parser(
@@ -73,14 +79,22 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_evaluation_arguments(evaluate)
+    short = "write a checkpoint as a pipeline, adapters or weights for other programs"
+    add_export_arguments(commands.add_parser("export", help=short, description=EXPORT_DESCRIPTION))
+    short = "make the page of a run; of several, say which is better"
+    add_report_arguments(commands.add_parser("report", help=short, description=REPORT_DESCRIPTION))
+    doctor = commands.add_parser("doctor", help="look at what this machine lacks", description=DOCTOR_DESCRIPTION)
+    add_doctor_arguments(doctor)
     arguments, rest = parser.parse_known_args()
-    stray = [word for word in rest if word.startswith("-") or arguments.command in ("sample", "evaluate")]
+    stray = [word for word in rest if word.startswith("-") or arguments.command not in (*of_files, "doctor")]
     if stray:
         parser.error(f"unrecognized arguments: {' '.join(stray)}")
     if rest:  # overrides after an option that follows other overrides; subparsers cannot mix them by themselves
         arguments.overrides += rest
     if arguments.command in of_files:
         gather_files(of_files[arguments.command], arguments)
+    elif arguments.command == "doctor" and (arguments.config or arguments.overrides):
+        gather_files(doctor, arguments)
     sys.exit(stoppable(lambda: _run(arguments)))
 
 
@@ -88,17 +102,32 @@ def _sample_arguments(parser: argparse.ArgumentParser) -> None:
     def add(name: str, kind: Callable[[str], Any], default: Any, metavar: str, meaning: str) -> None:
         parser.add_argument(name, type=kind, default=default, metavar=metavar, help=f"{meaning} (%(default)s)")
 
-    parser.add_argument("--prompt", type=text, action="append", required=True, help="give it again for more images")
+    prompts = parser.add_mutually_exclusive_group(required=True)
+    prompts.add_argument("--prompt", type=text, action="append", default=[], help="give it again for more")
+    prompts.add_argument(
+        "--prompts",
+        type=place,
+        metavar="FILE",
+        help="of a text with a prompt on each line, JSON lines, a JSON list or a CSV; records may name a picture to "
+        "edit (source)",
+    )
     parser.add_argument(
+        "--image",
         "--source",
+        dest="source",
         type=place,
         action="append",
         default=[],
         metavar="IMAGE",
-        help="to edit, or for a VGT autoencoder alone to draw again; one per --prompt",
+        help="to edit, or for a VGT autoencoder alone to draw again: one for all prompts, one for each, or a folder "
+        "with 0.png for the first",
     )
-    add("--out", place, "samples", "FOLDER", "where the pictures go; those that are there stay")
-    add("--samples", whole_number(1, 10_000), 1, "N", "images per prompt")
+    meaning = "pictures, samples.jsonl and grids; what is there stays, and is not drawn again"
+    add("--out", place, "samples", "FOLDER", meaning)
+    images = whole_number(1, 10_000)
+    parser.add_argument("--samples", type=images, metavar="N", help="pictures of each prompt (1)")
+    parser.add_argument("--plans", type=images, metavar="N", help="the same, of GLM-Image: plans of each prompt (1)")
+    parser.add_argument("--renders", type=images, metavar="M", help="GLM-Image: pictures of each plan (1)")
     add_drawing_arguments(parser)
 
 
@@ -125,6 +154,18 @@ def _run(arguments: argparse.Namespace) -> int:
         from glm_training.cli.evaluate import evaluate
 
         return evaluate(arguments)
+    if arguments.command == "export":
+        from glm_training.cli.export import export
+
+        return export(arguments)
+    if arguments.command == "report":
+        from glm_training.cli.report import report
+
+        return report(arguments)
+    if arguments.command == "doctor":
+        from glm_training.cli.doctor import doctor
+
+        return doctor(arguments)
     from glm_training.cli.sample import sample
 
     return sample(arguments)

@@ -40,7 +40,8 @@ def stoppable(command: Callable[[], int]) -> int:
     heard, tells = socket.socketpair()
     tells.setblocking(False)
     former = signal.set_wakeup_fd(tells.fileno(), warn_on_full_buffer=False)
-    threading.Thread(target=_end_if_stuck, args=(heard, set(previous)), daemon=True).start()
+    ending = threading.Lock()  # whoever has it says why
+    threading.Thread(target=_end_if_stuck, args=(heard, set(previous), ending), daemon=True).start()
     code = 0
     try:
         code = command()
@@ -56,19 +57,25 @@ def stoppable(command: Callable[[], int]) -> int:
                 signal.signal(number, handler if not received else signal.SIG_IGN)
     if not received:
         return code
+    if not ending.acquire(blocking=False):
+        threading.Event().wait()  # the thread ends the process
+    release_all()  # a signal may have come as one was being given back
     report_error(_line(received[0]))
     return 128 + received[0]
 
 
-def _end_if_stuck(heard: socket.socket, numbers: Collection[int]) -> None:
+def _end_if_stuck(heard: socket.socket, numbers: Collection[int], ending: threading.Lock) -> None:
     """Waits for one of the stop signals, and then for the process to end."""
     with heard:
         while (told := heard.recv(1)) and told[0] not in numbers:
             pass
     if told:
         threading.Event().wait(GRACE_SECONDS)
-        release_all()
-        report_error(_line(told[0]))
+        if ending.acquire(blocking=False):
+            release_all()
+            report_error(_line(told[0]))
+        else:  # it is about to end by itself, unless a thread of a library does not let it
+            threading.Event().wait(GRACE_SECONDS)
         os._exit(128 + told[0])
 
 

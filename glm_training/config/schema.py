@@ -167,8 +167,9 @@ class Config(Section):
         return self.uses_reward() and (asked or self.policy_for(part).kl_coef > 0)
 
     def reward_weights_for(self, part: Part) -> dict[str, float] | None:
-        """Weights of the metrics for one half alone; None where both share `metric_weights`."""
-        return (self.reward.ar if part == "ar" else self.reward.dit).weights
+        """Weights of the metrics for one half alone; None where both share `metric_weights`, and of one that is not
+        trained, whose metrics need not be there."""
+        return (self.reward.ar if part == "ar" else self.reward.dit).weights if part in self.parts() else None
 
     def scored_weights(self) -> dict[str, float]:
         """Every metric that is computed, with its weight in the total; 0 for what counts for one half alone."""

@@ -15,17 +15,18 @@ from glm_training.config import Config, compared
 from glm_training.data import ImageDataset
 from glm_training.data.dataset import sizes_of
 from glm_training.engine import setup
+from glm_training.engine.families import evaluation_sampling
 from glm_training.engine.gap import TrainingRewards
-from glm_training.engine.summary import EVALUATIONS, images_of, scores_of, told, write_pictures, write_summary
+from glm_training.engine.summary import images_of, scores_of, told, write_pictures, write_summary
 from glm_training.engine.validation import Subject, by_size
-from glm_training.evaluation.held_out import Evaluation, combined, draw, evaluate
+from glm_training.evaluation.held_out import Evaluation, EvaluationSettings, combined, draw, evaluate
 from glm_training.models.family import Family
 from glm_training.rewards import RewardBatch, RewardCalculator
 from glm_training.utils.console import Console
 from glm_training.utils.distributed import World, broadcast_object
 from glm_training.utils.failures import beside_training
 from glm_training.utils.logging import RunLogger
-from glm_training.utils.metrics_file import METRICS
+from glm_training.utils.metrics_file import EVALUATIONS, METRICS
 from glm_training.utils.pictures import Pictures, as_saved, each, save_image
 from glm_training.utils.step_lines import StepLines, keep_until, line_of
 from glm_training.utils.words import number
@@ -109,6 +110,10 @@ class Evaluations:
         evaluates = self.scores_pictures or self.judged is not None
         return None if evaluates and self.before is None else line
 
+    def compared_since(self, step: int) -> int:
+        """From which step on evaluations can be compared with those to come, in a run that resumes after `step`."""
+        return step + 1 if self.before is None else self.before_step
+
     def _line(self, step: int) -> dict[str, float | None] | None:
         folder = self.config.output_dir
         line: dict[str, float | None] | None = {}
@@ -185,7 +190,7 @@ class Evaluations:
                 self.family,
                 self.calculator,
                 self.held_out.batch(rows),
-                setup.evaluation_settings(self.config, self.held_out.size_of(rows[0])),
+                evaluation_settings(self.config, self.held_out.size_of(rows[0])),
                 self.world,
                 keep_images=sum(row < kept for row in rows),
                 on_step=on_step,
@@ -206,7 +211,7 @@ class Evaluations:
                 self.family,
                 self.held_out.batch(rows),
                 range(len(rows)),
-                setup.evaluation_settings(self.config, self.held_out.size_of(rows[0])),
+                evaluation_settings(self.config, self.held_out.size_of(rows[0])),
                 samples=1,
                 on_step=on_step,
             ).cpu()
@@ -350,3 +355,15 @@ def scoring_settings(config: Config, held_out: ImageDataset) -> dict[str, Any]:
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     names = dict.fromkeys((*before, *now))
     return [f"{name}: {before.get(name)} -> {now.get(name)}" for name in names if before.get(name) != now.get(name)]
+
+
+def evaluation_settings(config: Config, size: tuple[int, int]) -> EvaluationSettings:
+    """How the pictures of evaluations are drawn that have a size."""
+    return EvaluationSettings(
+        height=size[0],
+        width=size[1],
+        samples=config.evaluation.samples_per_prompt,
+        seed=config.evaluation.seed,
+        sampling=evaluation_sampling(config),
+        micro_batch_size=config.rollout.micro_batch_size,
+    )

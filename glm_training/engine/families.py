@@ -34,7 +34,7 @@ from glm_training.models.sdxl.text import PromptReader as SDXLPromptReader
 from glm_training.models.sdxl.types import UNetCondition, add_time_ids
 from glm_training.models.vgt import loading as vgt_loading
 from glm_training.models.vgt.family import VGT
-from glm_training.models.weights import check_weights
+from glm_training.models.weights import check_weights, in_fp32
 from glm_training.utils.distributed import World
 from glm_training.utils.hub_files import Choose, Exactly, HubFiles, PipelineParts, hub_id, model_folder
 from glm_training.utils.randomness import uniform
@@ -47,17 +47,20 @@ Condition = DiTCondition | UNetCondition
 
 
 def build_family(config: Config, world: World) -> Family:
-    """Loads the model, adds adapters where asked, and leaves exactly the trained parameters with gradients, in fp32.
+    """Loads the model, adds adapters where asked, and leaves exactly the trained parameters with gradients.
 
-    Optimizers need fp32: a step of 1e-5 is lost in bf16 weights. The other weights stay in `model.torch_dtype`.
+    Weights are in `model.torch_dtype`, but for adapters and what others were merged into: `build_parts` takes what is
+    trained to fp32, in shards block by block.
     """
     kind = config.model.quantization
     # few bits are made of full ones on the CPU, layer by layer: the device never holds the network in full
     family = load_family(config, world, device=None if kind == "none" else torch.device("cpu"))
     whole = {part: not config.lora_for(part).enabled for part in config.parts()}
     family.set_trainable(**whole)
-    _in_fp32(family, [part for part, trained in whole.items() if trained])  # half precision would round what is merged
-    merge_into(family, adapters_to_merge(config))
+    merged = adapters_to_merge(config)
+    for part in whole if merged else ():
+        in_fp32(family.trainable(part).values())  # half precision would round what is merged
+    merge_into(family, merged)
     if kind != "none":
         for part in config.parts():
             _quantise(family, part, kind, compute_dtype(config), world.device)
@@ -70,7 +73,6 @@ def build_family(config: Config, world: World) -> Family:
             if part in begun:
                 start_from(family.module(part), begun[part])
     family.set_trainable(**dict.fromkeys(config.parts(), True))
-    _in_fp32(family, config.parts())
     if config.training.gradient_checkpointing:
         for part in config.parts():
             family.component(part).enable_gradient_checkpointing()
@@ -85,12 +87,6 @@ def compile_blocks(blocks: Sequence[nn.Module], backend: str = "inductor") -> No
     share what is compiled. A decode loop that calls parts of them (`glm_image.decode`) is as before."""
     for block in blocks:
         block.compile(backend=backend)
-
-
-def _in_fp32(family: Family, parts: Sequence[str]) -> None:
-    for part in parts:
-        for parameter in family.trainable(part).values():
-            parameter.data = parameter.data.float()
 
 
 def _quantise(family: Family, part: str, kind: Kind, dtype: torch.dtype, device: torch.device) -> None:

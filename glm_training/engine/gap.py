@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from glm_training.engine.figures import Mean
-from glm_training.engine.summary import RIGHT, Subject, only_metric, score_label
+from glm_training.engine.summary import Subject, only_metric, score_label
 from glm_training.evaluation.held_out import Evaluation
 from glm_training.utils.console import Console
+from glm_training.utils.figure_names import RIGHT
 from glm_training.utils.words import counted, number
 
 Rewards = dict[str, list[float]]

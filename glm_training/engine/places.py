@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from glm_training.checkpoint.best import BEST
 from glm_training.checkpoint.commit import POINTER
 from glm_training.checkpoint.ledger import LEDGER, Ledger
 from glm_training.checkpoint.run_record import RECORD, RunRecord
 from glm_training.config import Config
 from glm_training.engine.errors import SettingsError
-from glm_training.engine.summary import EVALUATIONS
-from glm_training.utils.metrics_file import METRICS
+from glm_training.utils.metrics_file import EVALUATIONS, METRICS
 from glm_training.utils.writable import why_not_appended, why_unwritable
 
 OUTPUT, CHECKPOINTS, ADAPTERS, EVENTS = "output_dir", "checkpoint.save_dir", "checkpoint.lora_dir", "logging.log_dir"
 LEFT_BY_RUNS = {
-    OUTPUT: (METRICS, EVALUATIONS, "samples/step-*", "loss_logs/*"),
+    OUTPUT: (METRICS, EVALUATIONS, "samples/step-*", "rollouts/step-*", "loss_logs/*"),
     CHECKPOINTS: ("step-*", ".partial-step-*", ".replaced-step-*"),
     ADAPTERS: ("step-*",),
     EVENTS: ("events.out.tfevents.*",),
@@ -107,7 +107,7 @@ def _in_the_way(config: Config) -> list[str]:
     found = [
         f"{place.key}: {path} is a folder, not a file"
         for place in places(config)
-        for name in ((RECORD, LEDGER, POINTER) if place.key == CHECKPOINTS else (RECORD,))
+        for name in ((RECORD, LEDGER, POINTER, BEST) if place.key == CHECKPOINTS else (RECORD,))
         if (path := place.folder / name).is_dir() and not path.is_symlink()
     ]
     if config.checkpoint.save_lora and config.lora_dir().resolve() == config.checkpoint_dir().resolve():

@@ -25,13 +25,14 @@ from glm_training.config import Config, iter_keys, resolved_yaml
 from glm_training.engine.agreement import leave_together, together
 from glm_training.engine.errors import SettingsError, TrainingError
 from glm_training.engine.places import CHECKPOINTS, Place, places
+from glm_training.engine.sessions import record_session
 from glm_training.engine.setup import tracking_services
-from glm_training.engine.summary import EVALUATIONS
 from glm_training.utils.console import Console
 from glm_training.utils.distributed import World, barrier, broadcast_object
 from glm_training.utils.failures import beside_training
 from glm_training.utils.folder_lock import LOCK, FolderInUseError, FolderLock, in_use
 from glm_training.utils.logging import RunLogger
+from glm_training.utils.metrics_file import EVALUATIONS
 from glm_training.utils.step_lines import keep_until
 
 logger = logging.getLogger(__name__)
@@ -94,6 +95,7 @@ class RunDirectory:
                 self.run = begin_run(config.checkpoint_dir())
             _sign(config, self.run)
             keep_until(config.output_dir / EVALUATIONS, -1 if step is None else step)
+            record_session(config, world, step, total_steps)
         return RunLogger(
             config.output_dir,
             world,

@@ -29,17 +29,17 @@ from glm_training.data.preference.dataset import PreferenceDataset
 from glm_training.data.samplers.bucket_sampler import BucketSampler
 from glm_training.data.samplers.mixed_sampler import MixedSampler
 from glm_training.engine.errors import SettingsError
-from glm_training.engine.families import AUTOCAST, evaluation_sampling, prompt_reader
+from glm_training.engine.families import AUTOCAST, prompt_reader
 from glm_training.engine.parts import Part, Showing, WeightAverage
 from glm_training.engine.reward_setup import differentiable_options, reward_options
 from glm_training.engine.sharding import Shards
 from glm_training.engine.validation import Subject
-from glm_training.evaluation.held_out import EvaluationSettings
 from glm_training.models.family import Family
 from glm_training.models.library_versions import autocast_options
 from glm_training.models.lora import adapters_disabled, has_lora, starts_as_base
 from glm_training.models.run_folders import pipeline_in
 from glm_training.models.sdxl.loading import taesd_in
+from glm_training.models.weights import in_fp32
 from glm_training.rewards import (
     DifferentiableScorers,
     RewardBackendError,
@@ -67,12 +67,13 @@ def tracking_services(config: Config) -> list[Service]:
 def build_parts(
     config: Config, family: Family, world: World, total_steps: int, shards: Shards | None = None
 ) -> dict[str, Part]:
-    """The trained parts, in `shards` or whole, each with its own optimizer and what snapshots a method needs."""
+    """The trained parts in fp32, in `shards` or whole, each with its optimizer and what snapshots a method needs."""
     parts: dict[str, Part] = {}
     if shards is not None:
         shards.shard_family(family, config.parts())
     family.to(world.device)
     for name in config.parts():
+        in_fp32(family.trainable(name).values())
         part = Part(
             name,
             family.component(name),
@@ -386,15 +387,3 @@ def data_told(config: Config, training: TrainingData, prompts: ImageDataset) -> 
     if config.evaluation.enabled or config.logging.log_images:
         told.append(own if noun.startswith("held-out") else f"evaluated on {own}")
     return told
-
-
-def evaluation_settings(config: Config, size: tuple[int, int]) -> EvaluationSettings:
-    """How the pictures of evaluations are drawn that have a size."""
-    return EvaluationSettings(
-        height=size[0],
-        width=size[1],
-        samples=config.evaluation.samples_per_prompt,
-        seed=config.evaluation.seed,
-        sampling=evaluation_sampling(config),
-        micro_batch_size=config.rollout.micro_batch_size,
-    )

@@ -8,6 +8,9 @@ whole.
 
 from __future__ import annotations
 
+import ctypes
+import os
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -20,6 +23,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, Offlo
 from glm_training.config import Config
 from glm_training.engine.errors import SettingsError
 from glm_training.models.family import Family
+from glm_training.models.weights import in_fp32
 from glm_training.utils.distributed import World, gather_objects
 
 LOWEST_TORCH = (2, 11)
@@ -29,10 +33,13 @@ SHARDABLE = ("adamw", "lion", "muon", "sgd", "adamw_schedule_free")
 """Update rules whose state follows the shards. Adafactor's rows and columns, Prodigy's sums over all weights and
 bitsandbytes' blocks are of whole tensors."""
 
-MOMENTS_AND_GRADIENT = 12
-"""Bytes of a trained parameter besides its weight."""
+TRAINED = 16
+"""Bytes of a trained parameter: its weight in fp32, gradient and moments."""
 _SHARE_OF_DEVICE = 0.5
 """Of the memory of a device, what weights, gradients and moments may take without shards: the rest is activations."""
+
+_M_MMAP_THRESHOLD = -3
+"""In glibc's malloc.h: from what size on a block is a mapping of its own."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +136,8 @@ def may_shard(config: Config, world: World) -> bool:
 def resident_bytes(config: Config, family: Family) -> int:
     """What a process holds of the model without shards, and of the gradients and moments of what is trained."""
     parameters = {id(p): p for name in family.components for p in family.component(name).parameters()}
-    trained = sum(p.numel() for part in config.parts() for p in family.trainable(part).values())
-    return sum(p.numel() * p.element_size() for p in parameters.values()) + MOMENTS_AND_GRADIENT * trained
+    trained = {id(p) for part in config.parts() for p in family.trainable(part).values()}
+    return sum(p.numel() * (TRAINED if key in trained else p.element_size()) for key, p in parameters.items())
 
 
 def device_bytes(world: World) -> int:
@@ -161,11 +168,17 @@ class Shards:
         self.precision = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
         waits = config.distributed.offload and world.device.type == "cuda"  # on the CPU they wait already
         self.offload = CPUOffloadPolicy() if waits else OffloadPolicy()
+        if world.device.type == "cpu":
+            give_back_freed_memory()
 
     def shard(self, component: nn.Module, units: Iterable[nn.Module], whole: Iterable[nn.Module] = ()) -> None:
-        """Shards `component` in place: each of `units`, then what is left, but for the modules of `whole`."""
+        """Shards `component` in place: each of `units`, then what is left, but for the modules of `whole`.
+
+        What is trained comes to fp32 unit by unit: a whole copy in fp32 is never there.
+        """
         kept = {parameter for module in whole for parameter in module.parameters()}
         for module in (*units, component):
+            in_fp32(parameter for parameter in module.parameters() if parameter.requires_grad)
             fully_shard(
                 module,
                 mesh=self.mesh,
@@ -180,3 +193,30 @@ class Shards:
         """Shards the components that are trained."""
         for part in parts:
             self.shard(family.component(part), family.sharding_units(part), family.frozen())
+            if self.mesh.device_type == "cpu":
+                leave_file(family.module(part), family.frozen())
+
+
+def give_back_freed_memory() -> None:
+    """From here on tensors of 4 MiB or more go back to the system when they are freed, under glibc.
+
+    By itself it keeps blocks of up to 32 MiB once it has seen one freed, and what is gathered and let go between
+    activations and gradients leaves holes among them. Smaller ones are not worth the faults that new pages cost. What
+    the user says in MALLOC_MMAP_THRESHOLD_ stays.
+    """
+    if sys.platform != "linux" or "MALLOC_MMAP_THRESHOLD_" in os.environ:
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 4 << 20)
+
+
+def leave_file(module: nn.Module, frozen: Iterable[nn.Module]) -> None:
+    """Copies what is frozen within `module` out of the file that it was loaded from.
+
+    Weights are read by mapping their file into memory, where all of it stays as long as one of them lies there.
+    """
+    inside = set(module.modules())
+    for part in (part for part in frozen if part in inside):
+        for tensor in (*part.parameters(), *part.buffers()):
+            tensor.data = tensor.data.clone()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,14 @@ from torch import Tensor
 
 from glm_training.config import Config
 from glm_training.data import ImageDataset
-from glm_training.engine.validation import HIGHER_IS_BETTER, Subject
+from glm_training.engine.validation import Subject
 from glm_training.evaluation.held_out import Evaluation
 from glm_training.utils.console import Console
 from glm_training.utils.distributed import World
 from glm_training.utils.failures import beside_training
+from glm_training.utils.figure_names import RIGHT, direction, label
 from glm_training.utils.pictures import Pictures, save_grid
 from glm_training.utils.words import counted, number
-
-EVALUATIONS = "evaluations.jsonl"
-"""File of a run with a line per evaluation."""
 
 
 def opening_lines(config: Config, world: World, items: int, steps: int) -> list[str]:
@@ -58,10 +57,23 @@ def outline(config: Config, world: World, prompts: int, steps: int) -> str:
 Subjects = tuple[Subject, Subject | None]
 """What is drawn for, and what is judged besides."""
 
-COLUMNS = ("change", "standard error", "")
+DIGITS = 16
+"""Of the digest that tells whether two evaluations are of the same things."""
 
-RIGHT = "exactly_right"
-"""The figure that stands first, where there is one."""
+
+@dataclass
+class TrainResult:
+    """What a finished run hands back. `before` and `after` are the means of the evaluations by figure, empty without;
+    `stopped_by` is the signal that stopped it, `halted` why a monitor did. None where the run went to its end."""
+
+    step: int
+    before: dict[str, float] = field(default_factory=dict)
+    after: dict[str, float] = field(default_factory=dict)
+    stopped_by: int | None = None
+    halted: str | None = None
+
+
+COLUMNS = ("change", "standard error", "")
 
 
 def write_summary(
@@ -91,7 +103,7 @@ def write_summary(
             samples = counted(config.evaluation.samples_per_prompt, "sample")
             console.table(f"Scores of {prompts} x {samples}", ["score", earlier, "after", *COLUMNS], rows)
         rows = [
-            summary_row(label(name), before.judged[name], values, _direction(name))
+            summary_row(label(name), before.judged[name], values, direction(name))
             for name, values in after.judged.items()
             if name in before.judged and not name.endswith("_change")  # which is none before
         ]
@@ -124,15 +136,6 @@ def score_label(name: str, alone: str | None) -> str:
     return f"reward ({label(alone)})" if name == "total" and alone is not None else label(name)
 
 
-def label(name: str) -> str:
-    """What a figure is called on the terminal."""
-    return {"total": "reward", RIGHT: "exactly right"}.get(name, name.replace("/", " "))
-
-
-def _direction(name: str) -> bool | None:
-    return HIGHER_IS_BETTER.get(name.rpartition("/")[2])
-
-
 def images_of(held_out: ImageDataset, count: int) -> tuple[list[Tensor], list[Tensor]]:
     """The sources and the targets of the first `count` prompts, each of its own size; none where there are none."""
     batches = [held_out.batch([row]) for row in range(count)]
@@ -153,8 +156,8 @@ def write_pictures(path: Path, held_out: ImageDataset, columns: Mapping[str, Pic
 
 
 def scores_of(subjects: Subjects, step: int, evaluation: Evaluation) -> list[dict[str, Any]]:
-    """A line of what was scored, and one of what was judged: what it is on, its prompts, and each figure per prompt,
-    null where it does not apply."""
+    """A line of what was scored, and one of what was judged: what it is on, a digest of that, its prompts, and each
+    figure per prompt, null where it does not apply."""
     lines = []
     for subject, figures in zip(subjects, (evaluation.scores, evaluation.judged), strict=True):
         scores = {
@@ -162,7 +165,15 @@ def scores_of(subjects: Subjects, step: int, evaluation: Evaluation) -> list[dic
             for name, values in figures.items()
         }
         if subject is not None and scores:
-            lines.append({"step": step, "on": f"{subject.name}s", "prompts": subject.prompts, "scores": scores})
+            lines.append(
+                {
+                    "step": step,
+                    "on": f"{subject.name}s",
+                    "digest": subject.digest[:DIGITS],
+                    "prompts": subject.prompts,
+                    "scores": scores,
+                }
+            )
     return lines
 
 

@@ -18,9 +18,6 @@ from glm_training.utils.words import counted
 LEVELS = 4
 """Noise levels at which an item is judged: one from each quarter of the schedule."""
 
-HIGHER_IS_BETTER = {"accuracy": True, "margin": True, "loss": False, "chosen_error": False, "psnr": True}
-"""Last part of a figure's name -> which way it should go, where there is one."""
-
 
 @dataclass(frozen=True)
 class Subject:

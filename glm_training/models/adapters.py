@@ -32,7 +32,7 @@ _PREFIXES = ("base_model.model.", "unet.", "transformer.")
 class StartingAdapter:
     """An adapter in `folder` for `part` of the model, named under `key`. shapes: of its weights by name, as in
     `blocks.0.to_q.lora_A.weight`. rank, alpha: B A is scaled by alpha / rank; None where layers differ in that.
-    settings: what it says of itself."""
+    settings: what it says of itself. strength: by which B A is scaled besides."""
 
     key: str
     part: str
@@ -41,6 +41,7 @@ class StartingAdapter:
     rank: int | None
     alpha: float | None
     settings: Mapping[str, Any]
+    strength: float = 1.0
 
     @property
     def file(self) -> Path:
@@ -56,13 +57,13 @@ class StartingAdapter:
         return {name.partition(".lora_")[0] for name in self.shapes}
 
     def scale(self, layer: str) -> float:
-        """By which B A of a layer is multiplied: alpha / rank, of rank-stabilised adapters alpha / sqrt(rank)
-        (arXiv:2312.03732). Diffusers takes alpha for the rank where a file does not tell it."""
+        """By which B A of a layer is multiplied: strength alpha / rank, of rank-stabilised adapters strength alpha /
+        sqrt(rank) (arXiv:2312.03732). Diffusers takes alpha for the rank where a file does not tell it."""
         rank = self.shapes[f"{layer}.lora_A.weight"][0]
         patterns: Mapping[str, float] = self.settings.get("alpha_pattern") or {}
         own = (alpha for pattern, alpha in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", layer))
         alpha = float(next(own, self.settings.get("lora_alpha", rank)))
-        return alpha / (math.sqrt(rank) if self.settings.get("use_rslora") else rank)
+        return self.strength * alpha / (math.sqrt(rank) if self.settings.get("use_rslora") else rank)
 
 
 def starting_adapters(key: str, places: Sequence[str], components: Sequence[str]) -> list[StartingAdapter]:
@@ -107,9 +108,12 @@ def misfit(adapter: StartingAdapter, module: nn.Module) -> str | None:
     odd = [name for name in adapter.shapes if not _fits(name, adapter.shapes[name], layers)]
     if not odd:
         return None
+    layer = layers.get(odd[0].partition(".lora_")[0])
+    there = f"a layer {layer.in_features} -> {layer.out_features}" if isinstance(layer, nn.Linear) else "no such layer"
     return (
         f"{adapter.key}: the adapter in {adapter.folder} does not fit the {adapter.part} of this model: "
-        f"{counted(len(odd), 'weight')} of {len(adapter.shapes)} have no linear layer of their shape, first {odd[0]}"
+        f"{counted(len(odd), 'weight')} of {len(adapter.shapes)} have no linear layer of their shape, first {odd[0]} "
+        f"{list(adapter.shapes[odd[0]])}, where the model has {there}"
     )
 
 
@@ -138,16 +142,20 @@ def unlike(adapter: StartingAdapter, module: nn.Module, targets: Sequence[str], 
 
 @torch.no_grad()
 def merge_into(family: Family, adapters: Sequence[StartingAdapter]) -> None:
-    """Adds adapters to the weights of a model without any, one after the other. Raises ModelLoadError."""
-    for adapter in adapters:
-        module = family.module(adapter.part)
-        if reason := misfit(adapter, module):
-            raise ModelLoadError(reason)
-        weights = adapter.weights()
-        for layer in sorted(adapter.layers()):
-            weight = module.get_parameter(f"{layer}.weight")
-            a, b = (weights[f"{layer}.lora_{side}.weight"].to(weight.device).float() for side in "AB")
-            weight.data.copy_(weight.float() + adapter.scale(layer) * (b @ a))  # one rounding to half precision
+    """Adds adapters to the weights of a model without any: W + sum of strength_i alpha_i / r_i B_i A_i, in fp32, which
+    is rounded to the dtype of W once. Raises ModelLoadError, before a weight is changed, with all that do not fit."""
+    reasons = [reason for each in adapters if (reason := misfit(each, family.module(each.part)))]
+    if reasons:
+        raise ModelLoadError("\n".join(reasons))
+    held = [(each, each.weights()) for each in adapters]
+    for part, layer in sorted({(each.part, layer) for each in adapters for layer in each.layers()}):
+        weight = family.module(part).get_parameter(f"{layer}.weight")
+        total = weight.float()
+        for each, weights in held:
+            if each.part == part and f"{layer}.lora_A.weight" in each.shapes:
+                a, b = (weights[f"{layer}.lora_{side}.weight"].to(weight.device).float() for side in "AB")
+                total = total + each.scale(layer) * (b @ a)
+        weight.data.copy_(total)
 
 
 @torch.no_grad()

@@ -112,12 +112,12 @@ def _network_problem(folder: Path) -> str | None:
     if not any(names <= files for names in whole):
         lacking = min((sorted(names - files) for names in whole), key=len)
         return f"{folder.name} lacks {', '.join(lacking[:3])}" + (" and more" if len(lacking) > 3 else "")
-    damaged = [f"{folder.name}/{name} ({fault})" for name in sorted(files) if (fault := _damage(folder / name))]
+    damaged = [f"{folder.name}/{name} ({fault})" for name in sorted(files) if (fault := damage(folder / name))]
     return f"damaged: {', '.join(damaged)}" if damaged else None
 
 
-def _damage(file: Path) -> str | None:
-    """What the header of a safetensors file tells of it: it is torn, or none."""
+def damage(file: Path) -> str | None:
+    """What is wrong with a safetensors file by its header and its size; None where nothing is."""
     try:
         with safe_open(file, framework="pt"):
             return None
@@ -225,6 +225,14 @@ def fetch_parts(name: str, parts: Sequence[str], *, revision: str | None, local_
     patterns = [f"{part}/*.{suffix}" for part in parts for suffix in ("json", "txt", "model", "jinja")]
     with load_errors_explained(f"{name} from the Hugging Face hub", hub_remedy(name)):
         snapshot_download(name, revision=revision, allow_patterns=["model_index.json", *patterns])
+
+
+def published_configuration(family: str, part: str) -> dict[str, Any]:
+    """The configuration of a network of the published model of a family, as it ships with the package."""
+    place = Path(__file__).parent / family / "published" / f"{part}.json"
+    settings: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
+    settings.pop("source")
+    return settings
 
 
 def looks_like_path(name: str) -> bool:

@@ -23,20 +23,21 @@ _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class LpipsVgg(nn.Module):
     """LPIPS 0.1 on VGG-16 (arXiv:1801.03924): 0 for the same picture. The linear heads ship in the `lpips` package.
 
-    weights: torchvision's VGG-16 (`VGG_URL`), whose `features.*` are used. Raises FileNotFoundError, or ValueError for
-    a file that does not fit.
+    weights: torchvision's VGG-16 (`VGG_URL`), whose `features.*` are used; None for a network on the meta device,
+    without any. Raises FileNotFoundError, or ValueError for a file that does not fit.
     """
 
-    def __init__(self, weights: Path) -> None:
+    def __init__(self, weights: Path | None) -> None:
         import lpips
 
         super().__init__()
         # 138 million weights of which the file gives those that count; `lpips` speaks to an older torchvision
         with torch.device("meta"), warnings.catch_warnings(action="ignore", category=UserWarning):
             self.network = lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False)
-        heads = Path(lpips.__file__).parent / "weights" / "v0.1" / "vgg.pth"
-        state = {name: value.float() for name, value in read_weights(heads).items()}
-        self.network.load_state_dict({**state, **self._backbone(weights)}, strict=False, assign=True)
+        if weights is not None:
+            heads = Path(lpips.__file__).parent / "weights" / "v0.1" / "vgg.pth"
+            state = {name: value.float() for name, value in read_weights(heads).items()}
+            self.network.load_state_dict({**state, **self._backbone(weights)}, strict=False, assign=True)
         self.requires_grad_(False).eval()
 
     def _backbone(self, weights: Path) -> dict[str, Tensor]:
@@ -68,21 +69,22 @@ class LpipsVgg(nn.Module):
 class ConvNextLogits(nn.Module):
     """Logits of ConvNeXt-S over ImageNet's classes, of pictures squashed to 224 x 224 px.
 
-    weights: torchvision's ConvNeXt-Small (`CONVNEXT_URL`). Raises FileNotFoundError, or ValueError for a file that does
-    not fit.
+    weights: torchvision's ConvNeXt-Small (`CONVNEXT_URL`); None for a network on the meta device, without any. Raises
+    FileNotFoundError, or ValueError for a file that does not fit.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, weights: Path) -> None:
+    def __init__(self, weights: Path | None) -> None:
         from torchvision.models import convnext_small
 
         super().__init__()
         with torch.device("meta"):
             network = convnext_small(weights=None)
-        self.network = network.to_empty(device="cpu")
-        load_weights(self.network, weights)
+        self.network = network
+        if weights is not None:
+            load_weights(network.to_empty(device="cpu"), weights)
         self.register_buffer("mean", torch.tensor(_IMAGENET_MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(_IMAGENET_STD)[:, None, None], persistent=False)
         self.requires_grad_(False).eval()

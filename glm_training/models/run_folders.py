@@ -15,24 +15,25 @@ from glm_training.models.loading import ModelLoadError
 from glm_training.utils.writable import expanded
 
 PIPELINE, INDEX = "pipeline", "model_index.json"
-POINTER = "latest"
-"""File among a run's checkpoints that names one."""
+IN_PACKAGE = ("tiny", "tiny-random", "full-width")
+"""Models that need no folder; one of that name is none of them."""
+POINTER, BEST = "latest", "best"
+"""Files among a run's checkpoints that name one, in their first line."""
 ADAPTER_FILES = ("adapter_config.json", "pytorch_lora_weights.safetensors")
 _WEIGHTS = ("*.safetensors", "*.bin")
 
 
 def pipeline_in(name: str | Path, key: str = "model.name") -> str:
     """The pipeline folder that `name` means: itself, or the one in a checkpoint. What is no local folder, or has
-    nothing to do with a run, stays as it is for its loader to judge. A command that draws (`key` --model) may name
-    `checkpoints/latest`, the newest.
+    nothing to do with a run, stays as it is for its loader to judge.
 
-    Raises ModelLoadError, naming the folder to give under `key`, for the folder of a run, its pointer `latest`,
-    adapters alone, or a part of a pipeline.
+    Raises ModelLoadError, naming the folder to give under `key`, for the folder of a run, its pointers `latest` and
+    `best`, adapters alone, or a part of a pipeline. What a command may name besides is known to `engine.named_model`.
     """
-    folder = _newest_pointed_at(expanded(name))
-    if key != "--model" and folder != expanded(name):
+    folder = _pointed_at(expanded(name))
+    if folder != expanded(name):
         raise ModelLoadError(f"{key} {name} is another checkpoint after each save: name {folder}, which it is now")
-    if str(name) in ("tiny", "tiny-random") or not folder.is_dir():
+    if str(name) in IN_PACKAGE or not folder.is_dir():
         return str(name)
     if (folder / INDEX).is_file():
         return str(folder)
@@ -55,28 +56,12 @@ def pipeline_in(name: str | Path, key: str = "model.name") -> str:
     return str(name)
 
 
-def _newest_pointed_at(path: Path) -> Path:
-    """`path` with the pointer file `latest` on its way, if there is one, followed."""
+def _pointed_at(path: Path) -> Path:
+    """`path` with the pointer file `latest` or `best` on its way, if there is one, followed."""
     for pointer in (path, *path.parents):
-        if pointer.name == POINTER and pointer.is_file():
-            return pointer.parent / pointer.read_text(errors="replace").strip() / path.relative_to(pointer)
-    return path
-
-
-def adapter_in(folder: str | Path, part: str) -> Path:
-    """The folder of the adapter of `part` that `folder` means: itself, `lora_<part>` in a checkpoint, or `<part>` in a
-    step of `checkpoint.lora_dir`.
-
-    Raises FileNotFoundError, naming the newest, for the folder of a run.
-    """
-    path = expanded(folder)
-    for found in (path, path / f"lora_{part}", path / part):
-        if _is_adapter(found):
-            return found
-    for below in (f"lora_{part}", part):
-        newest = _newest(path, lambda step, below=below: _is_adapter(step / below))  # type: ignore[misc]
-        if newest is not None:
-            raise FileNotFoundError(f"{folder} is the folder of a run: name an adapter in it, like {newest / below}")
+        if pointer.name in (POINTER, BEST) and pointer.is_file():
+            name = pointer.read_text(errors="replace").partition("\n")[0].strip()
+            return pointer.parent / name / path.relative_to(pointer)
     return path
 
 
@@ -86,8 +71,8 @@ def adapters_in(place: str | Path, parts: Sequence[str], key: str) -> dict[str, 
 
     Raises ModelLoadError, naming what to give under `key`, where there is none.
     """
-    folder = _newest_pointed_at(expanded(place))
-    if _is_adapter(folder):
+    folder = _pointed_at(expanded(place))
+    if is_adapter(folder) and not _by_part(folder, parts):  # an export has files for other programs beside its folders
         part = parts[0] if len(parts) == 1 else folder.name.removeprefix("lora_")
         if part in parts:
             return {part: folder}
@@ -112,7 +97,7 @@ def _by_part(folder: Path, parts: Sequence[str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for part in parts:
         for place in (folder / f"lora_{part}", folder / part):
-            if _is_adapter(place):
+            if is_adapter(place):
                 found.setdefault(part, place)
     return found
 
@@ -132,7 +117,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 def _newest(folder: Path, fits: Callable[[Path], object]) -> Path | None:
     """The last made of the checkpoints in or below the folder of a run that `fits`."""
-    for place in _places(folder):
+    for place in checkpoint_places(folder):
         steps = sorted(path for path in place.glob("step-*") if path.is_dir() and fits(path))
         pointer = place / POINTER
         pointed = place / pointer.read_text(errors="replace").strip() if pointer.is_file() else None
@@ -141,7 +126,8 @@ def _newest(folder: Path, fits: Callable[[Path], object]) -> Path | None:
     return None
 
 
-def _places(folder: Path) -> Iterator[Path]:
+def checkpoint_places(folder: Path) -> Iterator[Path]:
+    """Where the checkpoints of a run may lie that `folder` is of."""
     yield folder
     yield folder / "checkpoints"
     try:
@@ -151,8 +137,9 @@ def _places(folder: Path) -> Iterator[Path]:
 
 
 def _adapters(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("lora_*") if _is_adapter(path))
+    return sorted(path for path in folder.glob("lora_*") if is_adapter(path))
 
 
-def _is_adapter(folder: Path) -> bool:
+def is_adapter(folder: Path) -> bool:
+    """Whether an adapter lies in `folder`, in PEFT's format or diffusers'."""
     return any((folder / name).is_file() for name in ADAPTER_FILES)

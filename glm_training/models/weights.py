@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -46,6 +46,13 @@ def cast_weights(module: Module, dtype: torch.dtype) -> Module:
     for param in module.parameters():
         param.data = param.data.to(dtype)
     return module
+
+
+def in_fp32(parameters: Iterable[nn.Parameter]) -> None:
+    """Trained weights in fp32: optimizers need it, as a step of 1e-5 is lost in bf16 weights."""
+    for parameter in parameters:
+        if parameter.dtype != torch.float32:
+            parameter.data = parameter.data.float()
 
 
 @torch.no_grad()

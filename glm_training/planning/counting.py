@@ -29,7 +29,8 @@ EIGHT_BIT_BLOCK = 256
 class Part:
     """A part of the model. total: parameters of its network, adapters left out. trained: by name. wrapped: weights
     of linear layers in its blocks, which quantization reaches. frozen: those that stay as they are, the network's own
-    included under adapters. unit: of its largest sharding unit. sleeps: whether it waits on the CPU while steps run."""
+    included under adapters. unit: of its largest sharding unit. sleeps: whether it waits on the CPU while steps run.
+    saved: whether a pipeline holds it."""
 
     name: str
     total: int
@@ -40,11 +41,17 @@ class Part:
     rest: int = 0
     """What lies in no sharding unit."""
     sleeps: bool = False
+    saved: bool = True
 
     @property
     def trained_count(self) -> int:
         """Parameters under training."""
         return sizes_of(self.trained)
+
+    @property
+    def count(self) -> int:
+        """Parameters of the part, its adapters among them."""
+        return self.frozen + self.trained_count
 
 
 def count_parts(networks: Networks, run: Run) -> list[Part]:

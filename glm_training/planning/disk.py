@@ -14,8 +14,8 @@ from glm_training.planning.passes import WIDE
 
 @dataclass(frozen=True)
 class Disk:
-    """Bytes of a checkpoint by what it holds, how many there are at most while one is written (None: as many as are
-    saved), and what is free where they go."""
+    """Bytes of a checkpoint by what it holds, how many there are at most while one is written, the best included (None:
+    as many as are saved), and what is free where they go."""
 
     items: dict[str, float]
     held: int | None
@@ -54,11 +54,12 @@ def checkpoints(config: Config, memory: Memory) -> Disk:
     if not (adapted and settings.save_lora_only):
         whole = {name for name, half in memory.halves.items() if not half.lora.enabled}
         items["pipeline"] = float(
-            sum(part.total * (WIDE if part.name in whole else memory.run.dtype) for part in memory.parts)
+            sum(part.total * (WIDE if part.name in whole else memory.run.dtype) for part in memory.parts if part.saved)
         )
     folder = config.checkpoint_dir().absolute()
     there = next(place for place in (folder, *folder.parents) if place.is_dir())
     limit = settings.save_total_limit
-    held = None if limit is None else limit + 1
+    best = config.checkpoint.keep_best and config.evaluation.enabled
+    held = None if limit is None else limit + 1 + best
     kept = {name: size for name, size in items.items() if size}
     return Disk(kept, held, shutil.disk_usage(there).free, config.checkpoint_dir())

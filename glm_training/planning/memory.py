@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 
 from torch import nn
 
-from glm_training.engine.sharding import MOMENTS_AND_GRADIENT
+from glm_training.engine.sharding import TRAINED
 from glm_training.models.glm_image.positions import generation_grids
 from glm_training.planning.counting import (
     Part,
@@ -124,7 +124,7 @@ class Memory:
     def resident(self) -> float:
         """Of a process without shards: weights, gradients and moments, as `distributed.strategy: auto` counts them."""
         trained = sum(part.trained_count for part in self.parts)
-        return sum(map(self._frozen_bytes, self.parts)) + (WIDE + MOMENTS_AND_GRADIENT) * trained
+        return sum(map(self._frozen_bytes, self.parts)) + TRAINED * trained
 
     def _frozen_bytes(self, part: Part) -> float:
         if part.trained and part.frozen and self.run.quantization != "none":

@@ -13,8 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 
-import glm_training.models as models
-from glm_training.models.loading import ModelLoadError, load_errors_explained, looks_like_path, parts_at_hand
+from glm_training.models.loading import (
+    ModelLoadError,
+    load_errors_explained,
+    looks_like_path,
+    parts_at_hand,
+    published_configuration,
+)
 from glm_training.models.run_folders import pipeline_in
 from glm_training.utils.writable import expanded
 
@@ -40,10 +45,15 @@ def read_networks(family: str, name: str, revision: str | None = None) -> Networ
     neither in the local cache nor published here.
     """
     if family not in PUBLISHED:
-        raise ModelLoadError(f"plan knows the families {' and '.join(PUBLISHED)}, and model.family is {family}")
+        raise ModelLoadError(f"pipelines are of the families {' and '.join(PUBLISHED)}, and model.family is {family}")
     builders = _builders(family)
     if name == "tiny-random":
         return Networks(_tiny_random(family), "the tiny model with random weights")
+    if family == "glm_image" and name == "full-width":
+        from glm_training.models.glm_image.full_width import full_width_configuration
+
+        made = {part: build_network(family, part, full_width_configuration(part)) for part in builders}
+        return Networks(made, "the published widths with 2 layers each and random weights")
     folder, origin = _tiny_folder(family) if name == "tiny" else None, f"the configurations of {name}"
     source = pipeline_in(name)
     if folder is None:
@@ -51,8 +61,9 @@ def read_networks(family: str, name: str, revision: str | None = None) -> Networ
     if folder is not None:
         files = {part: folder / part / "config.json" for part in builders}
     elif name == PUBLISHED[family]:
-        files = {part: _published(family) / f"{part}.json" for part in builders}
+        made = {part: build_network(family, part, published_configuration(family, part)) for part in builders}
         origin = f"the published configurations of {name}, which ship with glm_training (it is not on this machine)"
+        return Networks(made, origin)
     elif looks_like_path(source) or expanded(source).is_dir():
         raise ModelLoadError(f"model.name {name} has no folders {', '.join(builders)} with a config.json each")
     else:
@@ -63,27 +74,15 @@ def read_networks(family: str, name: str, revision: str | None = None) -> Networ
     return Networks({part: _read(files[part], build) for part, build in builders.items()}, origin)
 
 
-def published_configuration(family: str, part: str) -> dict[str, Any]:
-    """The configuration of a network of the published model, without its source."""
-    settings: dict[str, Any] = json.loads((_published(family) / f"{part}.json").read_text(encoding="utf-8"))
-    settings.pop("source")
-    return settings
-
-
 def build_network(family: str, part: str, settings: dict[str, Any]) -> nn.Module:
     """The network that a configuration describes, on the meta device."""
     with torch.device("meta"):
         return _builders(family)[part](settings)
 
 
-def _published(family: str) -> Path:
-    return Path(models.__file__).parent / family / "published"
-
-
 def _read(file: Path, build: Build) -> nn.Module:
     with load_errors_explained(f"the configuration {file}"):
         settings = json.loads(file.read_text(encoding="utf-8"))
-        settings.pop("source", None)
         with torch.device("meta"):
             return build(settings)
 
@@ -107,18 +106,12 @@ def _tiny_random(family: str) -> dict[str, nn.Module]:
 
 
 def _builders(family: str) -> dict[str, Build]:
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
     if family == "glm_image":
-        from diffusers.models.transformers.transformer_glm_image import GlmImageTransformer2DModel
-        from transformers import GlmImageConfig, GlmImageForConditionalGeneration, T5Config, T5EncoderModel
+        from glm_training.models.glm_image.full_width import build_network as build
 
-        return {
-            "vision_language_encoder": partial(_of_transformers, GlmImageForConditionalGeneration, GlmImageConfig),
-            "transformer": partial(_of_diffusers, GlmImageTransformer2DModel),
-            "vae": partial(_of_diffusers, AutoencoderKL),
-            "text_encoder": partial(_of_transformers, T5EncoderModel, T5Config),
-        }
+        parts = ("vision_language_encoder", "transformer", "vae", "text_encoder")
+        return {part: partial(build, part) for part in parts}
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 

@@ -55,7 +55,7 @@ def _what(plan: Plan) -> str:
 
 def _parameters(parts: Sequence[Part]) -> list[str]:
     lines = [f"{'parameters, in millions':<32}{'total':>12}{'trained':>12}{'frozen':>12}"]
-    rows = [(part.name, part.total, part.trained_count, part.frozen) for part in parts]
+    rows = [(part.name, part.count, part.trained_count, part.frozen) for part in parts]
     rows.append(("all", sum(row[1] for row in rows), sum(row[2] for row in rows), sum(row[3] for row in rows)))
     return lines + [f"{row[0]:<32}" + "".join(f"{count / 1e6:>12,.1f}" for count in row[1:]) for row in rows]
 
@@ -89,7 +89,7 @@ def _peak(plan: Plan) -> list[str]:
         "gradients": f"{WIDE} bytes each{spread}",
         "gradient buckets": "DDP sends gradients in buckets of their own" if run.strategy == "ddp" else "of one unit",
         "optimizer's temporaries": "the step takes roots of all second moments at once",
-        "activations": "at most in a pass, by formulas per block",
+        "activations": "at most in a pass, " + ("traced" if run.family == "vgt" else "by formulas per block"),
         "rewards": f"{', '.join(run.metrics)}, in fp32",
         "context": "assumed for CUDA, its libraries and gaps",
     }

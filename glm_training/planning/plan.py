@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -58,7 +59,7 @@ class Plan:
             "model": {"origin": self.origin},
             "run": {**asdict(self.run), "halves": halves},
             "parameters": [
-                {"part": p.name, "total": p.total, "trained": p.trained_count, "frozen": p.frozen}
+                {"part": p.name, "total": p.count, "trained": p.trained_count, "frozen": p.frozen}
                 for p in self.memory.parts
             ],
             "memory": [{"phase": phase.name, "total": phase.total, **phase.items} for phase in self.phases],
@@ -87,19 +88,19 @@ def make_plan(
 ) -> Plan:  # fmt: skip
     """The plan of a configuration. `rate`: images per second and GPU; without it that of the run's own log, where it
     has one. Raises ModelLoadError for a model whose configurations are neither here nor published."""
-    networks = read_networks(config.model.family, config.model.name, config.model.revision)
+    origin, memory_of = _memory_of(config)
     run = read_run(config, gpus=gpus, strategy=strategy, shards=shards)
     asked = strategy or config.distributed.strategy
     if asked == "auto" and gpus > 1 and card.size is not None:
-        if not whole_fits(Memory(run, networks).resident(), card.size) and not shard_problems(config):
+        if not whole_fits(memory_of(run).resident(), card.size) and not shard_problems(config):
             run = read_run(config, gpus=gpus, strategy="fsdp", shards=shards)
-    memory = Memory(run, networks)
-    lacking = [] if card.size is None else remedies(config, run, networks, card.size)
+    memory = memory_of(run)
+    lacking = [] if card.size is None else remedies(config, run, memory_of, card.size)
     measured = None if rate is not None else _measured_rate(config)
-    origin = "as given" if rate is not None else f"measured, {config.output_dir / METRICS}" if measured else ""
+    rate_origin = "as given" if rate is not None else f"measured, {config.output_dir / METRICS}" if measured else ""
     return Plan(
         run=run,
-        origin=networks.origin,
+        origin=origin,
         memory=memory,
         phases=memory.phases(),
         card=card,
@@ -107,9 +108,20 @@ def make_plan(
         disk=checkpoints(config, memory),
         schedule=schedule(config, run),
         rate=rate if measured is None else measured / gpus,
-        rate_origin=origin,
+        rate_origin=rate_origin,
         notes=_notes(config, run),
     )
+
+
+def _memory_of(config: Config) -> tuple[str, Callable[[Run], Memory]]:
+    """Where the networks' configurations come from, and the memory of runs of them. Raises ModelLoadError."""
+    if config.model.family == "vgt":
+        from glm_training.planning.vgt import VGTMemory, read_vgt
+
+        found = read_vgt(config)
+        return found.origin, lambda run: VGTMemory(run, found)
+    networks = read_networks(config.model.family, config.model.name, config.model.revision)
+    return networks.origin, lambda run: Memory(run, networks)
 
 
 def _measured_rate(config: Config) -> float | None:
@@ -132,7 +144,8 @@ def _record(line: str) -> dict[str, Any]:
 
 def _notes(config: Config, run: Run) -> list[str]:
     """What the arithmetic leaves out or assumes for this run."""
-    found = [f"assumed: prompts of {run.prompt_tokens} tokens, quoted words of {run.glyph_tokens}"]
+    quoted = "" if run.family == "vgt" else f", quoted words of {run.glyph_tokens}"
+    found = [f"assumed: prompts of {run.prompt_tokens} tokens{quoted}"]
     if config.data.buckets.enabled:
         found.append("pictures of other shapes have about the area of data.image_size, which is counted")
     if config.training.method == "dmdr":

@@ -9,11 +9,14 @@ from typing import Literal
 from glm_training.config import Config
 from glm_training.engine.sharding import SHARDABLE
 from glm_training.planning.memory import Memory
-from glm_training.planning.models import Networks
 from glm_training.planning.run import Half, Run
 
 WORTH = 1 << 27
 """Bytes below which a change is not worth its mention."""
+
+NOT_FOR_VGT = ("cache.", "rollout.vae", "lora.", "model.quantization", "data.image_size")
+"""Beginnings of changes that VGT does not know: no encoder runs ahead of it, it has no adapters, and its sizes are
+multiples of another stride."""
 
 
 @dataclass(frozen=True)
@@ -26,18 +29,20 @@ class Remedy:
     peak: float
 
 
-def remedies(config: Config, run: Run, networks: Networks, capacity: float) -> list[Remedy]:
+def remedies(config: Config, run: Run, memory_of: Callable[[Run], Memory], capacity: float) -> list[Remedy]:
     """Changes one after the other, each that saves memory, until the peak is at most `capacity` bytes; all of them
     where that is not reached."""
     found: list[Remedy] = []
-    peak = Memory(run, networks).peak().total
+    peak = memory_of(run).peak().total
     for change, changed in _changes(config):
+        if run.family == "vgt" and change.startswith(NOT_FOR_VGT):
+            continue
         if peak <= capacity:
             break
         tried = changed(run)
         if tried is None:
             continue
-        after = Memory(tried, networks).peak().total
+        after = memory_of(tried).peak().total
         if peak - after >= WORTH:
             found.append(Remedy(change, peak - after, after))
             run, peak = tried, after

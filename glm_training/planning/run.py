@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from glm_training.config import Config
@@ -94,7 +94,7 @@ def read_run(config: Config, *, gpus: int = 1, strategy: str | None = None, shar
         family=model.family,
         component=model.component,
         method=_method(config),
-        halves=tuple(_half(config, part) for part in config.parts()),
+        halves=_halves(config),
         dtype=DTYPE_BYTES[model.torch_dtype],
         low={"bf16": 2, "fp16": 2}.get(config.training.mixed_precision),
         checkpointing=config.training.gradient_checkpointing,
@@ -130,6 +130,15 @@ def _method(config: Config) -> Method:
     if config.training.method == "dmdr":
         return "distillation"
     return "reward" if config.uses_reward() or config.training.method == "opd" else "supervised"
+
+
+def _halves(config: Config) -> tuple[Half, ...]:
+    """What is trained, the discriminator of VGT's autoencoder among it where there will be one."""
+    halves = tuple(_half(config, part) for part in config.parts())
+    start, last = config.vgt.gan.start_step, config.training.max_steps
+    if config.model.component != "autoencoder" or start is None or (last is not None and start >= last):
+        return halves
+    return (*halves, replace(halves[0], name="discriminator", copies=()))
 
 
 def _half(config: Config, part: Any) -> Half:

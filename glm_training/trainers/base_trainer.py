@@ -6,7 +6,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +18,7 @@ from glm_training.config import Config
 from glm_training.data import ImageDataset, TrainingData
 from glm_training.engine import setup
 from glm_training.engine.agreement import agree_on_weights, losses_explained, together
+from glm_training.engine.best import BestCheckpoint
 from glm_training.engine.captioned_setup import build_captioned_training
 from glm_training.engine.clock import peak_memory
 from glm_training.engine.errors import TrainingError
@@ -33,7 +33,7 @@ from glm_training.engine.run_directory import RunDirectory, held_run_directory
 from glm_training.engine.saving import commit
 from glm_training.engine.sharding import choose
 from glm_training.engine.stopping import Drawn, InFlight, as_failure, ended
-from glm_training.engine.summary import opening_lines
+from glm_training.engine.summary import TrainResult, opening_lines
 from glm_training.engine.validation import Subject
 from glm_training.models.family import Family
 from glm_training.reinforcement.monitors.monitors import Monitors
@@ -42,18 +42,6 @@ from glm_training.utils.distributed import World, broadcast_object
 from glm_training.utils.failures import beside_training
 from glm_training.utils.progress import Progress
 from glm_training.utils.signals import StopRequested, StopSignals
-
-
-@dataclass
-class TrainResult:
-    """What a finished run hands back. `before` and `after` are the means of the evaluations by figure, empty without;
-    `stopped_by` is the signal that stopped it, `halted` why a monitor did. None where the run went to its end."""
-
-    step: int
-    before: dict[str, float] = field(default_factory=dict)
-    after: dict[str, float] = field(default_factory=dict)
-    stopped_by: int | None = None
-    halted: str | None = None
 
 
 class BaseTrainer(ABC):
@@ -81,6 +69,7 @@ class BaseTrainer(ABC):
         self.evaluations = Evaluations(
             *settings, self.family, self.held_out, self.calculator, self.total_steps, self.judged()
         )
+        self.best = BestCheckpoint(config, world)
         if prepared.watched is not None:
             self.evaluations.add_scorer("reward.monitors.metrics", prepared.watched.scores)
         watched = None if prepared.watched is None else tuple(prepared.watched.calculators)
@@ -132,8 +121,8 @@ class BaseTrainer(ABC):
         """Images that a step trains on that draws so many items, over all processes."""
         return items
 
-    def remarks(self) -> list[str]:
-        """Lines to tell after a step, besides its figures."""
+    def after_step(self) -> list[str]:
+        """Once a step is whole and can no longer be dropped; returns lines to tell of it besides its figures."""
         return []
 
     def extra_state(self) -> dict[str, StateTree]:
@@ -175,6 +164,8 @@ class BaseTrainer(ABC):
             try:
                 with self._stopping_together():
                     self.prepare()
+                if resumed:
+                    self.best.recall(self.step, self.evaluations.compared_since(self.step))
                 recorded = self.evaluations.recorded(self.step) if resumed else None
                 if recorded is None:
                     self._evaluate()
@@ -221,7 +212,7 @@ class BaseTrainer(ABC):
             self.logger.log(self.step, figures)
         if self.step % self.config.logging.log_interval == 0:
             self.interval.clear()
-        for remark in self.remarks():
+        for remark in self.after_step():
             self._say(remark)
         with beside_training("drawing the progress bar"):
             progress.update(self.step, figures)
@@ -292,6 +283,15 @@ class BaseTrainer(ABC):
             if found.scores:
                 figures |= self.monitors.after_evaluation(self.step, before, found, self.evaluations.shown_sources())
             self.logger.log(self.step, figures)  # one line, and the last thing written: it says that all is there
+        self._keep_best(figures)
+
+    def _keep_best(self, figures: dict[str, float]) -> None:
+        """Has this step's checkpoint named the best where its evaluation is. Step 0 is no training's."""
+        best = self.best.improved_by(self.step, figures) if self.step else None
+        if best is not None:
+            if self.saved != self._checkpoint():
+                self.save()
+            self.best.name(best)
 
     def _open(self, directory: RunDirectory) -> bool:
         """The run directory, the logger and, when asked, the state of an earlier run; whether there is one."""
@@ -302,10 +302,9 @@ class BaseTrainer(ABC):
             self.load(load_checkpoint(point.path, verify=False))
             self.saved = point.path
             self.console.line(f"resumed from {point.path}, step {self.step} of {self.total_steps}")
-        for line in opening_lines(config, self.world, len(self.dataset), self.total_steps):
+        opening = opening_lines(config, self.world, len(self.dataset), self.total_steps)
+        for line in [*opening, *(f"note: {note}" for note in self.notes)]:
             self.console.line(line)
-        for note in self.notes:
-            self.console.line(f"note: {note}")
         self.logger = directory.open(config, self.world, self.total_steps, shared=self.strategy.shards is not None)
         for note in self.notes:
             self.logger.text(note)
@@ -334,6 +333,7 @@ class BaseTrainer(ABC):
         else:
             result.before, result.after = self.evaluations.compared(self.step)
         self.console.line(f"figures, samples and checkpoints: {self.config.output_dir}")
+        self.best.tell(self.console)
         return result
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from glm_training.models.family import FewSteps, units_in
 from glm_training.models.gathering import gathered
 from glm_training.models.lora import adapters_scaled, add_lora, save_lora, trainable_parameters
 from glm_training.models.sdxl.family import save_lora_for_diffusers
-from glm_training.models.weights import frozen_copy, load_weights
+from glm_training.models.weights import frozen_copy, in_fp32, load_weights
 from glm_training.trainers.base_trainer import BaseTrainer
 from glm_training.trainers.dmdr_outputs import GUIDANCE_EXPORT, OutputTree
 from glm_training.utils.distributed import World
@@ -92,6 +92,7 @@ class DMDRTrainer(BaseTrainer):
         seed = derive_seed(config.seed, "dmdr/guidance adapter")
         add_lora(self.teacher, targets, dmdr.guidance_rank, dmdr.guidance_alpha, seed=seed)
         if dmdr.initial_weights is not None:
+            in_fp32(self.family.trainable(self.name).values())  # half precision would round what is read
             try:
                 load_weights(generator, dmdr.initial_weights)
             except (OSError, ValueError) as error:

@@ -23,8 +23,10 @@ from glm_training.engine.stopping import Drawn
 from glm_training.methods.flow_policy_gradient import FlowPolicyGradient
 from glm_training.models.glm_image.family import GLMImage
 from glm_training.reinforcement import updates
-from glm_training.reinforcement.credit import Scored, ShareReader, assign_advantages
+from glm_training.reinforcement.credit import Scored, assign_advantages
 from glm_training.reinforcement.gate.gate import OnPolicyGate
+from glm_training.reinforcement.kept import RolloutKeeper
+from glm_training.reinforcement.plan_share import ShareReader
 from glm_training.reinforcement.remarks import FlatSteps, MissingScores
 from glm_training.reinforcement.resampling import Resampling, replace_flat_groups
 from glm_training.reinforcement.rollout import Rollout, draw_rollout, noisy_steps, rollout_settings
@@ -59,6 +61,7 @@ class RewardTrainer(EncodingTrainer):
         self.residency = Residency(units, world.device, enabled=config.training.offload_between_phases)
         self.gate = OnPolicyGate(config, world, self.family, self.parts, self.residency.only)
         self.shares, self.missing, self.flat = ShareReader(), MissingScores(world), FlatSteps()
+        self.keeper = RolloutKeeper(config, world, self.total_steps)
 
     @staticmethod
     def check_settings(config: Config, world: World) -> None:
@@ -109,6 +112,7 @@ class RewardTrainer(EncodingTrainer):
         with self.phase("reward"):
             metrics |= assign_advantages(chunks, self.config, self.world, self.step)
             self.missing.look(self.step + 1, chunks, metrics)
+        self.keeper.keep(self.step + 1, chunks)
         metrics |= self.monitors.look([(chunk.rollout.images, self.settings.group) for chunk in chunks])
         images = prompts * self.settings.group
         for chunk in chunks:
@@ -137,9 +141,10 @@ class RewardTrainer(EncodingTrainer):
         self.evaluations.training.add(list(chunks[0].result.components), metrics)
         return metrics
 
-    def remarks(self) -> list[str]:
+    def after_step(self) -> list[str]:
         """Why samples have no score, that nothing is learned, and now and then, in a line, what the credit tree says
         about where the reward comes from."""
+        self.keeper.write()
         last = self.step == self.total_steps
         lines = [*self.missing.read(), *self.flat.read(last=last)]
         if not last and self.step % self.config.logging.eval_interval != 0:

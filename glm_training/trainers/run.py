@@ -11,6 +11,8 @@ from glm_training.engine.phases import guarded
 from glm_training.engine.places import place_problems
 from glm_training.engine.preparation import Prepared
 from glm_training.engine.run_directory import RunDirectory, chosen_point, held_run_directory
+from glm_training.report.page import page, write_page
+from glm_training.report.run import PAGE, read_runs
 from glm_training.trainers.base_trainer import BaseTrainer, TrainResult
 from glm_training.trainers.dmdr_trainer import DMDRTrainer
 from glm_training.trainers.dpo_trainer import DPOTrainer
@@ -19,7 +21,10 @@ from glm_training.trainers.reward_trainer import RewardTrainer
 from glm_training.trainers.supervised_trainer import ARTrainer, DiTTrainer, SupervisedTrainer
 from glm_training.trainers.vgt_autoencoder_trainer import VGTAutoencoderTrainer
 from glm_training.trainers.vgt_generator_trainer import VGTGeneratorTrainer
+from glm_training.utils.console import Console
 from glm_training.utils.distributed import World, any_flag, init_world, shutdown
+from glm_training.utils.failures import beside_training
+from glm_training.utils.metrics_file import METRICS
 
 
 def trainer_type(config: Config) -> type[BaseTrainer]:
@@ -73,6 +78,19 @@ def run_training(config: Config, *, overwrite: bool = False, auto: bool = False)
             with held_run_directory(config, world, choose, overwrite=overwrite, auto=auto) as directory:
                 with guarded("loading", config, world, 0):
                     trainer = build_trainer(config, world, directory)
-                return trainer.train(directory)
+                try:
+                    return trainer.train(directory)
+                finally:
+                    write_report(config, world)
     finally:
         shutdown(world)
+
+
+def write_report(config: Config, world: World) -> None:
+    """The page of a run that has ended, in whatever way; on the main process. What fails does not end the run."""
+    folder = config.output_dir
+    if not (world.is_main and (folder / METRICS).is_file()):
+        return
+    with beside_training(f"making {PAGE}", f"`glm-train report {folder}` makes it"):
+        write_page(folder / PAGE, page(read_runs([folder], ended=True), None))
+        Console().line(f"report: {folder / PAGE}")

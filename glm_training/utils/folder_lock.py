@@ -100,12 +100,12 @@ class FolderInUseError(RuntimeError):
         )
 
 
-_held: set[FolderLock] = set()
+_held: dict[FolderLock, None] = {}  # in the order in which they were taken
 
 
 def release_all() -> None:
     """Gives back the locks of this process, which is about to end without unwinding."""
-    for lock in tuple(_held):
+    for lock in reversed(tuple(_held)):  # a folder that is inside another goes first
         lock.release()
 
 
@@ -125,17 +125,18 @@ class FolderLock:
 
         Raises FolderInUseError, and OSError where the disk takes no such file.
         """
-        self._make_folder()
         try:
+            self._make_folder()
             took_over = False
             for _ in range(_ATTEMPTS):
                 if self._create() and (not took_over or self._confirmed()):
-                    _held.add(self)
+                    _held[self] = None
                     return
                 took_over |= self._clear()
             raise FolderInUseError(self.folder, None, certain=True)
         except BaseException:  # a stop, too, leaves nothing behind
             self.release()
+            self._close()
             self._remove_folders()
             raise
 
@@ -158,17 +159,24 @@ class FolderLock:
 
     def release(self) -> None:
         """Gives the lock back, and removes folders that were made for it and hold nothing; safe to call twice."""
-        holder, self._holder = self._holder, None
-        _held.discard(self)
-        if holder is None or holder.pid != os.getpid():
-            return
-        with suppress(OSError):
-            if Holder.decoded(self.path.read_bytes()) == holder:
-                if sys.platform == "win32":  # which removes no open file
-                    self._close()
-                self.path.unlink()
-        self._close()
-        self._remove_folders()
+        try:
+            self._give_back()
+        except BaseException:  # a stop leaves nothing behind here either
+            self._give_back()
+            raise
+
+    def _give_back(self) -> None:
+        holder = self._holder
+        if holder is not None and holder.pid == os.getpid():
+            with suppress(OSError):
+                if Holder.decoded(self.path.read_bytes()) == holder:
+                    if sys.platform == "win32":  # which removes no open file
+                        self._close()
+                    self.path.unlink()
+            self._close()
+            self._remove_folders()
+        self._holder = None
+        _held.pop(self, None)
 
     def moved(self, source: Path, target: Path) -> bool:
         """Says that the folder `source` is called `target` now; whether it is this lock's, or holds it."""
@@ -179,20 +187,22 @@ class FolderLock:
         return inside
 
     def _make_folder(self) -> None:
-        missing = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
+        # known before they are there: whoever is stopped in between must remove them
+        self._made = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._made = missing
 
     def _remove_folders(self) -> None:
         with suppress(OSError):  # the first that holds something
             for folder in self._made:
-                folder.rmdir()
+                with suppress(FileNotFoundError):
+                    folder.rmdir()
         self._made = []
 
     def _create(self) -> bool:
         """The file, with all of its content and the system's lock on it; False where there is one already."""
         holder, fresh = Holder.here(), self.path.with_name(f".{LOCK}.{uuid.uuid4().hex}")
-        self._file, self._fresh = fresh.open("xb"), fresh
+        self._fresh = fresh
+        self._file = fresh.open("xb")
         made = False
         try:
             holder = replace(holder, guarded=bool(_try_system_lock(self._file)))

@@ -49,6 +49,11 @@ class HubFiles:
         """Whether the cache has all of them."""
         return bool(self.choose(self._cached()))
 
+    def paths(self) -> list[Path]:
+        """Where they lie in the cache; none where one is lacking."""
+        folder = self._snapshot()
+        return [] if folder is None else [folder / name for name in self.choose(self._cached())]
+
     def remaining(self) -> int:
         """Bytes that are to come. Raises DownloadError."""
         return sum(sibling.size or 0 for sibling in self._missing())
@@ -86,13 +91,19 @@ class HubFiles:
         cached = self._cached()
         return [siblings[name] for name in chosen if name not in cached]
 
-    def _cached(self) -> list[str]:
+    def _snapshot(self) -> Path | None:
+        """The folder in the cache that has what came of the revision; None where nothing did."""
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
         try:
-            folder = Path(snapshot_download(self.repository, revision=self.revision, local_files_only=True))
+            return Path(snapshot_download(self.repository, revision=self.revision, local_files_only=True))
         except (HFValidationError, LocalEntryNotFoundError):
+            return None
+
+    def _cached(self) -> list[str]:
+        folder = self._snapshot()
+        if folder is None:
             return []
         return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 

@@ -8,6 +8,10 @@ from glm_training.utils.failures import beside_training
 from glm_training.utils.step_lines import StepLines, keep_until
 
 METRICS = "metrics.jsonl"
+EVALUATIONS = "evaluations.jsonl"
+"""File of a run with a line per evaluation."""
+SESSIONS = "sessions.jsonl"
+"""File of a run with a line for each time that it was started or resumed."""
 TRAINED = "time/step_seconds"
 """A figure that every line of training steps has, and no other line."""
 RESERVED = ("step", "nonfinite")

@@ -63,17 +63,23 @@ class StepLines:
 
 def line_of(path: Path, step: int, *, prefix: str = "") -> dict[str, Any] | None:
     """The last whole line of `step` with a key that starts with `prefix`; None without one."""
-    try:
-        lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
-    except OSError:
-        return None  # what cannot be read is made again
-    records = [_record(line) for line in lines]
-    found = [
-        record
-        for record in records
-        if record is not None and record["step"] == step and any(key.startswith(prefix) for key in record)
-    ]
+    found = [line for line in lines_of(path) if line["step"] == step and any(key.startswith(prefix) for key in line)]
     return found[-1] if found else None
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    """`records_of`; none of a file that cannot be read, as what it has is made again."""
+    try:
+        return records_of(path)
+    except OSError:
+        return []
+
+
+def records_of(path: Path) -> list[dict[str, Any]]:
+    """All whole lines; none of a file that is not there. A line that is none, or only half written, is passed over.
+    Raises OSError."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    return [record for line in lines if (record := _record(line)) is not None]
 
 
 def keep_until(path: Path, step: int, *, but_with: str | None = None) -> None:

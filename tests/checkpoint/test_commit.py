@@ -1,6 +1,7 @@
 import errno
 import json
 import logging
+import math
 import multiprocessing
 import os
 import re
@@ -14,8 +15,10 @@ import safetensors
 import torch
 
 from glm_training.checkpoint import disk
-from glm_training.checkpoint.commit import begin_run, save_checkpoint
-from glm_training.checkpoint.disk_errors import DiskFullError
+from glm_training.checkpoint.best import Best, read_best
+from glm_training.checkpoint.commit import begin_run, continue_run, name_best, save_checkpoint
+from glm_training.checkpoint.disk_errors import DiskFullError, SaveError
+from glm_training.checkpoint.ledger import Ledger
 from glm_training.checkpoint.manifest import digest_file, read_manifest, verify_checkpoint
 from glm_training.checkpoint.resume import load_checkpoint, resolve_resume
 from glm_training.checkpoint.state_tree import CheckpointError
@@ -61,6 +64,104 @@ def test_the_newest_are_kept(tmp_path):
     assert names(tmp_path) == ["latest", "ledger.json", "step-000003", "step-000004"]
     save(tmp_path, 5)
     assert len(names(tmp_path)) == 5
+
+
+def best_of(step: int, score: float = 0.5) -> Best:
+    return Best(f"step-{step:06d}", step, "eval/total", score, higher_is_better=True)
+
+
+def test_the_best_is_kept_past_the_limit_until_another_one_is(tmp_path):
+    save(tmp_path, 1, limit=2)
+    name_best(tmp_path, best_of(1))
+    for step in (2, 3, 4):
+        save(tmp_path, step, limit=2)
+    assert names(tmp_path) == ["best", "latest", "ledger.json", "step-000001", "step-000003", "step-000004"]
+    assert (tmp_path / "best").read_text().splitlines()[0] == "step-000001" and value_in(tmp_path / "step-000001") == 1
+    assert read_best(tmp_path) == best_of(1)
+    name_best(tmp_path, best_of(4, 0.75))
+    save(tmp_path, 5, limit=2)
+    assert names(tmp_path) == ["best", "latest", "ledger.json", "step-000004", "step-000005"]
+    name_best(tmp_path, None)
+    assert read_best(tmp_path) is None and "best" not in names(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "step-000001\n", "step-000001\n{}\n", "../../x\n{record}\n", "\x00", "{record}\n"]
+)
+def test_a_best_that_nobody_wrote_so_is_none(tmp_path, text):
+    record = best_of(1).encoded().decode().splitlines()[1]
+    (tmp_path / "best").write_text(text.replace("{record}", record))
+    assert read_best(tmp_path) is None
+    name_best(tmp_path, None)
+    assert (tmp_path / "best").exists(), "what is not the run's stays"
+    (tmp_path / "best").write_text(f"step-000001\n{record}\n")
+    assert read_best(tmp_path) == best_of(1)
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_of_ties_the_earlier_stays_and_nan_never_wins(higher):
+    best = replace(best_of(1), higher_is_better=higher)
+    assert [best.beaten_by(score) for score in (0.25, 0.5, 0.75, math.nan)] == [not higher, False, higher, False]
+
+
+@pytest.mark.parametrize("moment", ["before", "half", "after"])
+def test_killed_anywhere_the_best_is_the_old_one_or_the_new_one_and_whole(tmp_path, faulty_disk, moment):
+    """The new one is saved, named, and pushes the old one out with the next save."""
+
+    def go(folder: Path) -> None:
+        save(folder, 2, limit=1)
+        name_best(folder, best_of(2, 0.75))
+        save(folder, 3, limit=1)
+
+    def begun(folder: Path) -> None:
+        faulty_disk.disarm()
+        save(folder, 1, limit=1)
+        name_best(folder, best_of(1))
+        faulty_disk.disarm()
+
+    begun(tmp_path / "count")
+    go(tmp_path / "count")
+    for die_at, operation in enumerate(list(faulty_disk.calls)):
+        folder, where = tmp_path / f"{die_at}", f"{operation} number {die_at}, {moment}"
+        begun(folder)
+        faulty_disk.arm(die_at, moment)
+        with pytest.raises(BaseException) as death:  # noqa: B017
+            go(folder)
+        assert type(death.value).__name__ == "Killed", where
+        best = read_best(folder)
+        assert best in (best_of(1), best_of(2, 0.75)), where
+        assert value_in(folder / best.name) == best.step, where
+        faulty_disk.disarm()
+        name_best(folder, best_of(1, 0.9) if best.step == 1 else best)
+        save(folder, 4, limit=1)
+        expected = ["best", "latest", "ledger.json", best.name, "step-000004"]
+        assert names(folder) == expected, where
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_a_best_that_the_disk_does_not_take_leaves_the_one_before(tmp_path, faulty_disk, code):
+    faulty_disk.disarm()
+    save(tmp_path, 1)
+    name_best(tmp_path, best_of(1))
+    faulty_disk.error = OSError(code, os.strerror(code))
+    for die_at in range(3):  # made, written, synced
+        faulty_disk.arm(die_at, "half")
+        with pytest.raises(SaveError, match="the previous checkpoint is untouched"):
+            name_best(tmp_path, best_of(2, 0.75))
+        assert read_best(tmp_path) == best_of(1)
+
+
+def test_what_was_gone_back_behind_is_no_ancestor(tmp_path):
+    """Steps 3, 5 and 7 were made before the run went back to 2, and 5 again after it."""
+    for step in (1, 2, 3, 5, 7):
+        save(tmp_path, step)
+    assert Ledger.read(tmp_path).lineage("step-000007") == [f"step-{step:06d}" for step in (7, 5, 3, 2, 1)]
+    continue_run(tmp_path / "step-000002")
+    assert Ledger.read(tmp_path).lineage("step-000002") == ["step-000002", "step-000001"]
+    for step in (4, 5):
+        save(tmp_path, step)
+    assert Ledger.read(tmp_path).lineage("step-000005") == [f"step-{step:06d}" for step in (5, 4, 2, 1)]
+    assert Ledger.read(tmp_path).lineage("step-000009") == []
 
 
 def test_what_the_run_did_not_make_is_never_deleted(tmp_path):

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from glm_training.cli import sample as command
+from glm_training.cli.drawing_model import Choice, family_of
 from glm_training.models.family import FewSteps
 from glm_training.models.glm_image.family import GLMImage
 
@@ -24,20 +25,21 @@ def drawn(tmp_path, monkeypatch, *, few_steps=None, **options):
         return torch.tensor(greys).view(-1, 1, 1, 1).repeat(1, 3, 8, 8)
 
     monkeypatch.setattr(family, "draw", draw)
-    monkeypatch.setattr(command, "load_model", lambda arguments, kind: family)
+    monkeypatch.setattr(Choice, "load", lambda choice: family)
     given = {
-        "prompt": ["a cat", "a dog"], "source": [], "model": "tiny-random", "family": None, "lora": [], "samples": 1,
+        "prompt": ["a cat", "a dog"], "prompts": None, "source": [], "plans": None, "renders": None,
+        "model": "tiny-random", "family": None, "lora": [], "samples": 1,
         "out": str(tmp_path / "out"), "height": None, "width": None, "steps": None, "guidance": None, "parallel": None,
         "temperature": 0.8, "top_p": 0.6, "seed": 5, "dtype": None,
     }  # fmt: skip
     assert command.sample(argparse.Namespace(**(given | options))) == 0
-    return asked, {path.name: Image.open(path).getpixel((0, 0))[0] for path in (tmp_path / "out").iterdir()}
+    return asked, {path.name: Image.open(path).getpixel((0, 0))[0] for path in (tmp_path / "out").glob("[0-9]*.png")}
 
 
 def test_a_picture_is_named_by_its_prompt_and_its_sample(tmp_path, monkeypatch):
     _, pictures = drawn(tmp_path, monkeypatch, samples=3)
     assert pictures == {f"{p}-{s}.png": 16 * p + s for p in (0, 1) for s in (0, 1, 2)}
-    _, pictures = drawn(tmp_path, monkeypatch)
+    _, pictures = drawn(tmp_path, monkeypatch, seed=6)
     assert {name: pictures[name] for name in ("2-0.png", "3-0.png")} == {"2-0.png": 0, "3-0.png": 16}
     assert len(pictures) == 8, "nothing was written over"
 
@@ -72,5 +74,5 @@ def test_distilled_models_draw_in_their_own_steps_without_guidance(
 )
 def test_a_folder_says_which_family_it_is(tmp_path, text, family):
     (tmp_path / "model_index.json").write_text(text)
-    assert command.family_of(str(tmp_path)) == family
-    assert command.family_of("tiny") == "glm_image"
+    assert family_of(str(tmp_path)) == family
+    assert family_of("tiny") == "glm_image"

@@ -84,6 +84,7 @@ def test_one_half_alone_is_trained_with_a_file_for_both(tmp_path):
     config = config_of(tmp_path, "model.component=ar", *keys)
     assert config.parts() == ("ar",) and config.reward_weights_for("ar") == {"lpips": 1}
     assert config.scored_weights() == {"structure": 1, "lpips": 0}, "nothing is scored that nobody learns from"
+    assert config.reward_weights_for("dit") is None, "what is not scored weighs nothing"
 
 
 def test_adapters_differ_by_half(tmp_path):

@@ -6,8 +6,7 @@ import sys
 
 import pytest
 
-from glm_training.cli import installation, main
-from glm_training.models.glm_image.family import GLMImage, ModelLoadError
+from glm_training.cli import main
 from tests.runs import write_config
 
 TEXT_ONLY = "reward.metrics={text_accuracy: 1.0}"
@@ -54,18 +53,3 @@ def test_a_device_that_is_not_there_exits_2(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert run(monkeypatch, "train", "--config", str(write_config(tmp_path)), "model.device_map=cuda") == 2
     assert "model.device_map is 'cuda'" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("error", [ModelLoadError("no tiny model; reinstall it"), RuntimeError("illegal instruction")])
-def test_an_installation_that_cannot_draw_exits_1_with_the_remedy(error, monkeypatch, capsys):
-    def fail(*arguments, **options):
-        raise error
-
-    monkeypatch.setattr(GLMImage, "load", fail)
-    monkeypatch.setattr(sys, "argv", ["test_installation.py"])
-    with pytest.raises(SystemExit) as stop:
-        installation.main()
-    told = capsys.readouterr()
-    assert stop.value.code == 1
-    assert str(error) in told.err and "What to do" in told.err and "pip install" in told.err
-    assert "everything a run needs is here" not in told.out

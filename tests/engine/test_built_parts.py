@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from glm_training.engine import setup
+from glm_training.engine.evaluations import evaluation_settings
 from glm_training.engine.families import build_family
 from glm_training.models.lora import ADAPTER, has_lora
 from glm_training.utils.distributed import World
@@ -126,7 +127,7 @@ def test_evaluations_draw_as_the_configuration_says(tmp_path):
         "rollout.micro_batch_size": 2,
         "data.image_size": "{height: 64, width: 96}",
     }
-    found = setup.evaluation_settings(config_of(tmp_path, *(f"{key}={value}" for key, value in keys.items())), (64, 96))
+    found = evaluation_settings(config_of(tmp_path, *(f"{key}={value}" for key, value in keys.items())), (64, 96))
     assert (found.samples, found.seed, found.micro_batch_size, found.height, found.width) == (3, 7, 2, 64, 96)
     assert (found.sampling.num_inference_steps, found.sampling.guidance_scale) == (5, 2.5)
     assert (found.sampling.temperature, found.sampling.top_p) == (0.9, 0.75)

@@ -51,6 +51,7 @@ def test_every_place_that_cannot_be_written_is_named_with_its_key_and_nothing_is
         ("train.log/x", "train.log is a folder"),
         ("run.json/x", "run.json is a folder"),
         ("checkpoints/latest/x", "latest is a folder"),
+        ("checkpoints/best/x", "best is a folder"),
         ("checkpoints/ledger.json/x", "ledger.json is a folder"),
     ],
 )

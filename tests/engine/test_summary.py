@@ -114,16 +114,26 @@ def test_a_metric_that_counts_against_the_total_gets_better_when_it_falls():
 
 
 def test_lines_of_an_evaluation_say_what_they_are_on():
-    subjects = Subject("training prompt", ("a cat",), ""), Subject("held-out pair", ("a dog", "a cow"), "")
+    subjects = (
+        Subject("training prompt", ("a cat",), "0123456789abcdef01"),
+        Subject("held-out pair", ("a dog", "a cow"), ""),
+    )
     judged = {"ar/loss": torch.tensor([0.5, 0.7]), "ar/margin": torch.tensor([NAN, -0.25])}
     evaluation = Evaluation({"total": torch.tensor([-0.0004])}, NO_PICTURES, judged)
     assert told(subjects, evaluation) == ["1 training prompt: reward 0.000", "2 held-out pairs: ar loss 0.600"]
     lines = json.loads(json.dumps(scores_of(subjects, 5, evaluation)))
     assert lines == [
-        {"step": 5, "on": "training prompts", "prompts": ["a cat"], "scores": {"total": [-0.0004]}},
+        {
+            "step": 5,
+            "on": "training prompts",
+            "digest": "0123456789abcdef",
+            "prompts": ["a cat"],
+            "scores": {"total": [-0.0004]},
+        },
         {
             "step": 5,
             "on": "held-out pairs",
+            "digest": "",
             "prompts": ["a dog", "a cow"],
             "scores": {"ar/loss": [0.5, 0.7], "ar/margin": [None, -0.25]},
         },

@@ -71,16 +71,16 @@ def test_drawing_hands_on_all_that_it_is_asked(family, monkeypatch):
     monkeypatch.setattr(family, "generate", lambda *arguments, **named: given.append((arguments, named)))
     sampling, sources, steps = Sampling(0.3, 0.4, False, 7, 2.5), torch.zeros(2, 3, 64, 64), []
     named = {"height": 64, "width": 96, "seed": 5, "prompt_ids": [8, 9], "micro_batch_size": 3, "sources": sources}
-    family.draw(["a", "b"], sampling=sampling, samples=4, on_step=steps.append, **named)
+    family.draw(["a", "b"], sampling=sampling, samples=4, renders=3, on_step=steps.append, **named)
     ((prompts,), told) = given[0]
     assert prompts == ["a", "b"] and told.pop("on_step") == steps.append
     assert told.pop("sources") is named.pop("sources")
     assert told == named | {
-        "plans": 4, "temperature": 0.3, "top_p": 0.4, "do_sample": False, "num_inference_steps": 7,
+        "plans": 4, "renders": 3, "temperature": 0.3, "top_p": 0.4, "do_sample": False, "num_inference_steps": 7,
         "guidance_scale": 2.5,
     }  # fmt: skip
     family.draw(["a"], height=64, width=64, seed=0, sampling=sampling)
-    assert given[1][1]["plans"] == 1 and given[1][1]["sources"] is given[1][1]["prompt_ids"] is None
+    assert given[1][1]["plans"] == given[1][1]["renders"] == 1 and given[1][1]["sources"] is given[1][1]["prompt_ids"] is None
 
 
 def test_generate_names_mistakes(family):

@@ -12,7 +12,7 @@ from torch import nn
 from glm_training.models.family import FewSteps
 from glm_training.models.glm_image.family import GLMImage
 from glm_training.models.loading import ModelLoadError
-from glm_training.models.run_folders import adapter_in, pipeline_in
+from glm_training.models.run_folders import pipeline_in
 from glm_training.models.sdxl.family import SDXL
 from glm_training.models.weights import load_weights
 
@@ -35,13 +35,14 @@ def test_a_checkpoint_is_taken_for_its_pipeline(run):
     assert pipeline_in(step) == pipeline_in(step / "pipeline") == str(step / "pipeline")
 
 
-def test_a_command_that_draws_may_name_the_newest(run):
-    """A training may not: what it goes on from would be another one when it is resumed."""
-    (run / "checkpoints" / "latest").write_text("step-000002\n")
-    newest = run / "checkpoints" / "step-000002" / "pipeline"
-    for name in (run / "checkpoints" / "latest", run / "checkpoints" / "latest" / "pipeline"):
-        assert pipeline_in(name, "--model") == str(newest)
-        with pytest.raises(ModelLoadError, match=r"another checkpoint after each save: name .*step-000002"):
+@pytest.mark.parametrize("pointer", ["latest", "best"])
+def test_a_training_may_not_begin_with_what_a_pointer_names(run, pointer):
+    """What it goes on from would be another one when it is resumed."""
+    (run / "checkpoints" / pointer).write_text("step-000002\nand more\n")
+    for name in (run / "checkpoints" / pointer, run / "checkpoints" / pointer / "pipeline"):
+        with pytest.raises(
+            ModelLoadError, match=r"another checkpoint after each save: name .*step-000002(/pipeline)?,"
+        ):
             pipeline_in(name)
 
 
@@ -75,19 +76,6 @@ def test_a_part_and_adapters_alone_are_told_from_a_pipeline(run):
     adapters = run / "checkpoints" / "step-000003"
     with pytest.raises(ModelLoadError, match=f"--lora dit={adapters}/lora_dit$"):
         pipeline_in(adapters)
-
-
-def test_an_adapter_is_found_in_a_checkpoint_and_in_a_step_of_lora_dir(run, tmp_path):
-    step = run / "checkpoints" / "step-000003"
-    assert adapter_in(step, "dit") == adapter_in(step / "lora_dit", "dit") == step / "lora_dit"
-    exported = tmp_path / "lora" / "step-000003" / "unet"
-    exported.mkdir(parents=True)
-    (exported / "pytorch_lora_weights.safetensors").write_text("")
-    assert adapter_in(exported.parent, "unet") == exported
-    with pytest.raises(FileNotFoundError, match="like .*/step-000003/lora_dit$"):
-        adapter_in(run, "dit")
-    with pytest.raises(FileNotFoundError, match="like .*/lora/step-000003/unet$"):
-        adapter_in(tmp_path / "lora", "unet")
 
 
 @pytest.mark.parametrize("given", ["run", "run/checkpoints/step-000002", "run/checkpoints/step-000002/pipeline/unet"])

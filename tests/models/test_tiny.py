@@ -9,6 +9,7 @@ import torch
 from diffusers import GlmImagePipeline
 
 from glm_training.models.glm_image.family import GLMImage
+from glm_training.models.glm_image.loading import load_pipeline
 from glm_training.models.glm_image.tiny import TINY_FOLDER, build_tiny
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +51,16 @@ def test_random_weights_depend_on_the_seed_alone():
         left, right, different = (getattr(p, name).state_dict() for p in (first, second, other))
         assert all(torch.equal(left[key], right[key]) for key in left)
         assert any(not torch.equal(left[key], different[key]) for key in left)
+
+
+def test_half_precision_is_of_the_weights_alone():
+    """A rotary frequency of 8 bits is a radian off at position 500."""
+    pipeline = load_pipeline("tiny-random", dtype=torch.bfloat16)
+    for name in ("vision_language_encoder", "transformer", "vae", "text_encoder"):
+        network = getattr(pipeline, name)
+        assert {param.dtype for param in network.parameters()} == {torch.bfloat16}
+        assert {buffer.dtype for buffer in network.buffers()} <= {torch.float32}
+    assert "rotary_emb.inv_freq" in " ".join(dict(pipeline.vision_language_encoder.named_buffers()))
 
 
 @pytest.mark.parametrize("text", ["a red circle", "ünïcödé 漢字", '"CAFE" — 50 %'])

@@ -18,6 +18,8 @@ from glm_training.checkpoint.resume import load_checkpoint, resolve_resume
 from glm_training.checkpoint.shards import saved_tensors
 from glm_training.checkpoint.state_tree import CheckpointError
 from glm_training.engine.sharding import SHARDABLE
+from glm_training.export.models import trainers_model, whole_model
+from glm_training.export.source import Source
 from tests.parity.launching import run_two_processes
 from tests.parity.sharded_worker import ADAM, KINDS, RULES
 from tests.runs import trainer_of
@@ -85,6 +87,19 @@ def test_a_run_goes_from_one_process_to_shards_and_back(runs):
     trainer_of(runs, BATCH, *ADAM, resume, accepted, f"output_dir={runs}/from-shards").train()
     for name in ("shards", "from-alone", "from-shards"):
         assert furthest(alone, tensors(runs, name, 4)) <= 0.01 * moved, name
+
+
+def test_an_export_puts_shards_together_on_one_process(runs):
+    """The average in shards is what the first process gathered for the pipeline; the weights under training are not."""
+    source = Source.read(runs / "shards")
+    shown = whole_model(source, torch.float32)
+    average, weights = (trainers_model(source, kind, torch.float32) for kind in ("average", "weights"))
+    for part in ("ar", "dit"):
+        wanted = dict(shown.module(part).named_parameters())
+        found, raw = average.trainable(part), weights.trainable(part)
+        assert found.keys() == raw.keys() and all(torch.equal(found[name], wanted[name]) for name in found)
+        others = {name for name in raw if not torch.equal(raw[name], wanted[name])}
+        assert others or part == "ar"  # whose plans may all have the same reward
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -137,11 +138,12 @@ def test_encoders_sleep_in_steps_and_are_awake_in_evaluations(networks, run):
 def test_remedies_go_in_order_until_it_fits(networks, run):
     config = load_config(["configs/t2i_training.yaml"], [])
     peak = Memory(run, networks).peak().total
-    assert remedies(config, run, networks, peak) == []
-    found = remedies(config, run, networks, 40 * GIB)
+    memory_of = partial(Memory, networks=networks)
+    assert remedies(config, run, memory_of, peak) == []
+    found = remedies(config, run, memory_of, 40 * GIB)
     assert found[0].change == "rollout.micro_batch_size=1" and found[-1].peak <= 40 * GIB
     assert sum(each.saves for each in found) == pytest.approx(peak - found[-1].peak)
-    hopeless = remedies(config, run, networks, GIB)
+    hopeless = remedies(config, run, memory_of, GIB)
     assert hopeless[-1].change.startswith("data.image_size") and hopeless[-1].peak > GIB
 
 
@@ -150,7 +152,7 @@ def test_remedies_are_those_of_the_configuration_itself(networks):
     wide = load_config(
         ["configs/t2i_training.yaml"], ["rollout.micro_batch_size=8", "training.gradient_checkpointing=false"]
     )
-    found = remedies(wide, read_run(wide), networks, 42 * GIB)
+    found = remedies(wide, read_run(wide), partial(Memory, networks=networks), 42 * GIB)
     changes = [each.change for each in found]
     assert changes[0] == "training.gradient_checkpointing=true"
     again = load_config(["configs/t2i_training.yaml"], ["rollout.micro_batch_size=8", *changes])

@@ -66,11 +66,33 @@ def test_json_has_what_the_page_has(monkeypatch, capsys):
     assert {row["part"] for row in told["parameters"]} >= {"ar", "dit", "vae", "text_encoder"}
 
 
+def test_vgt_has_a_page_as_well(monkeypatch, capsys):
+    words = (str(ROOT / "configs/vgt_tiny_ar_pretrain.yaml"), "vgt.autoencoder=tiny", "--gpu-memory", "1.01")
+    code, out, err = plan(monkeypatch, capsys, *words)
+    assert code == 1 and not err and max(map(len, out.splitlines())) <= 80
+    assert "generator: passes" in out and "traced" in out and "training.gradient_checkpointing=true" in out
+
+
+def test_a_total_has_the_adapters_in_it(monkeypatch, capsys):
+    whole = ("lora.enabled=false", "checkpoint.save_lora=false", "checkpoint.save_lora_only=false")
+    for words in ((), (*whole, "model.component=dit")):
+        _, out, _ = plan(monkeypatch, capsys, CONFIG, *words, "--json")
+        rows = {row["part"]: row for row in json.loads(out)["parameters"]}
+        assert all(row["total"] == row["trained"] + row["frozen"] for row in rows.values())
+    assert rows["dit"]["total"] == rows["dit"]["trained"] == 6_926_882_880
+    _, page, _ = plan(monkeypatch, capsys, CONFIG)
+    shares = [[float(cell.replace(",", "")) for cell in line.split()[-3:]] for line in page.splitlines()
+              if line.startswith(("ar ", "dit ", "all "))]  # fmt: skip
+    assert len(shares) == 3 and all(abs(total - trained - frozen) < 0.11 for total, trained, frozen in shares)
+    assert shares[0][0] > 8_914.8, "the AR half's adapters are counted"
+
+
 def test_what_cannot_be_planned(monkeypatch, capsys, tmp_path):
     code, _, err = plan(monkeypatch, capsys, CONFIG, "model.name=nobody/nothing")
     assert code == 2 and "not in the local cache" in err
-    code, _, err = plan(monkeypatch, capsys, str(ROOT / "configs/vgt_tiny_ar_pretrain.yaml"))
-    assert code == 2 and "plan knows the families" in err
+    tiny = (str(ROOT / "configs/vgt_tiny_ar_pretrain.yaml"), f"vgt.autoencoder={tmp_path}/none")
+    code, _, err = plan(monkeypatch, capsys, *tiny)
+    assert code == 2 and "vgt.autoencoder=tiny" in err
     code, _, err = plan(monkeypatch, capsys, CONFIG, "training.batch_size=0")
     assert code == 2 and "training.batch_size" in err
 

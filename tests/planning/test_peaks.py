@@ -5,8 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.plan_peaks import CASES, Case, measure, read_cases, worked_out
+from glm_training.models.loading import published_configuration
+from glm_training.planning.models import build_network
+from glm_training.planning.passes import vae_decoding
+from glm_training.planning.tracing import faking, most_held, with_tensors
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,6 +34,16 @@ def test_enough_was_recorded():
     assert names == {case.name for case in CASES}
     assert sum(not case.change for case, _ in RECORDED) >= 8, "of the published sizes"
     assert sum(case.real for case, _ in RECORDED) >= 4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_published_vae_holds_what_is_said_of_it_while_it_decodes(dtype):
+    settings = published_configuration("glm_image", "vae")
+    network = build_network("glm_image", "vae", settings).eval().requires_grad_(False)
+    with faking(), torch.no_grad():
+        vae, latents = with_tensors(network, lambda param: dtype), torch.zeros(2, 16, 128, 128, dtype=dtype)
+        peak = most_held(lambda: vae.decode(latents, return_dict=False)[0].float(), vae)
+    assert vae_decoding(settings["block_out_channels"], 2, 1024**2, dtype.itemsize) == pytest.approx(peak, rel=0.02)
 
 
 SMALL = {"num_layers": 3, "num_attention_heads": 2}

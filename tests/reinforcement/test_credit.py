@@ -10,13 +10,8 @@ import torch
 
 from glm_training.algorithms.advantages import PlanRenderAdvantages
 from glm_training.reinforcement import credit
-from glm_training.reinforcement.credit import (
-    Scored,
-    assign_advantages,
-    flat_groups,
-    mean_of_scored,
-    plan_share_reading,
-)
+from glm_training.reinforcement.credit import Scored, assign_advantages, flat_groups, mean_of_scored
+from glm_training.reinforcement.plan_share import plan_share_reading
 from glm_training.rewards import RewardResult
 from glm_training.utils.distributed import World
 from tests.runs import config_of, trainer_of

@@ -158,6 +158,15 @@ def test_a_one_step_generator_draws_as_it_is_trained(tmp_path):
     assert [float(value) for timesteps in seen for value in timesteps] == [399] * 4
 
 
+def test_initial_weights_keep_bits_that_the_teacher_has_no_room_for(tmp_path):
+    stock = SDXL.load("tiny-random", seed=3).unet.unet.state_dict()
+    torch.save({name: value * 1.5 for name, value in stock.items()}, tmp_path / "start.bin")
+    given = [f"dmdr.initial_weights={tmp_path / 'start.bin'}", "model.torch_dtype=bfloat16"]
+    trainer = trainer_of(tmp_path, *ONE_STEP, *given)
+    assert trainer.teacher.conv_in.weight.dtype == torch.bfloat16
+    assert torch.equal(trainer.family.unet.unet.conv_in.weight, stock["conv_in.weight"] * 1.5)
+
+
 def test_wrong_initial_weights_are_named(tmp_path):
     torch.save({"conv_in.weight": torch.zeros(1)}, tmp_path / "start.bin")
     with pytest.raises(SettingsError, match="dmdr.initial_weights: .*do not fit the UNet2DConditionModel"):

@@ -38,6 +38,7 @@ from glm_training.trainers.reward_trainer import RewardTrainer
 from glm_training.trainers.supervised_terms import GLMTerms
 from glm_training.trainers.vgt_autoencoder_trainer import VGTAutoencoderTrainer
 from glm_training.trainers.vgt_generator_trainer import VGTGeneratorTrainer
+from glm_training.utils.metrics_file import SESSIONS
 from glm_training.utils.step_lines import StepLines
 from tests import dmdr_runs, preference_runs, runs, vgt_runs
 from tests.faulty_system import KILLED, FaultySystem, in_child
@@ -134,14 +135,18 @@ class Subject:
 
 
 def outcome(run: Path) -> dict[str, Any]:
-    """Everything that a run leaves, but for times and its log of words."""
+    """Everything that a run leaves, but for times, its log of words and that of its starts."""
     found: dict[str, Any] = {}
-    for path in sorted(path for path in run.rglob("*.jsonl") if ".discarded" not in path.name):
+    lined = [path for path in run.rglob("*.jsonl") if ".discarded" not in path.name and path.name != SESSIONS]
+    for path in sorted(lined):
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         found[path.name] = [{name: value for name, value in line.items() if not is_timed(name)} for line in lines]
     latest = run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip()
+    best = run / "checkpoints" / "best"
+    found["best"] = best.read_text() if best.exists() else None
     found["checkpoint"] = json.loads((latest / "manifest.json").read_text())["files"]
-    found["pictures"] = {str(path.relative_to(run)): path.read_bytes() for path in sorted(run.glob("samples/**/*.png"))}
+    drawn = [*run.glob("samples/**/*.png"), *run.glob("rollouts/step-*/*")]
+    found["pictures"] = {str(path.relative_to(run)): path.read_bytes() for path in sorted(drawn)}
     return found
 
 

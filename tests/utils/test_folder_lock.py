@@ -9,6 +9,8 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import pytest
 
 from glm_training.utils import folder_lock
 from glm_training.utils.folder_lock import LOCK, FolderInUseError, FolderLock, Holder
+from tests.faulty_system import in_child
 
 HOLD = """
 import sys, time
@@ -44,6 +47,34 @@ def left_by(folder: Path, **facts) -> Holder:
     folder.mkdir(exist_ok=True)
     (folder / LOCK).write_bytes(holder.encoded())
     return holder
+
+
+class Stop(BaseException):
+    """What a signal raises."""
+
+
+def stopped_at(line: int, work: Callable[[], None]) -> bool:
+    """Whether `work` came to as many lines of `folder_lock`; a stop came before that one."""
+    to_come = line
+
+    def trace(frame, event, argument):
+        nonlocal to_come
+        if frame.f_code.co_filename != folder_lock.__file__:
+            return None
+        if event == "line":
+            to_come -= 1
+            if to_come == 0:
+                raise Stop
+        return trace
+
+    sys.settrace(trace)
+    try:
+        work()
+    except Stop:
+        pass
+    finally:
+        sys.settrace(None)
+    return to_come <= 0
 
 
 def takes(folder: Path) -> bool:
@@ -295,4 +326,40 @@ def test_one_that_looks_late_leaves_the_lock_of_one_that_was_faster(tmp_path, mo
     monkeypatch.setattr(os, "rename", rename)
     assert not takes(tmp_path)
     faster.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def stopped_everywhere(folder: Path) -> int:
+    taken = False
+
+    def work():
+        nonlocal taken
+        taken = False
+        with ExitStack() as stack:
+            lock = FolderLock(folder / "run" / "checkpoints")
+            stack.callback(lock.release)
+            lock.acquire()
+            taken = True
+
+    stops = {False: 0, True: 0}
+    while stopped_at(sum(stops.values()) + 1, work):
+        folder_lock.release_all()  # as a command does that was stopped
+        left = [path for path in folder.rglob("*") if not taken or path.is_file()]
+        assert (left, list(folder_lock._held)) == ([], []), (taken, stops)
+        shutil.rmtree(folder / "run", ignore_errors=True)
+        stops[taken] += 1
+    assert min(stops.values()) > 15, stops
+    return 0
+
+
+def test_a_stop_anywhere_in_taking_leaves_nothing_and_in_giving_back_no_lock(tmp_path):
+    (tmp_path / "runs").mkdir()
+    told = tmp_path / "told"
+    assert in_child(told, lambda: stopped_everywhere(tmp_path / "runs")) == 0, told.read_text()
+
+
+def test_all_are_given_back_from_the_inside(tmp_path):
+    for folder in (tmp_path / "run", *(tmp_path / "run" / name for name in "abcdefgh")):
+        FolderLock(folder).acquire()
+    folder_lock.release_all()
     assert list(tmp_path.iterdir()) == []

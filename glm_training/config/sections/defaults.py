@@ -29,7 +29,7 @@ DEFAULT_SIZE = 1024
 VGT_SIZE = 448
 SMALLEST_SIDE = 80
 OWN_SIZES = {
-    "glm_image": {"tiny": 128, "tiny-random": 128},
+    "glm_image": {"tiny": 128, "tiny-random": 128, "full-width": 1024},
     "sdxl": {"tiny-random": 64},
     "vgt": {"tiny": 64, "tiny-random": 32},
 }

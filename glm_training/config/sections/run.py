@@ -57,6 +57,13 @@ class CheckpointConfig(Section):
     save_total_limit: int | None = Field(
         default=3, ge=1, le=1_000_000_000, description="Newest checkpoints kept; null = all."
     )
+    keep_best: bool = Field(
+        default=True,
+        description="With `evaluation.enabled`: an evaluation that is the best so far is saved, and that checkpoint is "
+        "kept besides the newest and named in `checkpoints/best`. What decides: the held-out `total` of a run with "
+        "rewards; otherwise the held-out loss (lower is better; of several halves their sum), or the PSNR of an "
+        "autoencoder.",
+    )
     save_optimizer: bool = Field(default=True, description="Save what exact resuming needs; false = weights only.")
     save_lora: bool = Field(
         default=False, description="With LoRA: also export the adapters as PEFT folders at each save."
@@ -125,11 +132,38 @@ class LoggingConfig(Section):
         default=4, ge=1, le=65536, description="Images per drawing: the first prompts, with fixed seeds."
     )
 
+    rollout_interval: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000_000,
+        description="Reward training: steps between those whose samples are kept in `rollouts` to be looked at, beside "
+        "the first and the last; null = `eval_interval`.",
+    )
+    rollout_prompts: int = Field(
+        default=4,
+        ge=1,
+        le=65536,
+        description="Prompts of such a step whose samples are kept, of the first process; pictures of at most 256 px.",
+    )
+    rollout_mib: int = Field(
+        default=64,
+        ge=0,
+        le=1_000_000,
+        description="MiB of disk that all of them may take: beyond it, steps go that have near neighbours; 0 = none "
+        "are kept.",
+    )
+
     def sample_every(self) -> int | None:
         """Training steps between sample images; None when none are drawn."""
         if not self.log_images:
             return None
         return self.eval_interval if self.sample_interval is None else self.sample_interval
+
+    def rollout_every(self) -> int | None:
+        """Training steps between those whose samples are kept; None when none are."""
+        if not self.log_images or self.rollout_mib == 0:
+            return None
+        return self.eval_interval if self.rollout_interval is None else self.rollout_interval
 
 
 class EvaluationConfig(Section):

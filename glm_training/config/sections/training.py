@@ -57,7 +57,8 @@ class ModelConfig(Section):
         default="zai-org/GLM-Image",
         min_length=1,
         description="Hub id, local folder, `tiny` (a small GLM-Image in the package; vgt: one that two CPU cores train "
-        "from nothing) or `tiny-random` (untrained).",
+        "from nothing), `tiny-random` (untrained) or `full-width` (GLM-Image's published widths with 2 layers of each "
+        "network and random weights: for trying shapes, time and memory).",
         json_schema_extra={
             "default_text": "`zai-org/GLM-Image` (sdxl: `stabilityai/stable-diffusion-xl-base-1.0`, vgt: "
             "`OpenGVLab/InternVL3-1B-hf`)"

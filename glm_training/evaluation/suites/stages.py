@@ -86,14 +86,14 @@ def _refuse_strangers(out: Path, wanted: Sequence[Picture]) -> None:
 
 
 def _draw(groups: Sequence[Sequence[Picture]], make: Maker, out: Path, world: World) -> None:
-    left = [group for group in groups if not all(_is_whole(out / picture.path) for picture in group)]
+    left = [group for group in groups if not all(is_whole(out / picture.path) for picture in group)]
     if not left:
         return
     console = Console(world.is_main)
     console.line(f"drawing {counted(sum(map(len, left)), 'picture')}")
     with console.progress(len(left), every=max(1, len(left) // _TOLD)) as progress:
         for number, group in enumerate(left, start=1):
-            missing = [not _is_whole(out / picture.path) for picture in group]
+            missing = [not is_whole(out / picture.path) for picture in group]
             for picture, image, absent in zip(group, make(group), missing, strict=True):
                 if absent:
                     save_whole(out / picture.path, image)
@@ -108,7 +108,7 @@ def save_whole(path: Path, image: Image.Image) -> None:
     os.replace(fresh, path)
 
 
-def _is_whole(path: Path) -> bool:
+def is_whole(path: Path) -> bool:
     """Whether a PNG is there to its end; its reader would forgive a few bytes."""
     try:
         data = path.read_bytes()

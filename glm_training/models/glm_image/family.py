@@ -91,8 +91,8 @@ class GLMImage(Family):
         seed: int = 0,
         cuda_graph: Mode = "auto",
     ) -> GLMImage:
-        """From "tiny", "tiny-random" (random weights from `seed`), the folder of a pipeline or of a checkpoint with
-        one, or a hub id at `revision`.
+        """From "tiny", "tiny-random" or "full-width" (random weights from `seed`), the folder of a pipeline or of a
+        checkpoint with one, or a hub id at `revision`.
 
         Weights in `dtype` on `device`. `cuda_graph`: how the AR half takes its steps (`decode_graph.Stepper`). Raises
         ModelLoadError, which says what to do.
@@ -246,12 +246,13 @@ class GLMImage(Family):
         seed: int,
         sampling: Sampling,
         samples: int = 1,
+        renders: int = 1,
         sources: Tensor | None = None,
         prompt_ids: Sequence[int] | None = None,
         micro_batch_size: int | None = None,
         on_step: Callable[[], None] | None = None,
     ) -> Tensor:
-        """`generate` with `samples` plans per prompt, rendered once each."""
+        """`generate` with `samples` plans per prompt, and `renders` of each."""
         return self.generate(
             prompts,
             height=height,
@@ -259,6 +260,7 @@ class GLMImage(Family):
             sources=sources,
             seed=seed,
             plans=samples,
+            renders=renders,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             do_sample=sampling.do_sample,

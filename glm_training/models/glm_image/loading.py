@@ -1,7 +1,8 @@
-"""Where a GLM-Image comes from: the package's tiny ones, a local folder, or the Hugging Face hub."""
+"""Where a GLM-Image comes from: the package's own, a local folder, or the Hugging Face hub."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,12 @@ from torch import nn
 from transformers import GlmImageConfig, GlmImageForConditionalGeneration
 
 from glm_training.models.family import read_few_steps
+from glm_training.models.glm_image.full_width import (
+    FULL_WIDTH,
+    build_network,
+    build_published,
+    full_width_configuration,
+)
 from glm_training.models.glm_image.schedule import check_scheduler
 from glm_training.models.glm_image.tiny import TINY_FOLDER, build_tiny
 from glm_training.models.loading import (
@@ -26,9 +33,12 @@ from glm_training.models.loading import (
     looks_like_path,
     parts_at_hand,
 )
+from glm_training.models.weights import cast_weights
 from glm_training.utils.writable import expanded
 
 __all__ = ["ModelLoadError", "check_source", "load_pipeline", "load_skeleton"]
+
+logger = logging.getLogger(__name__)
 
 NETWORKS = {"ar": "vision_language_encoder", "dit": "transformer"}
 """Folder of a pipeline in which each component's trained network lies."""
@@ -47,7 +57,7 @@ def check_source(name: str) -> None:
 
     Of a hub id that is nothing yet: `loading.fetch_parts` asks for it.
     """
-    if name == "tiny-random":
+    if name in ("tiny-random", FULL_WIDTH):
         return
     folder = TINY_FOLDER if name == "tiny" else expanded(name)
     if name == "tiny" and not folder.is_dir():
@@ -76,7 +86,7 @@ def load_pipeline(
     local_files_only: bool = False,
     seed: int = 0,
 ) -> GlmImagePipeline:
-    """The stock pipeline of "tiny", "tiny-random" (weights from `seed`), a local folder, or a hub id.
+    """The stock pipeline of "tiny", "tiny-random" or "full-width" (weights from `seed`), a local folder, or a hub id.
 
     Only safetensors weights are read and no code from the checkpoint runs. Raises ModelLoadError.
     """
@@ -85,8 +95,11 @@ def load_pipeline(
     if name == "tiny-random":
         pipeline: Any = build_tiny(seed=seed)
         for part in (pipeline.text_encoder, pipeline.vision_language_encoder, pipeline.vae, pipeline.transformer):
-            torch.nn.Module.to(part, dtype)
+            cast_weights(part, dtype)
         return pipeline
+    if name == FULL_WIDTH:
+        logger.warning("%s has random weights: it is for trying shapes, time and memory, and draws noise", name)
+        return build_published(full_width_configuration, dtype=dtype, seed=seed)
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
     folder = TINY_FOLDER if name == "tiny" else expanded(name)
     if folder.is_dir():
@@ -107,6 +120,9 @@ def load_skeleton(name: str, component: str, revision: str | None = None) -> nn.
             pipeline: Any = build_tiny()
         return pipeline.vision_language_encoder if component == "ar" else pipeline.transformer  # type: ignore[no-any-return]
     part = NETWORKS[component]
+    if name == FULL_WIDTH:
+        with torch.device("meta"):
+            return build_network(part, full_width_configuration(part))
     folder = TINY_FOLDER if name == "tiny" else parts_at_hand(name, [part], revision)
     if folder is None:
         return None

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, GlmImageConfig, PreTrainedTokenizerBase
 
+from glm_training.models.glm_image.full_width import FULL_WIDTH, SHAPE, full_width_configuration
 from glm_training.models.glm_image.glyph import MAX_GLYPH_TOKENS, MAX_SPAN_TOKENS, glyph_texts, glyph_token_bound
 from glm_training.models.glm_image.positions import Mode, generation_grids, image_grid
 from glm_training.models.glm_image.tiny import TINY_FOLDER, tiny_ar_config, tiny_ar_tokenizer
@@ -31,11 +32,14 @@ class PromptReader:
 
     @classmethod
     def load(cls, name: str, revision: str | None = None) -> PromptReader | None:
-        """Of "tiny", "tiny-random", a pipeline folder or a hub id in the local cache; None where its files are not
-        here. Raises ModelLoadError for files that cannot be read."""
+        """Of "tiny", "tiny-random", "full-width", a pipeline folder or a hub id in the local cache; None where its
+        files are not here. Raises ModelLoadError for files that cannot be read."""
         if name == "tiny-random":
             tokenizer = tiny_ar_tokenizer()
             return PromptReader(tokenizer, tiny_ar_config(tokenizer))
+        if name == FULL_WIDTH:
+            config = GlmImageConfig.from_dict(full_width_configuration("vision_language_encoder"))
+            return PromptReader(tiny_ar_tokenizer(SHAPE), config)
         folder = TINY_FOLDER if name == "tiny" else parts_at_hand(name, cls.parts, revision)
         if folder is None or not folder.is_dir():
             return None

@@ -30,15 +30,18 @@ from transformers import (
 TINY_FOLDER = Path(__file__).with_name("tiny")
 """Where the trained tiny model lies in the package."""
 
-RESERVED_VISION_IDS = 32
-"""Ids between the codebook and the text vocabulary: start and end of image, the rest unused (128 in GLM-Image)."""
-
 
 @dataclass(frozen=True)
 class TinyShape:
-    """Sizes of a tiny GLM-Image. The defaults are those of the trained model."""
+    """Sizes of a tiny GLM-Image. The defaults are those of the trained model.
+
+    `reserved`: ids between the codebook and the text vocabulary: start and end of image, the rest unused (128 in
+    GLM-Image). `marks`: tokens with an id of their own; those without one follow the text.
+    """
 
     codebook: int = 512
+    reserved: int = 32
+    marks: tuple[tuple[str, int], ...] = ()
     ar_hidden: int = 128
     ar_layers: int = 4
     vision_hidden: int = 64
@@ -69,29 +72,12 @@ def build_tiny(shape: TinyShape = RANDOM_SHAPE, *, seed: int = 0, corpus: list[s
 
     `corpus` are texts from which the AR tokenizer learns its merges; without it every byte is a token.
     """
-    tokenizer = tiny_ar_tokenizer(shape, corpus)
-    image_processor = GlmImageImageProcessor(
-        patch_size=16, merge_size=1, temporal_patch_size=1, min_pixels=32 * 32, max_pixels=2048 * 2048
-    )
-    start, end = f"<|dit_token_{shape.codebook}|>", f"<|dit_token_{shape.codebook + 1}|>"
-    template = (
-        "{% for message in messages %}{% for part in message['content'] %}{% if part['type'] == 'image' %}"
-        f"{start}<|image|>{end}"
-        "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
-    )
-    processor = GlmImageProcessor(image_processor=image_processor, tokenizer=tokenizer, chat_template=template)
+    processor = tiny_processor(shape, corpus)
+    tokenizer = processor.tokenizer
     with torch.random.fork_rng(devices=[]):  # module constructors draw from the global generator
         torch.default_generator.manual_seed(seed)
         ar = GlmImageForConditionalGeneration(tiny_ar_config(tokenizer, shape))
-        ar.generation_config = GenerationConfig(
-            do_sample=True,
-            temperature=0.9,
-            top_p=0.75,
-            top_k=0,
-            suppress_tokens=list(range(shape.codebook, shape.codebook + RESERVED_VISION_IDS)),
-            eos_token_id=shape.codebook + 1,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+        ar.generation_config = tiny_generation_config(tokenizer, shape)
         text_encoder = T5EncoderModel(
             T5Config(
                 vocab_size=384, d_model=shape.glyph_hidden, d_kv=16, d_ff=shape.glyph_hidden * 2, num_layers=2,
@@ -112,17 +98,49 @@ def build_tiny(shape: TinyShape = RANDOM_SHAPE, *, seed: int = 0, corpus: list[s
             mid_block_add_attention=False, use_quant_conv=False, use_post_quant_conv=False,
             latents_mean=[0.0] * shape.latent_channels, latents_std=[1.0] * shape.latent_channels,
         )  # fmt: skip
-    scheduler = FlowMatchEulerDiscreteScheduler(
-        use_dynamic_shifting=True, time_shift_type="linear", base_shift=0.25, max_shift=0.75, base_image_seq_len=256
-    )
     pipeline = GlmImagePipeline(
         tokenizer=ByT5Tokenizer(), processor=processor, text_encoder=text_encoder,
-        vision_language_encoder=ar, vae=vae, transformer=transformer, scheduler=scheduler,
+        vision_language_encoder=ar, vae=vae, transformer=transformer, scheduler=glm_scheduler(),
     )  # fmt: skip
     modules: list[Any] = [ar, text_encoder, vae, transformer]
     for module in modules:
         module.eval()
     return pipeline
+
+
+def glm_scheduler() -> FlowMatchEulerDiscreteScheduler:
+    """GLM-Image's."""
+    return FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, time_shift_type="linear", base_shift=0.25, max_shift=0.75, base_image_seq_len=256
+    )
+
+
+def tiny_processor(shape: TinyShape = RANDOM_SHAPE, corpus: list[str] | None = None) -> GlmImageProcessor:
+    """The AR half's: its tokenizer, and what makes patches of pictures."""
+    image_processor = GlmImageImageProcessor(
+        patch_size=16, merge_size=1, temporal_patch_size=1, min_pixels=32 * 32, max_pixels=2048 * 2048
+    )
+    start, end = f"<|dit_token_{shape.codebook}|>", f"<|dit_token_{shape.codebook + 1}|>"
+    template = (
+        "{% for message in messages %}{% for part in message['content'] %}{% if part['type'] == 'image' %}"
+        f"{start}<|image|>{end}"
+        "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
+    )
+    tokenizer = tiny_ar_tokenizer(shape, corpus)
+    return GlmImageProcessor(image_processor=image_processor, tokenizer=tokenizer, chat_template=template)
+
+
+def tiny_generation_config(tokenizer: PreTrainedTokenizerBase, shape: TinyShape = RANDOM_SHAPE) -> GenerationConfig:
+    """How the stock pipeline draws tokens: none of the reserved ids."""
+    return GenerationConfig(
+        do_sample=True,
+        temperature=0.9,
+        top_p=0.75,
+        top_k=0,
+        suppress_tokens=list(range(shape.codebook, shape.codebook + shape.reserved)),
+        eos_token_id=shape.codebook + 1,
+        pad_token_id=tokenizer.pad_token_id,
+    )
 
 
 def tiny_ar_config(tokenizer: PreTrainedTokenizerBase, shape: TinyShape = RANDOM_SHAPE) -> GlmImageConfig:
@@ -132,7 +150,7 @@ def tiny_ar_config(tokenizer: PreTrainedTokenizerBase, shape: TinyShape = RANDOM
         vocab_size=len(tokenizer), hidden_size=shape.ar_hidden, intermediate_size=shape.ar_hidden * 2,
         num_hidden_layers=shape.ar_layers, num_attention_heads=shape.ar_hidden // head_dim, num_key_value_heads=1,
         max_position_embeddings=8192, pad_token_id=tokenizer.pad_token_id,
-        vision_vocab_size=shape.codebook + RESERVED_VISION_IDS, eos_token_id=shape.codebook + 1, dtype="float32",
+        vision_vocab_size=shape.codebook + shape.reserved, eos_token_id=shape.codebook + 1, dtype="float32",
         # Frequencies dealt to time, row and column in turn: each axis of a small grid needs its share of fast ones.
         rope_parameters={"rope_type": "default", "rope_theta": 100.0, "mrope_section": [1] * 16},
     )  # fmt: skip
@@ -152,7 +170,7 @@ def tiny_ar_config(tokenizer: PreTrainedTokenizerBase, shape: TinyShape = RANDOM
 def tiny_ar_tokenizer(shape: TinyShape = RANDOM_SHAPE, corpus: list[str] | None = None) -> PreTrainedTokenizerBase:
     """Byte-level BPE whose first ids are the image codes, as in GLM-Image (text ids come after them)."""
     codebook = shape.codebook
-    vision = [f"<|dit_token_{i}|>" for i in range(codebook + RESERVED_VISION_IDS)]
+    vision = [f"<|dit_token_{i}|>" for i in range(codebook + shape.reserved)]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges: list[tuple[str, str]] = []
     if corpus:
@@ -163,7 +181,8 @@ def tiny_ar_tokenizer(shape: TinyShape = RANDOM_SHAPE, corpus: list[str] | None 
         )
         merges = _read_merges(learner)
     tokens = [*vision, *alphabet, *dict.fromkeys(left + right for left, right in merges)]
-    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
+    ids = {token: i for i, token in enumerate(tokens)} | dict(shape.marks)
+    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=merges))
     tokenizer.pre_tokenizer = _pre_tokenizer()
     tokenizer.decoder = decoders.ByteLevel()
     special = {"image_token": "<|image|>", "grid_bos_token": "<sop>", "grid_eos_token": "<eop>"}

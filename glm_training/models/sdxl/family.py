@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from glm_training.models.family import Family, FewSteps, Sampling, read_few_steps
 from glm_training.models.loading import ModelLoadError
-from glm_training.models.lora import ADAPTER, adapter_parameters, described, has_lora
+from glm_training.models.lora import ADAPTER, adapter_parameters, described, has_lora, load_lora
 from glm_training.models.prompt_reading import PromptReading
 from glm_training.models.run_folders import pipeline_in
 from glm_training.models.sdxl.denoiser import UNetDenoiser
@@ -127,16 +127,18 @@ class SDXL(Family):
         save_lora_for_diffusers(self.module(component), folder)
 
     def load_lora(self, component: str, folder: str | Path) -> None:
-        """Add an adapter that `save_lora`, or diffusers' `save_lora_weights`, wrote for the UNet.
+        """Add an adapter that `save_lora`, diffusers' `save_lora_weights` or PEFT wrote for the UNet.
 
         Raises FileNotFoundError when the folder holds none, ValueError when it does not fit or one is there already.
         """
         module = self.module(component)
         if has_lora(module):
             raise ValueError("the model carries LoRA adapters already")
-        file = Path(folder) / LORA_FILE
-        if not file.is_file():
-            raise FileNotFoundError(f"{folder} holds no {LORA_FILE}")
+        if not (Path(folder) / LORA_FILE).is_file():
+            if not (Path(folder) / "adapter_config.json").is_file():
+                raise FileNotFoundError(f"{folder} holds no {LORA_FILE}")
+            load_lora(module, folder)
+            return
         try:
             module.load_lora_adapter(str(folder), prefix="unet", weight_name=LORA_FILE, adapter_name=ADAPTER)
         except (RuntimeError, ValueError, KeyError, OSError) as error:

@@ -31,6 +31,18 @@ INTERNVIT_300M: dict[str, Any] = dict(
 )  # fmt: skip
 """The vision transformer of InternVL3-1B and 2B (vision_config of OpenGVLab/InternVL3-1B)."""
 
+_QWEN2_5: dict[str, Any] = dict(
+    model_type="qwen2", num_key_value_heads=2, vocab_size=151674, max_position_embeddings=32768, rope_theta=1e6,
+    rms_norm_eps=1e-6, tie_word_embeddings=True,
+)  # fmt: skip
+LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
+    "OpenGVLab/InternVL3-1B": _QWEN2_5
+    | dict(hidden_size=896, num_hidden_layers=24, num_attention_heads=14, intermediate_size=4864),
+    "OpenGVLab/InternVL3-2B": _QWEN2_5
+    | dict(hidden_size=1536, num_hidden_layers=28, num_attention_heads=12, intermediate_size=8960),
+}
+"""Of the models that the published generators are made of: Qwen2.5's 0.5B and 1.5B, with InternVL's vocabulary."""
+
 DC_AE_SANA: dict[str, Any] = dict(
     attention_head_dim=32, decoder_block_types=["ResBlock"] * 3 + ["EfficientViTBlock"] * 3,
     decoder_block_out_channels=[128, 256, 512, 512, 1024, 1024], decoder_layers_per_block=[3] * 6,

@@ -50,6 +50,15 @@ class Limit:
         """What a relative change is relative to."""
         return max(min(abs(start), 1 - start) if self.kind == "share" else abs(start), 1e-6)
 
+    def bounds(self, start: float) -> tuple[float | None, float | None]:
+        """The lowest and the highest value that is within the limit, from `start` on; None where there is no end."""
+        room = self.limit * (self._base(start) if self.kind in ("change", "share", "relative_fall") else 1)
+        if self.kind == "value":
+            return None, self.limit
+        low = None if self.kind == "rise" else start - room
+        high = None if self.kind in ("fall", "relative_fall") else start + room
+        return low, high
+
     def message(self, name: str, step: int, start: float, now: float, since: int) -> str:
         """What happened, by how much, since when, what it may mean and what to do."""
         used = self.used(start, now)

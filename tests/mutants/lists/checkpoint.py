@@ -74,6 +74,39 @@ MUTATIONS = [
         ("for prefix in (PARTIAL, REMOVED):", "for prefix in (REMOVED,):", "half-written saves stay"),
     ),
     *of(
+        "checkpoint/best.py",
+        ("checkpoint/test_commit.py", "trainers/test_best_checkpoint.py"),
+        ("score > self.score if", "score >= self.score if", "of equal scores the later is the best"),
+        ("if self.higher_is_better else score <", "if True else score <", "the highest loss is the best"),
+    ),
+    *of(
+        "checkpoint/commit.py",
+        "checkpoint/test_commit.py",
+        ("if best is not None and name == best.name:", "if False:", "the best is pruned"),
+    ),
+    *of(
+        "checkpoint/ledger.py",
+        "checkpoint/test_commit.py",
+        ("if not found or step_of(each) < step_of(found[-1]):", "if True:", "what was gone back behind is an ancestor"),
+    ),
+    *of(
+        "engine/best.py",
+        "trainers/test_best_checkpoint.py",
+        ("each.step >= max(since, 1)]", "each.step >= 1]", "scores under other settings compete"),
+        ("[read_best(self.folder), *logged]", "logged", "a lost log loses the best"),
+        ("if rewarded and total else [losses", "if total else [losses", "a finetuning is judged by its total"),
+        ("len(values) < len(chosen)", "False", "half a loss is a loss"),
+        ("higher_is_better=chosen is not losses", "higher_is_better=True", "more loss is better"),
+    ),
+    *of(
+        "engine/named_model.py",
+        "engine/test_named_model.py",
+        ("dict.fromkeys([*first, *own])", "dict.fromkeys(own)", "a run is its last checkpoint"),
+        ("            _verify_weights(path)\n", "            pass\n", "a damaged checkpoint is taken"),
+        ("replace(each, strength=strength)", "each", "--lora has no strength"),
+        ("[*self.adapters, *adapters])", "adapters)", "a run of adapters alone is its base model"),
+    ),
+    *of(
         "checkpoint/resume.py",
         ("checkpoint/test_resume.py",),
         (
@@ -87,7 +120,11 @@ MUTATIONS = [
             "latest falls back to an abandoned step",
         ),
         ("made_by == ledger.run if made_by is not None", "True if made_by is not None", "latest crosses runs"),
-        ("key=_step, reverse=True)", "key=_step)", "the oldest is the newest"),
+        (
+            "key=lambda path: step_of(path.name), reverse=True",
+            "key=lambda path: step_of(path.name)",
+            "the oldest is the newest",
+        ),
         (
             "manifest = verify_checkpoint(path) if verify else read_manifest(path)",
             "manifest = read_manifest(path)",

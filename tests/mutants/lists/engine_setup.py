@@ -56,6 +56,10 @@ MUTATIONS = [
             "all held-out prompts are judged",
         ),
         ("augmentation=data.augmentation", "augmentation=False", "data.augmentation has no effect"),
+    ),
+    *of(
+        "engine/evaluations.py",
+        "engine/test_built_parts.py",
         ("samples=config.evaluation.samples_per_prompt", "samples=1", "samples_per_prompt has no effect"),
         ("seed=config.evaluation.seed", "seed=config.seed", "evaluations draw with the run's seed"),
     ),
@@ -109,10 +113,14 @@ MUTATIONS = [
         ),
     ),
     *of(
+        "models/weights.py",
+        "engine/test_built_parts.py",
+        ("parameter.data = parameter.data.float()", "pass", "trained weights in half precision"),
+    ),
+    *of(
         "engine/families.py",
         ("engine/test_built_parts.py", "engine/test_conditions.py"),
         ("epoch % count", "0", "one plan per prompt in every epoch"),
-        ("parameter.data = parameter.data.float()", "pass", "trained weights in half precision"),
         ("dict.fromkeys(config.parts(), True)", "dict.fromkeys(config.parts(), False)", "nothing is trained"),
         (
             "lora.targets, lora.rank, lora.alpha, lora.dropout",

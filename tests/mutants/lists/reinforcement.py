@@ -133,9 +133,21 @@ MUTATIONS = [
             "total = self.result.total if True",
             "own weights are ignored",
         ),
-        ("if share >= ONE_HALF_DECIDES:", "if share <= ONE_HALF_DECIDES:", "the reading of the share is reversed"),
         ("len(self.rollout.plans) // prompts, -1)", "-1, len(self.rollout.plans) // prompts)", "plans and renders"),
         ('f"shuffle/{level}", step)', 'f"shuffle/{level}", 0)', "the same shuffle at every step"),
+    ),
+    *of(
+        "reinforcement/plan_share.py",
+        "reinforcement/test_credit.py",
+        ("if share >= ONE_HALF_DECIDES:", "if share <= ONE_HALF_DECIDES:", "the reading of the share is reversed"),
+    ),
+    *of(
+        "reinforcement/kept.py",
+        "reinforcement/test_kept.py",
+        ("count -= taken", "count -= 0", "too many prompts are kept"),
+        ('_joined(by_plan) if "ar" in config.parts() else []', "_joined(by_plan)", "advantages of a half that stands"),
+        ("return step in (1, self._total)", "return step in (0, self._total)", "the first step is not kept"),
+        ("self._on = world.is_main and", "self._on = True and", "every process keeps samples"),
     ),
     *of(
         "reinforcement/resampling.py",

@@ -77,7 +77,7 @@ MUTATIONS = [
         ('alpha * math.sqrt(rank) if told.get("use_rslora") else alpha', "alpha", "rank-stabilised ones are weakened"),
         ('told.get("lora_alpha", rank)', 'told.get("lora_alpha", 1)', "what is not told is not the rank"),
         ("param.copy_(weights[name])", "pass", "adapters that are trained on begin anew"),
-        ("adapter.scale(layer) * (b @ a)", "(b @ a)", "adapters are merged without their strength"),
+        ("each.scale(layer) * (b @ a)", "(b @ a)", "adapters are merged without their strength"),
         ("if a is None or b is None or a[0] != b[1]:", "if False:", "half an adapter passes"),
     ),
 ]

@@ -124,11 +124,18 @@ MUTATIONS = [
         ("**dict.fromkeys(nonfinite)", "", "NaN ends a run"),
     ),
     *of(
+        "utils/kept_rollouts.py",
+        "utils/test_kept_rollouts.py",
+        ("if not inner:\n        return steps[0]", "if not inner:\n        return steps[-1]", "the newest step goes"),
+        ("steps[place + 1] - steps[place - 1]", "steps[place]", "the early steps go first"),
+        ("sum(sizes.values()) > self.limit", "sum(sizes.values()) > 2 * self.limit", "the bound is no bound"),
+    ),
+    *of(
         "utils/step_lines.py",
         "utils/test_step_lines.py",
         ('record["step"] <= step', 'record["step"] < step', "the last line is trained again and lost"),
         ("os.replace(fresh, path)", "fresh.unlink()", "later lines stay"),
-        ('record["step"] == step and any(', 'record["step"] >= step and any(', "a later step counts for this one"),
+        ('line["step"] == step and any(', 'line["step"] >= step and any(', "a later step counts for this one"),
     ),
     *of(
         "utils/folder_lock.py",
@@ -187,16 +194,14 @@ MUTATIONS = [
         ('component = "both"', 'component = "ar"', "--train_both trains one half"),
     ),
     *of(
-        "cli/sample.py",
+        "cli/drawing_model.py",
         ("cli/test_sample_names.py", "e2e/test_sample.py"),
-        ("few is None else (few.steps, 1.0)", "few is None else (STEPS, 1.0)", "distilled models take 50 steps"),
+        ("few is None else (few.steps, 1.0)", "few is None else (STEPS[kind], 1.0)", "distilled models take 50 steps"),
         (
             "few is None else (few.steps, 1.0)",
             "few is None else (few.steps, GUIDANCE[kind])",
             "distilled models are guided",
         ),
-        ("divmod(row, samples)", "divmod(row, 1)", "file names do not say the prompt"),
-        ("default=-1) + 1", "default=-1)", "the last picture is written over"),
         (
             'CLASS_NAMES = {"StableDiffusionXL": "sdxl"',
             'CLASS_NAMES = {"GlmImage": "sdxl"',
@@ -207,7 +212,18 @@ MUTATIONS = [
             "        arguments.top_p,\n        arguments.temperature,\n",
             "temperature and top-p swapped",
         ),
-        ("samples=arguments.samples,", "samples=1,", "--samples has no effect"),
+    ),
+    *of(
+        "cli/sample_folder.py",
+        ("cli/test_sample_names.py", "cli/test_sample_folder.py"),
+        ("default=-1) + 1", "default=-1)", "the last picture is written over"),
+        ("asked.index, asked.prompt, source]", "asked.index, asked.prompt]", "another source is the same picture"),
+        ("self.settings, self.renders,", "self.renders,", "another model is the same picture"),
+    ),
+    *of(
+        "cli/sample.py",
+        ("cli/test_sample_names.py", "e2e/test_sample.py"),
+        ("plans or arguments.samples or 1", "plans or 1", "--samples has no effect"),
     ),
     *of(
         "cli/validate.py",

@@ -103,7 +103,6 @@ MUTATIONS = [
     *of(
         "models/run_folders.py",
         ("models/test_run_folders.py",),
-        ('if key != "--model" and folder', 'if key == "--model" and folder',
-         "training from a pointer that moves"),
+        ("if folder != expanded(name):", "if False:", "training from a pointer that moves"),
     ),
 ]  # fmt: skip

@@ -1,0 +1,106 @@
+"""Pictures that `glm-train sample` drew, with `samples.jsonl` beside them: as what a benchmark asks for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from glm_training.data.pictures.images import decode_image
+from glm_training.evaluation.suites.drawing import tiled
+from glm_training.evaluation.suites.protocol import EvaluationError, Maker, Picture, Record, Suite
+from glm_training.utils.words import counted
+
+SAMPLES = "samples.jsonl"
+"""A line per picture: its file, prompt, seed, plan and render, and all else that decided it."""
+
+_NAMED = 5
+
+
+def read_samples(folder: Path) -> list[Record]:
+    """The records of `folder`; a last line that a kill has torn is left out. None there: none.
+
+    Raises EvaluationError, naming the line, for anything else that is no record.
+    """
+    path = folder / SAMPLES
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if isinstance(record, dict) and all(isinstance(record.get(key), str) for key in ("file", "prompt", "group")):
+            records.append(record)
+        elif number < len(lines) or line.endswith(b"\n"):
+            raise EvaluationError(f"{path}:{number}: is no record of a picture; mend the line, or move the file away")
+    return records
+
+
+def samples_each(folder: Path) -> int:
+    """How many pictures each prompt of the folder has at least."""
+    return min(map(len, _by_prompt(folder).values()), default=0)
+
+
+def taking_samples(folder: Path, suite: Suite) -> tuple[Maker, dict[str, Any]]:
+    """Who gives the pictures of `suite` out of a folder of samples, and what decides them: the n-th picture of a prompt
+    is the n-th that was drawn of it.
+
+    Raises EvaluationError, naming prompts, where some are missing.
+    """
+    drawn = _by_prompt(folder)
+    problems = []
+    for picture in suite.pictures():
+        there = drawn.get(picture.prompt, [])
+        if len(there) <= max(picture.samples):
+            problems.append(
+                f"{picture.prompt!r} has {counted(len(there), 'picture')}, wanted {max(picture.samples) + 1}"
+            )
+    if problems:
+        problems = list(dict.fromkeys(problems))
+        more = f"\n  and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
+        listed = "".join(f"\n  {problem}" for problem in problems[:_NAMED])
+        remedy = "Run glm-train sample again, which draws what is missing, or give --samples"
+        raise EvaluationError(f"--images {folder} has not all pictures of the benchmark:{listed}{more}\n{remedy}")
+
+    def make(pictures: Sequence[Picture]) -> list[Image.Image]:
+        return [tiled([decode_image(drawn[each.prompt][n]) for n in each.samples]) for each in pictures]
+
+    wanted = {picture.prompt for picture in suite.pictures()}
+    settings = _one_setting(folder, wanted)
+    contents = hashlib.sha256()
+    for path in sorted(path for prompt, paths in drawn.items() if prompt in wanted for path in paths):
+        contents.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return make, {**settings, "samples of": str(folder.resolve()), "contents": contents.hexdigest()[:16]}
+
+
+def _one_setting(folder: Path, prompts: Collection[str]) -> dict[str, Any]:
+    """What made all pictures of `prompts`, whatever their seeds. Raises EvaluationError where that is not one."""
+    of_picture = ("file", "prompt", "source", "index", "plan", "render", "seed", "group")
+    records = [record for record in read_samples(folder) if record["prompt"] in prompts]
+    found = [{key: value for key, value in record.items() if key not in of_picture} for record in records]
+    for record, other in zip(records, found, strict=True):
+        names = [key for key in {**found[0], **other} if found[0].get(key) != other.get(key)]
+        if names:
+            raise EvaluationError(
+                f"--images {folder}: {records[0]['file']} and {record['file']} were not made alike ({', '.join(names)} "
+                "differ): give each model a folder of its own"
+            )
+    return found[0]
+
+
+def _by_prompt(folder: Path) -> dict[str, list[Path]]:
+    """The pictures that are there, by prompt, in the order in which they are listed."""
+    found: dict[str, dict[Path, None]] = {}
+    for record in read_samples(folder):
+        path = folder / record["file"]
+        if path.parent == folder and path.is_file():
+            found.setdefault(record["prompt"], {})[path] = None
+    return {prompt: list(paths) for prompt, paths in found.items()}

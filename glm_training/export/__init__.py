@@ -1,0 +1,1 @@
+"""What leaves a run: pipelines, adapters and weights for other programs, verified, with a card, pushed if asked."""

@@ -1,0 +1,121 @@
+"""An export from beginning to end: checked, written beside its place, verified, given its card and its name."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+from glm_training.checkpoint import disk
+from glm_training.checkpoint.disk_errors import error_code
+from glm_training.export.card import public_base, write_card
+from glm_training.export.formats import Wanted, write
+from glm_training.export.push import check_push, push
+from glm_training.export.scrub import require_clean, scrub_files
+from glm_training.export.source import ExportError
+from glm_training.export.verify import draws_by_itself, verified
+from glm_training.utils.downloads import in_bytes
+from glm_training.utils.writable import why_unwritable
+
+PARTIAL = ".partial-"
+SLACK_BYTES = 1 << 20
+"""The card and settings."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where an export goes. `draw`: None draws with small models alone. `repository`: on the hub, None for nowhere."""
+
+    folder: Path
+    overwrite: bool = False
+    draw: bool | None = None
+    licence: str | None = None
+    repository: str | None = None
+    public: bool = False
+
+
+def check(wanted: Wanted, target: Target) -> None:
+    """Raises ExportError, with all that can be known to be wrong before anything is read or written."""
+    problems = []
+    for look in (wanted.check, lambda: check_push(target.repository)):
+        try:
+            look()
+        except ExportError as error:
+            problems.append(str(error))
+    if os.path.lexists(target.folder) and not target.overwrite:
+        problems.append(f"{target.folder} is there already: name another --out, or add --overwrite, which renames it")
+    elif problem := why_unwritable(target.folder.parent):
+        problems.append(f"--out: {problem}")
+    if problems:
+        raise ExportError("\n".join(problems))
+
+
+def export(wanted: Wanted, target: Target, tell: Callable[[str], None]) -> None:
+    """Exports, and pushes if asked. `tell` is called with each line that is known of it.
+
+    Raises ExportError, ModelLoadError: nothing has the target's name then that had it not before, and what was begun is
+    removed; but where the push alone failed, the export stands.
+    """
+    folder = target.folder
+    check(wanted, target)
+    draw = draws_by_itself(wanted.source) if target.draw is None else target.draw
+    with _written_whole(folder, wanted.bytes_needed() + SLACK_BYTES) as fresh:
+        write(wanted, fresh, public_base(wanted.source))
+        scrub_files(fresh)
+        lines = verified(wanted, fresh, draw)
+        write_card(fresh, wanted, target.repository or folder.name, lines, target.licence)
+        places = [wanted.source.folder, folder.absolute(), fresh.absolute(), Path.cwd()]
+        require_clean(fresh, [*places, *([] if wanted.source.run is None else [wanted.source.run.absolute()])])
+    for line in lines:
+        tell(line)
+    if target.repository is not None:
+        message = f"{wanted.format} of step {wanted.source.manifest.step}"
+        tell(f"pushed to {push(folder, target.repository, public=target.public, message=message)}")
+
+
+@contextmanager
+def _written_whole(folder: Path, needed: int) -> Iterator[Path]:
+    """A new folder beside `folder` that takes its name, on the disk, when the block ends, and is removed when that
+    raises. What stood there is renamed to `NAME.old-1`. Raises ExportError for what the disk does not take."""
+    fresh = folder.with_name(f"{PARTIAL}{folder.name}")
+    try:
+        fresh.parent.mkdir(parents=True, exist_ok=True)
+        if fresh.exists():  # of an export that was killed
+            disk.remove_tree(fresh)
+        if disk.free_bytes(fresh.parent) < needed:
+            raise OSError(errno.ENOSPC, "not enough free space")
+        disk.make_folder(fresh)
+        yield fresh
+        _sync(fresh)
+        if os.path.lexists(folder):
+            aside = (folder.with_name(f"{folder.name}.old-{number}") for number in count(1))
+            disk.rename(folder, next(path for path in aside if not os.path.lexists(path)))
+        disk.rename(fresh, folder)
+        disk.sync_folder(folder.parent)
+    except BaseException as error:
+        shutil.rmtree(fresh, ignore_errors=True)
+        code, place = error_code(error)
+        if code in (errno.ENOSPC, errno.EDQUOT):
+            free = disk.free_bytes(next(path for path in fresh.absolute().parents if path.exists()))
+            raise ExportError(
+                f"the export takes about {in_bytes(needed)}, and {folder.parent} has {in_bytes(free)} free: nothing "
+                "was exported. Free some space, or name another --out"
+            ) from error
+        if isinstance(error, OSError):
+            raise ExportError(f"{place or folder}: {error.strerror or error}; nothing was exported") from error
+        raise
+
+
+def _sync(folder: Path) -> None:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as handle:
+                os.fsync(handle.fileno())
+        else:
+            disk.sync_folder(path)
+    disk.sync_folder(folder)

@@ -1,0 +1,157 @@
+"""Every family and format comes out whole: read again in another process, it draws what the trainer drew."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from glm_training.export import fresh
+from glm_training.export.source import ExportError, Source
+from glm_training.models.family import read_few_steps
+from glm_training.models.sdxl.family import SDXL
+from tests import dmdr_runs, preference_runs, runs, vgt_runs
+from tests.export.exporting import DRAWN, exported, told
+
+BIT_FOR_BIT = "it draws what the trainer draws with these weights, bit for bit in fp32"
+OWN = "these are the pictures in samples/step-00000"
+STOCK = "so does the stock pipeline's own call"
+LORA = ["lora.enabled=true", "lora.rank=2", "lora.alpha=4"]
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory) -> Path:
+    """Both halves of a GLM-Image with adapters; two steps, the checkpoint has no pipeline."""
+    folder = tmp_path_factory.mktemp("glm")
+    trainer = runs.trainer_of(folder, *DRAWN, *LORA, "checkpoint.save_lora_only=true", "training.ema.decay=0.5")
+    trainer.train()
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """The DiT half trained whole, with an average of its weights that pipelines do not show."""
+    folder = tmp_path_factory.mktemp("whole")
+    keys = ["model.component=dit", "training.ema.decay=0.5", "training.ema.export=false", "training.ema.evaluate=false"]
+    runs.trainer_of(folder, *DRAWN, *keys).train()
+    return folder / "run"
+
+
+def test_adapters_of_both_halves(adapters, tmp_path):
+    lines = exported(adapters, tmp_path / "out", "lora")
+    told(lines, BIT_FOR_BIT, STOCK, "noise and tokens", OWN, "its pictures differ from those of tiny-random")
+    assert sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")) == [
+        "README.md",
+        "kohya_lora.safetensors",
+        "lora_ar/adapter_config.json",
+        "lora_ar/adapter_model.safetensors",
+        "lora_dit/adapter_config.json",
+        "lora_dit/adapter_model.safetensors",
+        "pytorch_lora_weights.safetensors",
+    ]
+
+
+def test_merged_adapters_in_half_precision(adapters, tmp_path):
+    lines = exported(adapters, tmp_path / "out", "pipeline", merge=True, dtype=torch.bfloat16)
+    told(lines, BIT_FOR_BIT, STOCK, OWN, "rounding to bfloat16 moves its pictures by")
+    weights = load_file(tmp_path / "out/transformer/diffusion_pytorch_model.safetensors")
+    assert {value.dtype for value in weights.values()} == {torch.bfloat16}
+    assert not any("lora" in name for name in weights)
+
+
+def test_the_weights_under_training_of_a_run_that_shows_its_average(adapters, tmp_path):
+    told(exported(adapters, tmp_path / "out", "lora", ema=False), BIT_FOR_BIT, "samples of these weights are not here")
+    raw = load_file(tmp_path / "out/lora_dit/adapter_model.safetensors")
+    shown = load_file(adapters / "checkpoints/step-000002/lora_dit/adapter_model.safetensors")
+    assert raw.keys() == shown.keys() and any(not torch.equal(raw[name], shown[name]) for name in raw)
+
+
+def test_a_half_trained_whole(whole, tmp_path):
+    told(exported(whole, tmp_path / "plain", "pipeline"), BIT_FOR_BIT, STOCK, OWN)
+    told(
+        exported(whole, tmp_path / "average", "safetensors", ema=True), BIT_FOR_BIT, "differ from those of tiny-random"
+    )
+    checkpoint, file = whole / "checkpoints/step-000002", "transformer/diffusion_pytorch_model.safetensors"
+    plain, average = load_file(tmp_path / "plain" / file), load_file(tmp_path / "average" / file)
+    states = {kind: load_file(checkpoint / f"states/dit_{kind}.safetensors") for kind in ("weights", "ema")}
+    assert plain.keys() == average.keys() == states["ema"].keys()
+    assert all(torch.equal(plain[name], states["weights"][name]) for name in plain)
+    assert all(torch.equal(average[name], states["ema"][name]) for name in plain)
+    assert any(not torch.equal(plain[name], average[name]) for name in plain)
+    assert sorted(path.name for path in (tmp_path / "average").iterdir()) == ["README.md", "transformer"]
+
+
+@pytest.fixture(scope="module")
+def dpo(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("dpo")
+    preference_runs.trainer_of(folder, "sdxl", *DRAWN, "lora.alpha=6.0").train()  # 6 / 4 is no power of two
+    return folder / "run"
+
+
+def test_sdxl_adapters(dpo, tmp_path):
+    lines = exported(dpo, tmp_path / "out", "lora")
+    told(lines, "it draws what the trainer draws with these weights", STOCK, OWN, "by their tensors alone (unet)")
+
+
+def test_sdxl_adapters_merged(dpo, tmp_path):
+    lines = exported(dpo, tmp_path / "out", "safetensors", merge=True)
+    told(lines, BIT_FOR_BIT, STOCK, "merging them moves its pictures by")
+    base = SDXL.load("tiny-random", seed=3).module("unet").state_dict()
+    merged = load_file(tmp_path / "out/unet/diffusion_pytorch_model.safetensors")
+    adapter = Source.read(dpo).adapter("unet", "weights")
+    added = {f"{layer}.weight": 6 / 4 * (b @ a) for layer, (a, b) in adapter.layers().items()}
+    assert merged.keys() == base.keys() and added.keys() < base.keys()
+    for name, value in base.items():
+        assert torch.allclose(merged[name], value + added.get(name, 0), rtol=1e-6, atol=1e-8), name
+    assert max(value.abs().max() for value in added.values()) > 1e-6  # what is added is seen at these bounds
+
+
+@pytest.mark.parametrize("form", ["pipeline", "safetensors"])
+def test_a_distilled_student(tmp_path, form):
+    dmdr_runs.trainer_of(tmp_path, *DRAWN, "training.max_steps=2").train()
+    told(exported(tmp_path / "run", tmp_path / "out", form), BIT_FOR_BIT, STOCK, OWN)
+    if form == "pipeline":
+        few = read_few_steps(tmp_path / "out")
+        assert few is not None and few.steps == 2
+        card = (tmp_path / "out/README.md").read_text()
+        assert "num_inference_steps=2, guidance_scale=0" in card
+
+
+@pytest.mark.parametrize(("component", "form"), [("autoencoder", "pipeline"), ("generator", "safetensors")])
+def test_vgt(tmp_path, component, form):
+    vgt_runs.trainer_of(tmp_path, *DRAWN, component=component).train()
+    lines = exported(tmp_path / f"run_{component}", tmp_path / "out", form)
+    told(lines, BIT_FOR_BIT, OWN, "its pictures differ from those of tiny-random")
+
+
+def test_edits(tmp_path):
+    """The run's own source pictures are edited again; the stock pipeline's call, which fails at edits, is left out."""
+    runs.trainer_of(tmp_path, *DRAWN, "model.component=dit", "training.max_steps=1", mode="i2i").train()
+    lines = exported(tmp_path / "run", tmp_path / "out", "pipeline")
+    told(lines, BIT_FOR_BIT, OWN)
+    assert not any(STOCK in line for line in lines)
+    assert "pipeline_tag: image-to-image" in (tmp_path / "out/README.md").read_text()
+
+
+def test_adapters_on_a_model_with_others_merged(adapters, tmp_path):
+    """They belong on that one; where those are others by now, nothing is drawn with them."""
+    first = shutil.copytree(adapters / "checkpoints/step-000002", tmp_path / "first")
+    keys = [*DRAWN, *LORA, f"model.adapters=[{first}]", "training.max_steps=1", "checkpoint.save_lora_only=true"]
+    runs.trainer_of(tmp_path, *keys).train()
+    told(exported(tmp_path / "run", tmp_path / "out", "lora"), BIT_FOR_BIT, STOCK, OWN)
+    assert "belong on it with those" in (tmp_path / "out/README.md").read_text()
+    weights = first / "lora_dit/adapter_model.safetensors"
+    save_file({name: 2 * value for name, value in load_file(weights).items()}, weights)
+    told(exported(tmp_path / "run", tmp_path / "other", "lora"), "the run merged other adapters")
+
+
+def test_a_training_that_changed_nothing_is_told():
+    images = torch.rand(2, 3, 8, 8)
+    with pytest.raises(ExportError, match="draws what owner/base draws, bit for bit: the training changed nothing"):
+        fresh.difference(images, images.clone(), "owner/base")
+    assert "differ from those of owner/base: by 0.5 of 1 on average" in fresh.difference(
+        images, images + 0.5, "owner/base"
+    )

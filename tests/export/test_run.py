@@ -1,0 +1,208 @@
+"""An export has its name once all of it is right, and nothing is lost or left half."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from glm_training.checkpoint import disk
+from glm_training.checkpoint.best import Best
+from glm_training.checkpoint.manifest import MANIFEST, Manifest, digest_file, read_manifest
+from glm_training.checkpoint.shards import write_shards
+from glm_training.export import run as export_run
+from glm_training.export.formats import Wanted, write
+from glm_training.export.models import trainers_model
+from glm_training.export.source import ExportError, Source
+from tests import runs
+from tests.export.exporting import DRAWN, exported
+
+ROOT = Path(__file__).parents[2]
+KEYS = ["model.component=dit", "training.ema.decay=0.5", "training.max_steps=2", "logging.save_interval=1"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A DiT half trained whole for two steps, a checkpoint of each, with held-out scores."""
+    folder = tmp_path_factory.mktemp("run")
+    keys = [*KEYS, "evaluation.enabled=true", "checkpoint.save_total_limit=null"]
+    runs.trainer_of(folder, *DRAWN, *keys).train()
+    return folder / "run"
+
+
+def written(source: Path, out: Path, *, ema: bool | None = None) -> dict[str, torch.Tensor]:
+    """The DiT's weights as an export of `safetensors` has them, which nothing has verified."""
+    found = Source.read(source)
+    out.mkdir()
+    write(Wanted(found, "safetensors", found.chosen(ema), False, None), out, None)
+    return load_file(out / "transformer/diffusion_pytorch_model.safetensors")
+
+
+def test_a_run_means_its_best_or_its_newest(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    assert Source.read(copy).folder.name == "step-000002" and "its best" in str(Source.read(copy).note)
+    (copy / "checkpoints/best").write_bytes(Best("step-000001", 1, "eval/total", 0.5, True).encoded())
+    for name in (copy, copy / "checkpoints", copy / "checkpoints/best", copy / "checkpoints/step-000001/pipeline"):
+        assert Source.read(name).folder == copy / "checkpoints/step-000001", name
+    assert Source.read(copy / "checkpoints/latest").folder.name == "step-000002"
+    for name, why in ((tmp_path, "no checkpoint in"), (tmp_path / "nowhere", "no checkpoint in")):
+        with pytest.raises(ExportError, match=why):
+            Source.read(name)
+
+
+def test_the_card(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exported(run, Path("out"), "pipeline", draw=False, licence="mit")
+    card = (tmp_path / "out/README.md").read_text()
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert front["license"] == "mit" and front["library_name"] == "diffusers" and "base_model" not in front
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    before, after = ([line for line in metrics if line["step"] == step and "eval/total" in line][0] for step in (0, 2))
+    assert f"| total | {before['eval/total']:.3f} | {after['eval/total']:.3f} |" in card
+    for part in ("GlmImagePipeline.from_pretrained", "| structure | 1 |", "step-000002", "slow average (EMA)"):
+        assert part in card, part
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    assert commit.returncode != 0 or f"commit `{commit.stdout.strip()}`" in card  # a copy of the tree is no repository
+    assert str(tmp_path) not in card and "/root" not in card and "pytest" not in card
+    settings = yaml.safe_load(card.split("```yaml\n")[1].split("```")[0])
+    assert settings["training"]["ema"]["decay"] == 0.5 and "logging" not in settings
+
+
+def test_the_licence_and_name_of_the_base_are_those_of_its_card(run, tmp_path):
+    """Of a model of the hub the card says its id; a licence is taken from the base's own card, or not named."""
+    base = shutil.copytree(Source.read(run).folder / "pipeline", tmp_path / "base")
+    (base / "README.md").write_text("---\nlicense: openrail++\n---\nA base.\n")
+    exported(run, tmp_path / "out", "pipeline", draw=False, base=str(base))
+    assert "license: openrail++" in (tmp_path / "out/README.md").read_text().split("---\n")[1]
+    exported(run, tmp_path / "hub", "pipeline", draw=False, base="someone/base")
+    front = yaml.safe_load((tmp_path / "hub/README.md").read_text().split("---\n")[1])
+    assert (
+        front["base_model"] == "someone/base" and front["base_model_relation"] == "finetune" and "license" not in front
+    )
+
+
+def test_what_stands_there_is_kept(run, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("mine")
+    with pytest.raises(ExportError, match="is there already"):
+        exported(run, out, "pipeline", draw=False)
+    assert [path.name for path in out.iterdir()] == ["mine.txt"]
+    exported(run, out, "pipeline", draw=False, overwrite=True)
+    assert (tmp_path / "out.old-1/mine.txt").read_text() == "mine" and (out / "model_index.json").is_file()
+
+
+def test_a_damaged_checkpoint_is_not_exported(run, tmp_path):
+    copy = shutil.copytree(Source.read(run).folder, tmp_path / "step-000002")
+    file = copy / "pipeline/transformer/diffusion_pytorch_model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(ExportError, match="another SHA-256"):
+        exported(copy, tmp_path / "out", "pipeline", draw=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000002"]
+
+
+@pytest.mark.parametrize("fault", ["full before", "full in between", "killed"])
+def test_an_export_that_fails_leaves_nothing(run, tmp_path, monkeypatch, fault):
+    def fail(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt if fault == "killed" else OSError(errno.ENOSPC, "No space left on device")
+
+    if fault == "full before":
+        monkeypatch.setattr(disk, "free_bytes", lambda _: 1000)
+    else:
+        monkeypatch.setattr(export_run, "write_card", fail)
+    with pytest.raises(KeyboardInterrupt if fault == "killed" else ExportError) as found:
+        exported(run, tmp_path / "out", "pipeline", draw=False)
+    assert fault == "killed" or "Free some space" in str(found.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["nan", "missing", "another"])
+def test_what_does_not_read_or_draw_as_it_should_gets_no_name(run, tmp_path, monkeypatch, damage):
+    """Damage between writing and verifying: a disk, or a fault of ours."""
+
+    def damaged(folder: Path) -> None:
+        file = folder / "transformer/diffusion_pytorch_model.safetensors"
+        weights = load_file(file)
+        name = sorted(weights)[0]
+        if damage == "missing":
+            del weights[name]
+        elif damage == "nan":
+            weights[name].view(-1)[0] = torch.nan
+        else:
+            weights = {key: value * 1.01 for key, value in weights.items()}
+        save_file(weights, file)
+
+    monkeypatch.setattr(export_run, "scrub_files", damaged)
+    why = {
+        "nan": "is not finite in torch.float32",
+        "missing": "missing keys",
+        "another": "does not draw what the weights",
+    }[damage]
+    with pytest.raises(ExportError, match=why):
+        exported(run, tmp_path / "out", "pipeline")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_states_in_shards(run, tmp_path):
+    """As a run in shards leaves them: the average in two files of pieces, the pipeline whole."""
+    copy = shutil.copytree(Source.read(run).folder, tmp_path / "step-000002")
+    states, manifest = copy / "states", read_manifest(copy)
+    whole, files = {}, dict(manifest.files)
+    for kind in ("dit_weights", "dit_ema"):
+        whole[kind] = load_file(states / f"{kind}.safetensors")
+        (states / f"{kind}.safetensors").unlink()
+        del files[f"states/{kind}.safetensors"]
+        (states / kind).mkdir()
+        for name, record in write_shards(states / kind, whole[kind]).items():
+            files[f"states/{kind}/{name}"] = record
+    (copy / MANIFEST).write_bytes(Manifest(manifest.step, manifest.states, manifest.metadata, files).encoded())
+    found = written(copy, tmp_path / "weights", ema=False)
+    assert found.keys() == whole["dit_weights"].keys()
+    assert all(torch.equal(found[name], value) for name, value in whole["dit_weights"].items())
+    average = trainers_model(Source.read(copy), "average", torch.float32).trainable("dit")
+    assert all(torch.equal(average[name], value) for name, value in whole["dit_ema"].items())
+    assert any(not torch.equal(whole["dit_weights"][name], value) for name, value in whole["dit_ema"].items())
+    shard = next(path for path in (copy / "states/dit_ema").iterdir())
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    with pytest.raises(ExportError, match="states/dit_ema"):
+        trainers_model(Source.read(copy), "average", torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("form", "merge", "ema", "why"),
+    [
+        ("lora", False, None, "trained the whole dit and no adapters"),
+        ("pipeline", False, True, "has no average of its weights"),
+    ],
+)
+def test_what_cannot_be_exported_so(tmp_path_factory, run, form, merge, ema, why, monkeypatch):
+    source = Source.read(run)
+    if ema:
+        monkeypatch.setattr(Source, "_averaged", False)
+    with pytest.raises(ExportError, match=why):
+        Wanted(source, form, source.chosen(ema), merge, None).check()
+
+
+def test_a_large_model_is_read_again_and_not_drawn(run, tmp_path, monkeypatch):
+    from glm_training.export import verify
+
+    monkeypatch.setattr(verify, "LARGEST_DRAWN", 1000)
+    lines = exported(run, tmp_path / "out", "pipeline")
+    assert any("no picture was drawn" in line for line in lines) and any("loaded again" in line for line in lines)
+
+
+def test_digests_of_what_is_copied(run, tmp_path):
+    exported(run, tmp_path / "out", "pipeline", draw=False)
+    folder = Source.read(run).folder
+    for name, record in read_manifest(folder).files.items():
+        if name.startswith("pipeline/") and name.endswith(".safetensors"):
+            assert digest_file(tmp_path / "out" / name.removeprefix("pipeline/")) == record

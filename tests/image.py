@@ -1,0 +1,122 @@
+"""What of the Dockerfile can be tried where there is no Docker, on Debian:
+
+    python -m tests.image
+
+asks apt whether it has the packages, and has pip resolve the libraries for this Python with what is copied into the
+image. Both need a network; nothing is installed. Not tried: the base image and its Ubuntu, uv's Python, a GPU.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from glm_training.utils.console import Console
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """A line of a Dockerfile: its word, and what follows, with lines that go on joined."""
+
+    word: str
+    rest: str
+
+
+def instructions(text: str) -> list[Instruction]:
+    """All of a Dockerfile, without its comments."""
+    lines = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
+    joined = re.sub(r"\\\n\s*", " ", lines)
+    return [Instruction(*line.split(maxsplit=1)) for line in joined.splitlines() if line.strip()]
+
+
+def commands(found: list[Instruction]) -> list[list[str]]:
+    """Each command of the RUN lines, in words."""
+    runs = [re.sub(r"^(?:--mount=\S+ )+", "", each.rest) for each in found if each.word == "RUN"]
+    return [shlex.split(part) for run in runs for part in run.split("&&")]
+
+
+def apt_packages(found: list[Instruction]) -> list[str]:
+    """What apt-get is to install."""
+    wanted = [words[2:] for words in commands(found) if words[:2] == ["apt-get", "install"]]
+    return [word for words in wanted for word in words if not word.startswith("-")]
+
+
+def pip_words(found: list[Instruction]) -> list[list[str]]:
+    """What follows `pip install`."""
+    return [words[2:] for words in commands(found) if words[:2] == ["pip", "install"]]
+
+
+def copied(found: list[Instruction]) -> list[str]:
+    """Files and folders of the repository that are copied into the image."""
+    return [name for each in found if each.word == "COPY" for name in each.rest.split()[:-1]]
+
+
+def is_sent(path: str, patterns: list[str]) -> bool:
+    """Whether .dockerignore lets a path through: the last pattern that fits it, or a folder above it, decides."""
+    sent = True
+    above = [path, *map(str, Path(path).parents)][:-1]
+    for pattern in patterns:
+        bare = pattern.removeprefix("!")
+        anywhere = bare.removeprefix("**/")
+        fits = any(fnmatch.fnmatch(Path(one).name, anywhere) if anywhere != bare else _fits(one, bare) for one in above)
+        if fits:
+            sent = pattern.startswith("!")
+    return sent
+
+
+def _fits(path: str, pattern: str) -> bool:
+    """Stars do not reach over a slash."""
+    return path.count("/") == pattern.count("/") and fnmatch.fnmatch(path, pattern)
+
+
+def patterns(text: str) -> list[str]:
+    """The lines of a .dockerignore."""
+    return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+
+
+def fill(folder: Path) -> None:
+    """What the image has of the repository, into a folder."""
+    rules = patterns((ROOT / ".dockerignore").read_text(encoding="utf-8"))
+    for name in dict.fromkeys(copied(instructions((ROOT / "Dockerfile").read_text(encoding="utf-8")))):
+        source = ROOT / name
+        for file in [source] if source.is_file() else sorted(source.rglob("*")):
+            path = file.relative_to(ROOT).as_posix()
+            if file.is_file() and is_sent(path, rules):
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, folder / path)
+
+
+def main() -> int:
+    """1 where something does not resolve or run."""
+    found = instructions((ROOT / "Dockerfile").read_text(encoding="utf-8"))
+    say, faults = Console().line, 0
+    packages = apt_packages(found)
+    told = subprocess.run(["apt-cache", "policy", *packages], capture_output=True, text=True).stdout
+    for name, candidate in zip(packages, re.findall(r"Candidate: (.+)", told), strict=False):
+        faults += candidate == "(none)"
+        say(f"apt {name}: {candidate}")
+    faults += len(packages) - len(re.findall(r"Candidate: ", told))
+    with TemporaryDirectory() as place:
+        folder = Path(place)
+        fill(folder)
+        for words in pip_words(found):
+            there = [word.replace("/tmp/", f"{place}/") for word in words]
+            dry = [sys.executable, "-m", "pip", "install", "--dry-run", "-q", "--ignore-installed", *there]
+            done = subprocess.run(dry, cwd=folder, capture_output=True, text=True)
+            faults += done.returncode != 0
+            say(f"pip install {' '.join(words)}: " + ("resolves" if done.returncode == 0 else done.stderr[-500:]))
+    say("not tried: the base image and its Ubuntu, uv's Python, a GPU")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -21,8 +21,9 @@ RULES = {
 ADAPTERS = ["lora.enabled=true", "lora.rank=2", "lora.alpha=4"]
 WHOLE = ["lora.enabled=false"]
 GAN = ["vgt.gan.start_step=0", "vgt.gan.channels=32", "vgt.gan.stages=2", "vgt.gan.lecam_weight=1"]
-
-
+FLAT = ["model.ar.top_p=1", "model.ar.temperature=10"]
+"""Plans are drawn of probabilities that hardly feel weights which differ by their rounding. A step draws 4160 tokens:
+from sharper ones a token would sooner or later be another one, and all after it; and the edge of a nucleus jumps."""
 Weights = dict[str, dict[str, object]]
 
 
@@ -38,9 +39,9 @@ class Kind:
 
 
 KINDS = {
-    "grpo-ar": Kind("reward", "t2i", ("model.component=ar",)),
+    "grpo-ar": Kind("reward", "t2i", ("model.component=ar", *FLAT), 0.2, 0.2),
     "grpo-dit": Kind("reward", "t2i", ("model.component=dit",)),
-    "grpo-both": Kind("reward", "t2i", ("model.component=both",)),
+    "grpo-both": Kind("reward", "t2i", ("model.component=both", *FLAT), 0.2, 0.2),
     "sft": Kind("reward", "t2i", ("model.component=both", "training.use_reward=false")),
     "dpo": Kind("preference", "glm_image", (), 2e-4, 2e-4),
     "dpo-sdxl": Kind("preference", "sdxl", ("checkpoint.save_lora_only=false",), 2e-4, 0.02),

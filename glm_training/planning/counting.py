@@ -29,8 +29,8 @@ EIGHT_BIT_BLOCK = 256
 class Part:
     """A part of the model. total: parameters of its network, adapters left out. trained: by name. wrapped: weights
     of linear layers in its blocks, which quantization reaches. frozen: those that stay as they are, the network's own
-    included under adapters. unit: of its largest sharding unit. sleeps: whether it waits on the CPU while steps run.
-    saved: whether a pipeline holds it."""
+    included under adapters. unit: of its largest sharding unit. rest: in no sharding unit. sleeps: whether it waits on
+    the CPU while steps run. saved: whether a pipeline holds it."""
 
     name: str
     total: int
@@ -39,7 +39,6 @@ class Part:
     wrapped: int
     unit: int
     rest: int = 0
-    """What lies in no sharding unit."""
     sleeps: bool = False
     saved: bool = True
 

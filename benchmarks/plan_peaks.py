@@ -114,8 +114,6 @@ CASES = [
     Case("real dit full kept", "dit", 2, 256, True, False, SMALL_DIT, amp=False, real=True),
     Case("real ar lora", "ar", 2, 256, False, True, SMALL_AR, amp=False, real=True),
     Case("real ar full", "ar", 2, 256, True, True, SMALL_AR, amp=False, real=True),
-    Case("dit lora int8 1024", "dit", 2, 1024, False, True, {}, bits="int8"),
-    Case("ar lora nf4 1024", "ar", 4, 1024, False, True, {}, bits="nf4"),
     Case("real dit lora int8", "dit", 2, 256, False, True, SMALL_DIT, amp=False, real=True, bits="int8"),
     Case("real dit lora nf4", "dit", 2, 256, False, True, SMALL_DIT, amp=False, real=True, bits="nf4"),
     Case("real unet lora kept", "unet", 2, 256, False, False, SMALL_UNET, amp=False, real=True),

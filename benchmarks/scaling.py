@@ -104,14 +104,10 @@ def arithmetic() -> list[str]:
 
 def seconds_of(kind: str, whole: float, group: int, spread: bool) -> float:
     """Of a collective call over so many whole bytes in a ring. `spread`: each of the group is on a node of its own, and
-    the other GPUs of the nodes do the same among them. Else a group larger than a node has all of the node's GPUs: each
-    passes the node's edge by its own port, with its share."""
-    sent = sent_by_one(kind, whole, group)
-    if spread:
-        return sent / INFINIBAND
-    nodes = group // NODE
-    within = sent / NVLINK
-    return within if nodes <= 1 else max(within, sent_by_one(kind, whole, nodes) / NODE / INFINIBAND)
+    the other GPUs of the nodes do the same among them. Else a group larger than a node has all GPUs of each, and as
+    many rings: each passes the edge of a node by another port."""
+    rate = INFINIBAND if spread else NVLINK if group <= NODE else min(NVLINK, NODE * INFINIBAND)
+    return sent_by_one(kind, whole, group) / rate
 
 
 def projection() -> list[str]:

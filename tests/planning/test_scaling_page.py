@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.plan_shards import case_named, worked_out
 from benchmarks.plan_table import GIB
-from benchmarks.scaling import ARMS, PAGE, TABLES, expected_bytes, read, rewritten
+from benchmarks.scaling import ARMS, INFINIBAND, NVLINK, PAGE, TABLES, expected_bytes, read, rewritten, seconds_of
 
 WITHIN = 0.10
 
@@ -32,6 +32,14 @@ def test_worked_out_bytes_are_those_of_the_strategy(arm, weights):
     """In sizes of the trained weights, as the page derives them."""
     report = read("scaling")
     assert expected_bytes(report[arm]) == pytest.approx(weights * 4 * report["trained_parameters"], rel=0.02)
+
+
+def test_seconds_of_a_ring_are_those_of_its_slowest_edge():
+    assert seconds_of("all_gather", 8e9, 8, spread=False) == pytest.approx(7e9 / NVLINK)
+    # an edge between nodes takes what any other does, an eighth of it by each port
+    slowest = max(1 / NVLINK, 1 / 8 / INFINIBAND)
+    assert seconds_of("reduce_scatter", 64e9, 64, spread=False) == pytest.approx(63e9 * slowest)
+    assert seconds_of("all_reduce", 8e9, 8, spread=True) == pytest.approx(2 * 7e9 / INFINIBAND)
 
 
 def test_arms_came_to_the_same_losses():

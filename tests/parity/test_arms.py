@@ -2,7 +2,8 @@
 steps of each kind of training.
 
 The suite has each kind, strategy, update rule, and whole weights and adapters (the other files here have two steps with
-SGD under DDP and FSDP). All of them, and what came of it: `tests/parity/arms.py`, benchmarks/results/arms.json.
+SGD under DDP and FSDP). All of them: `tests/parity/arms.py`; what came of those that were run:
+benchmarks/results/arms.json.
 """
 
 from __future__ import annotations

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -33,9 +33,11 @@ from glm_training.models.glm_image.positions import generation_grids
 from glm_training.models.glm_image.tiny import build_tiny
 from glm_training.models.loading import published_configuration
 from glm_training.models.lora import ADAPTER
+from glm_training.models.quantization import quantise_layers, quantised_layers
 from glm_training.planning import counting, passes
 from glm_training.planning.models import build_network
 from glm_training.planning.passes import WIDE, Precision
+from glm_training.planning.run import QUANTIZED_BYTES
 from glm_training.planning.tracing import Alive, faking, norms_as_on_a_gpu
 
 GIB = 1 << 30
@@ -46,7 +48,8 @@ PROMPT, GLYPHS = 100, 12
 
 @dataclass(frozen=True)
 class Case:
-    """A network at some size, and how it is trained. `change`: of its published configuration."""
+    """A network at some size, and how it is trained. `change`: of its published configuration. `bits`: what the frozen
+    layers of its blocks lie in."""
 
     name: str
     network: str
@@ -58,6 +61,7 @@ class Case:
     amp: bool = True
     guided: bool = False
     real: bool = False
+    bits: Literal["int8", "nf4"] | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -110,11 +114,26 @@ CASES = [
     Case("real dit full kept", "dit", 2, 256, True, False, SMALL_DIT, amp=False, real=True),
     Case("real ar lora", "ar", 2, 256, False, True, SMALL_AR, amp=False, real=True),
     Case("real ar full", "ar", 2, 256, True, True, SMALL_AR, amp=False, real=True),
+    Case("real dit lora int8", "dit", 2, 256, False, True, SMALL_DIT, amp=False, real=True, bits="int8"),
+    Case("real dit lora nf4", "dit", 2, 256, False, True, SMALL_DIT, amp=False, real=True, bits="nf4"),
     Case("real unet lora kept", "unet", 2, 256, False, False, SMALL_UNET, amp=False, real=True),
 ]
 
 
 # -- measuring ---------------------------------------------------------------------------------------------------------
+
+
+BLOCKS = {
+    "ar": ARComponent.sharding_units,
+    "dit": DiTComponent.sharding_units,
+    "unet": ("BasicTransformerBlock", "ResnetBlock2D"),
+}
+"""What `model.quantization` reaches, and shards are made of."""
+
+
+def blocks_of(case: Case, network: nn.Module) -> list[nn.Module]:
+    """The blocks of a case's network."""
+    return [module for module in network.modules() if type(module).__name__ in BLOCKS[case.network]]
 
 
 PART = {"ar": "vision_language_encoder", "dit": "transformer", "unet": "unet"}
@@ -131,7 +150,7 @@ def network_of(case: Case) -> nn.Module:
     return build_network(family, PART[case.network], settings)
 
 
-def _filled(network: nn.Module, case: Case) -> None:
+def filled(network: nn.Module, case: Case) -> None:
     """Gives a network on the meta device tensors: trained ones in fp32, the others in the case's dtype."""
     for name, module in network.named_modules():
         for key, param in list(module._parameters.items()):
@@ -162,8 +181,9 @@ class UnmaskedDiT(DiTComponent):
         return None
 
 
-def forward_of(case: Case, network: Any, pipeline: Any) -> Callable[[], Tensor]:
-    """A forward pass of the component around a network, to a loss. `pipeline`: a tiny one, for the parts around it."""
+def forward_of(case: Case, network: Any, pipeline: Any) -> tuple[nn.Module, Callable[[], Tensor]]:
+    """The component around a network, and a forward pass of it to a loss. `pipeline`: a tiny one, for the parts around
+    it."""
     rows, side, low = case.rows, case.side, torch.float32 if case.whole else case.dtype
     if case.network == "unet":
         latents, text = torch.zeros(rows, 4, side // 8, side // 8, dtype=low), torch.zeros(rows, 77, 2048, dtype=low)
@@ -171,11 +191,14 @@ def forward_of(case: Case, network: Any, pipeline: Any) -> Callable[[], Tensor]:
         times = torch.zeros(rows)
         if case.checkpointing:
             network.enable_gradient_checkpointing()
-        return lambda: (
-            network(latents, times, encoder_hidden_states=text, added_cond_kwargs=added, return_dict=False)[0]
-            .float()
-            .square()
-            .mean()
+        return (
+            network,
+            lambda: (
+                network(latents, times, encoder_hidden_states=text, added_cond_kwargs=added, return_dict=False)[0]
+                .float()
+                .square()
+                .mean()
+            ),
         )
     if case.network == "dit":
         component = UnmaskedDiT(network, pipeline.vae, pipeline.text_encoder, pipeline.tokenizer, pipeline.scheduler)
@@ -191,7 +214,7 @@ def forward_of(case: Case, network: Any, pipeline: Any) -> Callable[[], Tensor]:
         if case.checkpointing:
             component.enable_gradient_checkpointing()
         scale = 1.5 if case.guided else 1.0
-        return lambda: component(noisy, times, condition, guidance_scale=scale).square().mean()
+        return component, lambda: component(noisy, times, condition, guidance_scale=scale).square().mean()
     writer = ARComponent(network, None)  # type: ignore[arg-type]
     grids = generation_grids(side, side, "t2i")
     written = sum(height * width for height, width in grids)
@@ -204,24 +227,40 @@ def forward_of(case: Case, network: Any, pipeline: Any) -> Callable[[], Tensor]:
     support = torch.full((rows, written, 2048), 255, dtype=torch.uint8)
     if case.checkpointing:
         writer.enable_gradient_checkpointing()
-    return lambda: writer(prompt, tokens, temperature=0.9, support=support).mean()
+    return writer, lambda: writer(prompt, tokens, temperature=0.9, support=support).mean()
+
+
+def scales(network: nn.Module) -> Iterator[Tensor]:
+    """What layers of 4 bits keep beside their weights and buffers."""
+    for layer in quantised_layers(network).values():
+        state: Any = getattr(layer.weight, "quant_state", None)
+        if state is not None:
+            yield from (state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code)
+
+
+def adapted(case: Case, network: nn.Module) -> None:
+    """Puts adapters on a frozen network."""
+    adapters = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(TARGETS[case.network]), bias="none")
+    inject_adapter_in_model(adapters, network.requires_grad_(False), ADAPTER)
 
 
 def measure(case: Case) -> dict[str, int]:
     """Peak bytes of forward and backward passes with gradients there, and of the optimizer's step."""
     network, pipeline = network_of(case), build_tiny()
-    if not case.whole:
-        adapters = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(TARGETS[case.network]), bias="none")
-        inject_adapter_in_model(adapters, network.requires_grad_(False), ADAPTER)
+    if not case.whole and case.bits is None:
+        adapted(case, network)
     autocast = (lambda: torch.autocast("cpu", torch.bfloat16)) if case.amp else nullcontext
     with norms_as_on_a_gpu() if case.real else faking():
-        _filled(network, case)
+        filled(network, case)
+        if case.bits is not None:
+            quantise_layers(network, blocks_of(case, network), case.bits, case.dtype, torch.device("cpu"))
+            adapted(case, network)
         network.train()
-        forward = forward_of(case, network, pipeline)
+        _, forward = forward_of(case, network, pipeline)
         trained = [param for param in network.parameters() if param.requires_grad]
         optimizer = torch.optim.AdamW(trained, foreach=True)
         alive, peaks = Alive(), {}
-        for tensor in (*network.parameters(), *network.buffers()):
+        for tensor in (*network.parameters(), *network.buffers(), *scales(network)):
             alive.add(tensor)
         with alive:
             for _ in range(2):
@@ -253,6 +292,10 @@ def worked_out(case: Case) -> dict[str, float]:
     total, count = counting.sizes_of(own), counting.sizes_of(trained)
     size = case.dtype.itemsize
     weights = (total - count if case.whole else total) * size + WIDE * count
+    if case.bits is not None:
+        linear = [child for block in blocks_of(case, network) for child in block.modules()]
+        wrapped = sum(child.weight.numel() for child in linear if isinstance(child, nn.Linear))
+        weights -= wrapped * (size - QUANTIZED_BYTES[case.bits])
     lasting = weights + counting.moment_bytes("adamw", trained) + WIDE * count
     return {
         "passes": lasting + _pass(case, network).peak,

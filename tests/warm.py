@@ -69,9 +69,16 @@ def run(*words: str, changes: Mapping[str, str] | None = None) -> subprocess.Com
 
 def run_two(*words: str, changes: Mapping[str, str] | None = None) -> list[subprocess.CompletedProcess[str]]:
     """The same of two processes that a launcher made one run of, by rank."""
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", **(changes or {})}
-    pair = [Program(*words, changes=meeting | {"RANK": rank, "LOCAL_RANK": rank}) for rank in "01"]
-    return [program.ended() for program in pair]
+    return run_group(2, *words, changes=changes)
+
+
+def run_group(
+    count: int, *words: str, changes: Mapping[str, str] | None = None, seconds: float = 240
+) -> list[subprocess.CompletedProcess[str]]:
+    """The same of `count` processes, which have so many seconds."""
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(count), **(changes or {})}
+    group = [Program(*words, changes=meeting | {"RANK": rank, "LOCAL_RANK": rank}) for rank in map(str, range(count))]
+    return [program.ended(seconds) for program in group]
 
 
 def free_port() -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,8 +29,8 @@ EIGHT_BIT_BLOCK = 256
 class Part:
     """A part of the model. total: parameters of its network, adapters left out. trained: by name. wrapped: weights
     of linear layers in its blocks, which quantization reaches. frozen: those that stay as they are, the network's own
-    included under adapters. unit: of its largest sharding unit. sleeps: whether it waits on the CPU while steps run.
-    saved: whether a pipeline holds it."""
+    included under adapters. unit: of its largest sharding unit. rest: in no sharding unit. sleeps: whether it waits on
+    the CPU while steps run. saved: whether a pipeline holds it."""
 
     name: str
     total: int
@@ -38,6 +38,7 @@ class Part:
     frozen: int
     wrapped: int
     unit: int
+    rest: int = 0
     sleeps: bool = False
     saved: bool = True
 
@@ -73,7 +74,7 @@ def count_parts(networks: Networks, run: Run) -> list[Part]:
     return [
         ar,
         dit,
-        Part("vision tower and VQ model", seeing, {}, seeing, 0, 0, run.caches),
+        Part("vision tower and VQ model", seeing, {}, seeing, 0, 0, sleeps=run.caches),
         _frozen("vae", parts["vae"], run.caches and not draws),
         _frozen("text_encoder", parts["text_encoder"], run.caches),
     ]
@@ -84,11 +85,11 @@ def _size(module: nn.Module) -> int:
 
 
 def _frozen(name: str, module: nn.Module, asleep: bool) -> Part:
-    return Part(name, _size(module), {}, _size(module), 0, 0, asleep)
+    return Part(name, _size(module), {}, _size(module), 0, 0, sleeps=asleep)
 
 
 def _asleep(part: Part) -> Part:
-    return Part(part.name, part.total, part.trained, part.frozen, part.wrapped, part.unit, True)
+    return replace(part, sleeps=True)
 
 
 def _trainable(
@@ -101,11 +102,12 @@ def _trainable(
     linear = {id(child): child for block in blocks for child in block.modules() if isinstance(child, nn.Linear)}
     wrapped = sum(child.weight.numel() for child in linear.values())
     unit = max(map(_size, blocks), default=0)
+    rest = total - sum(map(_size, blocks))
     if half is None:
-        return Part(name, total, {}, total, wrapped, unit)
+        return Part(name, total, {}, total, wrapped, unit, rest)
     if not half.lora.enabled:
-        return Part(name, total, own, 0, 0, unit)
-    return Part(name, total, adapters(module, half.lora.targets, half.lora.rank), total, wrapped, unit)
+        return Part(name, total, own, 0, 0, unit, rest)
+    return Part(name, total, adapters(module, half.lora.targets, half.lora.rank), total, wrapped, unit, rest)
 
 
 def sizes_of(shapes: Shapes) -> int:

@@ -132,24 +132,30 @@ class Memory:
         return float(part.frozen * self.run.dtype)
 
     def _gathered(self, part: Part) -> float:
-        """FSDP holds two units of frozen weights whole, the one that computes and the next."""
-        return 2.0 * part.unit * self.run.dtype if self.run.strategy == "fsdp" and part.frozen else 0.0
+        """FSDP holds two units of frozen weights whole, the one that computes and the next; and what is in none."""
+        whole = self.run.strategy == "fsdp" and part.frozen
+        return float(2 * part.unit + part.rest) * self.run.dtype if whole else 0.0
 
     def gradients(self, names: Iterable[str]) -> Items:
-        """Of the parts named; DDP's buckets hold each once more, FSDP a unit's whole."""
+        """Of the parts named; DDP's buckets hold each once more. FSDP holds a unit's whole as the pass gives them and
+        in fp32 as they are sent; and where there are replicas, what was sent to them until the pass ends."""
         own = [self.by_name[name] for name in names]
         found: Items = {"gradients": sum(WIDE * part.trained_count / self.run.shards for part in own)}
         if self.run.strategy == "ddp":
             found["gradient buckets"] = sum(WIDE * float(part.trained_count) for part in own)
         if self.run.strategy == "fsdp":
-            found["gradient buckets"] = max(WIDE * float(part.unit) for part in own) if own else 0.0
+            given = self.run.low or WIDE
+            found["gradient buckets"] = max((float((WIDE + given) * part.unit) for part in own), default=0.0)
+            if self.run.shards < self.run.gpus:
+                sent = max((part.trained_count for part in own), default=0)
+                found["gradient buckets"] += WIDE * sent / self.run.shards
         return found
 
     def _gathering(self, name: str, sizes: Sizes) -> Sizes:
-        """Under FSDP the casts of whole weights are those of two gathered units."""
+        """Under FSDP the casts of whole weights are those of two gathered units, and of what is in none."""
         if self.run.strategy != "fsdp" or not self.by_name[name].trained:
             return sizes
-        return replace(sizes, weights=2 * self.by_name[name].unit)
+        return replace(sizes, weights=2 * self.by_name[name].unit + self.by_name[name].rest)
 
     # -- sizes of this run ---------------------------------------------------------------------------------------------
 
@@ -218,7 +224,7 @@ class Memory:
         decoded = min(images, run.vae_micro or images)
         found = [
             self._phase("rollout: plans", store, pictures, self._writing(plans), awake=awake),
-            self._phase("rollout: renders", store, pictures, {"activations": self._drawing(drawn)}, awake=awake),
+            self._phase("rollout: renders", store, pictures, self._drawing(drawn), awake=awake),
             self._phase("rollout: decoding", store, pictures, {"activations": self._decoding(decoded)}, awake=awake),
         ]
         for half in run.halves:
@@ -266,19 +272,27 @@ class Memory:
         """Plans: prompts are read once for all their samples; each step then has logits in fp32 and fp64."""
         assert self.ar is not None
         prompts = min(rows, self.run.batch_size)
-        at = self.precision("ar")
-        whole = self.by_name["ar"].trained and self.run.strategy == "fsdp"
-        gathered = self.by_name["ar"].total * (at.low if at.whole else self.run.dtype) if whole else 0
+        at, gathered = self.precision("ar"), self._whole("ar")
+        sizes = replace(self.ar, weights=0) if gathered else self.ar  # gathered as they compute: no casts
         chances = rows * self.ar.codes * (6 * WIDE + 8)
         return {
             "KV cache": kv_cache(self.ar, rows, self.read + self.written - 1, at.low),
-            "activations": max(ar_inference(self.ar, prompts, self.read, at), chances),
-            "weights": float(gathered),
+            "activations": max(ar_inference(sizes, prompts, self.read, at), chances),
+            "weights": gathered,
         }
 
-    def _drawing(self, rows: int) -> float:
+    def _drawing(self, rows: int) -> Items:
         assert self.dit is not None
-        return dit_inference(self.dit, rows, self.seen, self.precision("dit"))
+        gathered = self._whole("dit")
+        sizes = replace(self.dit, weights=0) if gathered else self.dit
+        return {"activations": dit_inference(sizes, rows, self.seen, self.precision("dit")), "weights": gathered}
+
+    def _whole(self, name: str) -> float:
+        """A half of GLM-Image that lies in shards is gathered once and stays whole while it draws."""
+        part, at = self.by_name[name], self.precision(name)
+        if self.run.strategy != "fsdp" or not part.trained:
+            return 0.0
+        return float(part.total * (at.low if at.whole else self.run.dtype))
 
     def _decoding(self, rows: int) -> float:
         return vae_decoding(self.vae_channels, rows, self.run.height * self.run.width, self.run.dtype)
@@ -291,10 +305,8 @@ class Memory:
             doubled = rows * (2 if self.run.evaluation_guided else 1)
             drawing = unet_inference(self.unet, doubled, self.latent_places, self.precision("unet"))
             return self._phase("evaluation", {"activations": max(drawing, decoding)}, awake=True)
-        writing = self._writing(rows)
-        cached = sum(writing.values()) > max(self._drawing(rows), decoding)
-        most = writing if cached else {"activations": max(self._drawing(rows), decoding)}
-        return self._phase("evaluation", most, awake=True)
+        needs: list[Items] = [self._writing(rows), self._drawing(rows), {"activations": decoding}]
+        return self._phase("evaluation", max(needs, key=lambda items: sum(items.values())), awake=True)
 
     def rollout_store(self) -> Items:
         """What a reward step keeps of all its samples until its updates: latents on both sides of every noisy step and

@@ -81,13 +81,14 @@ def _peak(plan: Plan) -> list[str]:
     moments = sum(moment_bytes(memory.halves[part.name].optimizer, part.trained) for part in learning)
     awake = [part for part in memory.parts if not part.sleeps or peak.name == "evaluation"]
     frozen = sum(part.frozen for part in awake)
+    of_blocks = "a block's on its way" + (", and shards among replicas" if run.shards < run.gpus else "")
     told: dict[str, str] = {
         "weights": f"{frozen / 1e9:.3f} billion frozen x {_frozen_size(plan)}",
         "masters": f"{trained / 1e9:.3f} billion trained x {WIDE} bytes{spread}",
         "moments": f"{trained / 1e9:.3f} billion trained x {moments / trained:.2f} bytes{spread}",
         "copies": f"{', '.join(name for half in run.halves for name in half.copies)}, {WIDE} bytes each{spread}",
         "gradients": f"{WIDE} bytes each{spread}",
-        "gradient buckets": "DDP sends gradients in buckets of their own" if run.strategy == "ddp" else "of one unit",
+        "gradient buckets": "DDP sends gradients in buckets of their own" if run.strategy == "ddp" else of_blocks,
         "optimizer's temporaries": "the step takes roots of all second moments at once",
         "activations": "at most in a pass, " + ("traced" if run.family == "vgt" else "by formulas per block"),
         "rewards": f"{', '.join(run.metrics)}, in fp32",

@@ -157,10 +157,12 @@ class VGTMemory(Memory):
         own: Shapes = {key: tuple(p.shape) for key, p in network.named_parameters() if p.requires_grad}
         total = sum(param.numel() for param in network.parameters())
         units = [
-            module for module in network.modules() if type(module).__name__ in getattr(network, "sharding_units", ())
+            sum(param.numel() for param in module.parameters())
+            for module in network.modules()
+            if type(module).__name__ in getattr(network, "sharding_units", ())
         ]
-        unit = max((sum(param.numel() for param in module.parameters()) for module in units), default=0)
-        return Part(name, total, own, total - sizes_of(own), 0, unit, saved=name in SAVED)
+        unit, rest = max(units, default=0), total - sum(units)
+        return Part(name, total, own, total - sizes_of(own), 0, unit, rest, saved=name in SAVED)
 
     def _frozen_bytes(self, part: Part) -> float:
         wide = part.name in (*IN_FP32, self.config.model.component)  # what is trained is read in fp32 whole

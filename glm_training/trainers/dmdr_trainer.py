@@ -26,6 +26,7 @@ from glm_training.engine.preparation import Prepared
 from glm_training.methods.distillation import BackwardSimulation, Dynamics, Scores, fake_score_loss, generator_loss
 from glm_training.methods.losses import MethodLoss
 from glm_training.models.family import FewSteps, units_in
+from glm_training.models.gathering import gathered
 from glm_training.models.lora import adapters_scaled, add_lora, save_lora, trainable_parameters
 from glm_training.models.sdxl.family import save_lora_for_diffusers
 from glm_training.models.weights import frozen_copy, in_fp32, load_weights
@@ -144,9 +145,10 @@ class DMDRTrainer(BaseTrainer):
             condition = self.conditions.of(prompts, batch.indices, epochs)
             draws = self._draws(positions)
             picks = self.simulation.picks(draws.pick)
-            inputs = self.simulation.inputs(self.generator.component, draws.start, picks, condition)
-            if not due:
-                generated = self.simulation.generate(self.generator.component, inputs, picks, condition)
+            with gathered(self.generator.component):  # shards: each process takes as many passes as its rows need
+                inputs = self.simulation.inputs(self.generator.component, draws.start, picks, condition)
+                if not due:
+                    generated = self.simulation.generate(self.generator.component, inputs, picks, condition)
         self.check_stop()  # what follows waits for all processes: each must have come this far, here and below
         if due:  # backward passes lie outside autocast
             with self.generator.accumulating(last):

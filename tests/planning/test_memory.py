@@ -102,6 +102,42 @@ def test_ddp_adds_buckets_and_fsdp_divides(networks, run):
     assert replicas.state(awake=False)["masters"] == one.state(awake=False)["masters"] / 4
 
 
+# of the DiT: q, k, v, o, two layers of the feed-forward at four times the width, 12 shifts and gates, all with biases
+DIT_BLOCK = 4 * (4096**2 + 4096) + 2 * 4 * 4096**2 + 5 * 4096 + 12 * 4096 * (512 + 1)
+DIT = 6_926_882_880
+
+
+@pytest.mark.parametrize("shards", [8, 2])
+@pytest.mark.parametrize("low, given", [(2, 2), (None, 4)])
+def test_shards_hold_a_block_whole_on_its_way(networks, run, low, given, shards):
+    memory = Memory(replace(whole(run), gpus=8, strategy="fsdp", shards=shards, low=low), networks)
+    part = memory.by_name["dit"]
+    assert (part.unit, part.rest) == (DIT_BLOCK, DIT - 30 * DIT_BLOCK)
+    # as the backward pass gives its gradient, and in fp32; and shards on their way to the other replicas
+    sent = 4 * DIT / shards if shards < 8 else 0
+    assert memory.gradients(["dit"])["gradient buckets"] == (given + 4) * DIT_BLOCK + sent
+    assert memory.dit.weights == DIT - 28 * DIT_BLOCK, "two blocks, and what lies in none"
+
+
+def test_a_half_in_shards_is_whole_while_it_draws(networks, run):
+    one = {each.name: each.items for each in Memory(whole(run), networks).phases()}
+    memory = Memory(replace(whole(run), gpus=8, strategy="fsdp", shards=8), networks)
+    here = memory.state(awake=False)["weights"]
+    found = {each.name: each.items for each in memory.phases()}
+    for name, weights in {"rollout: plans": 8_914_788_352, "rollout: renders": DIT}.items():
+        assert found[name]["weights"] == here + 2 * weights, "in bf16"
+    # where nothing is in shards the casts of the DiT's fp32 weights are as large
+    assert found["rollout: renders"]["activations"] == one["rollout: renders"]["activations"] - 2 * DIT
+
+
+def test_a_frozen_base_in_shards_is_gathered_by_two_blocks(networks, run):
+    alone = replace(run, component="dit", halves=run.halves[1:], method="supervised")
+    memory = Memory(replace(alone, gpus=8, strategy="fsdp", shards=8), networks)
+    frozen = sum(2 * part.total for part in memory.parts if part.name != "dit" and not part.sleeps)
+    wanted = frozen + 2 * DIT / 8 + 2 * (DIT - 28 * DIT_BLOCK)
+    assert memory.state(awake=False)["weights"] == pytest.approx(wanted)
+
+
 @pytest.mark.parametrize("kind, bits", [("int8", 8.0), ("nf4", 4.127)])
 def test_quantization_reaches_the_linear_layers_of_the_blocks(networks, run, kind, bits):
     plain, small = Memory(run, networks), Memory(replace(run, quantization=kind), networks)

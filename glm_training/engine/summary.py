@@ -20,6 +20,7 @@ from glm_training.utils.distributed import World
 from glm_training.utils.failures import beside_training
 from glm_training.utils.figure_names import RIGHT, direction, label
 from glm_training.utils.pictures import Pictures, save_grid
+from glm_training.utils.statistics import Estimate, estimate
 from glm_training.utils.words import counted, number
 
 
@@ -192,10 +193,11 @@ def told(subjects: Subjects, evaluation: Evaluation) -> list[str]:
 
 def summary_row(name: str, before: Tensor, after: Tensor, higher_is_better: bool | None) -> list[str]:
     """Means of two evaluations [P] of the same things and their paired change, with its standard error over them, and
-    whether that is better or worse; NaN where a thing has no figure."""
+    whether that is better or worse, by the 95 % interval over them; NaN where a thing has no figure."""
     change = (after - before)[~(after - before).isnan()].double()
     error = change.std().item() / len(change) ** 0.5 if len(change) > 1 else None
-    by = change.mean().item() if len(change) else None
+    found = estimate(change.tolist())
+    by = None if found is None else found.mean
     digits = 3 if by is None or abs(by) >= 0.01 else 4 if abs(by) >= 0.001 else 5  # so that a small change is seen
     spec = f".{digits}f"
     return [
@@ -204,7 +206,7 @@ def summary_row(name: str, before: Tensor, after: Tensor, higher_is_better: bool
         number(_mean(after), spec),
         number(by, f"+{spec}"),
         number(error, spec),
-        _verdict(by, spec, higher_is_better),
+        "" if found is None or higher_is_better is None else _verdict(found, spec, higher_is_better),
     ]
 
 
@@ -212,9 +214,9 @@ def _mean(values: Tensor) -> float | None:
     return None if values.isnan().all() else values.double().nanmean().item()
 
 
-def _verdict(change: float | None, spec: str, higher_is_better: bool | None) -> str:
-    if change is None or higher_is_better is None:
-        return ""
-    if float(number(change, spec)) == 0:
+def _verdict(change: Estimate, spec: str, higher_is_better: bool) -> str:
+    if float(number(change.mean, spec)) == 0:
         return "same"
-    return "better" if (change > 0) == higher_is_better else "worse"
+    if change.sign == 0:
+        return "cannot be told"
+    return "better" if (change.sign > 0) == higher_is_better else "worse"

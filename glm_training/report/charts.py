@@ -9,8 +9,8 @@ from statistics import fmean
 
 from glm_training.report.comparison import PARTS
 from glm_training.report.run import Run
-from glm_training.report.statistics import estimate
 from glm_training.utils.figure_names import RIGHT, label
+from glm_training.utils.statistics import estimate
 
 PART_NAMES = {"ar": "AR", "dit": "DiT", "unet": "UNet"}
 MAX_POINTS = 2000

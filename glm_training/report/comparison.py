@@ -14,8 +14,8 @@ from itertools import combinations
 from typing import Any
 
 from glm_training.report.run import Evaluated, Run, flattened
-from glm_training.report.statistics import CONFIDENCE, Estimate, estimate, welch
 from glm_training.utils.figure_names import RIGHT, direction, label
+from glm_training.utils.statistics import CONFIDENCE, Estimate, estimate, welch
 from glm_training.utils.words import counted, number
 
 PARTS = ("ar", "dit", "unet", "autoencoder", "generator")

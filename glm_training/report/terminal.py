@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from glm_training.report.comparison import Comparison, Row, better_when_higher, changes, spec_for
 from glm_training.report.run import Run
-from glm_training.report.statistics import Estimate
 from glm_training.utils.console import Console
 from glm_training.utils.figure_names import label
+from glm_training.utils.statistics import Estimate
 from glm_training.utils.words import ABSENT, number
 
 

@@ -49,7 +49,15 @@ def test_what_is_trained_on_has_its_name(sections: dict[str, Any], said: str) ->
 
 def test_means_change_and_standard_error_by_hand():
     # changes 0.1 and 0.3: mean 0.2, standard deviation 0.1 * sqrt(2), over sqrt(2): 0.1
-    assert row([0.2, 0.4], [0.3, 0.7]) == ["score", "0.300", "0.500", "+0.200", "0.100", "better"]
+    assert row([0.2, 0.4], [0.3, 0.7])[:-1] == ["score", "0.300", "0.500", "+0.200", "0.100"]
+
+
+def test_a_change_within_its_interval_is_called_neither():
+    # by Student's t the interval of two reaches 12.7 standard errors to either side, that of five 2.78
+    assert row([0.2, 0.4], [0.3, 0.7])[-1] == row([0.5], [0.25])[-1] == "cannot be told"
+    ups = [0.1, 0.2, 0.3, 0.4, 0.5]  # mean 0.3, standard error 0.0707: 4.2 of them
+    assert row([0.0] * 5, ups)[-1] == "better" and row(ups, [0.0] * 5)[-1] == "worse"
+    assert row([0.2] * 5, ups)[-1] == "cannot be told"  # mean 0.1: 1.4 of them
 
 
 @pytest.mark.parametrize(
@@ -72,12 +80,12 @@ def test_small_changes_are_seen():
 
 
 def test_one_sample_has_no_standard_error():
-    assert row([0.5], [0.25]) == ["score", "0.500", "0.250", "-0.250", "-", "worse"]
+    assert row([0.5], [0.25]) == ["score", "0.500", "0.250", "-0.250", "-", "cannot be told"]
 
 
 def test_what_has_no_figure_is_left_out_of_the_change():
     # the second has none after: the change is that of the first alone, the means are of all there is
-    assert row([0.5, 0.9], [0.75, NAN]) == ["score", "0.700", "0.750", "+0.250", "-", "better"]
+    assert row([0.5, 0.9], [0.75, NAN]) == ["score", "0.700", "0.750", "+0.250", "-", "cannot be told"]
     assert row([NAN, NAN], [0.5, 0.5]) == ["score", "-", "0.500", "-", "-", ""]
 
 
@@ -101,7 +109,7 @@ def test_scores_and_judgements_are_two_tables_named_for_what_they_are_on():
     assert "Scores of 2 training prompts x 1 sample\n" in text and "Judged on 1 held-out pair\n" in text
     assert "held-out prompt" not in text
     assert columns(text)["reward"] == ["reward", "0.600", "0.500", "-0.100", "0.000", "worse"]
-    assert columns(text)["ar"] == ["ar", "loss", "0.690", "0.750", "+0.060", "-", "worse"]
+    assert columns(text)["ar"] == ["ar", "loss", "0.690", "0.750", "+0.060", "-", "cannot", "be", "told"]
 
 
 def test_a_metric_that_counts_against_the_total_gets_better_when_it_falls():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from glm_training.report.statistics import estimate, welch
+from glm_training.utils.statistics import estimate, welch
 
 
 def test_the_interval_of_a_mean_is_that_of_students_t():

@@ -44,7 +44,7 @@ MUTATIONS = [
         ),
     ),
     *of(
-        "report/statistics.py",
+        "utils/statistics.py",
         "report/test_statistics.py",
         (
             "_t(confidence, count - 1) * math.sqrt",

@@ -5,18 +5,26 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
 
 from glm_training.utils.redaction import redact
 from glm_training.utils.writable import is_too_long
 
+_UNKNOWN = "unrecognized arguments: "
+"""How argparse begins."""
+
 
 class Parser(argparse.ArgumentParser):
-    """Repeats no secret of the command line in its errors; neither do the parsers of its commands."""
+    """Tells errors in two lines, with the nearest option in the place of all that there are, and repeats no secret of
+    the command line in them; so do the parsers of its commands."""
 
     def error(self, message: str) -> NoReturn:
-        super().error(redact(message))
+        unknown = message.removeprefix(_UNKNOWN).split() if message.startswith(_UNKNOWN) else []
+        options = [get_close_matches(word.partition("=")[0], self._option_string_actions, 1) for word in unknown]
+        near = "".join(f". Did you mean {option[0]}?" for option in options[:1] if option)
+        self.exit(2, f"{self.prog}: error: {redact(message)}{near}\n{self.prog} --help lists what there is\n")
 
 
 def whole_number(low: int, high: int) -> Callable[[str], int]:
@@ -70,8 +78,13 @@ def gather_files(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
     arguments.config = [*(arguments.config or []), *files]
     arguments.overrides = [word for word in arguments.overrides if word not in files]
     if not arguments.config:
-        lost = next((f"`{word}` is no file; " for word in arguments.overrides if "=" not in word), "")
-        parser.error(f"no configuration: {lost}name its YAML file, as in `--config configs/quickstart.yaml`")
+        lost = next((word for word in arguments.overrides if "=" not in word), None)
+        if lost is not None and Path(lost).is_dir():
+            parser.error(
+                f"`{lost}` is a folder, no YAML file; one of pictures is named in it: `data: {{images: {lost}}}`"
+            )
+        found = "" if lost is None else f"`{lost}` is no file; "
+        parser.error(f"no configuration: {found}name its YAML file, as in `--config configs/quickstart.yaml`")
 
 
 def _is_file(word: str) -> bool:

@@ -16,6 +16,7 @@ from glm_training.cli.drawing_arguments import add_drawing_arguments
 from glm_training.cli.evaluation_arguments import DESCRIPTION, add_evaluation_arguments
 from glm_training.cli.export import DESCRIPTION as EXPORT_DESCRIPTION
 from glm_training.cli.export import add_export_arguments
+from glm_training.cli.messages import hide_advice_on_cpu_kernels
 from glm_training.cli.plan import DESCRIPTION as PLAN_DESCRIPTION
 from glm_training.cli.plan import add_plan_arguments
 from glm_training.cli.report import DESCRIPTION as REPORT_DESCRIPTION
@@ -50,6 +51,7 @@ def main() -> None:
     """Entry point."""
     guard_standard_streams()
     mask_logs_and_tracebacks()
+    hide_advice_on_cpu_kernels()
     parser = Parser(
         prog="glm-train",
         description="Post-train GLM-Image and SDXL, train VGT: rewards, finetuning, preferences, distillation.",
@@ -88,7 +90,7 @@ def main() -> None:
     arguments, rest = parser.parse_known_args()
     stray = [word for word in rest if word.startswith("-") or arguments.command not in (*of_files, "doctor")]
     if stray:
-        parser.error(f"unrecognized arguments: {' '.join(stray)}")
+        commands.choices[arguments.command].error(f"unrecognized arguments: {' '.join(stray)}")
     if rest:  # overrides after an option that follows other overrides; subparsers cannot mix them by themselves
         arguments.overrides += rest
     if arguments.command in of_files:

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
+
+
+def hide_advice_on_cpu_kernels() -> None:
+    """bitsandbytes, where it is installed, tells every program on some processors to install a package for 4-bit layers
+    on the CPU, of which there are none here."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def hide_progress_bars() -> None:

@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from glm_training.cli.arguments import Parser, gather_files
+from glm_training.cli.messages import hide_advice_on_cpu_kernels
 from glm_training.utils.redaction import mask_logs_and_tracebacks
 from glm_training.utils.streams import guard_standard_streams
 
@@ -56,8 +57,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         "--config",
         action="append",
         metavar="FILE",
-        help="YAML file of the run, the option's name may be left out; give another to lay it over the first, as one "
-        "of configs/recipes",
+        help="YAML file of the run; give another to lay it over the first, as one of configs/recipes",
     )
     parser.add_argument(
         "--mode", choices=("t2i", "i2i"), help="text to image or image to image, whatever training.mode says"
@@ -66,7 +66,8 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         "overrides",
         nargs="*",
         metavar="FILE | key.path=value",
-        help="any key of the file, with the value to take instead: training.max_steps=100 reward.grpo.num_samples=8",
+        help="the YAML file, as after --config; any key of it with the value to take instead, as in "
+        "training.max_steps=100 reward.grpo.num_samples=8",
     )
 
 
@@ -178,6 +179,7 @@ def main(component: str | None = None) -> None:
     """Entry point of train.py, train_ar.py and train_dit.py."""
     guard_standard_streams()
     mask_logs_and_tracebacks()
+    hide_advice_on_cpu_kernels()
     what = {None: "GLM-Image", "ar": "GLM-Image's AR half", "dit": "GLM-Image's DiT half"}[component]
     parser = Parser(description=f"Post-train {what} as a YAML file says.")
     add_arguments(parser, component=component)

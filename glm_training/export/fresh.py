@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from glm_training.export.drawing import Drawing, stock_picture
 from glm_training.export.formats import layers_per_block
 from glm_training.export.lora import DIFFUSERS_FILE, KOHYA_FILE, PREFIX, kohya_name
-from glm_training.export.models import LOADERS, base_model, folder_of, skeleton_of, whole_model
+from glm_training.export.models import base_model, folder_of, skeleton_of, whole_model
 from glm_training.export.source import ExportError, Source
 from glm_training.models.adapters import StartingAdapter, misfit, starting_adapters
 from glm_training.models.family import Family, FewSteps, read_few_steps
@@ -32,6 +32,7 @@ from glm_training.models.glm_image.family import GLMImage
 from glm_training.models.loading import ModelLoadError
 from glm_training.models.sdxl.family import SDXL
 from glm_training.models.vgt.autoencoder import Autoencoder
+from glm_training.models.vgt.family import VGT
 from glm_training.models.vgt.generator import Generator
 from glm_training.utils.words import counted
 
@@ -194,7 +195,7 @@ def _draw_adapters(source: Source, folder: Path, form: str, drawing: Drawing, ex
 def load_pipeline(kind: str, folder: Path) -> tuple[Any, Family]:
     """The stock pipeline of a folder in fp32, and our family around it; VGT, which has none, from our own class."""
     if kind == "vgt":
-        return None, LOADERS[kind](str(folder))
+        return None, VGT.load(str(folder))
     stock: Any = GlmImagePipeline if kind == "glm_image" else StableDiffusionXLPipeline
     pipe = stock.from_pretrained(str(folder), torch_dtype=torch.float32, use_safetensors=True)
     family: Family = GLMImage.from_pipeline(pipe) if kind == "glm_image" else SDXL.from_pipeline(pipe)

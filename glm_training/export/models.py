@@ -5,7 +5,7 @@ The latter is made of the states of the checkpoint, not of the `pipeline` in it:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,17 +16,13 @@ from glm_training.engine.families import DTYPES, FAMILIES, adapters_to_merge, lo
 from glm_training.export.source import Adapter, ExportError, Kind, Source
 from glm_training.models.adapters import StartingAdapter, merge_into
 from glm_training.models.family import Family, FewSteps
-from glm_training.models.glm_image.family import GLMImage
 from glm_training.models.loading import ModelLoadError, parts_at_hand
 from glm_training.models.lora import adapter_parameters, add_lora
 from glm_training.models.run_folders import PIPELINE, pipeline_in
-from glm_training.models.sdxl.family import SDXL
-from glm_training.models.vgt.family import VGT
 from glm_training.models.weights import cast_weights
 from glm_training.utils.distributed import World
 from glm_training.utils.downloads import sha256_of
 
-LOADERS: dict[str, Callable[..., Family]] = {"glm_image": GLMImage.load, "sdxl": SDXL.load, "vgt": VGT.load}
 CPU = World()
 
 PARTS = {"ar": "vision_language_encoder", "dit": "transformer"}
@@ -74,7 +70,8 @@ def whole_model(source: Source, dtype: torch.dtype) -> Family:
     if source.pipeline is None:
         raise ExportError(f"{source.folder} has no {PIPELINE}")
     source.verify(*(name for name in source.manifest.files if name.startswith(f"{PIPELINE}/")))
-    return LOADERS[source.family](str(source.pipeline), dtype=dtype)
+    family: Family = FAMILIES[source.family].load(str(source.pipeline), dtype=dtype)
+    return family
 
 
 def trainers_model(source: Source, kind: Kind, dtype: torch.dtype) -> Family:

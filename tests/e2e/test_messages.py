@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import pytest
@@ -47,6 +48,31 @@ def test_overrides_may_stand_before_and_after_options(tmp_path, monkeypatch, cap
     assert "training.max_stepz" in told and "override `sede=4`" in told and "2 problems" in told
     assert run(monkeypatch, *words, "--fast") == 2
     assert "unrecognized arguments: --fast" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("train --confg x.yaml", "glm-train train: error: unrecognized arguments: --confg. Did you mean --config?"),
+        ("doctor --quik=1", "glm-train doctor: error: unrecognized arguments: --quik=1. Did you mean --quick?"),
+        ("sample --prompt a --xyz 3", "glm-train sample: error: unrecognized arguments: --xyz 3"),
+        ("evaluate --suite genevl --out o", "argument --suite: invalid choice: 'genevl' (choose from"),
+        ("evaluate --suite geneval", "glm-train evaluate: error: the following arguments are required: --out"),
+        ("data .", "`.` is a folder, no YAML file; one of pictures is named in it: `data: {images: .}`"),
+        ("tran", "glm-train: error: argument COMMAND: invalid choice: 'tran'"),
+    ],
+)
+def test_wrong_words_are_told_in_two_lines_with_what_to_do(words, told, monkeypatch, capsys):
+    assert run(monkeypatch, *words.split()) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert told in first and second.endswith(" --help lists what there is")
+    assert ("Did you mean" in first) == ("Did you mean" in told)
+
+
+def test_advice_on_kernels_of_the_processor_is_not_shown(monkeypatch, capsys):
+    assert run(monkeypatch, "report", "nowhere") == 2
+    logging.getLogger("bitsandbytes.backends.cpu.ops").warning("install kernels")
+    assert "install kernels" not in capsys.readouterr().err
 
 
 def test_a_device_that_is_not_there_exits_2(tmp_path, monkeypatch, capsys):

@@ -19,6 +19,8 @@ Role = Literal["target", "source"]
 
 NUMBERED_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _OTHER_IMAGE_SUFFIXES = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jfif", ".jxl")
+FEW = 3
+"""More images than these that belong to no prompt are one fault: they are of another set."""
 
 
 @dataclass
@@ -121,11 +123,19 @@ def _attach_numbered(listing: Listing, lines: list[TextLine], role: Role, folder
                 listing.add(line, f"{role} image: {refusal.reason}", refusal.remedy)
     if not lines:
         return  # the prompts file itself is at fault; every image would be called an orphan
-    for index in sorted(files):
-        for path in files[index]:
-            reason = f"{role} image has no prompt: {listing.path} ends at index {len(lines) - 1}"
-            remedy = "Add its prompt line or remove the image; a lost line shifts every pair after it"
-            listing.problems.append(Problem(path, reason, remedy))
+    left = [path for index in sorted(files) for path in files[index]]
+    listing.problems += _without_prompt(left, role, f"{listing.path} ends at index {len(lines) - 1}")
+
+
+def _without_prompt(images: list[Path], role: Role, end: str) -> list[Problem]:
+    """A fault for each; of many, as of another set's folder, one for all."""
+    shift = "a lost line shifts every pair after it"
+    if len(images) <= FEW:
+        remedy = f"Add its prompt line or remove the image; {shift}"
+        return [Problem(path, f"{role} image has no prompt: {end}", remedy) for path in images]
+    names = f"{images[0].name} to {images[-1].name}"
+    reason = f"{len(images)} {role} images have no prompt ({names}): {end}"
+    return [Problem(images[0].parent, reason, f"Add their prompt lines, or name the folder of these prompts; {shift}")]
 
 
 def _numbered_files(folder: Path, role: Role, report: Callable[[Problem], None]) -> dict[int, list[Path]]:

@@ -91,6 +91,16 @@ def test_orphan_image(files) -> None:
     assert "9.png: target image has no prompt" in message and "ends at index 3" in message
 
 
+@pytest.mark.parametrize(("count", "lines"), [(3, 3), (4, 1)])
+def test_many_orphans_are_one_fault(files, count: int, lines: int) -> None:
+    for index in range(8, 8 + count):
+        (files.targets / f"{index}.png").write_bytes((files.targets / "0.png").read_bytes())
+    with pytest.raises(DataError) as caught:
+        files.load("t2i")
+    assert len(caught.value.problems) == lines
+    assert ("4 target images have no prompt (8.png to 11.png)" in str(caught.value)) == (count == 4)
+
+
 @pytest.mark.parametrize("name", ["cat.png", "04.png", "-1.png", "4 .png", "٤.png"])
 def test_image_whose_name_is_no_line_number(files, name: str) -> None:
     (files.targets / name).write_bytes((files.targets / "0.png").read_bytes())

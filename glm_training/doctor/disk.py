@@ -23,6 +23,9 @@ from glm_training.planning.run import read_run
 from glm_training.utils.writable import why_unwritable
 
 GB = 10**9
+QUICK = "configs/quickstart.yaml"
+"""The small run, from a clone."""
+
 SCRATCH = 50 * 10**6
 """Bytes that a step of the tiny model writes, and libraries beside it, with room to spare: it was 2 MB."""
 
@@ -40,9 +43,7 @@ def machine(asked: Asked) -> Iterator[Finding]:
     """Room for a small run here, for weights, and for temporary files; with a configuration for the latter alone."""
     runs = Path.cwd() / "runs"
     if not asked.paths:
-        quick = Asked(("configs/quickstart.yaml",))
-        yield _room("disk for runs", runs, SMALL_RUN,
-                    lambda other: glm_train("train", quick, f"output_dir={other / 'runs' / 'quickstart'}"))  # fmt: skip
+        yield _room("disk for runs", runs, SMALL_RUN, _moved)
         free = free_bytes(cache_folder())
         if free < LARGEST:
             told = (
@@ -53,6 +54,13 @@ def machine(asked: Asked) -> Iterator[Finding]:
         else:
             yield ok("disk for weights", f"{free / GB:.1f} GB free in {cache_folder()}")
     yield _room("disk for temporary files", _temporary(), SCRATCH, lambda other: export("TMPDIR", str(other)))
+
+
+def _moved(other: Path) -> list[str]:
+    """The small run on another disk; where its configuration is not, there is another folder to begin runs in."""
+    if not Path(QUICK).is_file():
+        return ["cd", shlex.quote(str(other))]
+    return glm_train("train", Asked((QUICK,)), f"output_dir={other / 'runs' / 'quickstart'}")
 
 
 def _temporary() -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import tempfile
@@ -23,6 +24,7 @@ from glm_training.planning.run import read_run
 from glm_training.utils.writable import why_unwritable
 
 GB = 10**9
+MOUNTS = Path("/proc/mounts")
 QUICK = "configs/quickstart.yaml"
 """The small run, from a clone."""
 
@@ -159,7 +161,7 @@ def _has_names(folder: Path) -> bool:
 
 def _existing(folder: Path) -> Path:
     folder = folder.absolute()
-    return next(place for place in (folder, *folder.parents) if place.is_dir())
+    return next(place for place in (folder, *folder.parents) if os.path.isdir(place))  # False where one may not look
 
 
 def elsewhere(needed: int, folder: Path) -> Path | None:
@@ -172,11 +174,16 @@ def elsewhere(needed: int, folder: Path) -> Path | None:
 
 def _places() -> Iterator[Path]:
     """Folders that take files: the home folder, the present one, and those that disks are mounted at."""
-    mounts = Path("/proc/mounts")
-    lines = mounts.read_text(encoding="utf-8").splitlines() if mounts.is_file() else []
-    fields = [line.split() for line in lines]
-    mounted = [Path(place) for _, place, kind, *_ in fields if kind not in MEMORY and not place.startswith("/proc")]
-    user = Path.home().name
+    mounted, user = list(_mounted()), Path.home().name
     for place in dict.fromkeys([Path.home(), Path.cwd(), *mounted, *(disk / user for disk in mounted)]):
-        if place.is_dir() and os.access(place, os.W_OK | os.X_OK):
+        if os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK):  # others' folders are none, and no error
             yield place
+
+
+def _mounted() -> Iterator[Path]:
+    """Where disks are mounted; the system writes blanks in names as `\\040`."""
+    text = MOUNTS.read_bytes().decode("utf-8", "surrogateescape") if MOUNTS.is_file() else ""
+    for line in filter(None, text.split("\n")):
+        _, place, kind, *_ = line.split(" ")
+        if kind not in MEMORY and not place.startswith("/proc"):
+            yield Path(re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), place))

@@ -137,6 +137,16 @@ def test_what_stands_there_is_kept(run, tmp_path):
     assert (tmp_path / "out.old-1/mine.txt").read_text() == "mine" and (out / "model_index.json").is_file()
 
 
+@pytest.mark.parametrize("place", [".", "..", "run/..", "run", "run/checkpoints/step-000002", "link"])
+def test_an_export_takes_no_place_of_its_own_checkpoint(run, tmp_path, monkeypatch, place):
+    copy = shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "link").symlink_to("run/checkpoints")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ExportError, match="--out"):
+        exported(copy, Path(place), "pipeline", draw=False, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "run"] and Source.read(copy).folder.is_dir()
+
+
 def test_a_damaged_checkpoint_is_not_exported(run, tmp_path):
     copy = shutil.copytree(Source.read(run).folder, tmp_path / "step-000002")
     file = copy / "pipeline/transformer/diffusion_pytorch_model.safetensors"

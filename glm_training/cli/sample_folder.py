@@ -15,7 +15,7 @@ from PIL import Image
 
 from glm_training.cli.sample_grid import Row, write_grids
 from glm_training.data.prompts_to_draw import PromptToDraw
-from glm_training.evaluation.suites.drawn_samples import SAMPLES, read_samples
+from glm_training.evaluation.suites.drawn_samples import SAMPLES, is_record, read_samples
 from glm_training.evaluation.suites.files import digest
 from glm_training.evaluation.suites.stages import is_whole, save_whole
 
@@ -73,7 +73,8 @@ class SampleFolder:
         if fresh:
             with (self.folder / SAMPLES).open("ab") as file:
                 _end_line(self.folder / SAMPLES, file)
-                file.write("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in fresh).encode("utf-8"))
+                lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in fresh)
+                file.write(lines.encode("utf-8", "backslashreplace"))  # a half surrogate, as JSON escapes it
                 file.flush()
                 os.fsync(file.fileno())
             self._records |= {record["file"]: record for record in fresh}
@@ -114,8 +115,11 @@ def _number(name: str) -> int:
 
 
 def _end_line(path: Path, file: Any) -> None:
-    """Ends a line that a kill has torn, so that the next one stands by itself."""
-    size = file.seek(0, os.SEEK_END)
-    if size and path.read_bytes()[-1:] != b"\n":
-        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+    """Ends the last line, so that the next one stands by itself: a record stays, and what a kill has torn goes."""
+    data = path.read_bytes()
+    last = data[data.rfind(b"\n") + 1 :]
+    if last and is_record(last):
+        file.write(b"\n")
+    elif last:
+        os.truncate(path, len(data) - len(last))
         file.seek(0, os.SEEK_END)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import tempfile
@@ -23,6 +24,10 @@ from glm_training.planning.run import read_run
 from glm_training.utils.writable import why_unwritable
 
 GB = 10**9
+MOUNTS = Path("/proc/mounts")
+QUICK = "configs/quickstart.yaml"
+"""The small run, from a clone."""
+
 SCRATCH = 50 * 10**6
 """Bytes that a step of the tiny model writes, and libraries beside it, with room to spare: it was 2 MB."""
 
@@ -40,9 +45,7 @@ def machine(asked: Asked) -> Iterator[Finding]:
     """Room for a small run here, for weights, and for temporary files; with a configuration for the latter alone."""
     runs = Path.cwd() / "runs"
     if not asked.paths:
-        quick = Asked(("configs/quickstart.yaml",))
-        yield _room("disk for runs", runs, SMALL_RUN,
-                    lambda other: glm_train("train", quick, f"output_dir={other / 'runs' / 'quickstart'}"))  # fmt: skip
+        yield _room("disk for runs", runs, SMALL_RUN, _moved)
         free = free_bytes(cache_folder())
         if free < LARGEST:
             told = (
@@ -53,6 +56,13 @@ def machine(asked: Asked) -> Iterator[Finding]:
         else:
             yield ok("disk for weights", f"{free / GB:.1f} GB free in {cache_folder()}")
     yield _room("disk for temporary files", _temporary(), SCRATCH, lambda other: export("TMPDIR", str(other)))
+
+
+def _moved(other: Path) -> list[str]:
+    """The small run on another disk; where its configuration is not, there is another folder to begin runs in."""
+    if not Path(QUICK).is_file():
+        return ["cd", shlex.quote(str(other))]
+    return glm_train("train", Asked((QUICK,)), f"output_dir={other / 'runs' / 'quickstart'}")
 
 
 def _temporary() -> Path:
@@ -151,7 +161,7 @@ def _has_names(folder: Path) -> bool:
 
 def _existing(folder: Path) -> Path:
     folder = folder.absolute()
-    return next(place for place in (folder, *folder.parents) if place.is_dir())
+    return next(place for place in (folder, *folder.parents) if os.path.isdir(place))  # False where one may not look
 
 
 def elsewhere(needed: int, folder: Path) -> Path | None:
@@ -164,11 +174,16 @@ def elsewhere(needed: int, folder: Path) -> Path | None:
 
 def _places() -> Iterator[Path]:
     """Folders that take files: the home folder, the present one, and those that disks are mounted at."""
-    mounts = Path("/proc/mounts")
-    lines = mounts.read_text(encoding="utf-8").splitlines() if mounts.is_file() else []
-    fields = [line.split() for line in lines]
-    mounted = [Path(place) for _, place, kind, *_ in fields if kind not in MEMORY and not place.startswith("/proc")]
-    user = Path.home().name
+    mounted, user = list(_mounted()), Path.home().name
     for place in dict.fromkeys([Path.home(), Path.cwd(), *mounted, *(disk / user for disk in mounted)]):
-        if place.is_dir() and os.access(place, os.W_OK | os.X_OK):
+        if os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK):  # others' folders are none, and no error
             yield place
+
+
+def _mounted() -> Iterator[Path]:
+    """Where disks are mounted; the system writes blanks in names as `\\040`."""
+    text = MOUNTS.read_bytes().decode("utf-8", "surrogateescape") if MOUNTS.is_file() else ""
+    for line in filter(None, text.split("\n")):
+        _, place, kind, *_ = line.split(" ")
+        if kind not in MEMORY and not place.startswith("/proc"):
+            yield Path(re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), place))

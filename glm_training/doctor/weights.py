@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,7 +68,7 @@ def _in_cache(files: HubFiles, asked: Asked) -> Finding:
 def broken_off(asked: Asked) -> Iterator[Finding]:
     """Downloads into the cache that were killed. huggingface_hub 2 does not go on with what they left."""
     folder = cache_folder()
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # nor is there any where one may not look
         yield ok("downloads", f"nothing was fetched into {folder} yet")
         return
     unfinished = {place: begun for place in sorted(folder.glob("*--*")) if (begun := _blobs_begun(place))}

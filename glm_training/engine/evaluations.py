@@ -28,6 +28,7 @@ from glm_training.utils.failures import beside_training
 from glm_training.utils.logging import RunLogger
 from glm_training.utils.metrics_file import EVALUATIONS, METRICS
 from glm_training.utils.pictures import Pictures, as_saved, each, save_image
+from glm_training.utils.prompt_lines import PROMPTS, write_prompts
 from glm_training.utils.step_lines import StepLines, keep_until, line_of
 from glm_training.utils.words import number
 
@@ -119,7 +120,7 @@ class Evaluations:
         line: dict[str, float | None] | None = {}
         if self.due(step) and (self.scores_pictures or self.judged is not None):
             line = line_of(folder / METRICS, step, prefix="eval/")  # written last
-        elif self.samples_due(step) and not (self.samples_dir(step) / "prompts.txt").is_file():
+        elif self.samples_due(step) and not (self.samples_dir(step) / PROMPTS).is_file():
             line = None
         if line is None:
             with beside_training(f"cutting {EVALUATIONS} back"):
@@ -230,7 +231,7 @@ class Evaluations:
         if self.before is not None and self.before_step < step and len(self.before.images):
             columns = {f"step {self.before_step}": self.before.images, **columns}
         write_pictures(folder / "grid.png", self.held_out, columns, setup.evaluated(self.config, "prompt"))
-        (folder / "prompts.txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
+        write_prompts(folder, prompts)
         logger.images(step, "samples", images, prompts)
 
     def samples_dir(self, step: int) -> Path:

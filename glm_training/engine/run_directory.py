@@ -31,8 +31,10 @@ from glm_training.utils.console import Console
 from glm_training.utils.distributed import World, barrier, broadcast_object
 from glm_training.utils.failures import beside_training
 from glm_training.utils.folder_lock import LOCK, FolderInUseError, FolderLock, in_use
+from glm_training.utils.kept_rollouts import ROLLOUTS
 from glm_training.utils.logging import RunLogger
 from glm_training.utils.metrics_file import EVALUATIONS
+from glm_training.utils.step_folders import keep_folders_until
 from glm_training.utils.step_lines import keep_until
 
 logger = logging.getLogger(__name__)
@@ -95,6 +97,9 @@ class RunDirectory:
                 self.run = begin_run(config.checkpoint_dir())
             _sign(config, self.run)
             keep_until(config.output_dir / EVALUATIONS, -1 if step is None else step)
+            with beside_training("setting aside pictures that are drawn again"):
+                for name in ("samples", ROLLOUTS):
+                    keep_folders_until(config.output_dir / name, -1 if step is None else step)
             record_session(config, world, step, total_steps)
         return RunLogger(
             config.output_dir,

@@ -20,7 +20,7 @@ from glm_training.export.scrub import HIDDEN_SECTIONS, scrubbed, scrubbed_text
 from glm_training.export.source import Source
 from glm_training.utils.hub_files import hub_id
 from glm_training.utils.metrics_file import METRICS
-from glm_training.utils.step_lines import line_of
+from glm_training.utils.step_lines import line_of, lines_of
 from glm_training.utils.words import number
 
 CARD = "README.md"
@@ -226,11 +226,7 @@ def _figures(source: Source) -> str:
     now = None if file is None else line_of(file, source.manifest.step, prefix=_EVAL)
     if file is None or now is None:
         return ""
-    first = next(
-        line
-        for line in map(json.loads, file.read_text(encoding="utf-8").splitlines())
-        if any(key.startswith(_EVAL) for key in line)
-    )
+    first = next(line for line in lines_of(file) if any(key.startswith(_EVAL) for key in line))
     rows = [
         [scrubbed_text(key.removeprefix(_EVAL)), number(first.get(key)), number(value)]
         for key, value in now.items()

@@ -20,6 +20,7 @@ from glm_training.engine.families import evaluation_sampling
 from glm_training.export.source import Kind, Source
 from glm_training.models.family import Family, Sampling
 from glm_training.models.glm_image.family import GLMImage
+from glm_training.utils.prompt_lines import read_prompts
 from glm_training.utils.randomness import make_generator, normal, uniform
 
 PICTURES = 2
@@ -75,12 +76,11 @@ def drawing_of(source: Source) -> Drawing:
     config, samples = source.config, source.samples
     size = config.data.image_size.height, config.data.image_size.width
     prompts, rows = list(FALLBACK), list(range(PICTURES))
-    if samples is not None:
-        every = (samples / "prompts.txt").read_text(encoding="utf-8").splitlines()
-        sizes = [_size(samples / f"{row}.png") for row in range(len(every))]
-        size = sizes[0]
-        rows = [row for row in range(len(every)) if sizes[row] == size][:PICTURES]
-        prompts = [every[row] for row in rows]
+    every = [] if samples is None else _listed(samples)
+    if every:
+        size = every[0][1]
+        rows = [row for row in range(len(every)) if every[row][1] == size][:PICTURES]
+        prompts = [every[row][0] for row in rows]
     sources, own = None, True
     if config.training.mode == "i2i" or config.model.component == "autoencoder":
         sources = _own_sources(config, rows)
@@ -88,12 +88,22 @@ def drawing_of(source: Source) -> Drawing:
         if sources is None:  # any picture tells a wrong weight
             sources = uniform(0, "export/sources", [(row,) for row in rows], (3, *size))
     sampling = evaluation_sampling(config)
-    return Drawing(prompts, rows, *size, config.evaluation.seed, sampling, sources, own and samples is not None)
+    return Drawing(prompts, rows, *size, config.evaluation.seed, sampling, sources, own and bool(every))
 
 
-def _size(picture: Path) -> tuple[int, int]:
-    with Image.open(picture) as image:
-        return image.height, image.width
+def _listed(samples: Path) -> list[tuple[str, tuple[int, int]]]:
+    """The prompts of a step's samples with height and width of their pictures; none where those are not all here."""
+    prompts, sizes = read_prompts(samples), []
+    if sum(path.stem.isdecimal() for path in samples.glob("*.png")) != len(prompts):
+        return []
+    for row in range(len(prompts)):
+        try:
+            with Image.open(samples / f"{row}.png") as image:
+                image.load()
+        except (OSError, ValueError, SyntaxError):  # cut short, or no picture
+            return []
+        sizes.append((image.height, image.width))
+    return list(zip(prompts, sizes, strict=True))
 
 
 def _own_sources(config: Config, rows: Sequence[int]) -> Tensor | None:

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from glm_training.export.drawing import Drawing, stock_picture
 from glm_training.export.formats import layers_per_block
-from glm_training.export.lora import DIFFUSERS_FILE, KOHYA_FILE, PREFIX, kohya_name
+from glm_training.export.lora import DIFFUSERS_FILE, KOHYA_FILE, PREFIX, kohya_name, require_change
 from glm_training.export.models import base_model, folder_of, skeleton_of, whole_model
-from glm_training.export.source import ExportError, Source
+from glm_training.export.source import Adapter, ExportError, Source
 from glm_training.models.adapters import StartingAdapter, misfit, starting_adapters
 from glm_training.models.family import Family, FewSteps, read_few_steps
 from glm_training.models.glm_image.family import GLMImage
@@ -114,6 +114,7 @@ def _adapters(source: Source, folder: Path) -> Iterator[str]:
     fitted = 0
     for part in source.adapted:
         (peft,) = starting_adapters("--out", [str(folder / f"lora_{part}")], [part])
+        require_change(Adapter(part, peft.weights(), peft.settings))  # a small number may be 0 in another dtype
         skeleton = skeleton_of(source.config, source.base, part)
         if skeleton is not None:
             if reason := misfit(peft, skeleton):
@@ -133,8 +134,9 @@ def _same_strength(folder: Path, part: str, adapter: StartingAdapter, layers_per
     for layer in adapter.layers():
         a, b = (peft[f"{layer}.lora_{side}.weight"].float() for side in "AB")
         scale, rank, name = adapter.scale(layer), len(a), kohya_name(layer, layers_per_block)
-        rounded = torch.finfo(peft[f"{layer}.lora_B.weight"].dtype).eps  # of B, in either file
-        bound = (2 * rounded + 2 * (rank + 2) * torch.finfo(torch.float32).eps) * scale * (b.abs() @ a.abs())
+        kind = torch.finfo(peft[f"{layer}.lora_B.weight"].dtype)  # in which B is rounded, in either file
+        size = b.abs() + kind.tiny * max(1.0, 1 / scale)  # numbers below have steps of tiny eps
+        bound = (2 * kind.eps + 2 * (rank + 2) * torch.finfo(torch.float32).eps) * scale * (size @ a.abs())
         try:
             own = [plain[f"{prefix}.{layer}.lora_{side}.weight"].float() for side in "AB"]
             down, up, alpha = (

@@ -53,7 +53,7 @@ def require_change(adapter: Adapter) -> None:
     if not any(a.any() and b.any() for a, b in adapter.layers().values()):
         raise ExportError(
             f"the adapter of the {adapter.part} changes nothing, as A or B is zero in every layer: this checkpoint "
-            "was saved before it learned anything"
+            "was saved before it learned anything, or --dtype cannot hold what it learned"
         )
 
 

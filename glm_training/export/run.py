@@ -47,7 +47,11 @@ def check(wanted: Wanted, target: Target) -> None:
             look()
         except ExportError as error:
             problems.append(str(error))
-    if os.path.lexists(target.folder) and not target.overwrite:
+    if target.folder.name in ("", ".."):
+        problems.append(f"--out {target.folder}: an export needs a folder with a name of its own, as exports/x")
+    elif wanted.source.folder.resolve().is_relative_to(target.folder.resolve()):
+        problems.append(f"--out {target.folder}: the checkpoint itself lies there: name another folder")
+    elif os.path.lexists(target.folder) and not target.overwrite:
         problems.append(f"{target.folder} is there already: name another --out, or add --overwrite, which renames it")
     elif problem := why_unwritable(target.folder.parent):
         problems.append(f"--out: {problem}")

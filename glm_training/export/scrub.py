@@ -36,10 +36,15 @@ def scrubbed(value: Any) -> Any:
     """A copy of settings with secrets masked, addresses without their host, and paths and names of this machine's users
     and hosts taken out; of an absolute path its last part stays."""
     if isinstance(value, Mapping):
-        return {key: scrubbed(item) for key, item in redact_values(value).items()}
+        return {_scrubbed_key(key): scrubbed(item) for key, item in redact_values(value).items()}
     if isinstance(value, list | tuple):
         return [scrubbed(item) for item in value]
     return scrubbed_text(value) if isinstance(value, str) else value
+
+
+def _scrubbed_key(key: Any) -> Any:
+    """A metric of one's own is called by its file, `/home/me/mine.py:Class`."""
+    return scrubbed_text(key) if isinstance(key, str) and re.search(r"[\\/]", key) else key
 
 
 def scrubbed_text(text: str) -> str:

@@ -21,6 +21,7 @@ from glm_training.engine.optimizers import SCHEDULE_FREE
 from glm_training.models.adapters import starting_adapters
 from glm_training.models.loading import ModelLoadError
 from glm_training.models.run_folders import INDEX, PIPELINE
+from glm_training.utils.prompt_lines import PROMPTS
 from glm_training.utils.writable import expanded
 
 Kind = Literal["weights", "average", "shown"]
@@ -187,4 +188,4 @@ class Source:
     def samples(self) -> Path | None:
         """The pictures that the run drew at this step."""
         folder = None if self.run is None else self.run / "samples" / self.folder.name
-        return folder if folder is not None and (folder / "prompts.txt").is_file() else None
+        return folder if folder is not None and (folder / PROMPTS).is_file() else None

@@ -71,8 +71,8 @@ def kept_of(step: int, first: Sequence[tuple[Scored, int]], chunks: Sequence[Sco
         if part in config.parts() and own is not None:
             totals = ((chunk.result.total_for(own), _rows(chunk, count)) for chunk, count in first)
             scores[f"{part}_total"] = _joined(values[:rows] for values, rows in totals)
-    for name in first[0][0].result.components:
-        scores[name] = _joined(chunk.result.components[name][: _rows(chunk, count)] for chunk, count in first)
+    for name in dict.fromkeys(name for chunk, _ in first for name in chunk.result.components):
+        scores[name] = _joined(_component(chunk, name)[: _rows(chunk, count)] for chunk, count in first)
     prompts = [prompt for chunk, count in first for prompt in chunk.rollout.prompts[:count]]
     plans, renders = config.group().plans, config.group().renders
     by_plan = (chunk.plan_advantages[: count * plans] for chunk, count in first)
@@ -98,6 +98,12 @@ def _first(chunks: Sequence[Scored], count: int) -> list[tuple[Scored, int]]:
             found.append((chunk, taken))
         count -= taken
     return found
+
+
+def _component(chunk: Scored, name: str) -> Tensor:
+    """A score of all samples; a metric that applies to none of them has no parts."""
+    found = chunk.result.components.get(name)
+    return torch.full_like(chunk.result.total, math.nan) if found is None else found
 
 
 def _rows(chunk: Scored, prompts: int) -> int:

@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from glm_training.report.run import Run, Sampled, step_folders
+from glm_training.report.run import Run, Sampled
 from glm_training.utils.kept_rollouts import ROLLOUTS, KeptRollout
+from glm_training.utils.step_folders import step_folders
 
 LARGEST, QUALITY = 256, 82
 SAMPLES, SAMPLE_BYTES = 400, 9 << 20

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,13 +19,14 @@ import yaml
 from glm_training.checkpoint.run_record import RunRecord
 from glm_training.utils.folder_lock import in_use
 from glm_training.utils.metrics_file import EVALUATIONS, METRICS, RESERVED, SESSIONS
+from glm_training.utils.prompt_lines import PROMPTS, read_prompts
+from glm_training.utils.step_folders import step_folders
 from glm_training.utils.step_lines import records_of
 
 CONFIG, LOG, PAGE = "config.yaml", "train.log", "report.html"
 LOG_BYTES = 4 << 20
 """So much of the end of `train.log` is read."""
 
-_STEP = re.compile(r"step-(\d+)")
 _LOGGED = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ (DEBUG|INFO|WARNING|ERROR|CRITICAL) [\w.]+: (.*)")
 
 
@@ -241,14 +243,6 @@ def _notes(run: Run) -> list[Note]:
     return notes
 
 
-def step_folders(folder: Path) -> list[tuple[int, Path]]:
-    """The folders `step-000100` in `folder`, by their steps."""
-    if not folder.is_dir():
-        return []
-    found = [(int(match[1]), path) for path in folder.iterdir() if (match := _STEP.fullmatch(path.name))]
-    return sorted((step, path) for step, path in found if path.is_dir())
-
-
 def _samples(run: Run) -> list[Sampled]:
     """Those up to the last logged step: later ones are of a stretch that is done again."""
     named = next((one.prompts for one in run.evaluations if one.on.endswith("prompts")), [])
@@ -259,22 +253,23 @@ def _samples(run: Run) -> list[Sampled]:
         if not files or (run.figures and step > run.step):
             continue
         prompts = named[: len(files)]
-        listed = folder / "prompts.txt"
-        if len(prompts) < len(files) and listed.is_file():
-            prompts = listed.read_text(encoding="utf-8", errors="replace").splitlines()
+        if len(prompts) < len(files) and (folder / PROMPTS).is_file():
+            prompts = read_prompts(folder)
         prompts = (prompts + [""] * len(files))[: len(files)]
         found.append(Sampled(step, files, prompts))
     return found
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """The last parts of the paths, as many as it takes to tell them apart."""
-    parts = [folder.resolve().parts for folder in folders]
-    for depth in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(each[-depth:]) for each in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [f"{name} ({place})" for place, name in enumerate(names, 1)]
+    """The last parts of the paths, as many as it takes to tell them apart; of one that is named again its place too."""
+    paths = [folder.resolve() for folder in folders]
+    names: dict[Path, str] = {}
+    for depth in range(1, max(len(path.parts) for path in paths) + 1):
+        names = {path: "/".join(path.parts[-depth:]) for path in paths}
+        if len(set(names.values())) == len(names):
+            break
+    often = Counter(paths)
+    return [names[path] + (f" ({place})" if often[path] > 1 else "") for place, path in enumerate(paths, 1)]
 
 
 def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import chain
 from pathlib import Path
 
 from PIL import Image
@@ -58,12 +59,19 @@ class KeptRollout:
             whole = all(len(values) == rows for values in kept.scores.values())
             plans, renders = len(kept.plan_advantages), len(kept.render_advantages)
             whole = whole and plans in (0, len(kept.prompts) * kept.plans) and renders in (0, rows)
+            values = [*kept.plan_advantages, *kept.render_advantages, *chain.from_iterable(kept.scores.values())]
             whole = whole and isinstance(kept.step, int) and all(isinstance(prompt, str) for prompt in kept.prompts)
+            whole = whole and isinstance(kept.of, int) and all(map(_is_value, values))
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{CONTENT} is none of a run's: {error!r}") from error
         if not whole:
-            raise ValueError(f"{CONTENT} has not one value for each of its {rows} samples")
+            raise ValueError(f"{CONTENT} has not one finite value for each of its {rows} samples")
         return kept
+
+
+def _is_value(value: object) -> bool:
+    """A finite number, or nothing."""
+    return value is None or (isinstance(value, int | float) and abs(value) <= 1e300)
 
 
 def step_folder(root: Path, step: int) -> Path:

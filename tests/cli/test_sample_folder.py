@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -139,6 +140,25 @@ def test_what_a_kill_tore_is_mended_and_what_it_left_stays(tmp_path, calls, samp
     (out / "samples.jsonl").write_text("not json\n" + lines[0].decode())
     code, told = sampled(*words)
     assert code == 2 and "samples.jsonl:1: is no record of a picture" in told
+
+
+def test_a_last_record_without_the_end_of_its_line_stays(tmp_path, calls, sampled):
+    """As some editors leave a file."""
+    out = tmp_path / "out"
+    sampled("--prompt", "a cat", "--out", out)
+    (out / "samples.jsonl").write_bytes((out / "samples.jsonl").read_bytes().rstrip(b"\n"))
+    sampled("--prompt", "a dog", "--out", out)
+    assert [(each["file"], each["prompt"]) for each in read_samples(out)] == [
+        ("0-0.png", "a cat"),
+        ("1-0.png", "a dog"),
+    ]
+
+
+def test_a_picture_to_edit_whose_name_is_no_text(tmp_path, calls, sampled):
+    source = picture(tmp_path / os.fsdecode(b"caf\xe9.png"))
+    code, told = sampled("--prompt", "a cat", "--image", source, "--out", tmp_path / "out")
+    assert code == 0, told
+    assert [each["source"] for each in read_samples(tmp_path / "out")] == [str(source)]
 
 
 # -- prompts of a file -------------------------------------------------------------------------------------------------

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from glm_training.doctor import disk
 from tests.runs import write_config
 from tests.warm import run
 
@@ -118,3 +120,25 @@ def test_weights_have_their_room_counted(tmp_path: Path) -> None:
     assert export == "export" and assigned.startswith("HF_HOME=/") and assigned.endswith("/huggingface")
     home = assigned.removeprefix("HF_HOME=")
     assert look(tmp_path, config, *hub, HF_HUB_CACHE=f"{home}/hub")["disk for the model"]["status"] == "ok"
+
+
+def test_folders_that_one_may_not_look_into_are_passed_over(tmp_path, monkeypatch):
+    """As /boot/efi of most machines, whose folders no other user may even ask for: here names that no disk takes."""
+    named = tmp_path / "My Disk"
+    named.mkdir()
+    odd = os.fsencode(str(named)).replace(b" ", b"\\040")
+    mounts = [b"/dev/a /" + b"x" * 300 + b" ext4 rw 0 0", b"/dev/b " + odd + b" ext4 rw 0 0", b"c /\xff ext4 rw 0 0"]
+    (tmp_path / "mounts").write_bytes(b"\n".join(mounts) + b"\n")
+    monkeypatch.setattr(disk, "MOUNTS", tmp_path / "mounts")
+    assert named in list(disk._places())
+    assert disk.free_bytes(tmp_path / ("x" * 300) / "cache") > 0
+
+
+def test_runs_begin_on_another_disk(tmp_path, monkeypatch):
+    """By the shipped configuration where that is, or in another folder."""
+    monkeypatch.chdir(tmp_path)
+    assert disk._moved(tmp_path / "a b") == ["cd", f"'{tmp_path / 'a b'}'"]
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/quickstart.yaml").touch()
+    words = disk._moved(tmp_path)
+    assert "configs/quickstart.yaml" in words and words[-1] == f"output_dir={tmp_path}/runs/quickstart"

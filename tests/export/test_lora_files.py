@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from glm_training.config import load_config
+from glm_training.export.fresh import _adapters, _same_strength
 from glm_training.export.lora import DIFFUSERS_FILE, KOHYA_FILE, kohya_name, require_change, sgm_name, write_adapters
-from glm_training.export.source import Adapter, ExportError
+from glm_training.export.source import Adapter, ExportError, Source
 from glm_training.models.adapters import starting_adapters
 from glm_training.models.glm_image.family import GLMImage
 from glm_training.models.lora import ADAPTER, adapter_parameters, add_lora, described
@@ -23,6 +26,7 @@ from glm_training.models.run_folders import adapters_in
 from glm_training.models.sdxl.family import SDXL
 from glm_training.models.sdxl.tiny import build_tiny
 
+ROOT = Path(__file__).parents[2]
 RANK, ALPHA = 3, 7.0  # a strength that no file of 16 bits, and no forgotten alpha, comes to by chance
 EVERY_LINEAR = ["to_q", "to_out.0", "proj_in", "net.0.proj", "net.2", "time_emb_proj", "linear_1", "linear_2"]
 
@@ -196,6 +200,26 @@ def test_half_precision_rounds_once(tmp_path):
         assert torch.equal(plain[f"unet.{layer}.lora_B.weight"], (ALPHA / RANK * b).bfloat16())
 
 
+@pytest.mark.parametrize("size", [1e-5, 1e-7])
+def test_small_numbers_in_half_precision_are_no_fault(tmp_path, size):
+    """Below 6.1e-5 the steps of fp16 do not shrink any more."""
+    family = SDXL.load("tiny-random")
+    adapter, _ = trained(family.module("unet"), "unet", ["to_q"])
+    for name, weight in adapter.weights.items():
+        if "lora_B" in name:
+            weight.mul_(10 * size)
+    write_adapters(tmp_path, [adapter], torch.float16, None, layers_per_block=1)
+    (peft,) = starting_adapters("x", [str(tmp_path / "lora_unet")], ["unet"])
+    _same_strength(tmp_path, "unet", peft, 1)
+    weaker = load_file(tmp_path / DIFFUSERS_FILE)
+    save_file(
+        {name: value / 2 if "lora_B" in name else value for name, value in weaker.items()}, tmp_path / DIFFUSERS_FILE
+    )
+    if size > 1e-6:  # else the steps are as large as the numbers
+        with pytest.raises(ExportError, match="has not the strength"):
+            _same_strength(tmp_path, "unet", peft, 1)
+
+
 @pytest.mark.parametrize(
     ("side", "value", "why"),
     [("B", 0.0, "changes nothing"), ("A", 0.0, "changes nothing"), ("A", float("nan"), "not finite")],
@@ -208,6 +232,24 @@ def test_adapters_that_are_none(sdxl, side, value, why):
             weight.fill_(value)
     with pytest.raises(ExportError, match=why):
         require_change(adapter)
+
+
+def test_adapters_that_a_dtype_made_zero_are_found_in_their_file(tmp_path):
+    family = SDXL.load("tiny-random")
+    adapter, _ = trained(family.module("unet"), "unet", ["to_q"])
+    for name, weight in adapter.weights.items():
+        if "lora_B" in name:
+            weight.mul_(1e-9)
+    config = load_config(ROOT / "configs/sdxl_dpo_lora_tiny.yaml", ["model.name=tiny-random"])
+    for dtype in (torch.bfloat16, torch.float16):
+        folder = tmp_path / str(dtype)
+        write_adapters(folder, [adapter], dtype, None, layers_per_block=1)
+        source: Any = Source(tmp_path, None, config, "tiny-random")  # type: ignore[arg-type]
+        if dtype == torch.bfloat16:
+            assert "every matrix has a linear layer of its shape in the model" in list(_adapters(source, folder))
+        else:
+            with pytest.raises(ExportError, match="--dtype cannot hold"):
+                list(_adapters(source, folder))
 
 
 def test_the_stock_pipeline_takes_the_folder_by_itself(sdxl):

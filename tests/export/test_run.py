@@ -18,9 +18,11 @@ from glm_training.checkpoint.best import Best
 from glm_training.checkpoint.manifest import MANIFEST, Manifest, digest_file, read_manifest
 from glm_training.checkpoint.shards import write_shards
 from glm_training.export import run as export_run
+from glm_training.export.drawing import drawing_of, own_pictures
 from glm_training.export.formats import Wanted, write
 from glm_training.export.models import trainers_model
 from glm_training.export.source import ExportError, Source
+from glm_training.utils.prompt_lines import write_prompts
 from tests import runs
 from tests.export.exporting import DRAWN, exported
 
@@ -75,6 +77,42 @@ def test_the_card(run, tmp_path, monkeypatch):
     assert settings["training"]["ema"]["decay"] == 0.5 and "logging" not in settings
 
 
+def test_a_log_that_is_torn_gives_its_figures(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    with (copy / "metrics.jsonl").open("a") as log:
+        log.write('{"step": 2, "eval/to')
+    with (copy / "metrics.jsonl").open("r+") as log:
+        rest = log.read()
+        log.seek(0)
+        log.write("[3]\n\n" + rest)
+    exported(copy, tmp_path / "out", "safetensors", draw=False)
+    assert "| total |" in (tmp_path / "out/README.md").read_text()
+
+
+def test_prompts_of_several_lines_are_drawn_as_they_are(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    samples = copy / "samples" / "step-000002"
+    write_prompts(samples, ["a cat\non a mat", "a\u2028dog"])
+    drawing = drawing_of(Source.read(copy))
+    assert drawing.prompts == ["a cat\non a mat", "a\u2028dog"] and drawing.rows == [0, 1] and drawing.of_the_run
+
+
+@pytest.mark.parametrize("damage", ["torn", "gone", "older list"])
+def test_samples_that_are_not_all_here_stop_no_export(run, tmp_path, damage):
+    copy = shutil.copytree(run, tmp_path / "run")
+    samples = copy / "samples" / "step-000002"
+    if damage == "older list":
+        (samples / "prompts.txt").write_text("a cat\non a mat\na dog\n")
+    elif damage == "torn":
+        (samples / "1.png").write_bytes((samples / "1.png").read_bytes()[:90])
+    else:
+        (samples / "0.png").unlink()
+    source = Source.read(copy)
+    drawing = drawing_of(source)
+    assert not drawing.of_the_run and len(drawing.prompts) == 2
+    assert own_pictures(source, drawing, source.chosen(None)) is None
+
+
 def test_the_licence_and_name_of_the_base_are_those_of_its_card(run, tmp_path):
     """Of a model of the hub the card says its id; a licence is taken from the base's own card, or not named."""
     base = shutil.copytree(Source.read(run).folder / "pipeline", tmp_path / "base")
@@ -97,6 +135,16 @@ def test_what_stands_there_is_kept(run, tmp_path):
     assert [path.name for path in out.iterdir()] == ["mine.txt"]
     exported(run, out, "pipeline", draw=False, overwrite=True)
     assert (tmp_path / "out.old-1/mine.txt").read_text() == "mine" and (out / "model_index.json").is_file()
+
+
+@pytest.mark.parametrize("place", [".", "..", "run/..", "run", "run/checkpoints/step-000002", "link"])
+def test_an_export_takes_no_place_of_its_own_checkpoint(run, tmp_path, monkeypatch, place):
+    copy = shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "link").symlink_to("run/checkpoints")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ExportError, match="--out"):
+        exported(copy, Path(place), "pipeline", draw=False, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "run"] and Source.read(copy).folder.is_dir()
 
 
 def test_a_damaged_checkpoint_is_not_exported(run, tmp_path):

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from glm_training.config import load_config
 from glm_training.engine.errors import TrainingError
 from glm_training.reinforcement import kept as kept_module
 from glm_training.reinforcement.credit import Scored
+from glm_training.rewards.types import RewardResult
 from glm_training.trainers import reward_trainer
 from glm_training.utils.distributed import World
 from glm_training.utils.kept_rollouts import KeptRollout
 from tests.runs import trainer_of
 
+ROOT = Path(__file__).parents[2]
 ON = (
     "logging.log_images=true",
     "reward.grpo.num_samples=4",
@@ -127,3 +132,18 @@ def test_another_process_keeps_nothing(tmp_path):
     trainer = trainer_of(tmp_path, *ON)
     assert not kept_module.RolloutKeeper(trainer.config, World(rank=1, world_size=2), 5).due(1)
     assert kept_module.RolloutKeeper(trainer.config, World(), 5).due(5)
+
+
+def test_a_part_of_a_metric_that_applies_to_one_chunk_alone():
+    """As the shapes of `objects`, where no prompt of a chunk names any."""
+    config = load_config(ROOT / "configs/quickstart.yaml", ["rollout.plans_per_prompt=2"])
+    words = {"text_accuracy": torch.ones(2), "objects": torch.ones(2)}
+    for place in (0, 1):
+        chunks = []
+        for number in (0, 1):
+            part = {"objects/shape": torch.tensor([0.5, 0.25])} if number == place else {}
+            rollout: Any = SimpleNamespace(prompts=[f"prompt {number}"])
+            scores = RewardResult(torch.ones(2), words | part, {}, {})
+            chunks.append(Scored(rollout, scores, number, torch.zeros(2), torch.zeros(2)))
+        kept = kept_module.kept_of(1, [(chunk, 1) for chunk in chunks], chunks, config)
+        assert kept.scores["objects/shape"] == [None] * 2 * place + [0.5, 0.25] + [None] * 2 * (1 - place)

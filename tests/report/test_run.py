@@ -55,7 +55,8 @@ def test_what_is_no_run_is_told_all_at_once_with_the_run_around_it(tmp_path):
 def test_names_tell_runs_apart(tmp_path):
     folders = [write_run(tmp_path / x / "run") for x in ("one", "two")]
     assert [run.name for run in read_runs(folders)] == ["one/run", "two/run"]
-    assert len({run.name for run in read_runs([folders[0], folders[0]])}) == 2
+    assert [run.name for run in read_runs([folders[0], folders[0]])] == ["run (1)", "run (2)"]
+    assert [run.name for run in read_runs([*folders, folders[0]])] == ["one/run (1)", "two/run", "one/run (3)"]
 
 
 @pytest.mark.parametrize(("total", "state"), [(None, "ended"), (5, "finished"), (6, "stopped")])

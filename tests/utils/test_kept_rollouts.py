@@ -79,3 +79,15 @@ def test_what_is_no_kept_step_is_an_error(tmp_path, change):
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ValueError, match="rollout.json"):
         KeptRollout.read(path.parent)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "a", [1], 1e308])
+@pytest.mark.parametrize("place", ["scores", "plan_advantages"])
+def test_values_that_no_page_can_show_are_none_of_a_run(tmp_path, place, value):
+    RolloutFolder(tmp_path, 1 << 20).write(kept(), pictures(12))
+    file = step_folder(tmp_path, 1) / "rollout.json"
+    content = json.loads(file.read_text())
+    (content["scores"]["total"] if place == "scores" else content[place])[0] = value
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="finite value"):
+        KeptRollout.read(file.parent)

@@ -33,15 +33,26 @@ def read_samples(folder: Path) -> list[Record]:
         return []
     records = []
     for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            record = None
-        if isinstance(record, dict) and all(isinstance(record.get(key), str) for key in ("file", "prompt", "group")):
+        record = _record(line)
+        if record is not None:
             records.append(record)
         elif number < len(lines) or line.endswith(b"\n"):
             raise EvaluationError(f"{path}:{number}: is no record of a picture; mend the line, or move the file away")
     return records
+
+
+def is_record(line: bytes) -> bool:
+    """Whether a line is the whole record of a picture."""
+    return _record(line) is not None
+
+
+def _record(line: bytes) -> Record | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    known = isinstance(record, dict) and all(isinstance(record.get(key), str) for key in ("file", "prompt", "group"))
+    return record if known else None
 
 
 def samples_each(folder: Path) -> int:

@@ -71,7 +71,7 @@ def sample(arguments: argparse.Namespace) -> int:
         )
         return EXIT_FAILED
     except OSError as error:
-        report_error(f"--out: {folder}: {error.strerror or error}")
+        report_error(f"{error.filename or f'--out: {folder}'}: {error.strerror or error}")
         return EXIT_FAILED
     return 0
 

@@ -61,7 +61,8 @@ def _environment(changes: dict[str, str]) -> dict[str, str]:
         (["--format", "lora", "--out", "{out}", "--public"], 2, "--public says for whom --push"),
         (["--format", "lora", "--out", "{out}", "--push", "x"], 2, "write owner/name"),
         (["--format", "lora", "--out", "{out}", "--push", "a/b"], 2, "HF_HUB_OFFLINE is set"),
-        (["--format", "lora", "--out", "{run}"], 2, "is there already"),
+        (["--format", "lora", "--out", "{there}"], 2, "is there already"),
+        (["--format", "lora", "--out", "{run}"], 2, "the checkpoint itself lies there"),
         (["--format", "lora", "--out", "{run}/config.yaml/x"], 2, "not a folder"),
         (["--format", "pickle", "--out", "{out}"], 2, "invalid choice"),
         (["--format", "lora"], 2, "required: --out"),
@@ -69,7 +70,9 @@ def _environment(changes: dict[str, str]) -> dict[str, str]:
 )
 def test_refusals(dpo, tmp_path, monkeypatch, capsys, words, code, why):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    places = {"out": str(tmp_path / "out"), "run": str(dpo)}
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there/file").touch()
+    places = {"out": str(tmp_path / "out"), "run": str(dpo), "there": str(tmp_path / "there")}
     monkeypatch.setattr(sys, "argv", ["glm-train", "export", str(dpo), *(word.format(**places) for word in words)])
     with pytest.raises(SystemExit) as stop:
         main()

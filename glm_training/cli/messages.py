@@ -7,8 +7,8 @@ import os
 
 
 def hide_advice_on_cpu_kernels() -> None:
-    """bitsandbytes, where it is installed, tells every program on some processors to install a package for 4-bit layers
-    on the CPU, of which there are none here."""
+    """bitsandbytes, where it is installed, tells every program on some processors to install a package that computes
+    4-bit layers on the CPU faster, whether it has such layers or not."""
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 

@@ -29,6 +29,7 @@ from glm_training.utils.logging import RunLogger
 from glm_training.utils.metrics_file import EVALUATIONS, METRICS
 from glm_training.utils.pictures import Pictures, as_saved, each, save_image
 from glm_training.utils.prompt_lines import PROMPTS, write_prompts
+from glm_training.utils.step_folders import step_folder
 from glm_training.utils.step_lines import StepLines, keep_until, line_of
 from glm_training.utils.words import number
 
@@ -236,7 +237,7 @@ class Evaluations:
 
     def samples_dir(self, step: int) -> Path:
         """Where the pictures of a step go."""
-        return self.config.output_dir / "samples" / f"step-{step:06d}"
+        return step_folder(self.config.output_dir / "samples", step)
 
     def figures(self, found: Evaluation) -> dict[str, float]:
         """What is logged of an evaluation: its means, and how far the rewards of training prompts are from them."""

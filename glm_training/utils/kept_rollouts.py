@@ -15,6 +15,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from glm_training.utils.step_folders import step_folder, step_folders
+
 ROLLOUTS, CONTENT = "rollouts", "rollout.json"
 QUALITY = 85
 """Of the JPEGs."""
@@ -74,11 +76,6 @@ def _is_value(value: object) -> bool:
     return value is None or (isinstance(value, int | float) and abs(value) <= 1e300)
 
 
-def step_folder(root: Path, step: int) -> Path:
-    """Where the samples of a step are kept."""
-    return root / f"step-{step:06d}"
-
-
 class RolloutFolder:
     """The kept steps of a run, of at most `limit` bytes together."""
 
@@ -102,7 +99,7 @@ class RolloutFolder:
         self._make_room()
 
     def _make_room(self) -> None:
-        folders = {int(path.name[5:]): path for path in self.root.glob("step-*") if path.name[5:].isdecimal()}
+        folders = dict(step_folders(self.root))
         sizes = {step: sum(file.stat().st_size for file in path.iterdir()) for step, path in folders.items()}
         while sum(sizes.values()) > self.limit and sizes:
             step = least_missed(sorted(sizes))

@@ -10,6 +10,11 @@ from pathlib import Path
 _STEP = re.compile(r"step-(\d+)")
 
 
+def step_folder(root: Path, step: int) -> Path:
+    """Where a run keeps what belongs to a step."""
+    return root / f"step-{step:06d}"
+
+
 def step_folders(folder: Path) -> list[tuple[int, Path]]:
     """The folders `step-000100` in `folder`, by their steps."""
     if not folder.is_dir():

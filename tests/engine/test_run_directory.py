@@ -295,19 +295,6 @@ def test_auto_resumes_what_there_is_and_starts_where_there_is_nothing(tmp_path):
     assert begin(config_of(tmp_path), auto=True) == 6
 
 
-def test_pictures_of_steps_that_are_done_again_move_aside(tmp_path):
-    """Else the page of the run would show them as its own."""
-    begin(config_of(tmp_path), saved=3)
-    run = tmp_path / "run"
-    for name in ("samples", "rollouts"):
-        for step in (0, 3, 5):
-            (run / name / f"step-{step:06d}").mkdir(parents=True)
-    assert begin(config_of(tmp_path, "checkpoint.resume_from=latest")) == 3
-    for name in ("samples", "rollouts"):
-        assert sorted(path.name for path in (run / name).iterdir()) == ["step-000000", "step-000003"]
-        assert [path.name for path in (run / f"{name}.discarded").iterdir()] == ["step-000005"]
-
-
 def test_auto_starts_as_the_file_says_and_takes_nobody_elses_folder(tmp_path):
     stage = config_of(tmp_path)
     begin(stage, saved=5)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from glm_training.utils.kept_rollouts import KeptRollout, RolloutFolder, least_missed, step_folder
+from glm_training.utils.kept_rollouts import KeptRollout, RolloutFolder, least_missed
+from glm_training.utils.step_folders import step_folder
 
 
 def kept(step: int = 1, prompts: int = 2) -> KeptRollout:

@@ -16,11 +16,12 @@ from tests.warm import run
 
 CODE = """
 import ctypes, json, os, pathlib, subprocess, sys
-small, config, *overrides = sys.argv[1:]
+small, large, config, *overrides = sys.argv[1:]
 libc = ctypes.CDLL(None, use_errno=True)
 if libc.unshare(0x00020000) != 0:  # mounts of this process alone
     sys.exit(77)
 mounts = (["--make-rprivate", "/"], ["-t", "tmpfs", "-o", "size=3m,nr_inodes=64", "tmpfs", small])
+mounts += (["-t", "tmpfs", "-o", "size=99t", "tmpfs", large],)  # takes no memory before it is written to
 if any(subprocess.run(["mount", *words], capture_output=True).returncode for words in mounts):
     sys.exit(77)
 free = os.environ.get("LEFT_FREE")
@@ -46,12 +47,14 @@ print(json.dumps(sorted(name for name in os.listdir(small) if name != "taken" an
 
 
 def look(tmp_path: Path, config: str, *overrides: str, **changes: str) -> dict[str, dict[str, Any]]:
-    """What is found of the disk where `tmp_path/small` has 3 MB; nothing may stay there."""
-    small = tmp_path / "small"
+    """What is found of the disk where `tmp_path/small` has 3 MB and the home folder 99 TB, whatever this machine's
+    disks have; nothing may stay in the small one."""
+    small, home = tmp_path / "small", tmp_path / "home"
     small.mkdir(exist_ok=True)
+    home.mkdir(exist_ok=True)
     if sys.platform != "linux":
         pytest.skip("mounts a tmpfs of its own")
-    done = run("-c", CODE, str(small), config, *overrides, changes=changes)
+    done = run("-c", CODE, str(small), str(home), config, *overrides, changes=changes | {"HOME": str(home)})
     if done.returncode == 77:
         pytest.skip("mounts are not permitted here")
     assert done.returncode == 0, done.stderr
@@ -117,7 +120,7 @@ def test_weights_have_their_room_counted(tmp_path: Path) -> None:
     needed = look(tmp_path, config, *hub, **small)["disk for the model"]
     assert needed["status"] == "failed" and 30e9 < needed["facts"]["needed"] < 40e9
     export, assigned = needed["command"].split()
-    assert export == "export" and assigned.startswith("HF_HOME=/") and assigned.endswith("/huggingface")
+    assert export == "export" and assigned == f"HF_HOME={tmp_path / 'home'}/huggingface"
     home = assigned.removeprefix("HF_HOME=")
     assert look(tmp_path, config, *hub, HF_HUB_CACHE=f"{home}/hub")["disk for the model"]["status"] == "ok"
 

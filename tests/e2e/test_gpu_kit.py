@@ -1,4 +1,4 @@
-"""The script for machines with a GPU, run here on the CPU with tiny sizes; the long stages are left out."""
+"""The script for machines with a GPU, run here on the CPU with tiny sizes; the steps of GRPO are left out."""
 
 from __future__ import annotations
 
@@ -16,19 +16,36 @@ from benchmarks.gpu.stages import STAGES, Report, losses_of
 ROOT = Path(__file__).parents[2]
 
 
-def test_decoding_is_measured_in_a_process_of_its_own(tmp_path):
-    asked = ["--device", "cpu", "--small", "--only", "decode", "--minutes", "20", "--patience", "4"]
-    command = [sys.executable, "-m", "benchmarks.gpu.kit", "--out", str(tmp_path), *asked]
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What each stage wrote, each in a process of its own, by stage."""
+    folder = tmp_path_factory.mktemp("gpu")
+    asked = ["--device", "cpu", "--small", "--only", "tests,losses,decode", "--minutes", "20", "--patience", "4"]
+    command = [sys.executable, "-m", "benchmarks.gpu.kit", "--out", str(folder), *asked]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["decode"]["ended"] == "finished", summary
-    found = json.loads((tmp_path / "decode.json").read_text())
+    summary = json.loads((folder / "summary.json").read_text())
+    assert [end["ended"] for end in summary.values()] == ["finished"] * 3, summary
+    assert done.returncode == 0 and list(summary) == ["tests", "losses", "decode"]
+    return {name: json.loads((folder / f"{name}.json").read_text()) for name in summary}
+
+
+def test_the_tests_on_the_device_are_counted(results):
+    assert results["tests"]["counts"]["passed"] > 50 and not results["tests"]["red"]
+
+
+def test_the_losses_are_held_against_those_of_the_cpu_in_fp32(results):
+    found = results["losses"]
+    assert found["compared"]["no"]["losses"] == found["cpu_fp32"] and found["compared"]["no"]["largest"] == 0
+    assert 1e-6 < found["compared"]["bf16"]["largest"] <= found["compared"]["bf16"]["bound"] and found["over"] == []
+
+
+def test_decoding_is_measured_on_both_sides(results):
+    found = results["decode"]
     assert found["small"] and found["environment"]["device"] == "cpu" and found["floor"]["ms"] > 0
     for batch in (found["batch 1"], found["batch 2"]):
         assert batch["plain"]["ms_per_token"] > 0 and batch["stock"]["ms_per_token"] > 0, batch
         assert batch["plain"]["checksum"] == batch["graph"]["checksum"]
         assert batch["times_faster_than_stock"] > 0 and batch["times_the_floor"] > 0
-    assert done.returncode == 0 and list(summary) == ["decode"]
 
 
 def test_a_stage_over_its_time_is_ended(tmp_path):

@@ -41,11 +41,18 @@ GRPO = [
     *BASE,
     "reward.metrics={structure: 1.0}",
     "reward.grpo.dit.method=flow_grpo",
+    "reward.grpo.dit.timesteps_per_sample=null",
     "reward.grpo.ar.clip_range=1e-4",
     "reward.grpo.dit.clip_range=1e-5",
     "reward.grpo.gate=false",
     "training.batch_size=4",
 ]
+OTHERS = {
+    "sft": ("configs/quickstart.yaml", ["training.use_reward=false"]),
+    "dpo sdxl": ("configs/sdxl_dpo_lora_tiny.yaml", []),
+    "dpo glm": ("configs/glm_dpo_tiny.yaml", []),
+    "dmdr sdxl": ("configs/sdxl_dmdr_cold_start_tiny.yaml", ["model.torch_dtype=float32"]),
+}
 MEASURED = ("ratio", "replay_gap", "clip_fraction", "loss", "kl")
 
 
@@ -106,14 +113,8 @@ def steps(device: str) -> dict[str, Any]:
 
 
 def others(device: str) -> dict[str, Any]:
-    tasks = {
-        "sft": ("configs/quickstart.yaml", ["training.use_reward=false"]),
-        "dpo sdxl": ("configs/sdxl_dpo_lora_tiny.yaml", []),
-        "dpo glm": ("configs/glm_dpo_tiny.yaml", []),
-        "dmdr sdxl": ("configs/sdxl_dmdr_cold_start_tiny.yaml", ["model.torch_dtype=float32"]),
-    }
     found: dict[str, Any] = {}
-    for name, (config, own) in tasks.items():
+    for name, (config, own) in OTHERS.items():
         for precision in ("no", "bf16", "fp16"):
             options = [*BASE, *own, "training.max_steps=4", *settings(device, precision)]
             try:

@@ -74,11 +74,12 @@ class Case:
         return Precision(2, True, self.whole) if self.amp else Precision(4, False, self.whole)
 
 
-def _ar(layers: int, **text: Any) -> dict[str, Any]:
+def ar_of(layers: int, **text: Any) -> dict[str, Any]:
+    """The change to a language model of so many layers."""
     return {"text_config": {"num_hidden_layers": layers, **text}, "vision_config": {"depth": 1}}
 
 
-SMALL_AR = _ar(
+SMALL_AR = ar_of(
     6,
     hidden_size=768,
     intermediate_size=2560,

@@ -277,7 +277,7 @@ class Memory:
         chances = rows * self.ar.codes * (6 * WIDE + 8)
         return {
             "KV cache": kv_cache(self.ar, rows, self.read + self.written - 1, at.low),
-            "activations": max(ar_inference(sizes, prompts, self.read, at), chances),
+            "activations": max(ar_inference(sizes, prompts, self.read, at, adapters=self._adapted("ar")), chances),
             "weights": gathered,
         }
 
@@ -285,7 +285,12 @@ class Memory:
         assert self.dit is not None
         gathered = self._whole("dit")
         sizes = replace(self.dit, weights=0) if gathered else self.dit
-        return {"activations": dit_inference(sizes, rows, self.seen, self.precision("dit")), "weights": gathered}
+        drawing = dit_inference(sizes, rows, self.seen, self.precision("dit"), adapters=self._adapted("dit"))
+        return {"activations": drawing, "weights": gathered}
+
+    def _adapted(self, name: str) -> bool:
+        half: Half | None = self.halves.get(name)
+        return half is not None and half.lora.enabled
 
     def _whole(self, name: str) -> float:
         """A half of GLM-Image that lies in shards is gathered once and stays whole while it draws."""

@@ -12,7 +12,7 @@ network's own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 CODES_AT_ONCE = 2**24
 """Logits that the AR half scores together, `models.glm_image.ar.LOGITS_PER_CHUNK`."""
@@ -155,9 +155,15 @@ def dit_running(sizes: DiTSizes, at: Precision) -> float:
     return 3 * sizes.ratio * at.low + (4 * WIDE + 2 * at.low if at.amp else 5 * at.low)
 
 
-def dit_inference(sizes: DiTSizes, rows: int, tokens: int, at: Precision) -> float:
-    """Bytes of a pass without gradient, at most."""
-    return dit_running(sizes, at) * rows * tokens * sizes.width + _casts(at, sizes.weights)
+def dit_inference(sizes: DiTSizes, rows: int, tokens: int, at: Precision, *, adapters: bool) -> float:
+    """Bytes of a pass without gradient, at most: in the feed-forward, before and after its GELU (2 r) or, with
+    adapters, base, adapter and scaled adapter (3 r), beside the states around it, of which autocast has norms and sums
+    in fp32."""
+    if adapters:
+        each = 3 * sizes.ratio * at.low + (4 * WIDE + 4 * at.low if at.amp else 6 * at.low)
+    else:
+        each = 2 * sizes.ratio * at.low + (3 * WIDE + at.low if at.amp else 6 * at.low)
+    return each * rows * tokens * sizes.width + _casts(at, sizes.weights)
 
 
 # -- GLM-Image's language model ----------------------------------------------------------------------------------------
@@ -214,9 +220,12 @@ def ar_running(sizes: ARSizes, at: Precision) -> float:
     return 6 * sizes.ratio * at.low + 4 * (WIDE if at.amp else at.low)
 
 
-def ar_inference(sizes: ARSizes, rows: int, tokens: int, at: Precision) -> float:
-    """Bytes of reading [rows, tokens, D] without gradient, at most."""
-    return ar_running(sizes, at) * rows * tokens * sizes.width + _casts(at, sizes.weights)
+def ar_inference(sizes: ARSizes, rows: int, tokens: int, at: Precision, *, adapters: bool) -> float:
+    """Bytes of reading [rows, tokens, D] without gradient, at most: in the feed-forward, gate and rise, the gate after
+    its SiLU and their product (4 r) or, with adapters, base, adapter and scaled adapter of gate and rise (6 r)."""
+    around = (3 if adapters else 2) * WIDE if at.amp else 4 * at.low
+    each = (6 if adapters else 4) * sizes.ratio * at.low + around
+    return each * rows * tokens * sizes.width + _casts(at, sizes.weights)
 
 
 def kv_cache(sizes: ARSizes, rows: int, tokens: int, low: int) -> float:
@@ -268,7 +277,8 @@ def unet_pass(sizes: UNetSizes, rows: int, places: int, at: Precision, *, checkp
 def unet_inference(sizes: UNetSizes, rows: int, places: int, at: Precision) -> float:
     """Bytes of a pass without gradient, at most: the skips, and the largest block."""
     skips = sum(rows * places // each.scale**2 * each.outputs * at.low for each in sizes.resnets if not each.joined)
-    largest = max(rows * places // each.scale**2 * resnet_keeps(each, at) for each in sizes.resnets)
+    without = replace(at, whole=False)  # nothing is kept for gradients of weights
+    largest = max(rows * places // each.scale**2 * resnet_keeps(each, without) for each in sizes.resnets)
     return skips + largest + _casts(at, sizes.weights)
 
 

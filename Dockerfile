@@ -9,7 +9,7 @@
 # The libraries are those of requirements.txt, which CI tested with this Python. What was tried of this file without
 # Docker, and how: python -m tests.image
 ARG BASE=nvidia/cuda:13.0.1-runtime-ubuntu24.04
-ARG UV=0.13.9
+ARG UV=0.13.0
 
 FROM ghcr.io/astral-sh/uv:${UV} AS uv
 

@@ -3,6 +3,7 @@
 #
 #   docker build -t glm_training .
 #   docker run --rm --gpus all glm_training doctor
+#   mkdir -p runs && chmod a+w runs      # where it does not exist Docker makes it, for root alone
 #   docker run --rm --gpus all --shm-size 8g -v "$PWD/runs:/work/runs" -v glm_cache:/cache \
 #     glm_training train --config configs/quickstart.yaml
 #

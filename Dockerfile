@@ -3,13 +3,14 @@
 #
 #   docker build -t glm_training .
 #   docker run --rm --gpus all glm_training doctor
+#   mkdir -p runs && chmod a+w runs      # where it does not exist Docker makes it, for root alone
 #   docker run --rm --gpus all --shm-size 8g -v "$PWD/runs:/work/runs" -v glm_cache:/cache \
 #     glm_training train --config configs/quickstart.yaml
 #
 # The libraries are those of requirements.txt, which CI tested with this Python. What was tried of this file without
 # Docker, and how: python -m tests.image
 ARG BASE=nvidia/cuda:13.0.1-runtime-ubuntu24.04
-ARG UV=0.13.9
+ARG UV=0.13.0
 
 FROM ghcr.io/astral-sh/uv:${UV} AS uv
 

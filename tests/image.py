@@ -2,13 +2,15 @@
 
     python -m tests.image
 
-asks apt whether it has the packages, and has pip resolve the libraries for this Python with what is copied into the
-image. Both need a network; nothing is installed. Not tried: the base image and its Ubuntu, uv's Python, a GPU.
+asks apt whether it has the packages, has pip resolve the libraries for this Python with what is copied into the image,
+and asks the uv of that version whether it knows the Python. All need a network; nothing stays installed. Not tried: the
+base image and its Ubuntu, that Python, a GPU.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import os
 import re
 import shlex
 import shutil
@@ -60,6 +62,11 @@ def copied(found: list[Instruction]) -> list[str]:
     return [name for each in found if each.word == "COPY" for name in each.rest.split()[:-1]]
 
 
+def arguments(found: list[Instruction]) -> dict[str, str]:
+    """ARG lines: name -> default."""
+    return dict(each.rest.split("=", 1) for each in found if each.word == "ARG")
+
+
 def is_sent(path: str, patterns: list[str]) -> bool:
     """Whether .dockerignore lets a path through: the last pattern that fits it, or a folder above it, decides."""
     sent = True
@@ -95,6 +102,17 @@ def fill(folder: Path) -> None:
                 shutil.copy(file, folder / path)
 
 
+def uv_knows(version: str, python: str) -> bool:
+    """Whether uv of that version, from PyPI, has this Python among its downloads."""
+    with TemporaryDirectory() as place:
+        install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", place, f"uv=={version}"]
+        if subprocess.run(install, capture_output=True).returncode != 0:
+            return False
+        listed = [f"{place}/bin/uv", "python", "list", "--offline", "--only-downloads", "--all-versions", python]
+        told = subprocess.run(listed, capture_output=True, text=True, env=os.environ | {"UV_CACHE_DIR": f"{place}/c"})
+        return f"cpython-{python}-" in told.stdout
+
+
 def main() -> int:
     """1 where something does not resolve or run."""
     found = instructions((ROOT / "Dockerfile").read_text(encoding="utf-8"))
@@ -114,7 +132,10 @@ def main() -> int:
             done = subprocess.run(dry, cwd=folder, capture_output=True, text=True)
             faults += done.returncode != 0
             say(f"pip install {' '.join(words)}: " + ("resolves" if done.returncode == 0 else done.stderr[-500:]))
-    say("not tried: the base image and its Ubuntu, uv's Python, a GPU")
+    known = uv_knows(arguments(found)["UV"], arguments(found)["PYTHON"])
+    faults += not known
+    say(f"uv {arguments(found)['UV']}: {'has' if known else 'has no'} Python {arguments(found)['PYTHON']}")
+    say("not tried: the base image and its Ubuntu, that Python, a GPU")
     return 1 if faults else 0
 
 

@@ -10,6 +10,7 @@ from glm_training import __version__
 from glm_training.cli.arguments import Parser, gather_files, number
 from glm_training.cli.messages import report_error
 from glm_training.cli.training import EXIT_CONFIG, EXIT_FAILED, add_config_arguments
+from glm_training.doctor.processes import LONGEST
 from glm_training.utils.redaction import mask_logs_and_tracebacks
 from glm_training.utils.streams import guard_standard_streams
 
@@ -28,7 +29,7 @@ def add_doctor_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="train nothing")
     parser.add_argument(
         "--time-limit",
-        type=number(1, 86400),
+        type=number(1, LONGEST),
         default=LIMIT,
         metavar="SECONDS",
         help=f"after which a check is stopped, and counts as failed ({LIMIT:g})",

@@ -34,7 +34,7 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
         type=place,
         metavar="FOLDER",
         help="draw none, and judge these pictures, in the benchmark's layout "
-        "or with the samples.jsonl of glm-train sample",
+        "or those that the command sample has drawn into its folder (samples.jsonl)",
     )
     parser.add_argument(
         "--samples", type=whole_number(1, 10_000), metavar="N", help="pictures per prompt (geneval and dpg: 4, text: 1)"

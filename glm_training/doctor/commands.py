@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -10,7 +11,10 @@ import sys
 import sysconfig
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import glm_training
 
@@ -61,8 +65,23 @@ def _is_environment(place: Path) -> bool:
 
 def reinstall() -> list[str]:
     """The package with its libraries, anew."""
-    own = ["-e", str(ROOT)] if is_clone() else ["glm_training"]
+    own = ["-e", str(ROOT)] if is_clone() else [_origin()]
     return pip_install(*own, options=["--force-reinstall"])
+
+
+def _origin() -> str:
+    """What pip installed the package from, as it noted it (PEP 610): a folder or an address; the name, of an index."""
+    try:
+        noted = distribution("glm_training").read_text("direct_url.json")
+    except PackageNotFoundError:
+        noted = None
+    if noted is None:
+        return "glm_training"
+    found = json.loads(noted)
+    url: str = found["url"]
+    if vcs := found.get("vcs_info"):
+        return f"{vcs['vcs']}+{url}@{vcs['commit_id']}"
+    return url2pathname(urlsplit(url).path) if url.startswith("file:") else url
 
 
 def apt_install(*packages: str) -> list[str]:

@@ -21,6 +21,9 @@ from typing import IO, Any
 from glm_training.doctor.commands import ROOT, Asked, glm_train, is_clone, reinstall
 from glm_training.doctor.findings import Finding, failed
 
+LONGEST = 86_400.0
+"""Seconds that a check can be given."""
+
 LINES_KEPT = 20
 """Of what a process writes to standard error."""
 
@@ -100,7 +103,9 @@ def look(checks: Sequence[str], asked: Asked, limit: float) -> Iterator[Finding]
 
 def slow(name: str, limit: float, asked: Asked) -> Finding:
     """What did not end in time."""
-    command = glm_train("doctor", asked, "--time-limit", f"{4 * limit:g}")
+    if limit >= LONGEST:
+        return failed(name, f"it did not end within {limit:g} s", reinstall(), stopped_after=limit)
+    command = glm_train("doctor", asked, "--time-limit", f"{min(4 * limit, LONGEST):g}")
     return failed(name, f"it was stopped after {limit:g} s; to give it longer:", command, stopped_after=limit)
 
 

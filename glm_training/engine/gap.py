@@ -45,7 +45,7 @@ class TrainingRewards:
         if not given:
             return
         row = {name: [float(value), getattr(value, "weight", 1.0)] for name, value in given.items()}
-        if self._steps < self._window:
+        if self._steps == len(self._first) < self._window:  # no later one, where a resumed run has a wider window
             self._first.append(row)
         self._steps += 1
         self._latest = [*self._latest, row][-self._window :]
@@ -98,9 +98,9 @@ class TrainingRewards:
         return {"steps": self._steps, "first": self._first, "latest": self._latest}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Takes what `state` gave; a shorter window keeps the latest steps."""
+        """Takes what `state` gave, for the window that is set now."""
         self._steps = state["steps"]
-        self._first, self._latest = list(state["first"]), list(state["latest"])[-self._window :]
+        self._first, self._latest = list(state["first"])[: self._window], list(state["latest"])[-self._window :]
 
 
 def _column(rows: Sequence[Rewards], name: str) -> list[Mean]:

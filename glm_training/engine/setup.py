@@ -337,27 +337,29 @@ def build_default_rewards(
     config: Config, world: World, held_out: ImageDataset
 ) -> tuple[RewardCalculator | None, list[str]]:
     """A calculator of those default metrics that can score the held-out prompts here, for a run that names none; None
-    where none can; and which are left out, and why, a line each."""
+    where none can; and a line on what is missed, if anything is."""
     prompts = [example.prompt for example in held_out.examples]
-    weights, notes, reach = {}, [], set[int]()
+    weights, missing, reach = {}, [], set[int]()
     for name, weight in config.default_weights().items():
         calculator = RewardCalculator({name: weight}, options=reward_options(config), device=world.device)
-        left_out = f"held-out scores do without {name}, which nobody named: "
         try:
             calculator.check()
-        except RewardBackendError as error:
-            notes.append(left_out + str(error).splitlines()[0])
+        except RewardBackendError:  # its reason is told to those who name it
+            missing.append(name)
             continue
         count = calculator.check_prompts(prompts, held_out.has_targets, held_out.has_sources).applies[name]
-        if count == 0:
-            notes.append(left_out + "it applies to none of the held-out prompts")
-            continue
-        weights[name] = weight
-        reach.add(count)
-    if weights and len(prompts) not in reach:
-        notes.append(f"no held-out scores: {', '.join(weights)} alone would leave prompts without one")
-        weights = {}
-    if not weights:
+        if count:
+            weights[name] = weight
+            reach.add(count)
+    whole = len(prompts) in reach
+    if missing:
+        scored = "held-out pictures are scored" if whole else "no scores of held-out pictures"
+        notes = [f"{scored} without {' and '.join(missing)}: not installed here, nor named in reward.metrics"]
+    elif not whole and weights:
+        notes = [f"no scores of held-out pictures: {' and '.join(weights)} would leave some prompts without one"]
+    else:
+        notes = []
+    if not whole:
         return None, notes
     calculator = RewardCalculator(weights, options=reward_options(config), device=world.device)
     calculator.check()

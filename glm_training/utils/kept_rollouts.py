@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from glm_training.utils.step_folders import step_folder, step_folders
+from glm_training.utils.step_folders import discarded, step_folder, step_folders
 
 ROLLOUTS, CONTENT = "rollouts", "rollout.json"
 QUALITY = 85
@@ -77,17 +77,18 @@ def _is_value(value: object) -> bool:
 
 
 class RolloutFolder:
-    """The kept steps of a run, of at most `limit` bytes together."""
+    """The kept steps of a run, of at most `limit` bytes together with those that were discarded."""
 
     def __init__(self, root: Path, limit: int) -> None:
         self.root, self.limit = root, limit
 
     def write(self, kept: KeptRollout, pictures: Sequence[Image.Image]) -> None:
         """Adds a step, whole or not at all, in the place of an earlier one of the same number; then removes steps until
-        all take no more than the limit. Raises OSError."""
+        all take no more than the limit, first those that were discarded. Raises OSError."""
         folder = step_folder(self.root, kept.step)
+        for torn in self.root.glob(".step-*.new"):  # of a write that was killed
+            shutil.rmtree(torn)
         fresh = folder.with_name(f".{folder.name}.new")
-        shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
         for name, picture in zip(kept.names, pictures, strict=True):
             picture.save(fresh / name, quality=QUALITY)
@@ -99,12 +100,14 @@ class RolloutFolder:
         self._make_room()
 
     def _make_room(self) -> None:
+        old = [path for path in discarded(self.root).glob("step-*") if path.is_dir()]
+        old.sort(key=lambda path: path.stat().st_mtime_ns)
         folders = dict(step_folders(self.root))
-        sizes = {step: sum(file.stat().st_size for file in path.iterdir()) for step, path in folders.items()}
-        while sum(sizes.values()) > self.limit and sizes:
-            step = least_missed(sorted(sizes))
-            shutil.rmtree(folders[step])
-            del sizes[step]
+        sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for path in (*old, *folders.values())}
+        while sum(sizes.values()) > self.limit:
+            path = old.pop(0) if old else folders.pop(least_missed(sorted(folders)))
+            shutil.rmtree(path)
+            del sizes[path]
 
 
 def least_missed(steps: Sequence[int]) -> int:

@@ -23,12 +23,17 @@ def step_folders(folder: Path) -> list[tuple[int, Path]]:
     return sorted((step, path) for step, path in found if path.is_dir())
 
 
+def discarded(folder: Path) -> Path:
+    """Where steps of `folder` go that the run does again: beside it, on the disk that it is on."""
+    return folder.resolve().with_name(f"{folder.resolve().name}.discarded")
+
+
 def keep_folders_until(folder: Path, step: int) -> None:
-    """Leaves the folders up to `step`; the others move to one beside it, `<name>.discarded`, where each one keeps its
-    name, or has `.2` behind it if that is taken. Raises OSError."""
+    """Leaves the folders up to `step`; the others are `discarded`, where each one keeps its name, or has `.2` behind it
+    if that is taken. Raises OSError."""
     for own, path in step_folders(folder):
         if own > step:
-            aside = folder.resolve().with_name(f"{folder.resolve().name}.discarded")  # on the disk that it is on
+            aside = discarded(folder)
             aside.mkdir(exist_ok=True)
             names = (path.name if number == 1 else f"{path.name}.{number}" for number in count(1))
             path.rename(next(aside / name for name in names if not os.path.lexists(aside / name)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -162,6 +163,27 @@ def test_a_picture_to_edit_whose_name_is_no_text(tmp_path, calls, sampled):
 
 
 # -- prompts of a file -------------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_cannot_be_opened_is_named(tmp_path, calls, sampled):
+    place = tmp_path / "out" / "samples.jsonl"
+    place.mkdir(parents=True)
+    code, told = sampled("--prompt", "a cat", "--out", tmp_path / "out")
+    assert code == 1 and told.splitlines()[-1] == f"error: {place}: Is a directory"
+
+
+def test_a_disk_that_takes_no_more_names_the_folder(tmp_path, calls, sampled):
+    """A write that fails knows no file: a limit on their size stands for the disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, before[1]))
+    try:
+        code, told = sampled("--prompt", "a cat", "--out", tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert len(calls) == 1  # it came as far as the record
+    assert code == 1 and told.splitlines()[-1] == f"error: --out: {tmp_path / 'out'}: File too large"
+    assert sampled("--prompt", "a cat", "--out", tmp_path / "out")[0] == 0
+    assert len(greys(tmp_path / "out")) == 1
 
 
 def picture(path: Path, grey: int = 9) -> Path:

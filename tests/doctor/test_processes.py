@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import time
 from pathlib import Path
 
 import pytest
 
+from glm_training.cli.doctor import add_doctor_arguments
 from glm_training.doctor.commands import Asked
-from glm_training.doctor.processes import look, module, run_together
+from glm_training.doctor.processes import LONGEST, look, module, run_together, slow
 
 
 @pytest.fixture
@@ -47,6 +49,20 @@ time.sleep(600)
     assert "stopped after 5 s" in found[0].message and found[0].command[-2:] == ("--time-limit", "20")
     pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
     assert len(pids) == 4 and not any(map(alive, pids))
+
+
+@pytest.mark.parametrize(("limit", "longer"), [(300, "1200"), (21_600.5, "86400"), (86_399, "86400")])
+def test_the_longer_limit_is_one_that_doctor_takes(limit: float, longer: str) -> None:
+    command = slow("GPU", limit, Asked()).command
+    assert command[-2:] == ("--time-limit", longer)
+    parser = argparse.ArgumentParser()
+    add_doctor_arguments(parser)
+    assert parser.parse_args(command[-2:]).time_limit == float(longer)
+
+
+def test_what_takes_longer_than_doctor_can_wait_is_not_asked_for_again() -> None:
+    found = slow("GPU", LONGEST, Asked())
+    assert "--time-limit" not in found.command and "--force-reinstall" in found.command
 
 
 def test_a_library_that_crashes_its_process_is_told(fake_torch) -> None:

@@ -11,7 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.image import ROOT, apt_packages, commands, copied, fill, instructions, is_sent, patterns, pip_words
+from tests.image import (
+    ROOT,
+    apt_packages,
+    arguments,
+    commands,
+    copied,
+    fill,
+    instructions,
+    is_sent,
+    patterns,
+    pip_words,
+)
 
 FOUND = instructions((ROOT / "Dockerfile").read_text(encoding="utf-8"))
 RULES = patterns((ROOT / ".dockerignore").read_text(encoding="utf-8"))
@@ -44,10 +55,11 @@ def test_nothing_runs_as_root_and_libraries_come_before_code() -> None:
 
 
 def test_the_python_is_that_of_ci_and_each_version_is_pinned() -> None:
-    arguments = dict(each.rest.split("=", 1) for each in FOUND if each.word == "ARG")
+    versions = arguments(FOUND)
     tested = re.search(r"Python (\d+\.\d+)", (ROOT / "requirements.txt").read_text(encoding="utf-8"))
-    assert tested is not None and arguments["PYTHON"].startswith(f"{tested[1]}.")
-    assert re.fullmatch(r"nvidia/cuda:\d+\.\d+\.\d+-runtime-ubuntu\d+\.\d+", arguments["BASE"])
+    assert tested is not None and versions["PYTHON"].startswith(f"{tested[1]}.")
+    assert re.fullmatch(r"nvidia/cuda:\d+\.\d+\.\d+-runtime-ubuntu\d+\.\d+", versions["BASE"])
+    assert re.fullmatch(r"\d+\.\d+\.\d+", versions["UV"])
     for words in pip_words(FOUND):
         loose = [word for word in words if not word.startswith(("-", "/", ".")) and "==" not in word]
         assert loose == []

@@ -54,7 +54,7 @@ def test_every_cell_runs(tmp_path: Path) -> None:
     (tmp_path / "cells.json").write_text(json.dumps(tagged), encoding="utf-8")
     # in examples/, where Jupyter starts it
     program = Program("-c", RUN, str(tmp_path / "run"), str(tmp_path / "cells.json"), directory=NOTEBOOK.parent)
-    done = program.ended()
+    done = program.ended(900)  # a bound on hanging: a minute and a half on a machine with other work
     assert done.returncode == 0, done.stdout + done.stderr
     assert "black 0.0\n" in done.stdout and "white 1.0\n" in done.stdout
     assert "mean reward of the first steps" in done.stdout

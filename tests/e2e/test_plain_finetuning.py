@@ -38,18 +38,37 @@ def plain(tmp_path, monkeypatch) -> list[str]:
     return ["--config", str(own), f"output_dir={tmp_path}/plain"]
 
 
-def test_it_starts_and_says_which_scores_it_does_without(plain, tmp_path, monkeypatch, capsys):
+MISSED = "not installed here, nor named in reward.metrics"
+
+
+def notes_on_metrics(out: str) -> list[str]:
+    return [line for line in out.splitlines() if "held-out pictures" in line or "aesthetic" in line]
+
+
+def test_it_starts_and_says_in_one_short_line_what_it_does_without(plain, tmp_path, monkeypatch, capsys):
     assert run(monkeypatch, "train", *plain) == 0
     told = capsys.readouterr()
-    for name in ("lpips", "aesthetic"):
-        assert f"note: held-out scores do without {name}, which nobody named: {name}: " in told.out
+    expected = f"note: no scores of held-out pictures without lpips and aesthetic: {MISSED}"  # a prompt quotes no word
+    assert notes_on_metrics(told.out) == [expected]
     assert told.err == "" and (tmp_path / "plain/checkpoints/step-000001/manifest.json").is_file()
+    assert '"eval/total"' not in (tmp_path / "plain/metrics.jsonl").read_text()
+
+
+def test_one_metric_that_all_prompts_can_have_is_enough(plain, tmp_path, monkeypatch, capsys):
+    prompts = tmp_path / "held_out.txt"
+    prompts.write_text('a sign that says "BAR"\na sign that says "TAXI"\n')
+    assert run(monkeypatch, "train", *plain, f"evaluation.eval_prompts_file={prompts}") == 0
+    expected = f"note: held-out pictures are scored without lpips and aesthetic: {MISSED}"
+    assert notes_on_metrics(capsys.readouterr().out) == [expected]
+    assert '"eval/text_accuracy"' in (tmp_path / "plain/metrics.jsonl").read_text()
 
 
 def test_what_can_be_had_is_scored(plain, tmp_path, monkeypatch, capsys):
     here = f"reward.options.lpips.backbone_weights={write_alexnet(tmp_path / 'alexnet.pth')}"
     assert run(monkeypatch, "train", *plain, here) == 0
-    assert "without lpips" not in capsys.readouterr().out
+    assert notes_on_metrics(capsys.readouterr().out) == [
+        f"note: held-out pictures are scored without aesthetic: {MISSED}"
+    ]
     assert '"eval/lpips"' in (tmp_path / "plain/metrics.jsonl").read_text()
 
 

@@ -97,8 +97,13 @@ def test_another_window_after_a_resume_takes_no_late_step_for_a_first_one():
     wider.load(rewards(2, 0.1, 0.2, 0.3, 0.4, 0.5).state())
     wider.add([], {"reward/total": Mean(0.9, 8)})
     assert [row["total"][0] for row in wider.state()["first"]] == [0.1, 0.2]
+    soon = TrainingRewards(4)
+    soon.load(rewards(1, 0.1, 0.2).state())
+    soon.add([], {"reward/total": Mean(0.9, 8)})
+    assert [row["total"][0] for row in soon.state()["first"]] == [0.1]
     narrower = TrainingRewards(1)
     narrower.load(rewards(2, 0.1, 0.2, 0.3).state())
+    assert [row["total"][0] for row in narrower.state()["first"]] == [0.1]
     assert narrower.gaps(evaluation(0.0), evaluation(0.0))["gap/total"] == pytest.approx(0.3)
 
 

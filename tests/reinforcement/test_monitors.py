@@ -165,7 +165,7 @@ def test_a_series_keeps_its_first_and_its_latest_values():
     series = Series()
     assert [series.add(value, 2) for value in (1.0, 3.0, 5.0, 9.0)] == [False, False, True, True]
     assert (series.first, series.start, series.latest, series.now) == ([1.0, 3.0], 2.0, [5.0, 9.0], 7.0)
-    assert series.state() == {"first": [1.0, 3.0], "latest": [5.0, 9.0], "departed": None, "tripped": None}
+    assert (series.departed, series.tripped, series.closed) == (None, None, True)
 
 
 def test_a_figure_that_is_no_number_is_beyond_every_limit(tmp_path):
@@ -235,6 +235,38 @@ def test_start_values_survive_a_resume(tmp_path):
     again = monitors(tmp_path, "reward.monitors.saturation_change=0.5")
     again.load(json.loads(json.dumps(watch.state())))
     assert feed(again, 0.4, 0.4, first=4) == feed(watch, 0.4, 0.4, first=4) != []
+
+
+@pytest.mark.parametrize(
+    ("before", "seen", "now", "start"),
+    [
+        (2, 3, 4, 0.15),  # wider: .1 and .2 are the start, no value of after the resume is
+        (2, 2, 4, 0.25),  # wider, and none is lost yet: as a run that had it from the first step on
+        (4, 6, 2, 0.15),  # shorter: the first two of four
+        (4, 3, 2, 0.15),
+        (4, 3, 4, 0.25),
+    ],
+)
+def test_another_window_after_a_resume_takes_no_late_value_for_a_first_one(tmp_path, before, seen, now, start):
+    values = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
+    watch = monitors(tmp_path, f"reward.monitors.window={before}")
+    feed(watch, *values[:seen])
+    again = monitors(tmp_path, f"reward.monitors.window={now}")
+    again.load(json.loads(json.dumps(watch.state())))
+    feed(again, *values[seen:], first=seen + 1)
+    assert again.series["saturation"].start == pytest.approx(start)
+    assert again.series["saturation"].latest == values[-now:]
+
+
+def test_a_window_that_was_shorter_for_a_while_leaves_the_start_short(tmp_path):
+    watch = monitors(tmp_path, "reward.monitors.window=4")
+    feed(watch, 0.1, 0.2, 0.3)
+    for window in (2, 4):
+        again = monitors(tmp_path, f"reward.monitors.window={window}")
+        again.load(json.loads(json.dumps(watch.state())))
+        watch = again
+    feed(watch, 0.9, first=4)
+    assert watch.series["saturation"].first == [0.1, 0.2]
 
 
 def test_a_run_that_resumes_beyond_a_limit_stops_again(tmp_path):

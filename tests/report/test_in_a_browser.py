@@ -82,6 +82,15 @@ def test_a_page_is_whole(folder, browser, name, width, dark):
     assert browser.ask("document.title") != "caught"
 
 
+def test_a_narrow_window_shows_what_a_row_comes_to(folder, browser):
+    browser.open(folder / "large.html", width=400)
+    whole(browser)
+    assert browser.ask("[...document.querySelectorAll('.acts button')].every((each) => each.offsetHeight < 30)")
+    right = "(row, column) => document.querySelector(row).cells[column].getBoundingClientRect().right"
+    assert browser.ask(f"({right})('#prompts tr', 3) <= innerWidth")
+    assert browser.ask(f"({right})('.monitors tr', 4) <= innerWidth")
+
+
 def test_a_long_run_opens_at_once(folder, browser):
     assert (folder / "large.html").stat().st_size < 30e6
     browser.open(folder / "large.html")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from glm_training.utils.kept_rollouts import KeptRollout, RolloutFolder, least_missed
-from glm_training.utils.step_folders import step_folder
+from glm_training.utils.step_folders import keep_folders_until, step_folder
 
 
 def kept(step: int = 1, prompts: int = 2) -> KeptRollout:
@@ -57,6 +58,33 @@ def test_what_is_kept_stays_within_its_bound_and_over_the_whole_run(tmp_path):
         assert size(tmp_path / "many") <= limit
     left = steps(tmp_path / "many")
     assert left[0] == 1 and left[-1] == 32 and len(left) == 4
+
+
+def test_what_was_discarded_counts_and_goes_first_and_the_oldest_before_others(tmp_path):
+    root, aside = tmp_path / "rollouts", tmp_path / "rollouts.discarded"
+    for step in (1, 2, 3, 4):
+        RolloutFolder(root, 1 << 30).write(kept(step), pictures(12))
+    limit = size(tmp_path) + 100
+    keep_folders_until(root, 1)
+    for age, step in enumerate((3, 2, 4)):  # as written one after another
+        os.utime(aside / f"step-{step:06d}", ns=(age, age))
+    (aside / "notes.txt").write_text("mine")
+    folder = RolloutFolder(root, limit)
+    for step, left in ((2, [2, 4]), (3, [4]), (4, [])):
+        folder.write(kept(step), pictures(12))
+        assert size(tmp_path) <= limit
+        assert steps(aside) == left and steps(root) == list(range(1, step + 1))
+    folder.write(kept(5), pictures(12))
+    assert steps(root) == [1, 3, 4, 5]
+    assert (aside / "notes.txt").read_text() == "mine"
+
+
+def test_what_a_killed_write_has_left_goes_with_the_next_one(tmp_path):
+    torn = tmp_path / ".step-000001.new"
+    torn.mkdir()
+    (torn / "0-0-0.jpg").write_bytes(b"x" * 5000)
+    RolloutFolder(tmp_path, 1 << 20).write(kept(2), pictures(12))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000002"]
 
 
 def test_a_bound_that_takes_not_even_one_step_keeps_none(tmp_path):

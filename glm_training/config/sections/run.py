@@ -149,8 +149,8 @@ class LoggingConfig(Section):
         default=64,
         ge=0,
         le=1_000_000,
-        description="MiB of disk that all of them may take: beyond it, steps go that have near neighbours; 0 = none "
-        "are kept.",
+        description="MiB of disk that all of them may take, with those that a resumed run has discarded: beyond it "
+        "these go first, then steps that have near neighbours; 0 = none are kept.",
     )
 
     def sample_every(self) -> int | None:

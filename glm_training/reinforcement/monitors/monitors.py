@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,21 +28,22 @@ class Series:
     """One figure over the run: its first `window` values, its latest ones, and since when it has been on its way.
 
     departed: the first step from which on the figure has used more than half of its limit; None before. tripped: the
-    step at which it went over, None while it is within.
+    step at which it went over, None while it is within. closed: a value has come that is none of the first.
     """
 
     first: list[float] = field(default_factory=list)
     latest: list[float] = field(default_factory=list)
     departed: int | None = None
     tripped: int | None = None
+    closed: bool = False
 
     def add(self, value: float, window: int) -> bool:
         """Takes a value; whether there is something to compare by now: a full start, and a value after it."""
-        complete = len(self.first) >= window
-        if not complete:
+        self.closed = self.closed or len(self.first) >= window
+        if not self.closed:
             self.first.append(value)
         self.latest = [*self.latest, value][-window:]
-        return complete
+        return self.closed
 
     @property
     def start(self) -> float:
@@ -52,8 +53,10 @@ class Series:
     def now(self) -> float:
         return sum(self.latest) / len(self.latest)
 
-    def state(self) -> dict[str, Any]:
-        return {"first": self.first, "latest": self.latest, "departed": self.departed, "tripped": self.tripped}
+    def shortened(self, window: int) -> Series:
+        """As a run with a shorter `window` would have it; a longer one leaves the start as it is once it is closed."""
+        closed = self.closed or len(self.first) > window
+        return replace(self, first=self.first[:window], latest=self.latest[-window:], closed=closed)
 
 
 class Monitors:
@@ -183,11 +186,11 @@ class Monitors:
 
     def state(self) -> dict[str, Any]:
         """Start values and the latest ones, for a checkpoint."""
-        return {name: series.state() for name, series in self.series.items()}
+        return {name: asdict(series) for name, series in self.series.items()}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Takes what `state` gave; a shorter window keeps the latest values."""
-        self.series = {name: Series(**dict(values)) for name, values in state.items()}
+        """Takes what `state` gave, for the window that is set now."""
+        self.series = {name: Series(**dict(values)).shortened(self.window) for name, values in state.items()}
 
 
 def _label(name: str) -> str:

@@ -129,6 +129,7 @@ MUTATIONS = [
         ("if not inner:\n        return steps[0]", "if not inner:\n        return steps[-1]", "the newest step goes"),
         ("steps[place + 1] - steps[place - 1]", "steps[place]", "the early steps go first"),
         ("sum(sizes.values()) > self.limit", "sum(sizes.values()) > 2 * self.limit", "the bound is no bound"),
+        ("for path in (*old, *folders.values())}", "for path in folders.values()}", "discarded pictures do not count"),
     ),
     *of(
         "utils/step_lines.py",

@@ -42,6 +42,7 @@ GRPO = [
     "reward.metrics={structure: 1.0}",
     "reward.grpo.dit.method=flow_grpo",
     "reward.grpo.dit.timesteps_per_sample=null",
+    "reward.grpo.ar.updates_per_rollout=1",
     "reward.grpo.ar.clip_range=1e-4",
     "reward.grpo.dit.clip_range=1e-5",
     "reward.grpo.gate=false",

@@ -84,6 +84,17 @@ def test_a_half_trained_whole(whole, tmp_path):
     assert sorted(path.name for path in (tmp_path / "average").iterdir()) == ["README.md", "transformer"]
 
 
+@pytest.mark.parametrize("merged", [False, True])
+def test_parts_alone_in_half_precision_are_drawn_in_the_rest_as_it_is(whole, adapters, tmp_path, merged):
+    """What is not in the export is not rounded with it."""
+    run, parts = (adapters, ["transformer", "vision_language_encoder"]) if merged else (whole, ["transformer"])
+    lines = exported(run, tmp_path / "out", "safetensors", merge=merged, dtype=torch.bfloat16)
+    told(lines, BIT_FOR_BIT, STOCK, OWN, "rounding to bfloat16 moves its pictures by")
+    for part in parts:
+        (file,) = (tmp_path / "out" / part).glob("*.safetensors")
+        assert {value.dtype for value in load_file(file).values()} == {torch.bfloat16}
+
+
 @pytest.fixture(scope="module")
 def dpo(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("dpo")
@@ -118,6 +129,14 @@ def test_a_distilled_student(tmp_path, form):
         assert few is not None and few.steps == 2
         card = (tmp_path / "out/README.md").read_text()
         assert "num_inference_steps=2, guidance_scale=0" in card
+
+
+def test_adapters_of_a_distilled_student_merged_into_its_part(tmp_path):
+    """From a checkpoint of adapters alone, whose other parts are those of the model that the run began with."""
+    keys = [*LORA, "checkpoint.save_lora_only=true", "dmdr.student_steps=1", "training.max_steps=1"]
+    dmdr_runs.trainer_of(tmp_path, *DRAWN, *keys, "dmdr.update_ratio=1").train()
+    lines = exported(tmp_path / "run", tmp_path / "out", "safetensors", merge=True)
+    told(lines, BIT_FOR_BIT, STOCK, OWN, "merging them moves its pictures by")
 
 
 @pytest.mark.parametrize(("component", "form"), [("autoencoder", "pipeline"), ("generator", "safetensors")])

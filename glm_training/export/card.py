@@ -99,14 +99,16 @@ def _front(wanted: Wanted, licence: str | None) -> dict[str, Any]:
 
 def _what(wanted: Wanted) -> str:
     source, config = wanted.source, wanted.source.config
-    parts = " and ".join(config.parts())
-    trained = f"LoRA adapters of its {parts}" if source.adapted else f"the {parts}"
+    adapted, whole = " and ".join(source.adapted), " and ".join(source.whole)
+    trained = " and ".join([f"LoRA adapters of its {adapted}"] * bool(adapted) + [f"the {whole}"] * bool(whole))
     method = METHODS[config.training.method]
     if config.uses_reward():
         method = "reinforcement learning on rewards (GRPO)"
     merged = ", which are merged into it" if wanted.merge and source.adapted else ""
     if wanted.format == "lora":
-        text = f"LoRA adapters for the {parts} of {_base_name(source)}, trained by {method}."
+        text = f"LoRA adapters for the {adapted} of {_base_name(source)}, trained by {method}."
+        if whole:
+            text += f" The {whole} was trained whole beside them and is not in here; they belong with it."
     else:
         form = "A pipeline" if wanted.format == "pipeline" else "The trained parts of a pipeline"
         text = f"{form} made from {_base_name(source)} by training {trained}{merged}, by {method}."

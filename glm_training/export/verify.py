@@ -84,11 +84,14 @@ def _expected(wanted: Wanted, drawing: Drawing) -> tuple[Tensor | None, list[str
     from what the run drew. None where the model that adapters belong on is not here."""
     source = wanted.source
     try:
-        family = trainers_model(source, wanted.kind, torch.float32)
+        family = trainers_model(source, wanted.kind, torch.float32, adapters_alone=wanted.format == "lora")
     except ModelLoadError as error:
         return None, [f"not compared with the trainer's own picture: {error}"]
     trained = drawing.by(family)
-    lines = _beside_samples(wanted, drawing, trained)
+    if wanted.format == "lora" and source.whole:  # the run's own samples are of both halves
+        lines = [f"the {' and '.join(source.whole)}, trained whole, is not in it (--format safetensors --merge)"]
+    else:
+        lines = _beside_samples(wanted, drawing, trained)
     if not (wanted.merge and source.adapted) and wanted.dtype is None:
         return trained, lines
     if wanted.format == "lora":

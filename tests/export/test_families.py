@@ -102,6 +102,45 @@ def test_parts_alone_in_half_precision_are_drawn_in_the_rest_as_it_is(whole, ada
 
 
 @pytest.fixture(scope="module")
+def mixed(tmp_path_factory) -> Path:
+    """Adapters of the AR half beside a DiT half that is trained whole; the checkpoint has a pipeline."""
+    folder = tmp_path_factory.mktemp("mixed")
+    keys = ["lora.ar.enabled=true", "lora.ar.rank=2", "lora.ar.alpha=4.0", "training.max_steps=1"]
+    runs.trainer_of(folder, *DRAWN, *keys).train()
+    return folder / "run"
+
+
+def test_adapters_beside_a_half_trained_whole(mixed, tmp_path):
+    """They are exported alone, which is told, and held against the model that the run began with, with them."""
+    lines = exported(mixed, tmp_path / "out", "lora")
+    told(lines, BIT_FOR_BIT, STOCK, "the dit, trained whole, is not in it (--format safetensors --merge)")
+    assert not any(OWN in line for line in lines) and not (tmp_path / "out/lora_dit").exists()
+    text = (tmp_path / "out/README.md").read_text()
+    assert "LoRA adapters for the ar of" in text and "The dit was trained whole beside them" in text
+    told(exported(mixed, tmp_path / "both", "safetensors", merge=True), BIT_FOR_BIT, OWN)
+    assert "training LoRA adapters of its ar and the dit, which" in (tmp_path / "both/README.md").read_text()
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32])
+def test_adapters_are_merged_into_the_base_that_is_named(mixed, tmp_path, dtype):
+    """And not taken from the pipeline of the checkpoint, where they are merged into that of the run."""
+    other = base_model(Source.read(mixed), torch.float32)
+    for parameter in other.module("ar").parameters():
+        parameter.data += 0.25
+    other.save_pretrained(tmp_path / "base")
+    exported(mixed, tmp_path / "out", "pipeline", merge=True, base=str(tmp_path / "base"), dtype=dtype)
+    found = load_file(tmp_path / "out/vision_language_encoder/model.safetensors")
+    wanted = load_file(tmp_path / "base/vision_language_encoder/model.safetensors")
+    added = {
+        f"{layer}.weight": 4 / 2 * (b @ a)
+        for layer, (a, b) in Source.read(mixed).adapter("ar", "weights").layers().items()
+    }
+    assert found.keys() == wanted.keys() and added.keys() < wanted.keys()
+    for name, value in wanted.items():
+        assert torch.allclose(found[name], value + added.get(name, 0), rtol=1e-6, atol=1e-7), name
+
+
+@pytest.fixture(scope="module")
 def dpo(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("dpo")
     preference_runs.trainer_of(folder, "sdxl", *DRAWN, "lora.alpha=6.0").train()  # 6 / 4 is no power of two

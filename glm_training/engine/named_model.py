@@ -29,6 +29,7 @@ from glm_training.models.adapters import (
     merge_into,
     misfit,
     starting_adapters,
+    weights_file,
 )
 from glm_training.models.family import Family, FewSteps
 from glm_training.models.loading import ModelLoadError
@@ -132,7 +133,14 @@ def _named_adapters(entry: str, family: str, key: str) -> tuple[list[StartingAda
         part = ""
     checkpoint, inside, note = named_checkpoint(place, key)
     folder = expanded(place) if checkpoint is None else checkpoint / inside
-    folder = folder.parent if folder.is_file() and is_adapter(folder.parent) else folder
+    if folder.is_file() and is_adapter(folder.parent):
+        own = weights_file(folder.parent).name
+        if folder.name not in (own, "adapter_config.json"):
+            raise ModelLoadError(
+                f"{key} {entry}: of {folder.parent} {own} would be read, not {folder.name}: name a folder "
+                "that holds it under that name alone"
+            )
+        folder = folder.parent
     if not part and len(parts) > 1 and is_adapter(folder) and folder.name.removeprefix("lora_") not in parts:
         raise ModelLoadError(f"{key} {entry}: say which half it is of: write {_ways(parts)}")
     adapters = starting_adapters(key, [str(folder)], [part] if part else parts)
@@ -215,6 +223,8 @@ def _best_or_last(checkpoints_dir: Path) -> tuple[Path, str]:
             continue
         if best is not None and path in first:
             why = f"its best: {best.told()}"
+        elif best is not None and not first:
+            why = f"its last whole one, as {best.name}, which is named its best, is not among its own"
         else:
             why = "its last whole one" if first else "its last whole one, as none is named its best"
         return path, "; ".join([why, *passed])

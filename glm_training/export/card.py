@@ -21,7 +21,7 @@ from glm_training.export.source import Source
 from glm_training.utils.hub_files import hub_id
 from glm_training.utils.metrics_file import METRICS
 from glm_training.utils.step_lines import line_of, lines_of
-from glm_training.utils.words import number
+from glm_training.utils.words import counted, number
 
 CARD = "README.md"
 METHODS = {
@@ -99,14 +99,16 @@ def _front(wanted: Wanted, licence: str | None) -> dict[str, Any]:
 
 def _what(wanted: Wanted) -> str:
     source, config = wanted.source, wanted.source.config
-    parts = " and ".join(config.parts())
-    trained = f"LoRA adapters of its {parts}" if source.adapted else f"the {parts}"
+    adapted, whole = " and ".join(source.adapted), " and ".join(source.whole)
+    trained = " and ".join([f"LoRA adapters of its {adapted}"] * bool(adapted) + [f"the {whole}"] * bool(whole))
     method = METHODS[config.training.method]
     if config.uses_reward():
         method = "reinforcement learning on rewards (GRPO)"
     merged = ", which are merged into it" if wanted.merge and source.adapted else ""
     if wanted.format == "lora":
-        text = f"LoRA adapters for the {parts} of {_base_name(source)}, trained by {method}."
+        text = f"LoRA adapters for the {adapted} of {_base_name(source)}, trained by {method}."
+        if whole:
+            text += f" The {whole} was trained whole beside them and is not in here; they belong with it."
     else:
         form = "A pipeline" if wanted.format == "pipeline" else "The trained parts of a pipeline"
         text = f"{form} made from {_base_name(source)} by training {trained}{merged}, by {method}."
@@ -125,35 +127,54 @@ def _base_name(source: Source) -> str:
 
 
 def use_lines(wanted: Wanted, place: str) -> list[str]:
-    """Code with stock libraries that loads what lies at `place`; of VGT, which they do not have, with this package."""
+    """Code with stock libraries that draws with what lies at `place`; of VGT, which they do not have, with this
+    package. Types are named: without one diffusers takes fp32 and transformers that of the files, and parts of several
+    types do not draw together."""
     source, parts = wanted.source, wanted.source.config.parts()
-    base = public_base(source) or Path(source.base).name
     if source.family == "vgt":
         if wanted.format == "pipeline":
             return ["from glm_training.models.vgt.family import VGT", f'model = VGT.load("{place}")']
         (part,) = parts
         module = f"from glm_training.models.vgt.{part} import {part.title()}"
         return [module, f'{part} = {part.title()}.from_pretrained("{place}/{part}")']
-    stock = STOCK[source.family]
-    if wanted.format == "pipeline":
-        return [f"from diffusers import {stock}", f'pipe = {stock}.from_pretrained("{place}")']
+    stock, base = STOCK[source.family], public_base(source) or Path(source.base).name
+    chosen = None if wanted.format == "lora" else wanted.dtype  # of adapters it says nothing of the model
+    own = source.config.model.torch_dtype if chosen is None else str(chosen).removeprefix("torch.")
+    dtype = f"torch_dtype=torch.{own}"
+    heads, lines, given = ["import torch", f"from diffusers import {stock}"], list[str](), ""
     if wanted.format == "safetensors":
-        lines = []
         for part in parts:
-            library = "transformers" if part == "ar" else "diffusers"
-            lines += [f"from {library} import {CLASSES[part]}"]
-            lines += [f'{folder_of(part)} = {CLASSES[part]}.from_pretrained("{place}", subfolder="{folder_of(part)}")']
-        return lines
-    lines = [f"from diffusers import {stock}", f'pipe = {stock}.from_pretrained("{base}")']
+            library, key = ("transformers", f"dtype=torch.{own}") if part == "ar" else ("diffusers", dtype)
+            heads.append(f"from {library} import {CLASSES[part]}")
+            folder = folder_of(part)
+            lines.append(f'{folder} = {CLASSES[part]}.from_pretrained("{place}", subfolder="{folder}", {key})')
+            given += f"{folder}={folder}, "
+    model = place if wanted.format == "pipeline" else base
+    lines.append(f'pipe = {stock}.from_pretrained("{model}", {given}{dtype})')
+    if wanted.format == "lora":
+        heads += ["from peft import PeftModel"] if "ar" in source.adapted else []
+        lines += _adapter_lines(source, place)
+    if source.family == "sdxl" and _few_steps(source) and wanted.format != "pipeline":  # a pipeline has its own
+        heads.append("from diffusers import LCMScheduler")
+        options = f"original_inference_steps={source.config.dmdr.student_steps}, clip_sample=False"
+        lines.append(f"pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config, {options})")
+    return heads + lines
+
+
+def _adapter_lines(source: Source, place: str) -> list[str]:
+    lines = []
     if "unet" in source.adapted:
         lines.append(f'pipe.load_lora_weights("{place}", weight_name="{DIFFUSERS_FILE}")')
     if "dit" in source.adapted:
         file = f'weight_name="{DIFFUSERS_FILE}"'
         lines.append(f'pipe.transformer.load_lora_adapter("{place}", prefix="transformer", {file})')
     if "ar" in source.adapted:
-        lines[:0] = ["from peft import PeftModel"]
         lines.append(f'PeftModel.from_pretrained(pipe.vision_language_encoder, "{place}/lora_ar")')
     return lines
+
+
+def _few_steps(source: Source) -> bool:
+    return source.config.training.method == "dmdr"
 
 
 def _use(wanted: Wanted) -> str:
@@ -165,9 +186,10 @@ def _use(wanted: Wanted) -> str:
                 f", `{DIFFUSERS_FILE}` is diffusers' file and `{KOHYA_FILE}` that of kohya's scripts and what reads it"
             )
         text += "; all of them are of full strength at a weight of 1."
-    if wanted.source.config.training.method == "dmdr":
-        steps = wanted.source.config.dmdr.student_steps
-        text += f"\n\nDraw in {steps} steps without guidance: `num_inference_steps={steps}, guidance_scale=0`."
+    if _few_steps(wanted.source):
+        steps, told = wanted.source.config.dmdr.student_steps, wanted.source.config.dmdr.one_step_timestep
+        options = f"num_inference_steps={steps}" if told is None else f"timesteps=[{told}]"
+        text += f"\n\nDraw in {counted(steps, 'step')} without guidance: `{options}, guidance_scale=0`."
     return text
 
 

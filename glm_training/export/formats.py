@@ -56,7 +56,7 @@ class Wanted:
     def copies(self) -> bool:
         """Whether the files are those of the checkpoint as they are."""
         written = self.source.as_written(self.kind) and self.source.pipeline is not None
-        return written and self.dtype is None and self.format != "lora"
+        return written and self.dtype is None and self.format != "lora" and not self.source.on_another_base
 
     @property
     def folders(self) -> list[str]:
@@ -66,7 +66,8 @@ class Wanted:
     def model(self) -> Family:
         """The model that is written, in memory; for what is no copy. Raises ExportError and ModelLoadError."""
         source, dtype = self.source, self.dtype
-        if source.pipeline is not None and source.as_written(self.kind) and dtype is not None:
+        written = source.as_written(self.kind) and not source.on_another_base
+        if source.pipeline is not None and written and dtype is not None:
             return whole_model(source, dtype)
         if source.adapted:
             return merged_model(source, self.kind, dtype)

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from glm_training.export.drawing import Drawing, stock_picture
 from glm_training.export.formats import layers_per_block
 from glm_training.export.lora import DIFFUSERS_FILE, KOHYA_FILE, PREFIX, kohya_name, require_change
-from glm_training.export.models import base_model, folder_of, skeleton_of, whole_model
+from glm_training.export.models import around_parts, base_model, few_steps_of, folder_of, skeleton_of
 from glm_training.export.source import Adapter, ExportError, Source
 from glm_training.models.adapters import StartingAdapter, misfit, starting_adapters
-from glm_training.models.family import Family, FewSteps, read_few_steps
+from glm_training.models.family import Family, read_few_steps
 from glm_training.models.glm_image.family import GLMImage
 from glm_training.models.loading import ModelLoadError
 from glm_training.models.sdxl.family import SDXL
@@ -156,8 +156,7 @@ def _draw_whole(source: Source, folder: Path, form: str, drawing: Drawing, expec
     if form == "pipeline":
         pipe, family = load_pipeline(source.family, folder)
     else:
-        whole = source.pipeline is not None
-        family = whole_model(source, torch.float32) if whole else base_model(source, torch.float32)
+        family = around_parts(source)
         for part in source.config.parts():
             loaded = reload_part(folder / folder_of(part), torch.float32)
             family.module(part).load_state_dict(loaded.state_dict())
@@ -175,7 +174,7 @@ def _draw_adapters(source: Source, folder: Path, form: str, drawing: Drawing, ex
     except ModelLoadError as error:
         yield f"nothing was drawn with it: {error}"
         return
-    _few_steps(source, family)
+    few_steps_of(source, family)
     before = drawing.by(family)
     pipe, exact = family.to_pipeline(), True
     for part in source.adapted:
@@ -205,12 +204,6 @@ def load_pipeline(kind: str, folder: Path) -> tuple[Any, Family]:
     if few is not None:
         family.draw_in_few_steps(few)
     return pipe, family
-
-
-def _few_steps(source: Source, family: Family) -> None:
-    dmdr = source.config.dmdr
-    if source.config.training.method == "dmdr":
-        family.draw_in_few_steps(FewSteps(dmdr.student_steps, dmdr.one_step_timestep))
 
 
 def _compared(images: Tensor, expected: Tensor | None, bound: float) -> Iterator[str]:
@@ -246,7 +239,7 @@ def _changed(source: Source, drawing: Drawing, images: Tensor) -> Iterator[str]:
     except ModelLoadError:
         yield f"not compared with {source.base}, which is not here"
         return
-    _few_steps(source, family)
+    few_steps_of(source, family)
     yield difference(images, drawing.by(family), source.base)
 
 

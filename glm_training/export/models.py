@@ -74,18 +74,37 @@ def whole_model(source: Source, dtype: torch.dtype) -> Family:
     return family
 
 
-def trainers_model(source: Source, kind: Kind, dtype: torch.dtype) -> Family:
+def around_parts(source: Source) -> Family:
+    """The model in fp32 that the trained parts alone are put into: the checkpoint's own, or the one that the run began
+    with. Raises ExportError and ModelLoadError."""
+    if source.pipeline is not None and not source.on_another_base:
+        return whole_model(source, torch.float32)
+    family = base_model(source, torch.float32)
+    few_steps_of(source, family)
+    return family
+
+
+def few_steps_of(source: Source, family: Family) -> None:
+    """Has a distilled student drawn as such."""
+    dmdr = source.config.dmdr
+    if source.config.training.method == "dmdr":
+        family.draw_in_few_steps(FewSteps(dmdr.student_steps, dmdr.one_step_timestep))
+
+
+def trainers_model(source: Source, kind: Kind, dtype: torch.dtype, *, adapters_alone: bool = False) -> Family:
     """The model under training with the weights `kind` of a checkpoint, its adapters beside the layers, on the CPU.
-    What was trained whole is in fp32, the rest in `dtype`, adapters in fp32. Raises ExportError and ModelLoadError."""
+    What was trained whole is in fp32, the rest in `dtype`, adapters in fp32. With `adapters_alone` a half that was
+    trained whole beside one with adapters is as the run began. Raises ExportError and ModelLoadError."""
     config = source.config
     if source.adapted:
         family = base_model(source, dtype)
-        if config.training.method == "dmdr":
-            family.draw_in_few_steps(FewSteps(config.dmdr.student_steps, config.dmdr.one_step_timestep))
+        few_steps_of(source, family)
     else:
         family = whole_model(source, dtype)
     for part in source.adapted:
         add_adapter(family.module(part), source.adapter(part, kind))
+    if adapters_alone:
+        return family.eval()
     family.set_trainable(**dict.fromkeys(config.parts(), True))
     if kind == "shown" and source.whole and source.adapted:
         raise ExportError("a half trained whole beside one with adapters, by an optimizer with an average of its own")
@@ -132,9 +151,7 @@ def merged_model(source: Source, kind: Kind, dtype: torch.dtype | None) -> Famil
     family.set_trainable(**dict.fromkeys(source.whole, True))
     for part in source.whole:
         put(family, part, source.state(part, kind))
-    if source.config.training.method == "dmdr":
-        dmdr = source.config.dmdr
-        family.draw_in_few_steps(FewSteps(dmdr.student_steps, dmdr.one_step_timestep))
+    few_steps_of(source, family)
     return family if dtype is None else cast(family, dtype)
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from tempfile import gettempdir
 
 from glm_training.checkpoint import disk
 from glm_training.checkpoint.disk_errors import error_code
@@ -106,10 +107,14 @@ def _written_whole(folder: Path, needed: int) -> Iterator[Path]:
         code, place = error_code(error)
         if code in (errno.ENOSPC, errno.EDQUOT):
             free = disk.free_bytes(next(path for path in fresh.absolute().parents if path.exists()))
-            raise ExportError(
-                f"the export takes about {in_bytes(needed)}, and {folder.parent} has {in_bytes(free)} free: nothing "
-                "was exported. Free some space, or name another --out"
-            ) from error
+            told = f"the export takes about {in_bytes(needed)}, and {folder.parent} has {in_bytes(free)} free"
+            if free >= needed:  # it became larger than was known, or pictures to compare with had no room
+                other, left = gettempdir(), disk.free_bytes(Path(gettempdir()))
+                told = (
+                    f"the disk of {folder.parent} (now {in_bytes(free)} free) or that of {other} (TMPDIR, "
+                    f"{in_bytes(left)} free) became full before the export was whole"
+                )
+            raise ExportError(f"{told}: nothing was exported. Free some space, or name another --out") from error
         if isinstance(error, OSError):
             raise ExportError(f"{place or folder}: {error.strerror or error}; nothing was exported") from error
         raise

@@ -118,6 +118,11 @@ class Source:
         folder = self.folder / PIPELINE
         return folder if (folder / INDEX).is_file() else None
 
+    @property
+    def on_another_base(self) -> bool:
+        """Whether its adapters are wanted on another model than they were trained on, which `pipeline` is made of."""
+        return bool(self.adapted) and self.base != self.config.model.name
+
     def chosen(self, ema: bool | None) -> Kind:
         """Which weights are meant: the average, the others, or (None) those that the run writes itself. Raises
         ExportError for an average that was not kept, and for weights that mean nothing."""

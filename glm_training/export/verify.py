@@ -14,7 +14,7 @@ from torch import Tensor
 
 from glm_training.export.drawing import Drawing, drawing_of, own_pictures
 from glm_training.export.formats import Wanted
-from glm_training.export.models import base_folder, cast, trainers_model
+from glm_training.export.models import around_parts, base_folder, cast, trainers_model
 from glm_training.export.source import ExportError, Source
 from glm_training.models.family import Family
 from glm_training.models.loading import ModelLoadError
@@ -84,18 +84,21 @@ def _expected(wanted: Wanted, drawing: Drawing) -> tuple[Tensor | None, list[str
     from what the run drew. None where the model that adapters belong on is not here."""
     source = wanted.source
     try:
-        family = trainers_model(source, wanted.kind, torch.float32)
+        family = trainers_model(source, wanted.kind, torch.float32, adapters_alone=wanted.format == "lora")
     except ModelLoadError as error:
         return None, [f"not compared with the trainer's own picture: {error}"]
     trained = drawing.by(family)
-    lines = _beside_samples(wanted, drawing, trained)
+    if wanted.format == "lora" and source.whole:  # the run's own samples are of both halves
+        lines = [f"the {' and '.join(source.whole)}, trained whole, is not in it (--format safetensors --merge)"]
+    else:
+        lines = _beside_samples(wanted, drawing, trained)
     if not (wanted.merge and source.adapted) and wanted.dtype is None:
         return trained, lines
     if wanted.format == "lora":
         rounded = _rounded_adapters(family, wanted)
     else:
         del family
-        rounded = cast(wanted.model(), torch.float32)
+        rounded = _rounded_parts(wanted) if wanted.format == "safetensors" else cast(wanted.model(), torch.float32)
     exported = drawing.by(rounded)
     off = (exported - trained).abs()
     full = source.config.model.torch_dtype == "float32" and wanted.dtype in (None, torch.float32)
@@ -113,6 +116,17 @@ def _rounded_adapters(family: Family, wanted: Wanted) -> Family:
     for part in wanted.source.adapted:
         for parameter in adapter_parameters(family.module(part)).values():
             parameter.data = parameter.data.to(wanted.dtype).float()
+    return family
+
+
+def _rounded_parts(wanted: Wanted) -> Family:
+    """The trained parts as they are written, in the rest of the model, which is not."""
+    written = wanted.model()
+    weights = {part: written.module(part).state_dict() for part in wanted.source.config.parts()}
+    del written
+    family = around_parts(wanted.source)
+    for part, values in weights.items():
+        family.module(part).load_state_dict(values)
     return family
 
 

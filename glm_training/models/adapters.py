@@ -25,6 +25,8 @@ from glm_training.utils.words import counted
 _ENDINGS = (".lora_A.weight", ".lora_B.weight")
 """A is [rank, in], B is [out, rank]."""
 _OLDER = (".lora_down.", ".lora_up.", ".lora.down.", ".lora.up.")
+_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Beginnings of PEFT's `init_lora_weights` that set out from other weights than the model's."""
 _PREFIXES = ("base_model.model.", "unet.", "transformer.")
 
 
@@ -46,7 +48,7 @@ class StartingAdapter:
     @property
     def file(self) -> Path:
         """Its weights."""
-        return _weights_file(self.folder)
+        return weights_file(self.folder)
 
     def weights(self) -> dict[str, Tensor]:
         """By name."""
@@ -86,6 +88,12 @@ def malformed(adapter: StartingAdapter) -> str | None:
     told = f"{adapter.key}: the adapter in {adapter.folder}"
     if not adapter.shapes:
         return f"{told} holds no weights"
+    start = str(adapter.settings.get("init_lora_weights")).lower()
+    if start.startswith(_CHANGE_THE_BASE):
+        return (
+            f"{told} was begun by {start}, which takes its first B A off the weights of the model: it is none of that "
+            "model. Save it with path_initial_model_for_weight_conversion of PEFT, which makes it one"
+        )
     older = next((name for name in adapter.shapes if any(mark in name for mark in _OLDER)), None)
     if older is not None:
         return f"{told} has weights named as kohya's scripts do, as {older}: save it in diffusers' or PEFT's format"
@@ -94,7 +102,7 @@ def malformed(adapter: StartingAdapter) -> str | None:
         return f"{told} has more than the matrices A and B of linear layers: {odd[0]} {list(adapter.shapes[odd[0]])}"
     for layer in sorted(adapter.layers()):
         a, b = (adapter.shapes.get(f"{layer}{ending}") for ending in _ENDINGS)
-        if a is None or b is None or a[0] != b[1]:
+        if a is None or b is None or a[0] != b[1] or a[0] == 0:
             return f"{told} is not whole: {layer} has A {a and list(a)} and B {b and list(b)}"
     return None
 
@@ -148,6 +156,9 @@ def merge_into(family: Family, adapters: Sequence[StartingAdapter]) -> None:
     if reasons:
         raise ModelLoadError("\n".join(reasons))
     held = [(each, each.weights()) for each in adapters]
+    odd = [_not_finite(each, weights) for each, weights in held]
+    if any(odd):
+        raise ModelLoadError("\n".join(filter(None, odd)))
     for part, layer in sorted({(each.part, layer) for each in adapters for layer in each.layers()}):
         weight = family.module(part).get_parameter(f"{layer}.weight")
         total = weight.float()
@@ -156,6 +167,15 @@ def merge_into(family: Family, adapters: Sequence[StartingAdapter]) -> None:
                 a, b = (weights[f"{layer}.lora_{side}.weight"].to(weight.device).float() for side in "AB")
                 total = total + each.scale(layer) * (b @ a)
         weight.data.copy_(total)
+
+
+def _not_finite(adapter: StartingAdapter, weights: Mapping[str, Tensor]) -> str | None:
+    told = f"{adapter.key}: the adapter in {adapter.folder} is not finite, first"
+    name = next((name for name, value in weights.items() if not value.float().isfinite().all()), None)
+    if name is not None:
+        return f"{told} at {name}"
+    layer = next((layer for layer in sorted(adapter.layers()) if not math.isfinite(adapter.scale(layer))), None)
+    return None if layer is None else f"{told} in the alpha of {layer}"
 
 
 @torch.no_grad()
@@ -171,12 +191,14 @@ def start_from(module: nn.Module, adapter: StartingAdapter) -> None:
 
 def _read(key: str, part: str, folder: Path) -> StartingAdapter:
     try:
-        with safe_open(_weights_file(folder), framework="pt") as file:
+        with safe_open(weights_file(folder), framework="pt") as file:
             shapes = {_plain(name): tuple(file.get_slice(name).get_shape()) for name in file.keys()}
             metadata = file.metadata() or {}
         settings = _settings(folder, metadata)
         rank, alpha = _strength(shapes, settings)
-    except (OSError, ValueError, TypeError, SafetensorError, AttributeError) as error:
+        for pattern, value in (settings.get("alpha_pattern") or {}).items():
+            re.compile(pattern), float(value)
+    except (OSError, ValueError, TypeError, SafetensorError, AttributeError, re.error) as error:
         raise ModelLoadError(f"{key}: the adapter in {folder} cannot be read ({error})") from error
     return StartingAdapter(key, part, folder, shapes, rank, alpha, settings)
 
@@ -205,7 +227,8 @@ def _settings(folder: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     return {name.partition(".")[2]: value for name, value in told.items()}
 
 
-def _weights_file(folder: Path) -> Path:
+def weights_file(folder: Path) -> Path:
+    """The weights of the adapter in `folder`: PEFT's, or else diffusers'."""
     return next(
         (folder / name for name in ("adapter_model.safetensors", ADAPTER_FILES[1]) if (folder / name).is_file()),
         folder / "adapter_model.safetensors",

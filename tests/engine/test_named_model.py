@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from glm_training.checkpoint.best import Best
 from glm_training.checkpoint.commit import begin_run, save_checkpoint
@@ -80,7 +80,9 @@ def test_a_best_that_is_damaged_or_gone_is_passed_over(run: Path) -> None:
     name, note = taken(run)
     assert name == "step-000003" and note is not None and "step-000002 is damaged" in note
     best(checkpoints, 7)
-    assert taken(run)[0] == "step-000003"
+    name, note = taken(run)
+    assert name == "step-000003" and note is not None
+    assert note.endswith("its last whole one, as step-000007, which is named its best, is not among its own")
 
 
 def test_states_that_nobody_draws_with_may_be_damaged(run: Path) -> None:
@@ -246,3 +248,55 @@ def test_a_run_of_adapters_alone_is_its_model_with_them(tmp_path: Path) -> None:
     next(second.glob("*.safetensors")).write_bytes((first / "adapter_model.safetensors").read_bytes())
     with pytest.raises(ModelLoadError, match="another adapter by now"):
         named_model(str(tmp_path / "run"))
+
+
+def small_adapter(folder: Path, **settings: object) -> Path:
+    """PEFT's folder of an adapter of the DiT half of `tiny-random`."""
+    family = GLMImage.load("tiny-random")
+    add_lora(family.module("dit"), ["to_q"], 2, 4.0)
+    family.save_lora("dit", folder / "lora_dit")
+    config = folder / "lora_dit" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | settings))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"init_lora_weights": "pissa_niter_4"}, "begun by pissa_niter_4.*path_initial_model_for_weight_conversion"),
+        ({"init_lora_weights": "olora"}, "begun by olora"),
+        ({"alpha_pattern": {"to_(": 3}}, "cannot be read"),
+        ({"alpha_pattern": ["to_q"]}, "cannot be read"),
+    ],
+)
+def test_settings_that_are_not_merged_as_peft_does_are_refused(tmp_path: Path, settings, why: str) -> None:
+    """Of PiSSA and OLoRA PEFT takes the first B A off the weights before it adds what was learned."""
+    with pytest.raises(ModelLoadError, match=why):
+        named_adapters([str(small_adapter(tmp_path, **settings))], named_model("tiny-random"), "glm_image")
+
+
+@pytest.mark.parametrize("what", ["weight", "alpha", "rank"])
+def test_adapters_that_are_not_numbers_change_no_weight(tmp_path: Path, what: str) -> None:
+    folder = small_adapter(tmp_path, **({"lora_alpha": float("nan")} if what == "alpha" else {}))
+    file = folder / "lora_dit" / "adapter_model.safetensors"
+    weights = load_file(file)
+    (a, *_), (b, *_) = ([name for name in sorted(weights) if f"lora_{side}" in name] for side in "AB")
+    if what == "weight":
+        weights[b][0, 0] = torch.inf
+    elif what == "rank":
+        weights |= {a: weights[a][:0].clone(), b: weights[b][:, :0].clone()}
+    save_file(weights, file)
+    with pytest.raises(ModelLoadError, match="is not whole" if what == "rank" else "is not finite, first"):
+        model = named_model("tiny-random")
+        found, _ = named_adapters([str(folder)], model, "glm_image")
+        model.load("glm_image", dtype=torch.float32, device="cpu", adapters=found)
+
+
+def test_a_file_that_is_not_the_one_that_is_read_is_refused(tmp_path: Path) -> None:
+    folder = small_adapter(tmp_path) / "lora_dit"
+    (folder / "style.safetensors").write_bytes(b"another adapter")
+    model = named_model("tiny-random")
+    with pytest.raises(ModelLoadError, match="adapter_model.safetensors would be read, not style.safetensors"):
+        named_adapters([f"dit={folder}/style.safetensors:0.5"], model, "glm_image")
+    (found,), _ = named_adapters([f"dit={folder}/adapter_model.safetensors:0.5"], model, "glm_image")
+    assert found.folder == folder and found.strength == 0.5

@@ -14,16 +14,17 @@ from tests.export.test_lora_files import same, trained
 DOCUMENT = Path(__file__).parents[2] / "docs/export.md"
 
 
-def test_the_five_lines(tmp_path):
+def test_the_lines(tmp_path):
     (code,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len([line for line in code.splitlines() if line]) == 5 and "glm_training" not in code
+    assert len([line for line in code.splitlines() if line]) == 6 and "glm_training" not in code
     family, adapters, wanted = GLMImage.load("tiny-random"), [], {}
     family.save_pretrained(tmp_path / "base")
     for part in family.components:
         adapter, wanted[part] = trained(family.module(part), part, list(family.lora_targets(part)))
         adapters.append(adapter)
     write_adapters(tmp_path / "out", adapters, None, None, layers_per_block=None)
-    code = code.replace("zai-org/GLM-Image", str(tmp_path / "base")).replace("exports/t2i", str(tmp_path / "out"))
+    code = code.replace("torch.bfloat16", "torch.float32").replace("exports/t2i", str(tmp_path / "out"))
+    code = code.replace("zai-org/GLM-Image", str(tmp_path / "base"))
     found: dict[str, object] = {}
     exec(code, found)
     loaded = GLMImage.from_pipeline(found["pipe"])  # type: ignore[arg-type]

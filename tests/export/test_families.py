@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from glm_training.export import fresh
+from glm_training.export import card, fresh
+from glm_training.export.drawing import drawing_of, stock_picture
+from glm_training.export.formats import Wanted
+from glm_training.export.models import base_model, trainers_model
 from glm_training.export.source import ExportError, Source
 from glm_training.models.family import read_few_steps
 from glm_training.models.sdxl.family import SDXL
@@ -84,6 +90,56 @@ def test_a_half_trained_whole(whole, tmp_path):
     assert sorted(path.name for path in (tmp_path / "average").iterdir()) == ["README.md", "transformer"]
 
 
+@pytest.mark.parametrize("merged", [False, True])
+def test_parts_alone_in_half_precision_are_drawn_in_the_rest_as_it_is(whole, adapters, tmp_path, merged):
+    """What is not in the export is not rounded with it."""
+    run, parts = (adapters, ["transformer", "vision_language_encoder"]) if merged else (whole, ["transformer"])
+    lines = exported(run, tmp_path / "out", "safetensors", merge=merged, dtype=torch.bfloat16)
+    told(lines, BIT_FOR_BIT, STOCK, OWN, "rounding to bfloat16 moves its pictures by")
+    for part in parts:
+        (file,) = (tmp_path / "out" / part).glob("*.safetensors")
+        assert {value.dtype for value in load_file(file).values()} == {torch.bfloat16}
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory) -> Path:
+    """Adapters of the AR half beside a DiT half that is trained whole; the checkpoint has a pipeline."""
+    folder = tmp_path_factory.mktemp("mixed")
+    keys = ["lora.ar.enabled=true", "lora.ar.rank=2", "lora.ar.alpha=4.0", "training.max_steps=1"]
+    runs.trainer_of(folder, *DRAWN, *keys).train()
+    return folder / "run"
+
+
+def test_adapters_beside_a_half_trained_whole(mixed, tmp_path):
+    """They are exported alone, which is told, and held against the model that the run began with, with them."""
+    lines = exported(mixed, tmp_path / "out", "lora")
+    told(lines, BIT_FOR_BIT, STOCK, "the dit, trained whole, is not in it (--format safetensors --merge)")
+    assert not any(OWN in line for line in lines) and not (tmp_path / "out/lora_dit").exists()
+    text = (tmp_path / "out/README.md").read_text()
+    assert "LoRA adapters for the ar of" in text and "The dit was trained whole beside them" in text
+    told(exported(mixed, tmp_path / "both", "safetensors", merge=True), BIT_FOR_BIT, OWN)
+    assert "training LoRA adapters of its ar and the dit, which" in (tmp_path / "both/README.md").read_text()
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32])
+def test_adapters_are_merged_into_the_base_that_is_named(mixed, tmp_path, dtype):
+    """And not taken from the pipeline of the checkpoint, where they are merged into that of the run."""
+    other = base_model(Source.read(mixed), torch.float32)
+    for parameter in other.module("ar").parameters():
+        parameter.data += 0.25
+    other.save_pretrained(tmp_path / "base")
+    exported(mixed, tmp_path / "out", "pipeline", merge=True, base=str(tmp_path / "base"), dtype=dtype)
+    found = load_file(tmp_path / "out/vision_language_encoder/model.safetensors")
+    wanted = load_file(tmp_path / "base/vision_language_encoder/model.safetensors")
+    added = {
+        f"{layer}.weight": 4 / 2 * (b @ a)
+        for layer, (a, b) in Source.read(mixed).adapter("ar", "weights").layers().items()
+    }
+    assert found.keys() == wanted.keys() and added.keys() < wanted.keys()
+    for name, value in wanted.items():
+        assert torch.allclose(found[name], value + added.get(name, 0), rtol=1e-6, atol=1e-7), name
+
+
 @pytest.fixture(scope="module")
 def dpo(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("dpo")
@@ -118,6 +174,61 @@ def test_a_distilled_student(tmp_path, form):
         assert few is not None and few.steps == 2
         card = (tmp_path / "out/README.md").read_text()
         assert "num_inference_steps=2, guidance_scale=0" in card
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory) -> Path:
+    """Adapters that draw in two steps."""
+    folder = tmp_path_factory.mktemp("student")
+    keys = [*LORA, "checkpoint.save_lora_only=true"]
+    dmdr_runs.trainer_of(folder, *DRAWN, *keys, "dmdr.update_ratio=1", "training.max_steps=1").train()
+    return folder / "run"
+
+
+def test_adapters_of_a_distilled_student_merged_into_its_part(student, tmp_path):
+    """From a checkpoint of adapters alone, whose other parts are those of the model that the run began with."""
+    lines = exported(student, tmp_path / "out", "safetensors", merge=True)
+    told(lines, BIT_FOR_BIT, STOCK, OWN, "merging them moves its pictures by")
+
+
+def pipe_of_the_card(out: Path, base: Path) -> Any:
+    """What the code on the card of an export makes, `base` in place of the model's name."""
+    (code,) = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), flags=re.DOTALL)
+    assert "glm_training" not in code
+    found: dict[str, Any] = {}
+    exec(code.replace("FOLDER", str(out)).replace('"tiny-random"', f'"{base}"'), found)
+    return found["pipe"]
+
+
+@pytest.mark.parametrize("form", ["lora", "safetensors", "pipeline"])
+def test_the_code_of_the_card_draws_what_a_student_draws(student, tmp_path, form):
+    """Its scheduler is another one than that of the model which adapters or a part are put on."""
+    source = Source.read(student)
+    base_model(source, torch.float32).save_pretrained(tmp_path / "base")
+    exported(student, tmp_path / "out", form, merge=form != "lora", draw=False)
+    drawing, family = drawing_of(source), trainers_model(source, "weights", torch.float32)
+    drawn = stock_picture(pipe_of_the_card(tmp_path / "out", tmp_path / "base"), family, drawing)
+    assert drawn is not None and (drawn - drawing.by(family)[0]).abs().max() <= fresh.STOCK_BOUND
+
+
+def test_a_student_of_one_step_is_told_its_timestep(student):
+    source = Source.read(student)
+    dmdr = source.config.dmdr.model_copy(update={"student_steps": 1, "one_step_timestep": 399})
+    source = replace(source, config=source.config.model_copy(update={"dmdr": dmdr}))
+    use = card._use(Wanted(source, "lora", "weights", False, None))
+    assert "Draw in 1 step without guidance: `timesteps=[399], guidance_scale=0`." in use
+
+
+@pytest.mark.parametrize("form", ["pipeline", "safetensors"])
+def test_the_code_of_the_card_loads_one_type(adapters, tmp_path, form):
+    """Where none is named, parts from diffusers and from transformers come in two, which do not draw together."""
+    base_model(Source.read(adapters), torch.float32).save_pretrained(tmp_path / "base")
+    exported(adapters, tmp_path / "out", form, merge=True, dtype=torch.bfloat16, draw=False)
+    pipe = pipe_of_the_card(tmp_path / "out", tmp_path / "base")
+    parts = (pipe.transformer, pipe.vision_language_encoder, pipe.text_encoder, pipe.vae)
+    assert {parameter.dtype for part in parts for parameter in part.parameters()} == {torch.bfloat16}
+    options = {"height": 64, "width": 64, "num_inference_steps": 1, "output_type": "pt"}
+    assert pipe(["a red circle"], **options).images.isfinite().all()
 
 
 @pytest.mark.parametrize(("component", "form"), [("autoencoder", "pipeline"), ("generator", "safetensors")])

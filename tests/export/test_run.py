@@ -170,6 +170,7 @@ def test_an_export_that_fails_leaves_nothing(run, tmp_path, monkeypatch, fault):
     with pytest.raises(KeyboardInterrupt if fault == "killed" else ExportError) as found:
         exported(run, tmp_path / "out", "pipeline", draw=False)
     assert fault == "killed" or "Free some space" in str(found.value)
+    assert ("TMPDIR" in str(found.value)) == (fault == "full in between")  # where --out has room by then
     assert list(tmp_path.iterdir()) == []
 
 

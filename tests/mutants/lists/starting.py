@@ -78,6 +78,6 @@ MUTATIONS = [
         ('told.get("lora_alpha", rank)', 'told.get("lora_alpha", 1)', "what is not told is not the rank"),
         ("param.copy_(weights[name])", "pass", "adapters that are trained on begin anew"),
         ("each.scale(layer) * (b @ a)", "(b @ a)", "adapters are merged without their strength"),
-        ("if a is None or b is None or a[0] != b[1]:", "if False:", "half an adapter passes"),
+        ("if a is None or b is None or a[0] != b[1] or a[0] == 0:", "if False:", "half an adapter passes"),
     ),
 ]

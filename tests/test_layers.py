@@ -188,6 +188,8 @@ def test_scripts_are_thin():
 
 
 def test_files_and_functions_stay_short():
+    for path in [path for folder in ("benchmarks", "tests") for path in (ROOT / folder).rglob("*.py")]:
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, path
     for path in [*PACKAGE.rglob("*.py"), *(ROOT / "examples").rglob("*.py")]:
         text = path.read_text(encoding="utf-8")
         assert len(text.splitlines()) <= 400, path

@@ -1,7 +1,6 @@
 import errno
 import json
 import logging
-import math
 import multiprocessing
 import os
 import re
@@ -83,25 +82,6 @@ def test_the_best_is_kept_past_the_limit_until_another_one_is(tmp_path):
     assert names(tmp_path) == ["best", "latest", "ledger.json", "step-000004", "step-000005"]
     name_best(tmp_path, None)
     assert read_best(tmp_path) is None and "best" not in names(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "text", ["", "step-000001\n", "step-000001\n{}\n", "../../x\n{record}\n", "\x00", "{record}\n"]
-)
-def test_a_best_that_nobody_wrote_so_is_none(tmp_path, text):
-    record = best_of(1).encoded().decode().splitlines()[1]
-    (tmp_path / "best").write_text(text.replace("{record}", record))
-    assert read_best(tmp_path) is None
-    name_best(tmp_path, None)
-    assert (tmp_path / "best").exists(), "what is not the run's stays"
-    (tmp_path / "best").write_text(f"step-000001\n{record}\n")
-    assert read_best(tmp_path) == best_of(1)
-
-
-@pytest.mark.parametrize("higher", [True, False])
-def test_of_ties_the_earlier_stays_and_nan_never_wins(higher):
-    best = replace(best_of(1), higher_is_better=higher)
-    assert [best.beaten_by(score) for score in (0.25, 0.5, 0.75, math.nan)] == [not higher, False, higher, False]
 
 
 @pytest.mark.parametrize("moment", ["before", "half", "after"])

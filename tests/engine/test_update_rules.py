@@ -19,8 +19,7 @@ from glm_training.checkpoint.state_tree import (
     optimizer_state_tree,
 )
 from glm_training.config.sections.resolved import ResolvedOptimizer
-from glm_training.engine.errors import SettingsError
-from glm_training.engine.optimizers import MUON_MOMENTUM, _adamw_8bit, check_optimizer, is_hidden_matrix
+from glm_training.engine.optimizers import MUON_MOMENTUM, _adamw_8bit, is_hidden_matrix
 from glm_training.engine.parts import Part, WeightAverage, as_shown
 from glm_training.models.snapshot import ParameterSnapshot
 from glm_training.utils.distributed import World
@@ -364,7 +363,7 @@ def test_muons_state_is_none_of_adamws():
         part_of("adamw").load_state(before.state(with_optimizer=True))
 
 
-# -- loss scaling, and rules that are not here -------------------------------------------------------------------------
+# -- loss scaling ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -375,40 +374,3 @@ def test_an_overflow_under_loss_scaling_moves_nothing(rule):
     scaled.backward(sum(parameter.sum() for parameter in scaled.parameters.values()) * math.inf)
     scaled.step(0)
     assert module.linear.weight.tolist() == START and not scaled.optimizer.state
-
-
-@pytest.mark.parametrize(
-    ("rule", "package", "extra"),
-    [
-        ("prodigy", "prodigyopt", "prodigy"),
-        ("lion", "lion_pytorch", "lion"),
-        ("adamw_schedule_free", "schedulefree", "schedulefree"),
-        ("adamw_8bit", "bitsandbytes", "bitsandbytes"),
-    ],
-)
-def test_a_rule_without_its_package_names_the_extra(rule, package, extra, monkeypatch):
-    from importlib import util
-
-    found = util.find_spec
-    monkeypatch.setattr(util, "find_spec", lambda name: None if name == package else found(name))
-    with pytest.raises(SettingsError, match=rf'{rule} needs {package}: pip install "glm_training\[{extra}\]"'):
-        check_optimizer(rule, torch.device("cpu"))
-
-
-def test_an_older_bitsandbytes_has_no_steps_on_a_cpu(monkeypatch):
-    from glm_training.engine import optimizers
-
-    monkeypatch.setattr(optimizers.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(optimizers, "version", lambda name: "0.49.2")
-    with pytest.raises(SettingsError, match="adamw_8bit needs bitsandbytes 0.50 or newer on a CPU, and this is 0.49.2"):
-        check_optimizer("adamw_8bit", torch.device("cpu"))
-    check_optimizer("adamw_8bit", torch.device("cuda"))
-    monkeypatch.setattr(optimizers, "version", lambda name: "0.50.0")
-    check_optimizer("adamw_8bit", torch.device("cpu"))
-
-
-@needs("muon")
-def test_muon_is_told_to_need_a_newer_torch(monkeypatch):
-    monkeypatch.delattr(torch.optim, "Muon")
-    with pytest.raises(SettingsError, match="muon needs torch 2.9 or newer.*use adamw"):
-        check_optimizer("muon", torch.device("cpu"))

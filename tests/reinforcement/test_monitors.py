@@ -8,8 +8,6 @@ import pytest
 import torch
 
 from glm_training.checkpoint.resume import load_checkpoint
-from glm_training.cli.training import EXIT_MONITOR
-from glm_training.config import ConfigError
 from glm_training.config.sections.monitors import MonitorsConfig
 from glm_training.evaluation.held_out import Evaluation
 from glm_training.evaluation.image_statistics import NAMES
@@ -371,19 +369,6 @@ def test_the_run_scores_and_draws_what_the_monitors_need(tmp_path):
     assert (run / "samples" / "step-000001" / "grid.png").is_file()
 
 
-@pytest.mark.parametrize(
-    ("overrides", "says"),
-    [
-        (["reward.monitors.metrics=[structure]", "evaluation.enabled=true"], "`structure` is trained on"),
-        (["reward.monitors.metrics=[text_accuracy]"], "scored in evaluations, and there are none"),
-        (["reward.monitors.metrics=[text]", "evaluation.enabled=true"], "`text` is no metric"),
-    ],
-)
-def test_held_out_metrics_that_cannot_be_meant(tmp_path, overrides, says):
-    with pytest.raises(ConfigError, match=says):
-        config_of(tmp_path, *overrides)
-
-
 def test_a_held_out_metric_without_anything_to_score_is_refused_before_training(tmp_path, capsys):
     from glm_training.cli.validate import validate
     from tests.runs import write_config
@@ -397,18 +382,3 @@ def test_a_held_out_metric_without_anything_to_score_is_refused_before_training(
     (tmp_path / "hack.py").write_text(BRIGHTNESS)
     assert validate([path], [*watched, *targets, *own], None) == 2
     assert "text_accuracy can score none of the training prompts" in capsys.readouterr().err
-
-
-def test_the_exit_code_says_that_a_monitor_stopped_the_run(tmp_path, monkeypatch, capsys):
-    import sys
-
-    from glm_training.cli.training import main
-    from tests.runs import write_config
-
-    small = ["model.component=ar", "training.batch_size=1", "reward.grpo.num_samples=2", "reward.monitors.window=1"]
-    trip = ["reward.monitors.action=stop", "reward.monitors.brightness_change=1e-9"]
-    monkeypatch.setattr(sys, "argv", ["train.py", "--config", str(write_config(tmp_path)), *small, *trip])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    assert stopped.value.code == EXIT_MONITOR == 4
-    assert "monitor brightness" in capsys.readouterr().err

@@ -75,7 +75,7 @@ MUTATIONS = [
     ),
     *of(
         "checkpoint/best.py",
-        ("checkpoint/test_commit.py", "trainers/test_best_checkpoint.py"),
+        ("checkpoint/test_best.py", "trainers/test_best_checkpoint.py"),
         ("score > self.score if", "score >= self.score if", "of equal scores the later is the best"),
         ("if self.higher_is_better else score <", "if True else score <", "the highest loss is the best"),
     ),

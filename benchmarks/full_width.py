@@ -3,6 +3,7 @@ every line, how long does each phase take, and is its peak of memory the one tha
 
     python -m benchmarks.full_width --save                       # ar, dit and both, into results/full_width.json
     python -m benchmarks.full_width --component ar --size 256    # prints alone
+    python -m benchmarks.full_width --replan                     # works out the plans of what was measured anew
 
 `model.name: full-width` has 2 layers of each network and random weights. Each run is a process of its own: a prompt,
 two images, two denoising steps, LoRA. Of each phase: seconds of the clock and of the processor (other programs may
@@ -132,12 +133,38 @@ def with_narrow_vae(part: str) -> dict[str, Any]:
     return settings
 
 
+def planned(options: list[str], narrow: bool) -> dict[str, float]:
+    """GiB of each phase of a plan, without the context of a GPU, and with what it has asleep on the CPU: here."""
+    from glm_training.config import load_config
+    from glm_training.planning.plan import Card, make_plan
+
+    whole = full_width_configuration
+    if narrow:
+        full_width.full_width_configuration = loading.full_width_configuration = with_narrow_vae
+    try:
+        plan = make_plan(load_config(CONFIG, options), card=Card(None, "not asked"))
+    finally:
+        full_width.full_width_configuration = loading.full_width_configuration = whole
+    context = plan.phases[0].items["context"]
+    asleep = sum(part.frozen * plan.run.dtype for part in plan.memory.parts if part.sleeps)
+    return {phase.name: round((phase.total - context + asleep) / GIB, 3) for phase in plan.phases}
+
+
+def beside_plan(run: dict[str, Any]) -> dict[str, Any]:
+    """What was measured of a run, with what its plan says."""
+    found = planned(run["options"], run["narrow_vae"])
+    for name, told in run["phases"].items():
+        if name in PHASES:
+            told["planned"] = found[PHASES[name]]
+            told["planned to tensors"] = round(told["planned"] / told["tensors"], 3)
+    return {**run, "planned peak, GiB": max(found.values())}
+
+
 def measure(component: str, size: int, precision: str, narrow: bool, gate: bool) -> dict[str, Any]:
     """A step in this process, beside its plan."""
     if narrow:
         full_width.full_width_configuration = loading.full_width_configuration = with_narrow_vae
     from glm_training.config import load_config
-    from glm_training.planning.plan import Card, make_plan
     from glm_training.planning.tracing import Alive
     from glm_training.trainers.run import run_training
 
@@ -145,7 +172,6 @@ def measure(component: str, size: int, precision: str, narrow: bool, gate: bool)
     with tempfile.TemporaryDirectory() as folder:
         options = [*overrides(component, size, precision), f"reward.grpo.gate={gate}", f"output_dir={folder}/run"]
         config = load_config([CONFIG], options)
-        plan = make_plan(config, card=Card(None, "not asked"))
         alive = Alive()
         meter = Meter(alive)
         meter.watch()
@@ -155,15 +181,8 @@ def measure(component: str, size: int, precision: str, narrow: bool, gate: bool)
         run = Path(folder) / "run"
         row = json.loads((run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
         saved = sum(file.stat().st_size for file in (run / "checkpoints").rglob("*") if file.is_file())
-    context = plan.phases[0].items["context"]  # of a GPU
-    asleep = sum(part.frozen * plan.run.dtype for part in plan.memory.parts if part.sleeps)  # on the CPU: here
-    planned = {phase.name: round((phase.total - context + asleep) / GIB, 3) for phase in plan.phases}
     phases = {name: {key: round(value, 3) for key, value in told.items()} for name, told in meter.found.items()}
-    for name, told in phases.items():
-        if name in PHASES:
-            told["planned"] = planned[PHASES[name]]
-            told["planned to tensors"] = round(planned[PHASES[name]] / told["tensors"], 3)
-    return {
+    found = {
         "component": component,
         "size": size,
         "precision": precision,
@@ -172,12 +191,13 @@ def measure(component: str, size: int, precision: str, narrow: bool, gate: bool)
         "options": options[:-1],
         "resident before, GiB": round(before, 3),
         "phases": phases,
-        "planned peak, GiB": max(planned.values()),
+        "planned peak, GiB": None,
         "peak of tensors, GiB": max(told["tensors"] for told in phases.values()),
         "peak resident, GiB": max(told["resident"] for told in phases.values()),
         "checkpoint, MiB": round(saved / 2**20, 1),
         "logged": {key: row[key] for key in sorted(row) if not key.startswith("learning")},
     }
+    return beside_plan(found)
 
 
 def in_its_own_process(options: list[str]) -> dict[str, Any]:
@@ -199,8 +219,13 @@ def main() -> None:
     )
     parser.add_argument("--without-gate", action="store_true", help="no replay of the rollout before the update")
     parser.add_argument("--save", action="store_true", help="adds to the file of results")
+    parser.add_argument("--replan", action="store_true", help="measures nothing")
     parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    if asked.replan:
+        runs = json.loads(RESULTS.read_text(encoding="utf-8"))
+        RESULTS.write_text(json.dumps([*map(beside_plan, runs)], indent=1) + "\n", encoding="utf-8")
+        return
     if asked.into:
         found = measure(asked.component[0], asked.size, asked.precision, asked.narrow_vae, not asked.without_gate)
         asked.into.write_text(json.dumps(found), encoding="utf-8")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks import full_width
 from benchmarks.plan_peaks import (
     CASES,
     GLYPHS,
@@ -134,3 +136,16 @@ SMALL = {"num_layers": 3, "num_attention_heads": 2}
 def test_measured_here(case):
     found = off(case, measure(case))
     assert all(abs(share) <= WITHIN for share in found.values()), found
+
+
+STEPS_ON_A_CPU = json.loads(full_width.RESULTS.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("run", STEPS_ON_A_CPU, ids=[f"{run['component']} {run['size']}" for run in STEPS_ON_A_CPU])
+def test_steps_of_the_published_widths_that_were_taken(run, monkeypatch):
+    """Phase by phase; the file has the plan of today: python -m benchmarks.full_width --replan"""
+    monkeypatch.chdir(ROOT)
+    told = full_width.beside_plan(json.loads(json.dumps(run)))
+    assert told == run
+    beside = [phase["planned"] / phase["tensors"] for phase in told["phases"].values() if "planned" in phase]
+    assert len(beside) >= 4 and all(abs(share - 1) <= WITHIN for share in beside), beside

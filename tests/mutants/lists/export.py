@@ -45,6 +45,15 @@ MUTATIONS = [
         ("shutil.rmtree(fresh, ignore_errors=True)", "pass", "a failed export leaves its beginning"),
         ("disk.free_bytes(fresh.parent) < needed", "False", "the disk is not looked at"),
         ("os.path.lexists(target.folder) and not target.overwrite", "False", "what is there is renamed unasked"),
+        ("        if not overwrite:\n", "        if False:\n", "what has come there meanwhile is renamed unasked"),
+        ("        lock.acquire()\n", "        place.mkdir(exist_ok=True)\n", "two exports write into one folder"),
+    ),
+    *of(
+        "export/places.py",
+        RUN,
+        ("if _has_checkpoints(folder):", "if False:", "an export among the checkpoints of a run"),
+        ("if (folder / MANIFEST).is_file():", "if False:", "an export in a checkpoint"),
+        ("_is_called_like_a_step(place.name) and", "False and", "an export called like a step"),
     ),
     *of(
         "export/scrub.py",

@@ -14,12 +14,13 @@ from tempfile import gettempdir
 
 from glm_training.checkpoint import disk
 from glm_training.checkpoint.disk_errors import error_code
+from glm_training.checkpoint.manifest import MANIFEST
 from glm_training.export.card import public_base, write_card
 from glm_training.export.formats import Wanted, write
 from glm_training.export.places import place_of_a_run
 from glm_training.export.push import check_push, push
 from glm_training.export.scrub import require_clean, scrub_files
-from glm_training.export.source import ExportError
+from glm_training.export.source import ExportError, Source
 from glm_training.export.verify import draws_by_itself, verified
 from glm_training.utils.downloads import in_bytes
 from glm_training.utils.folder_lock import FolderInUseError, FolderLock
@@ -73,7 +74,8 @@ def export(wanted: Wanted, target: Target, tell: Callable[[str], None]) -> None:
     folder = target.folder
     check(wanted, target)
     draw = draws_by_itself(wanted.source) if target.draw is None else target.draw
-    with _written_whole(folder, wanted.bytes_needed() + SLACK_BYTES, target.overwrite) as fresh:
+    needed = wanted.bytes_needed() + SLACK_BYTES
+    with _while_it_is_there(wanted.source), _written_whole(folder, needed, target.overwrite) as fresh:
         write(wanted, fresh, public_base(wanted.source))
         scrub_files(fresh)
         lines = verified(wanted, fresh, draw)
@@ -85,6 +87,20 @@ def export(wanted: Wanted, target: Target, tell: Callable[[str], None]) -> None:
     if target.repository is not None:
         message = f"{wanted.format} of step {wanted.source.manifest.step}"
         tell(f"pushed to {push(folder, target.repository, public=target.public, message=message)}")
+
+
+@contextmanager
+def _while_it_is_there(source: Source) -> Iterator[None]:
+    """Says of whatever fails because the checkpoint is gone that it is: a run at work deletes its older ones."""
+    try:
+        yield
+    except Exception as error:
+        if (source.folder / MANIFEST).is_file():
+            raise
+        raise ExportError(
+            f"{source.folder} was deleted while it was read, as a run does with its older ones "
+            "(checkpoint.save_total_limit): nothing was exported. Name a newer one, or the run"
+        ) from error
 
 
 @contextmanager

@@ -271,6 +271,22 @@ def test_a_name_that_was_taken_meanwhile_is_left_to_its_owner(run, tmp_path, mon
     assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["out", "out/mine.txt"]
 
 
+@pytest.mark.parametrize("form", ["pipeline", "safetensors"])
+@pytest.mark.parametrize("moment", ["write", "scrub_files", "verified"])
+def test_a_checkpoint_that_its_run_deletes_meanwhile_is_told(run, tmp_path, monkeypatch, moment, form):
+    copy = shutil.copytree(Source.read(run).folder, tmp_path / "step-000002")
+    before = getattr(export_run, moment)
+
+    def pruned(*rest: Any) -> Any:
+        shutil.rmtree(copy)
+        return before(*rest)
+
+    monkeypatch.setattr(export_run, moment, pruned)
+    with pytest.raises(ExportError, match="step-000002 was deleted while it was read, as a run does.*Name a newer"):
+        exported(copy, tmp_path / "out", form, draw=False)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_a_killed_export_left_is_in_nobodys_way(run, tmp_path):
     left = tmp_path / ".partial-out/export"
     left.mkdir(parents=True)

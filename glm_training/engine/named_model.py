@@ -7,6 +7,7 @@ Of a run it is the best checkpoint where one is named, or else the last whole on
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,8 @@ from pathlib import Path
 import torch
 
 from glm_training.checkpoint.best import BEST, read_best
-from glm_training.checkpoint.commit import POINTER
+from glm_training.checkpoint.commit import PARTIAL, POINTER
+from glm_training.checkpoint.ledger import LEDGER, Ledger
 from glm_training.checkpoint.manifest import MANIFEST, Manifest, read_manifest, verify_checkpoint
 from glm_training.checkpoint.resume import own_checkpoints
 from glm_training.checkpoint.run_record import RECORD
@@ -42,6 +44,8 @@ from glm_training.models.run_folders import (
 )
 from glm_training.utils.downloads import sha256_of
 from glm_training.utils.writable import expanded
+
+_LIKE_A_NUMBER = re.compile(r"[+-]?(nan|inf(inity)?|\d[\d.,e+-]*|[.,]\d+)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,7 @@ def named_adapters(
 
 def _named_adapters(entry: str, family: str, key: str) -> tuple[list[StartingAdapter], str | None]:
     parts = [part for part in COMPONENTS[family] if part != "both"]
-    place, strength = _strength(entry)
+    place, strength = _strength(entry, key)
     part, _, rest = place.partition("=")
     if any(part in every for every in COMPONENTS.values()) and rest:
         if part not in parts:
@@ -151,15 +155,26 @@ def _ways(parts: Sequence[str]) -> str:
     return " or ".join(f"{part}=FOLDER" for part in parts)
 
 
-def _strength(entry: str) -> tuple[str, float]:
-    """Place and strength of `entry`; a place that has a colon and a number at its end, and is there, is one."""
+def _strength(entry: str, key: str) -> tuple[str, float]:
+    """Place and strength of `entry`; a place that has a colon and a number at its end, and is there, is one. Raises
+    ModelLoadError where what follows the colon is meant for a strength and is none."""
     place, colon, number = entry.rpartition(":")
+    if not (colon and place) or _is_there(entry):
+        return entry, 1.0
     try:
-        strength = float(number) if colon and place else math.nan
+        strength = float(number)
     except ValueError:
         strength = math.nan
-    known = any(expanded(each).exists() for each in (entry, entry.partition("=")[2]) if each)
-    return (place, strength) if math.isfinite(strength) and not known else (entry, 1.0)
+    if math.isfinite(strength):
+        return place, strength
+    if _is_there(place) or _LIKE_A_NUMBER.fullmatch(number):
+        raise ModelLoadError(f"{key} {entry}: the strength {number!r} is no finite number: write it as {place}:0.5")
+    return entry, 1.0
+
+
+def _is_there(place: str) -> bool:
+    """Of the form [PART=]PLACE."""
+    return any(expanded(each).exists() for each in (place, place.partition("=")[2]) if each)
 
 
 def _unfit(adapter: StartingAdapter, model: NamedModel, family: str) -> str | None:
@@ -188,9 +203,18 @@ def named_checkpoint(name: str | Path, key: str) -> tuple[Path | None, str, str 
     if folder is not None:
         found, why = _best_or_last(folder)
         return found, "", f"{key} {name} is {found}, {why}"
+    for place in checkpoint_places(path):
+        if lost := _lost(place):
+            raise ModelLoadError(f"{key} {name} is a run whose checkpoints are gone: it saved {lost} in {place} last")
     if (path / RECORD).is_file():
         raise ModelLoadError(f"{key} {name} is a run that has saved no checkpoint yet")
     return None, "", None
+
+
+def _lost(folder: Path) -> str | None:
+    """The newest checkpoint that a run made in `folder`, where none is; one that it was about to make is none."""
+    made = Ledger.read(folder).names() if (folder / LEDGER).is_file() else []
+    return next((name for name in reversed(made) if not (folder / f"{PARTIAL}{name}").exists()), None)
 
 
 def _holds_checkpoints(folder: Path) -> bool:

@@ -66,18 +66,24 @@ class Wanted:
     def model(self) -> Family:
         """The model that is written, in memory; for what is no copy. Raises ExportError and ModelLoadError."""
         source, dtype = self.source, self.dtype
+        own = getattr(torch, source.config.model.torch_dtype)
         written = source.as_written(self.kind) and not source.on_another_base
-        if source.pipeline is not None and written and dtype is not None:
+        if source.pipeline is not None and written and dtype is not None and not self._has_lost(own, dtype):
             return whole_model(source, dtype)
         if source.adapted:
             return merged_model(source, self.kind, dtype)
-        own = getattr(torch, source.config.model.torch_dtype)
         family = trainers_model(source, self.kind, dtype or own)
         if dtype is not None:
             for part in source.whole:
                 for parameter in family.trainable(part).values():
                     parameter.data = parameter.data.to(dtype)
         return family
+
+    def _has_lost(self, own: torch.dtype, dtype: torch.dtype) -> bool:
+        """Whether the adapters in the checkpoint's pipeline were rounded to what `dtype` can tell apart, and can be
+        merged anew: what the optimizer averaged beside them is in the pipeline alone."""
+        anew = bool(self.source.adapted) and not (self.kind == "shown" and self.source.whole)
+        return anew and torch.promote_types(own, dtype) != own
 
     def bytes_needed(self) -> int:
         """About what is written, from above."""

@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -14,13 +14,16 @@ from tempfile import gettempdir
 
 from glm_training.checkpoint import disk
 from glm_training.checkpoint.disk_errors import error_code
+from glm_training.checkpoint.manifest import MANIFEST
 from glm_training.export.card import public_base, write_card
 from glm_training.export.formats import Wanted, write
+from glm_training.export.places import place_of_a_run
 from glm_training.export.push import check_push, push
 from glm_training.export.scrub import require_clean, scrub_files
-from glm_training.export.source import ExportError
+from glm_training.export.source import ExportError, Source
 from glm_training.export.verify import draws_by_itself, verified
 from glm_training.utils.downloads import in_bytes
+from glm_training.utils.folder_lock import FolderInUseError, FolderLock
 from glm_training.utils.writable import why_unwritable
 
 PARTIAL = ".partial-"
@@ -52,6 +55,8 @@ def check(wanted: Wanted, target: Target) -> None:
         problems.append(f"--out {target.folder}: an export needs a folder with a name of its own, as exports/x")
     elif wanted.source.folder.resolve().is_relative_to(target.folder.resolve()):
         problems.append(f"--out {target.folder}: the checkpoint itself lies there: name another folder")
+    elif reason := place_of_a_run(target.folder):
+        problems.append(f"--out {target.folder}: {reason}. Name a folder outside of it, as exports/x")
     elif os.path.lexists(target.folder) and not target.overwrite:
         problems.append(f"{target.folder} is there already: name another --out, or add --overwrite, which renames it")
     elif problem := why_unwritable(target.folder.parent):
@@ -69,7 +74,8 @@ def export(wanted: Wanted, target: Target, tell: Callable[[str], None]) -> None:
     folder = target.folder
     check(wanted, target)
     draw = draws_by_itself(wanted.source) if target.draw is None else target.draw
-    with _written_whole(folder, wanted.bytes_needed() + SLACK_BYTES) as fresh:
+    needed = wanted.bytes_needed() + SLACK_BYTES
+    with _while_it_is_there(wanted.source), _written_whole(folder, needed, target.overwrite) as fresh:
         write(wanted, fresh, public_base(wanted.source))
         scrub_files(fresh)
         lines = verified(wanted, fresh, draw)
@@ -84,12 +90,29 @@ def export(wanted: Wanted, target: Target, tell: Callable[[str], None]) -> None:
 
 
 @contextmanager
-def _written_whole(folder: Path, needed: int) -> Iterator[Path]:
-    """A new folder beside `folder` that takes its name, on the disk, when the block ends, and is removed when that
-    raises. What stood there is renamed to `NAME.old-1`. Raises ExportError for what the disk does not take."""
-    fresh = folder.with_name(f"{PARTIAL}{folder.name}")
+def _while_it_is_there(source: Source) -> Iterator[None]:
+    """Says of whatever fails because the checkpoint is gone that it is: a run at work deletes its older ones."""
     try:
-        fresh.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except Exception as error:
+        if (source.folder / MANIFEST).is_file():
+            raise
+        raise ExportError(
+            f"{source.folder} was deleted while it was read, as a run does with its older ones "
+            "(checkpoint.save_total_limit): nothing was exported. Name a newer one, or the run"
+        ) from error
+
+
+@contextmanager
+def _written_whole(folder: Path, needed: int, overwrite: bool) -> Iterator[Path]:
+    """A new folder beside `folder` that takes its name, on the disk, when the block ends, and is removed when that
+    raises. What stood there is renamed to `NAME.old-1`, with `overwrite`. Raises ExportError for what the disk does not
+    take, and where another export writes to that name or had it first."""
+    place = folder.with_name(f"{PARTIAL}{folder.name}")
+    fresh, lock, held = place / "export", FolderLock(place), False
+    try:
+        lock.acquire()
+        held = True
         if fresh.exists():  # of an export that was killed
             disk.remove_tree(fresh)
         if disk.free_bytes(fresh.parent) < needed:
@@ -97,27 +120,54 @@ def _written_whole(folder: Path, needed: int) -> Iterator[Path]:
         disk.make_folder(fresh)
         yield fresh
         _sync(fresh)
-        if os.path.lexists(folder):
-            aside = (folder.with_name(f"{folder.name}.old-{number}") for number in count(1))
-            disk.rename(folder, next(path for path in aside if not os.path.lexists(path)))
-        disk.rename(fresh, folder)
+        _name(fresh, folder, overwrite)
         disk.sync_folder(folder.parent)
+    except FolderInUseError as error:
+        raise ExportError(f"another export to {folder} is under way: {error}. Name another --out") from error
     except BaseException as error:
-        shutil.rmtree(fresh, ignore_errors=True)
-        code, place = error_code(error)
+        if held:
+            shutil.rmtree(fresh, ignore_errors=True)
+        code, where = error_code(error)
         if code in (errno.ENOSPC, errno.EDQUOT):
-            free = disk.free_bytes(next(path for path in fresh.absolute().parents if path.exists()))
-            told = f"the export takes about {in_bytes(needed)}, and {folder.parent} has {in_bytes(free)} free"
-            if free >= needed:  # it became larger than was known, or pictures to compare with had no room
-                other, left = gettempdir(), disk.free_bytes(Path(gettempdir()))
-                told = (
-                    f"the disk of {folder.parent} (now {in_bytes(free)} free) or that of {other} (TMPDIR, "
-                    f"{in_bytes(left)} free) became full before the export was whole"
-                )
-            raise ExportError(f"{told}: nothing was exported. Free some space, or name another --out") from error
+            raise ExportError(
+                f"{_full(folder, needed)}: nothing was exported. Free some space, or name another --out"
+            ) from error
         if isinstance(error, OSError):
-            raise ExportError(f"{place or folder}: {error.strerror or error}; nothing was exported") from error
+            raise ExportError(f"{where or folder}: {error.strerror or error}; nothing was exported") from error
         raise
+    finally:
+        lock.release()
+        with suppress(OSError):  # another export's by now, or there never was one
+            place.rmdir()
+
+
+def _name(fresh: Path, folder: Path, overwrite: bool) -> None:
+    """Gives a whole export its name, which another program may have taken since it was looked at. ExportError then."""
+    taken = f"{folder} is there by now: nothing was exported. Name another --out, or add --overwrite, which renames it"
+    if os.path.lexists(folder):
+        if not overwrite:
+            raise ExportError(taken)
+        aside = (folder.with_name(f"{folder.name}.old-{number}") for number in count(1))
+        disk.rename(folder, next(path for path in aside if not os.path.lexists(path)))
+    try:
+        disk.rename(fresh, folder)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):  # in between
+            raise ExportError(taken) from error
+        raise
+
+
+def _full(folder: Path, needed: int) -> str:
+    """Why there was no room for an export of `needed` bytes to `folder`."""
+    free = disk.free_bytes(next(path for path in folder.absolute().parents if path.exists()))
+    if free < needed:
+        return f"the export takes about {in_bytes(needed)}, and {folder.parent} has {in_bytes(free)} free"
+    other, left = gettempdir(), disk.free_bytes(Path(gettempdir()))
+    # it became larger than was known, or pictures to compare with had no room
+    return (
+        f"the disk of {folder.parent} (now {in_bytes(free)} free) or that of {other} (TMPDIR, {in_bytes(left)} free) "
+        "became full before the export was whole"
+    )
 
 
 def _sync(folder: Path) -> None:

@@ -101,7 +101,7 @@ def _expected(wanted: Wanted, drawing: Drawing) -> tuple[Tensor | None, list[str
         rounded = _rounded_parts(wanted) if wanted.format == "safetensors" else cast(wanted.model(), torch.float32)
     exported = drawing.by(rounded)
     off = (exported - trained).abs()
-    full = source.config.model.torch_dtype == "float32" and wanted.dtype in (None, torch.float32)
+    full = (wanted.dtype or getattr(torch, source.config.model.torch_dtype)) == torch.float32
     if full and off.max() > MERGED_BOUND:
         raise ExportError(f"the merged model's pictures are {off.max().item():.3g} of 1 from those of the adapters")
     what = "merging them" if wanted.dtype is None else f"rounding to {str(wanted.dtype).removeprefix('torch.')}"

@@ -3,7 +3,6 @@ it is loaded, merged into its weights, or trained on."""
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from glm_training.models.adapter_settings import (
+    CONFIG,
+    alpha_told,
+    by_pattern,
+    faults,
+    settings_of,
+    unlike_its_weights,
+)
 from glm_training.models.family import Family
 from glm_training.models.loading import ModelLoadError
 from glm_training.models.lora import adapter_parameters, reached_layers
@@ -60,11 +67,10 @@ class StartingAdapter:
 
     def scale(self, layer: str) -> float:
         """By which B A of a layer is multiplied: strength alpha / rank, of rank-stabilised adapters strength alpha /
-        sqrt(rank) (arXiv:2312.03732). Diffusers takes alpha for the rank where a file does not tell it."""
+        sqrt(rank) (arXiv:2312.03732)."""
         rank = self.shapes[f"{layer}.lora_A.weight"][0]
-        patterns: Mapping[str, float] = self.settings.get("alpha_pattern") or {}
-        own = (alpha for pattern, alpha in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", layer))
-        alpha = float(next(own, self.settings.get("lora_alpha", rank)))
+        own = by_pattern(self.settings, "alpha_pattern", layer)
+        alpha = alpha_told(self.settings, rank) if own is None else float(own)
         return self.strength * alpha / (math.sqrt(rank) if self.settings.get("use_rslora") else rank)
 
 
@@ -104,6 +110,9 @@ def malformed(adapter: StartingAdapter) -> str | None:
         a, b = (adapter.shapes.get(f"{layer}{ending}") for ending in _ENDINGS)
         if a is None or b is None or a[0] != b[1] or a[0] == 0:
             return f"{told} is not whole: {layer} has A {a and list(a)} and B {b and list(b)}"
+    ranks = {layer: adapter.shapes[f"{layer}.lora_A.weight"][0] for layer in sorted(adapter.layers())}
+    if other := unlike_its_weights(adapter.settings, ranks):
+        return f"{adapter.key}: {_settings_file(adapter.folder)}: {other}"
     return None
 
 
@@ -194,23 +203,26 @@ def _read(key: str, part: str, folder: Path) -> StartingAdapter:
         with safe_open(weights_file(folder), framework="pt") as file:
             shapes = {_plain(name): tuple(file.get_slice(name).get_shape()) for name in file.keys()}
             metadata = file.metadata() or {}
-        settings = _settings(folder, metadata)
-        rank, alpha = _strength(shapes, settings)
-        for pattern, value in (settings.get("alpha_pattern") or {}).items():
-            re.compile(pattern), float(value)
+        settings = settings_of(folder, metadata)
+        wrong = list(faults(folder, settings))
+        rank, alpha = (None, None) if wrong else _strength(shapes, settings)
+        for pattern in (*(settings.get("alpha_pattern") or {}), *(settings.get("rank_pattern") or {})):
+            re.compile(pattern)
     except (OSError, ValueError, TypeError, SafetensorError, AttributeError, re.error) as error:
         raise ModelLoadError(f"{key}: the adapter in {folder} cannot be read ({error})") from error
+    if wrong:
+        raise ModelLoadError("\n".join(f"{key}: {_settings_file(folder)}: {each}" for each in wrong))
     return StartingAdapter(key, part, folder, shapes, rank, alpha, settings)
 
 
 def _strength(shapes: Mapping[str, tuple[int, ...]], told: Mapping[str, Any]) -> tuple[int | None, float | None]:
-    """Rank and alpha of all layers, of which diffusers takes alpha for the rank where a file does not tell it; None for
-    what differs from layer to layer. Rank-stabilised adapters are scaled by alpha / sqrt(rank) (arXiv:2312.03732)."""
+    """Rank and alpha of all layers; None for what differs from layer to layer. Rank-stabilised adapters are scaled by
+    alpha / sqrt(rank) (arXiv:2312.03732)."""
     ranks = {shape[0] for name, shape in shapes.items() if name.endswith(".lora_A.weight")}
     if len(ranks) != 1 or told.get("alpha_pattern"):
         return None, None
     (rank,) = ranks
-    alpha = float(told.get("lora_alpha", rank))
+    alpha = alpha_told(told, rank)
     return rank, alpha * math.sqrt(rank) if told.get("use_rslora") else alpha
 
 
@@ -219,12 +231,8 @@ def _as_told(value: float, ours: float) -> bool:
     return math.isclose(value, ours, rel_tol=1e-5)
 
 
-def _settings(folder: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """What an adapter says of itself: in PEFT's file beside it, or in the header of diffusers' file."""
-    if (folder / "adapter_config.json").is_file():
-        return dict(json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")))
-    told = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    return {name.partition(".")[2]: value for name, value in told.items()}
+def _settings_file(folder: Path) -> Path:
+    return folder / CONFIG if (folder / CONFIG).is_file() else weights_file(folder)
 
 
 def weights_file(folder: Path) -> Path:

@@ -89,7 +89,7 @@ def adapters_in(place: str | Path, parts: Sequence[str], key: str) -> dict[str, 
     if (folder / INDEX).is_file() or (folder / PIPELINE / INDEX).is_file() or newest_checkpoint(folder):
         newest = newest_checkpoint(folder) or folder
         raise ModelLoadError(f"{key}: {place} has a whole model and no adapters: set model.name to {newest}")
-    wanted = " and ".join(f"lora_{part}" for part in parts)
+    wanted = " or ".join(f"lora_{part}" for part in parts)
     raise ModelLoadError(f"{key}: there are no adapters in {place}: name a checkpoint, or a run, with {wanted} in it")
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from glm_training.checkpoint.best import Best
 from glm_training.checkpoint.commit import begin_run, save_checkpoint
+from glm_training.checkpoint.ledger import LEDGER, Ledger, LedgerEntry
+from glm_training.checkpoint.run_record import RunRecord
 from glm_training.config import resolved_yaml
 from glm_training.engine.adapters import adapter_digests
 from glm_training.engine.named_model import NamedModel, named_adapters, named_model
@@ -83,6 +86,24 @@ def test_a_best_that_is_damaged_or_gone_is_passed_over(run: Path) -> None:
     name, note = taken(run)
     assert name == "step-000003" and note is not None
     assert note.endswith("its last whole one, as step-000007, which is named its best, is not among its own")
+
+
+@pytest.mark.parametrize("below", ["", "checkpoints"])
+def test_a_run_whose_checkpoints_were_deleted_is_told_so(run: Path, below: str) -> None:
+    RunRecord("id", "now", "checkpoints").write(run)
+    for step in (run / "checkpoints").glob("step-*"):
+        shutil.rmtree(step)
+    with pytest.raises(ModelLoadError, match="whose checkpoints are gone: it saved step-000003 in .*checkpoints last"):
+        named_model(str(run / below))
+
+
+def test_a_run_that_died_in_its_first_save_has_saved_none(tmp_path: Path) -> None:
+    RunRecord("id", "now", "checkpoints").write(tmp_path)
+    (tmp_path / "checkpoints/.partial-step-000001").mkdir(parents=True)
+    entries = Ledger((LedgerEntry("step-000001", "0"),), "id")
+    (tmp_path / "checkpoints" / LEDGER).write_bytes(entries.encoded())
+    with pytest.raises(ModelLoadError, match="has saved no checkpoint yet"):
+        named_model(str(tmp_path))
 
 
 def test_states_that_nobody_draws_with_may_be_damaged(run: Path) -> None:
@@ -218,8 +239,30 @@ def test_a_strength_is_told_from_a_place(tmp_path: Path) -> None:
     for entry, strength in ((f"dit={odd}", 1.0), (f"dit={odd}:0.5", 0.5), (f"dit={odd}:1e-1", 0.1)):
         ((found,), _) = named_adapters([entry], NamedModel("tiny-random"), "glm_image")
         assert found.folder == odd and found.strength == strength
-    with pytest.raises(ModelLoadError, match="there are no adapters in .*lora:2:nan"):
-        named_adapters([f"dit={odd}:nan"], NamedModel("tiny-random"), "glm_image")
+
+
+@pytest.mark.parametrize("part", ["", "dit="])
+@pytest.mark.parametrize("strength", ["nan", "inf", "1,5", "-1,5", "", "strong", "0x2", "1.5.2"])
+def test_a_strength_that_is_no_number_is_told(tmp_path: Path, strength: str, part: str) -> None:
+    ((place, _), _) = adapters(GLMImage.load("tiny-random"), "dit", tmp_path)
+    with pytest.raises(ModelLoadError) as told:
+        named_adapters([f"{part}{place}:{strength}"], NamedModel("tiny-random"), "glm_image")
+    shown = f"the strength {strength!r} is no finite number: write it as {part}{place}:0.5"
+    assert str(told.value) == f"--lora {part}{place}:{strength}: {shown}"
+
+
+@pytest.mark.parametrize(
+    ("entry", "why"),
+    [
+        ("nowhere:x", "there are no adapters in nowhere:x"),
+        ("nowhere:", "there are no adapters in nowhere:"),
+        ("nowhere:1,5", "the strength '1,5' is no finite number"),
+        ("nowhere:-inf", "the strength '-inf' is no finite number"),
+    ],
+)
+def test_of_a_place_that_is_not_there_a_number_alone_is_a_strength(entry: str, why: str) -> None:
+    with pytest.raises(ModelLoadError, match=why):
+        named_adapters([f"dit={entry}"], NamedModel("tiny-random"), "glm_image")
 
 
 def test_a_run_of_adapters_alone_is_its_model_with_them(tmp_path: Path) -> None:
@@ -248,55 +291,3 @@ def test_a_run_of_adapters_alone_is_its_model_with_them(tmp_path: Path) -> None:
     next(second.glob("*.safetensors")).write_bytes((first / "adapter_model.safetensors").read_bytes())
     with pytest.raises(ModelLoadError, match="another adapter by now"):
         named_model(str(tmp_path / "run"))
-
-
-def small_adapter(folder: Path, **settings: object) -> Path:
-    """PEFT's folder of an adapter of the DiT half of `tiny-random`."""
-    family = GLMImage.load("tiny-random")
-    add_lora(family.module("dit"), ["to_q"], 2, 4.0)
-    family.save_lora("dit", folder / "lora_dit")
-    config = folder / "lora_dit" / "adapter_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | settings))
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("settings", "why"),
-    [
-        ({"init_lora_weights": "pissa_niter_4"}, "begun by pissa_niter_4.*path_initial_model_for_weight_conversion"),
-        ({"init_lora_weights": "olora"}, "begun by olora"),
-        ({"alpha_pattern": {"to_(": 3}}, "cannot be read"),
-        ({"alpha_pattern": ["to_q"]}, "cannot be read"),
-    ],
-)
-def test_settings_that_are_not_merged_as_peft_does_are_refused(tmp_path: Path, settings, why: str) -> None:
-    """Of PiSSA and OLoRA PEFT takes the first B A off the weights before it adds what was learned."""
-    with pytest.raises(ModelLoadError, match=why):
-        named_adapters([str(small_adapter(tmp_path, **settings))], named_model("tiny-random"), "glm_image")
-
-
-@pytest.mark.parametrize("what", ["weight", "alpha", "rank"])
-def test_adapters_that_are_not_numbers_change_no_weight(tmp_path: Path, what: str) -> None:
-    folder = small_adapter(tmp_path, **({"lora_alpha": float("nan")} if what == "alpha" else {}))
-    file = folder / "lora_dit" / "adapter_model.safetensors"
-    weights = load_file(file)
-    (a, *_), (b, *_) = ([name for name in sorted(weights) if f"lora_{side}" in name] for side in "AB")
-    if what == "weight":
-        weights[b][0, 0] = torch.inf
-    elif what == "rank":
-        weights |= {a: weights[a][:0].clone(), b: weights[b][:, :0].clone()}
-    save_file(weights, file)
-    with pytest.raises(ModelLoadError, match="is not whole" if what == "rank" else "is not finite, first"):
-        model = named_model("tiny-random")
-        found, _ = named_adapters([str(folder)], model, "glm_image")
-        model.load("glm_image", dtype=torch.float32, device="cpu", adapters=found)
-
-
-def test_a_file_that_is_not_the_one_that_is_read_is_refused(tmp_path: Path) -> None:
-    folder = small_adapter(tmp_path) / "lora_dit"
-    (folder / "style.safetensors").write_bytes(b"another adapter")
-    model = named_model("tiny-random")
-    with pytest.raises(ModelLoadError, match="adapter_model.safetensors would be read, not style.safetensors"):
-        named_adapters([f"dit={folder}/style.safetensors:0.5"], model, "glm_image")
-    (found,), _ = named_adapters([f"dit={folder}/adapter_model.safetensors:0.5"], model, "glm_image")
-    assert found.folder == folder and found.strength == 0.5

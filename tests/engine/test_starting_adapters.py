@@ -316,7 +316,10 @@ def test_places_without_adapters_are_told_all_at_once(tmp_path: Path) -> None:
         check_adapters(config)
     first, second, third, fourth = str(caught.value).splitlines()
     assert "has a whole model and no adapters: set model.name to " in first and "step-000005" in first
-    assert f"there are no adapters in {tmp_path / 'empty'}: name a checkpoint, or a run, with lora_ar and" in second
+    assert (
+        f"there are no adapters in {tmp_path / 'empty'}: name a checkpoint, or a run, with lora_ar or lora_dit in it"
+        in second
+    )
     assert str(tmp_path / "gone") in third
     assert fourth.endswith("sdxl has adapters of other parts, lora_unet: name one with lora_ar or lora_dit")
 

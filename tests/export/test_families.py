@@ -147,6 +147,32 @@ def dpo(tmp_path_factory) -> Path:
     return folder / "run"
 
 
+@pytest.fixture(scope="module")
+def half_precision(tmp_path_factory) -> Path:
+    """Adapters on a model in bf16, and a pipeline in which they are merged and rounded."""
+    folder = tmp_path_factory.mktemp("bf16")
+    preference_runs.trainer_of(folder, "sdxl", *DRAWN, "model.torch_dtype=bfloat16", "training.max_steps=1").train()
+    return folder / "run"
+
+
+@pytest.mark.parametrize("with_pipeline", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_adapters_are_merged_in_fp32_and_rounded_once(half_precision, tmp_path, with_pipeline, dtype):
+    """W of the model in bf16, and alpha / rank B A: not what was rounded to bf16 for the pipeline of the run."""
+    folder = shutil.copytree(Source.read(half_precision).folder, tmp_path / "step-000001")
+    if not with_pipeline:
+        shutil.rmtree(folder / "pipeline")
+    source = Source.read(folder)
+    base, adapter = base_model(source, torch.bfloat16), source.adapter("unet", "weights")
+    exported(folder, tmp_path / "out", "safetensors", merge=True, dtype=dtype, draw=dtype == torch.float32)
+    found = load_file(tmp_path / "out/unet/diffusion_pytorch_model.safetensors")
+    for layer, (a, b) in adapter.layers().items():
+        weight = base.module("unet").get_parameter(f"{layer}.weight").detach()
+        exact = weight.float() + adapter.scale * (b @ a)
+        assert torch.equal(found[f"{layer}.weight"], exact.to(dtype)), layer
+        assert not torch.equal(exact, exact.bfloat16().float()), layer
+
+
 def test_sdxl_adapters(dpo, tmp_path):
     lines = exported(dpo, tmp_path / "out", "lora")
     told(lines, "it draws what the trainer draws with these weights", STOCK, OWN, "by their tensors alone (unet)")

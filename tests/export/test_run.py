@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,12 +19,14 @@ from safetensors.torch import load_file, save_file
 from glm_training.checkpoint import disk
 from glm_training.checkpoint.best import Best
 from glm_training.checkpoint.manifest import MANIFEST, Manifest, digest_file, read_manifest
+from glm_training.checkpoint.run_record import RunRecord
 from glm_training.checkpoint.shards import write_shards
 from glm_training.export import run as export_run
 from glm_training.export.drawing import drawing_of, own_pictures
 from glm_training.export.formats import Wanted, write
 from glm_training.export.models import trainers_model
 from glm_training.export.source import ExportError, Source
+from glm_training.utils.folder_lock import LOCK, Holder
 from glm_training.utils.prompt_lines import write_prompts
 from tests import runs
 from tests.export.exporting import DRAWN, exported
@@ -147,6 +152,58 @@ def test_an_export_takes_no_place_of_its_own_checkpoint(run, tmp_path, monkeypat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "run"] and Source.read(copy).folder.is_dir()
 
 
+IN_A_RUN = {
+    "in a checkpoint": "run/checkpoints/step-000001/extra",
+    "deep in a checkpoint": "run/checkpoints/step-000001/pipeline/x/y",
+    "called like a step": "run/checkpoints/step-000009",
+    "like one under way": "run/checkpoints/.partial-step-000009",
+    "among the checkpoints": "run/checkpoints/x",
+    "by a link": "link/x",
+    "of another run": "other/checkpoints/x",
+    "of a run that saved none": "fresh/saved/x",
+    "that folder itself": "fresh/saved",
+    "of a run without a ledger": "old/checkpoints/x",
+    "a step beside moved checkpoints": "moved/step-000009",
+    "in a moved checkpoint": "moved/step-000001/x",
+    "a step of its adapters": "fresh/step-000009/x",
+    "another run": "other",
+    "the checkpoints of another": "other/checkpoints",
+    "a checkpoint of another": "other/checkpoints/step-000001",
+}
+
+
+@pytest.mark.parametrize("place", IN_A_RUN.values(), ids=IN_A_RUN)
+def test_an_export_goes_into_no_folder_that_a_run_keeps(run, tmp_path, monkeypatch, place):
+    """It would be deleted with its checkpoint, pruned, or taken for one."""
+    light = shutil.ignore_patterns("pipeline", "states", "samples")
+    for name in ("run", "other"):
+        shutil.copytree(run, tmp_path / name, ignore=light)
+    shutil.copytree(run / "checkpoints", tmp_path / "old/checkpoints", ignore=light)
+    (tmp_path / "old/checkpoints/ledger.json").unlink()
+    shutil.copytree(run / "checkpoints/step-000001", tmp_path / "moved/step-000001", ignore=light)
+    (tmp_path / "fresh").mkdir()
+    RunRecord("id", "now", "saved").write(tmp_path / "fresh")
+    (tmp_path / "link").symlink_to("run/checkpoints")
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ExportError, match=r"--out .*Name a folder outside of it, as exports/x"):
+        exported(run, Path(place), "safetensors", draw=False, overwrite=True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("place", ["run/exports/x", "exports/step-000009", "moved/x", "checkpoints/x"])
+def test_other_places_are_taken(run, tmp_path, monkeypatch, place):
+    """Beside a run's checkpoints, a checkpoint that was moved, or one export called as its step beside another."""
+    light = shutil.ignore_patterns("pipeline", "states", "samples")
+    shutil.copytree(run, tmp_path / "run", ignore=light)
+    shutil.copytree(run / "checkpoints/step-000001", tmp_path / "moved/step-000001", ignore=light)
+    (tmp_path / "exports/step-000001").mkdir(parents=True)
+    (tmp_path / "checkpoints").mkdir()
+    monkeypatch.chdir(tmp_path)
+    source = Source.read(run)
+    export_run.check(Wanted(source, "safetensors", source.chosen(None), False, None), export_run.Target(Path(place)))
+
+
 def test_a_damaged_checkpoint_is_not_exported(run, tmp_path):
     copy = shutil.copytree(Source.read(run).folder, tmp_path / "step-000002")
     file = copy / "pipeline/transformer/diffusion_pytorch_model.safetensors"
@@ -172,6 +229,72 @@ def test_an_export_that_fails_leaves_nothing(run, tmp_path, monkeypatch, fault):
     assert fault == "killed" or "Free some space" in str(found.value)
     assert ("TMPDIR" in str(found.value)) == (fault == "full in between")  # where --out has room by then
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_of_two_exports_to_one_name_the_second_loses_nothing(run, tmp_path, monkeypatch, overwrite):
+    """It begins while the first writes its card."""
+    write_card, told = export_run.write_card, list[str]()
+
+    def meanwhile(folder: Path, *rest: Any) -> None:
+        monkeypatch.setattr(export_run, "write_card", write_card)
+        with pytest.raises(ExportError) as second:
+            exported(run, tmp_path / "out", "safetensors", draw=False, overwrite=overwrite)
+        told.append(str(second.value))
+        write_card(folder, *rest)
+
+    monkeypatch.setattr(export_run, "write_card", meanwhile)
+    exported(run, tmp_path / "out", "pipeline", draw=False, overwrite=overwrite)
+    assert f"another export to {tmp_path / 'out'} is under way" in told[0] and f"pid {os.getpid()}" in told[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and (tmp_path / "out/model_index.json").is_file()
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_name_that_was_taken_meanwhile_is_left_to_its_owner(run, tmp_path, monkeypatch, late):
+    """By any program, while the export is written or between the last look and the renaming."""
+
+    def take(*_: object) -> bool:
+        monkeypatch.setattr(os.path, "lexists", lexists)
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out/mine.txt").write_text("mine")
+        return False
+
+    lexists, sync = os.path.lexists, export_run._sync
+
+    def then_take(folder: Path) -> None:
+        sync(folder)
+        monkeypatch.setattr(os.path, "lexists", take) if late else take()
+
+    monkeypatch.setattr(export_run, "_sync", then_take)
+    with pytest.raises(ExportError, match="out is there by now: nothing was exported"):
+        exported(run, tmp_path / "out", "safetensors", draw=False)
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["out", "out/mine.txt"]
+
+
+@pytest.mark.parametrize("form", ["pipeline", "safetensors"])
+@pytest.mark.parametrize("moment", ["write", "scrub_files", "verified"])
+def test_a_checkpoint_that_its_run_deletes_meanwhile_is_told(run, tmp_path, monkeypatch, moment, form):
+    copy = shutil.copytree(Source.read(run).folder, tmp_path / "step-000002")
+    before = getattr(export_run, moment)
+
+    def pruned(*rest: Any) -> Any:
+        shutil.rmtree(copy)
+        return before(*rest)
+
+    monkeypatch.setattr(export_run, moment, pruned)
+    with pytest.raises(ExportError, match="step-000002 was deleted while it was read, as a run does.*Name a newer"):
+        exported(copy, tmp_path / "out", form, draw=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_export_left_is_in_nobodys_way(run, tmp_path):
+    left = tmp_path / ".partial-out/export"
+    left.mkdir(parents=True)
+    (left / "old.safetensors").write_bytes(b"x")
+    dead = replace(Holder.here(), started=1)
+    (left.parent / LOCK).write_bytes(dead.encoded())
+    exported(run, tmp_path / "out", "safetensors", draw=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and not (tmp_path / "out/old.safetensors").exists()
 
 
 @pytest.mark.parametrize("damage", ["nan", "missing", "another"])

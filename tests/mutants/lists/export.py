@@ -32,6 +32,11 @@ MUTATIONS = [
         ("merge_into(family, merged)", "pass", "adapters that the run merged first are left out"),
     ),
     *of(
+        "export/formats.py",
+        FAMILIES,
+        ("and not self._has_lost(own, dtype)", "", "merged weights come from the run's rounded pipeline"),
+    ),
+    *of(
         "export/fresh.py",
         (*RUN, *FAMILIES),
         ("not value.isfinite().all()", "False", "weights that are not finite pass"),
@@ -45,6 +50,16 @@ MUTATIONS = [
         ("shutil.rmtree(fresh, ignore_errors=True)", "pass", "a failed export leaves its beginning"),
         ("disk.free_bytes(fresh.parent) < needed", "False", "the disk is not looked at"),
         ("os.path.lexists(target.folder) and not target.overwrite", "False", "what is there is renamed unasked"),
+        ("if (source.folder / MANIFEST).is_file():", "if True:", "a checkpoint that is gone is told as anything else"),
+        ("        if not overwrite:\n", "        if False:\n", "what has come there meanwhile is renamed unasked"),
+        ("        lock.acquire()\n", "        place.mkdir(exist_ok=True)\n", "two exports write into one folder"),
+    ),
+    *of(
+        "export/places.py",
+        RUN,
+        ("if _has_checkpoints(folder):", "if False:", "an export among the checkpoints of a run"),
+        ("if (folder / MANIFEST).is_file():", "if False:", "an export in a checkpoint"),
+        ("_is_called_like_a_step(place.name) and", "False and", "an export called like a step"),
     ),
     *of(
         "export/scrub.py",

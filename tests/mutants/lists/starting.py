@@ -75,9 +75,16 @@ MUTATIONS = [
         "engine/test_starting_adapters.py",
         ("if not _as_told(value, ours)", "if False", "another rank or alpha passes"),
         ('alpha * math.sqrt(rank) if told.get("use_rslora") else alpha', "alpha", "rank-stabilised ones are weakened"),
-        ('told.get("lora_alpha", rank)', 'told.get("lora_alpha", 1)', "what is not told is not the rank"),
         ("param.copy_(weights[name])", "pass", "adapters that are trained on begin anew"),
         ("each.scale(layer) * (b @ a)", "(b @ a)", "adapters are merged without their strength"),
         ("if a is None or b is None or a[0] != b[1] or a[0] == 0:", "if False:", "half an adapter passes"),
+    ),
+    *of(
+        "models/adapter_settings.py",
+        ("engine/test_starting_adapters.py", "engine/test_adapter_settings.py"),
+        ("if settings else rank)", "if settings else 1)", "what is not told is not the rank"),
+        ('settings.get("lora_alpha", DEFAULT_ALPHA) if', 'settings.get("lora_alpha", rank) if', "no default of PEFT's"),
+        ("if told != rank:", "if False:", "an adapter of another rank than its settings say passes"),
+        ('if kind != "LORA":', "if False:", "adapters of another kind pass"),
     ),
 ]

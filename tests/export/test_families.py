@@ -151,7 +151,8 @@ def dpo(tmp_path_factory) -> Path:
 def half_precision(tmp_path_factory) -> Path:
     """Adapters on a model in bf16, and a pipeline in which they are merged and rounded."""
     folder = tmp_path_factory.mktemp("bf16")
-    preference_runs.trainer_of(folder, "sdxl", *DRAWN, "model.torch_dtype=bfloat16", "training.max_steps=1").train()
+    keys = ("model.torch_dtype=bfloat16", "training.max_steps=1", "checkpoint.save_lora_only=false")
+    preference_runs.trainer_of(folder, "sdxl", *DRAWN, *keys).train()
     return folder / "run"
 
 

@@ -163,7 +163,7 @@ def test_a_series_keeps_its_first_and_its_latest_values():
     series = Series()
     assert [series.add(value, 2) for value in (1.0, 3.0, 5.0, 9.0)] == [False, False, True, True]
     assert (series.first, series.start, series.latest, series.now) == ([1.0, 3.0], 2.0, [5.0, 9.0], 7.0)
-    assert (series.departed, series.tripped, series.closed) == (None, None, True)
+    assert (series.departed, series.tripped, series.closed) == (None, None, False)
 
 
 def test_a_figure_that_is_no_number_is_beyond_every_limit(tmp_path):

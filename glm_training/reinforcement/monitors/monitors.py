@@ -28,7 +28,7 @@ class Series:
     """One figure over the run: its first `window` values, its latest ones, and since when it has been on its way.
 
     departed: the first step from which on the figure has used more than half of its limit; None before. tripped: the
-    step at which it went over, None while it is within. closed: a value has come that is none of the first.
+    step at which it went over, None while it is within. closed: the first values are these, however many they are.
     """
 
     first: list[float] = field(default_factory=list)
@@ -39,11 +39,11 @@ class Series:
 
     def add(self, value: float, window: int) -> bool:
         """Takes a value; whether there is something to compare by now: a full start, and a value after it."""
-        self.closed = self.closed or len(self.first) >= window
-        if not self.closed:
+        complete = self.closed or len(self.first) >= window
+        if not complete:
             self.first.append(value)
         self.latest = [*self.latest, value][-window:]
-        return self.closed
+        return complete
 
     @property
     def start(self) -> float:
@@ -53,9 +53,13 @@ class Series:
     def now(self) -> float:
         return sum(self.latest) / len(self.latest)
 
-    def shortened(self, window: int) -> Series:
-        """As a run with a shorter `window` would have it; a longer one leaves the start as it is once it is closed."""
-        closed = self.closed or len(self.first) > window
+    def resized(self, before: int, window: int) -> Series:
+        """For another `window` than `before`: a shorter one takes the first of the start, and a longer one leaves a
+        start as it is to which later values have come, or whose values are all the same, which cannot tell."""
+        if window == before:
+            return self
+        over = len(self.first) >= before and (self.latest != self.first or len(set(self.first)) == 1)
+        closed = self.closed or over or len(self.first) > window
         return replace(self, first=self.first[:window], latest=self.latest[-window:], closed=closed)
 
 
@@ -185,12 +189,16 @@ class Monitors:
     # -- what is kept --------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """Start values and the latest ones, for a checkpoint."""
-        return {name: asdict(series) for name, series in self.series.items()}
+        """Start values and the latest ones, and of which window, for a checkpoint."""
+        return {name: {**asdict(series), "window": self.window} for name, series in self.series.items()}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Takes what `state` gave, for the window that is set now."""
-        self.series = {name: Series(**dict(values)).shortened(self.window) for name, values in state.items()}
+        self.series = {}
+        for name, values in state.items():
+            kept = dict(values)
+            before = kept.pop("window", self.window)  # those of older versions do not tell it
+            self.series[name] = Series(**kept).resized(before, self.window)
 
 
 def _label(name: str) -> str:

@@ -285,12 +285,13 @@ MUTATIONS = [
         "reinforcement/test_monitors.py",
         ("if not used <= limit.limit / 2:", "if not used <= limit.limit:", "departed only when over the limit"),
         ("[*self.latest, value][-window:]", "[*self.latest, value]", "the latest values are all values"),
-        ("if not self.closed:", "if True:", "the start follows the run"),
+        ("if not complete:", "if True:", "the start follows the run"),
         (
-            "self.closed or len(self.first) >= window",
-            "len(self.first) >= window",
+            "over = len(self.first) >= before and",
+            "over = False and len(self.first) >= before and",
             "a wider window takes late values for first ones",
         ),
+        ("self.latest != self.first or", "True or", "a start to which nothing came is closed"),
         ('if self.action == "stop" and', 'if self.action == "warn" and', "a warning stops, a stop warns"),
         ("1 - _similarity(now.images", "_similarity(now.images", "similar pictures trip"),
         (
@@ -305,8 +306,8 @@ MUTATIONS = [
             "told again at every step",
         ),
         (
-            "Series(**dict(values)).shortened(self.window) for name, values in state.items()",
-            "Series() for name, values in state.items()",
+            "Series(**kept).resized(before, self.window)",
+            "Series()",
             "a resumed run forgets the start",
         ),
     ),

@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data/t2i"), help="with prompts.txt, target_images, held_out")
     parser.add_argument("--expert-steps", type=int, default=40)
-    parser.add_argument("--student-steps", type=int, default=60)
+    parser.add_argument("--student-steps", type=int, default=120)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--samples", type=int, default=4, help="images per held-out prompt")
     parser.add_argument("--runs", type=Path, default=Path("runs/merging"))

@@ -191,7 +191,6 @@ def measure(component: str, size: int, precision: str, narrow: bool, gate: bool)
         "options": options[:-1],
         "resident before, GiB": round(before, 3),
         "phases": phases,
-        "planned peak, GiB": None,
         "peak of tensors, GiB": max(told["tensors"] for told in phases.values()),
         "peak resident, GiB": max(told["resident"] for told in phases.values()),
         "checkpoint, MiB": round(saved / 2**20, 1),

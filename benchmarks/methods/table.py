@@ -37,8 +37,7 @@ def table(cells: Sequence[dict[str, Any]]) -> str:
         if rows:
             text += f"\n| {' | '.join(HEADS)} |\n" + "|---" * len(HEADS) + "|\n"
             text += "".join(f"| {' | '.join(row)} |\n" for row in rows)
-        if searched := "; ".join(_searched(own)):
-            text += f"\nHeld-out gain in the search, by rate: {searched}\n"
+        text += _search([cell for cell in own if cell["seed"] == 0])
     return text
 
 
@@ -109,9 +108,16 @@ def _clipped(cells: Sequence[dict[str, Any]]) -> str:
     return f"{statistics.fmean(last):.0%}" if last else "-"
 
 
-def _searched(cells: list[dict[str, Any]]) -> list[str]:
-    lines = []
-    for recipe, found in _by_recipe([cell for cell in cells if cell["seed"] == 0]):
-        gains = sorted((cell["rate"], cell["held_out"]["after"] - cell["held_out"]["before"]) for cell in found)
-        lines.append(f"`{recipe}` " + ", ".join(f"{rate:g} {gain:+.3f}" for rate, gain in gains))
-    return lines
+def _search(cells: Sequence[dict[str, Any]]) -> str:
+    """A table of the held-out gain by recipe and rate, the rate that was taken in bold."""
+    if not cells:
+        return ""
+    rates = sorted({cell["rate"] for cell in cells})
+    text = "\nThe search, one seed: held-out gain by rate, the largest in bold.\n\n"
+    text += f"| recipe | {' | '.join(f'{rate:g}' for rate in rates)} |\n" + "|---" * (len(rates) + 1) + "|\n"
+    for recipe, found in _by_recipe(cells):
+        gains = {cell["rate"]: cell["held_out"]["after"] - cell["held_out"]["before"] for cell in found}
+        best = max(gains, key=gains.__getitem__)
+        shown = {rate: f"**{gain:+.3f}**" if rate == best else f"{gain:+.3f}" for rate, gain in gains.items()}
+        text += f"| `{recipe}` | {' | '.join(shown.get(rate, '-') for rate in rates)} |\n"
+    return text

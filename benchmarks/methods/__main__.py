@@ -5,8 +5,8 @@
 
 A cell is one run of `train.py`, one thread, at most six minutes, and one file of benchmarks/results/methods; cells that
 are there are not run again, so it can be stopped at any time and goes on where it was. First every recipe is tried with
-each of the task's rates (seed 0); then the rate whose held-out gain was largest with five further seeds, some of them
-with shuffled advantages too. All draw the same number of pictures a step: they are equal in calls of the reward.
+each of the task's rates (seed 0); then the rate whose held-out gain was largest with five further seeds; last, some recipes
+with shuffled advantages. All draw the same number of pictures a step: they are equal in calls of the reward.
 """
 
 from __future__ import annotations
@@ -108,14 +108,15 @@ def due(tasks: list[str], only: list[str] | None) -> Iterator[Cell]:
     searched = [(task, recipe) for task, recipe in recipes if len(RATES[task]) > 1]
     search = [Cell(task, recipe, rate, TUNED_ON) for task, recipe in searched for rate in RATES[task]]
     yield from (cell for cell in search if cell.read() is None)
-    for seed in SEEDS:
-        for task, recipe in recipes:
-            rate = best_rate(task, recipe)
-            if rate is None:
-                continue
-            controls = (False, True) if recipe in CONTROLLED else (False,)
-            cells = (Cell(task, recipe, rate, seed, shuffled) for shuffled in controls)
-            yield from (cell for cell in cells if cell.read() is None)
+    rates = [(task, recipe, best_rate(task, recipe)) for task, recipe in recipes]
+    for shuffled in (False, True):
+        for seed in SEEDS:
+            for task, recipe, rate in rates:
+                if rate is None or (shuffled and recipe not in CONTROLLED):
+                    continue
+                cell = Cell(task, recipe, rate, seed, shuffled)
+                if cell.read() is None:
+                    yield cell
 
 
 def best_rate(task: str, recipe: str) -> float | None:

@@ -5,8 +5,8 @@
 
 A cell is one run of `train.py`, one thread, at most six minutes, and one file of benchmarks/results/methods; cells that
 are there are not run again, so it can be stopped at any time and goes on where it was. First every recipe is tried with
-each of the task's rates (seed 0); then the rate whose held-out gain was largest with five further seeds; last, some recipes
-with shuffled advantages. All draw the same number of pictures a step: they are equal in calls of the reward.
+each of the task's rates (seed 0); then the rate whose held-out gain was largest with five further seeds; last, some
+recipes with shuffled advantages. All draw the same number of pictures a step: they are equal in calls of the reward.
 """
 
 from __future__ import annotations

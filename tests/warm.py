@@ -62,9 +62,11 @@ class Program:
         return subprocess.CompletedProcess(self.words, self.process.exitcode, stdout, stderr)
 
 
-def run(*words: str, changes: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def run(
+    *words: str, changes: Mapping[str, str] | None = None, directory: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
     """What `python WORDS` prints, and its exit code."""
-    return Program(*words, changes=changes).ended()
+    return Program(*words, changes=changes, directory=directory).ended()
 
 
 def run_two(*words: str, changes: Mapping[str, str] | None = None) -> list[subprocess.CompletedProcess[str]]:

@@ -23,9 +23,9 @@ from glm_training.checkpoint.state_tree import (
 from glm_training.config.sections.resolved import ResolvedOptimizer
 from glm_training.engine.errors import NonFiniteError, TrainingError
 from glm_training.engine.optimizers import RATE_SCALE, SCHEDULE_FREE, averaged_weights, build_optimizer
+from glm_training.engine.replicas import replicated
 from glm_training.methods.losses import Context
 from glm_training.models.gathering import gathered
-from glm_training.models.library_versions import without_buffers_sent
 from glm_training.models.snapshot import ParameterSnapshot
 from glm_training.utils.distributed import World, any_flag
 from glm_training.utils.words import counted
@@ -88,10 +88,7 @@ class Part:
         self.world = world
         self.policy: nn.Module = component
         if world.world_size > 1 and not isinstance(component, FSDPModule):
-            # buffers are frozen and were compared at the start: sending them at each forward would be waiting in vain
-            self.policy = DistributedDataParallel(
-                component, find_unused_parameters=find_unused_parameters, **without_buffers_sent()
-            )
+            self.policy = replicated(component, find_unused_parameters=find_unused_parameters)
         self.exchanging = False
         if isinstance(component, FSDPModule):
             component.register_forward_pre_hook(lambda *_: self._exchange(True))

@@ -72,8 +72,10 @@ def place_of(folder: Path, case: str, arm: str) -> Path:
     return folder / f"{case.replace('/', '-')}-{arm}"
 
 
-def trainer_of(folder: Path, case: str, arm: str, world: World, scorers: Sequence[str]) -> BaseTrainer:
-    """The trainer of a case in this process. `scorers`: keys that give DMDR rewards."""
+def trainer_of(
+    folder: Path, case: str, arm: str, world: World, scorers: Sequence[str], more: Sequence[str] = ()
+) -> BaseTrainer:
+    """The trainer of a case in this process. `scorers`: keys that give DMDR rewards; `more`: for any."""
     name, rule, what = case.split("/")
     kind = KINDS[name]
     rate = 1e-3 if rule == "adam" else kind.rate if what == "whole" else kind.rate_of_adapters
@@ -87,6 +89,7 @@ def trainer_of(folder: Path, case: str, arm: str, world: World, scorers: Sequenc
         f"training.max_steps={STEPS}",
         "training.max_grad_norm=0",
         f"output_dir={place_of(folder, case, arm)}",
+        *more,
     ]
     place = folder / kind.made_by
     place.mkdir(exist_ok=True)

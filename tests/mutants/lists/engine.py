@@ -66,4 +66,14 @@ MUTATIONS = [
             "only the first process is told of",
         ),
     ),
+    *of(
+        "engine/replicas.py",
+        "engine/test_replicas.py",
+        (
+            "if not find_unused_parameters:",
+            "if find_unused_parameters:",
+            "gradients lie elsewhere after the first step",
+        ),
+        ("parameter.grad = None", "parameter.grad = torch.ones_like(parameter)", "gradients begin with something"),
+    ),
 ]

@@ -4,7 +4,7 @@
 
 One process, 2 and 4 with whole copies (DDP) or shards (FSDP), and 2 x 2 with replicas (HSDP) run four steps each and
 save after two; each of them goes on from each of these for the other two. Against one process without a stop: the
-largest difference of a trained tensor, as a share of what it moved in the last two steps. And whether every tensor of
+largest difference of a trained tensor, as a share of its own movement in the four steps. And whether every tensor of
 the last checkpoint, moments among them, is the same bit for bit as without a stop, which it must be where those that go
 on are as many, and share the work, as those that saved.
 """
@@ -24,11 +24,13 @@ from torch import Tensor
 
 from benchmarks.quickstart import machine
 from glm_training.checkpoint.resume import load_checkpoint
+from glm_training.utils.distributed import World
 from tests.dmdr_runs import random_scorers
 from tests.parity.arms import LEAST, SECONDS, SHARE, furthest
 from tests.parity.arms_worker import STEPS, place_of
 from tests.parity.launching import run_processes
-from tests.parity.resumes_worker import ARMS, WAYS, checkpoint_of
+from tests.parity.resumes_worker import ARMS, WAYS, checkpoint_of, trainer
+from tests.runs import weights_of
 
 CASES = (
     "grpo-both/adam/whole",
@@ -47,9 +49,13 @@ def outcomes(folder: Path, case: str) -> dict[tuple[str, str], tuple[float, bool
         for processes in ARMS:
             words = (str(folder), case, ",".join(origins), *scorers)
             run_processes(processes, "resumes_worker.py", *words, seconds=SECONDS)
-    alone = place_of(folder, case, WAYS[0])
-    before, after = (tensors(alone, step) for step in (STEPS // 2, STEPS))
-    moved = {name: furthest(after[name], before[name]) for name in after if trained(name)}
+    before = weights_of(trainer(folder, case, WAYS[0], None, World(), scorers))
+    after = tensors(place_of(folder, case, WAYS[0]), STEPS)
+    moved = {
+        name: furthest(after[name], value)
+        for part, weights in before.items()
+        for name, value in ((f".{part}_weights.{key}", value) for key, value in weights.items())
+    }
     assert max(moved.values()) >= LEAST, "nothing learned"
     found = {}
     for origin in WAYS:
@@ -65,11 +71,6 @@ def outcomes(folder: Path, case: str) -> dict[tuple[str, str], tuple[float, bool
 def tensors(run: Path, step: int) -> dict[str, Tensor]:
     """Every tensor of a checkpoint, whole, by its place."""
     return dict(_flat(load_checkpoint(checkpoint_of(run, step)), ""))
-
-
-def trained(name: str) -> bool:
-    """Whether a place is that of weights, not of what an optimizer holds of them."""
-    return name.split(".")[1].endswith("_weights")
 
 
 def _flat(tree: Any, path: str) -> Iterator[tuple[str, Tensor]]:

@@ -237,16 +237,27 @@ class RewardTrainer(EncodingTrainer):
             return ()
         return noisy_steps(self.config, self.settings, self.step)
 
-    def _sample(self, places: list[Place]) -> Scored:
-        """New samples of the prompts at `places`, with their scores."""
+    def _draw_more(self, places: list[Place]) -> Rollout:
+        """New samples of the prompts at `places`."""
         items, positions = [place.index for place in places], [place.position for place in places]
         self.in_flight.drawn.append(Drawn(items, positions))
         batch = self.dataset.batch(items, epoch=[place.epoch for place in places])
-        return self.score(self.draw(batch, positions, on_step=None))
+        return self.draw(batch, positions, on_step=None)
+
+    def _draw_along(self, place: Place) -> None:
+        self._draw_more([place])
 
     def resampling(self) -> Resampling:
         """What `replace_flat_groups` needs of this run."""
-        return Resampling(self.config, self.world, self.sampler, tuple(self.parts), self._sample, self.check_stop)
+        return Resampling(
+            self.config,
+            self.world,
+            self.sampler,
+            tuple(self.parts),
+            lambda places: self.score(self._draw_more(places)),
+            self.check_stop,
+            None if self.strategy.shards is None else self._draw_along,
+        )
 
     def learning(self) -> Learning:
         """What the updates of the step in flight need of this run."""

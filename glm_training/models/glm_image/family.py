@@ -11,7 +11,7 @@ from diffusers.pipelines.glm_image.pipeline_glm_image import GlmImagePipeline
 from torch import Tensor, nn
 
 from glm_training.models.denoising import Denoiser, Levels, Network
-from glm_training.models.family import Family, Sampling, read_few_steps
+from glm_training.models.family import DECODED_AT_ONCE, Family, Sampling, read_few_steps
 from glm_training.models.glm_image.ar import ARComponent
 from glm_training.models.glm_image.decode_graph import Mode, Stepper
 from glm_training.models.glm_image.dit import DiTComponent
@@ -235,7 +235,7 @@ class GLMImage(Family):
             micro_batch_size=micro_batch_size,
             on_step=step_hook,
         )
-        return self.dit.decode_latents(trajectory.final, micro_batch_size=micro_batch_size or 8)
+        return self.dit.decode_latents(trajectory.final, micro_batch_size=micro_batch_size or DECODED_AT_ONCE["glm_image"])
 
     def draw(
         self,

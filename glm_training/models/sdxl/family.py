@@ -14,7 +14,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from torch import Tensor, nn
 
-from glm_training.models.family import Family, FewSteps, Sampling, read_few_steps
+from glm_training.models.family import DECODED_AT_ONCE, Family, FewSteps, Sampling, read_few_steps
 from glm_training.models.loading import ModelLoadError
 from glm_training.models.lora import ADAPTER, adapter_parameters, described, has_lora, load_lora
 from glm_training.models.prompt_reading import PromptReading
@@ -218,7 +218,7 @@ class SDXL(Family):
             micro_batch_size=micro_batch_size,
             on_step=on_step,
         )
-        return component.decode_latents(latents, micro_batch_size=micro_batch_size or 4)
+        return component.decode_latents(latents, micro_batch_size=micro_batch_size or DECODED_AT_ONCE["sdxl"])
 
     def draw(
         self,

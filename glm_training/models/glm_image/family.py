@@ -57,6 +57,9 @@ class DiTDenoiser(Denoiser):
         return network(noisy, levels.timestep.to(noisy.device), condition, guidance_scale=guidance_scale)
 
 
+AT_ONCE = DECODED_AT_ONCE["glm_image"]
+
+
 class GLMImage(Family):
     """A whole GLM-Image. `ar` and `dit` hold the stock modules; nothing is trainable until `set_trainable`."""
 
@@ -235,7 +238,7 @@ class GLMImage(Family):
             micro_batch_size=micro_batch_size,
             on_step=step_hook,
         )
-        return self.dit.decode_latents(trajectory.final, micro_batch_size=micro_batch_size or DECODED_AT_ONCE["glm_image"])
+        return self.dit.decode_latents(trajectory.final, micro_batch_size=micro_batch_size or AT_ONCE)
 
     def draw(
         self,

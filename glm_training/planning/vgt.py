@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModel
 from glm_training.config import Config
 from glm_training.methods.autoencoding import Autoencoding, AutoencodingWeights
 from glm_training.methods.token_flow import TokenFlow
+from glm_training.models.family import DECODED_AT_ONCE
 from glm_training.models.library_versions import autocast_options
 from glm_training.models.loading import ModelLoadError
 from glm_training.models.perceptual import ConvNextLogits, LpipsVgg
@@ -181,7 +182,8 @@ class VGTMemory(Memory):
     def _once(self, trace: Callable[[], int]) -> int:
         """What a trace finds; it takes seconds, and runs that differ in other things share it."""
         run = self.run
-        key = (trace.__name__, run.batch_size, run.evaluated, run.checkpointing, run.low, run.dtype, run.prompt_tokens)
+        sizes = (run.batch_size, run.evaluated, run.micro, run.prompt_tokens)
+        key = (trace.__name__, sizes, run.checkpointing, run.low, run.dtype)
         if key not in self.traced:
             self.traced[key] = trace()
         return self.traced[key]
@@ -189,7 +191,7 @@ class VGTMemory(Memory):
     def _updates(self, name: str, passed: float, held: Items) -> list[Phase]:
         half, part = self.halves[name], self.by_name[name]
         gradients = self.gradients([name])
-        step = {"optimizer's temporaries": step_bytes(half.optimizer, part.trained) / self.run.shards}
+        step = {"optimizer's temporaries": step_bytes(half.rule, part.trained) * self._here(part)}
         return [
             self._phase(f"{name}: forward and backward", gradients, held, {"activations": passed}),
             self._phase(f"{name}: optimizer step", gradients, held, step),
@@ -287,7 +289,8 @@ class VGTMemory(Memory):
 
     def _reading_and_drawing(self) -> int:
         """Given pictures read and drawn again, or latents drawn."""
-        rows, generates = self.run.evaluated, self.config.model.component == "generator"
+        rows = min(self.run.evaluated, self.run.micro or DECODED_AT_ONCE["vgt"])
+        generates = self.config.model.component == "generator"
         with faking():
             model = self._made("autoencoder").eval()
             shape = (rows, model.config.latent_channels, *self._grid(model.stride))
@@ -311,7 +314,8 @@ class VGTMemory(Memory):
             each = 2 * settings.num_hidden_layers * settings.num_key_value_heads * head * WIDE
             rows = run.evaluated * (2 if run.evaluation_guided else 1)
             items["KV cache"] = float(each * rows * (run.prompt_tokens + 2 * grid[0] * grid[1]))
-        return self._phase("evaluation", items, awake=True)
+        items["weights"] = sum(map(self._whole, self.halves))
+        return self._phase("evaluation", items, self._shown(), awake=True)
 
     def _grid(self, stride: int) -> tuple[int, int]:
         """Places of a picture's latents."""

@@ -65,11 +65,6 @@ class RewardTrainer(EncodingTrainer):
 
     @staticmethod
     def check_settings(config: Config, world: World) -> None:
-        if config.training.offload_between_phases and world.world_size > 1:
-            raise SettingsError(
-                f"training.offload_between_phases is for one process, and there are {world.world_size}: DDP needs the "
-                "weights to stay where they are; remove it"
-            )
         settings, prompts = rollout_settings(config), config.training.batch_size
         if world.world_size == 1:
             prompts *= config.training.gradient_accumulation_steps

@@ -203,6 +203,7 @@ class RewardTrainer(EncodingTrainer):
                 seed=self.config.seed,
                 sde_indices=self._sde_indices(),
                 on_step=on_step,
+                meet=self.meet,
                 uses=self.residency.only,
             )
 

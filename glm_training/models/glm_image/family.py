@@ -225,6 +225,8 @@ class GLMImage(Family):
             micro_batch_size=micro_batch_size,
             on_step=token_hook,
         )
+        if on_step is not None:
+            on_step()  # whoever has no plans says so before the DiT's shards are gathered
         condition = self.dit.condition(
             prompts, rollout.large_tokens, prompt.large_grid, sources, prompt.source_tokens, prompt.source_grid
         ).repeat_interleave(renders)

@@ -127,9 +127,9 @@ class Run:
         return self.plans * self.renders
 
 
-def read_run(config: Config, *, gpus: int = 1, strategy: str | None = None, shards: int | None = None) -> Run:
-    """The run of a configuration on so many GPUs. `strategy` and `shards` (GPUs over which FSDP spreads a model) take
-    the place of those of `distributed`; `auto` counts as DDP."""
+def read_run(config: Config, *, gpus: int = 1, strategy: str | None = None) -> Run:
+    """The run of a configuration on so many GPUs. `strategy` takes the place of `distributed.strategy`; `auto` counts
+    as DDP."""
     model = config.model
     wanted = strategy or config.distributed.strategy
     chosen: Strategy = "single" if gpus == 1 else "fsdp" if wanted == "fsdp" else "ddp"
@@ -167,7 +167,7 @@ def read_run(config: Config, *, gpus: int = 1, strategy: str | None = None, shar
         metrics=_metrics(config),
         gpus=gpus,
         strategy=chosen,
-        shards=1 if chosen != "fsdp" else (shards or config.distributed.shard_size or gpus),
+        shards=1 if chosen != "fsdp" else (config.distributed.shard_size or gpus),
         quantization=model.quantization,
         waits=config.distributed.offload and chosen == "fsdp",
         phased=config.training.offload_between_phases,

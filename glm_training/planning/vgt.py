@@ -173,17 +173,16 @@ class VGTMemory(Memory):
         """In the order a run meets them."""
         name = self.config.model.component
         passes = self._generator_passes if name == "generator" else self._autoencoder_passes
-        found = self._updates(name, self._once(passes), {})
+        found = self._updates(name, self._once(passes, self.run.batch_size), {})
         if "discriminator" in self.halves:
             seen = {"pictures": 2.0 * self.run.accumulation * self._image_bytes(self.run.batch_size)}
-            found += self._updates("discriminator", self._once(self._discriminator_passes), seen)
+            found += self._updates("discriminator", self._once(self._discriminator_passes, self.run.batch_size), seen)
         return [*found, self._evaluation()] if self.run.evaluated else found
 
-    def _once(self, trace: Callable[[], int]) -> int:
-        """What a trace finds; it takes seconds, and runs that differ in other things share it."""
+    def _once(self, trace: Callable[[], int], rows: int) -> int:
+        """What a trace of so many rows finds; it takes seconds, and runs that differ in other things share it."""
         run = self.run
-        sizes = (run.batch_size, run.evaluated, run.micro, run.prompt_tokens)
-        key = (trace.__name__, sizes, run.checkpointing, run.low, run.dtype)
+        key = (trace.__name__, rows, run.prompt_tokens, run.checkpointing, run.low, run.dtype)
         if key not in self.traced:
             self.traced[key] = trace()
         return self.traced[key]
@@ -289,8 +288,7 @@ class VGTMemory(Memory):
 
     def _reading_and_drawing(self) -> int:
         """Given pictures read and drawn again, or latents drawn."""
-        rows = min(self.run.evaluated, self.run.micro or DECODED_AT_ONCE["vgt"])
-        generates = self.config.model.component == "generator"
+        rows, generates = self._decoded, self.config.model.component == "generator"
         with faking():
             model = self._made("autoencoder").eval()
             shape = (rows, model.config.latent_channels, *self._grid(model.stride))
@@ -303,7 +301,7 @@ class VGTMemory(Memory):
         guidance; what its head needs is small beside it."""
         run = self.run
         items: Items = {
-            "activations": float(self._once(self._reading_and_drawing)),
+            "activations": float(self._once(self._reading_and_drawing, self._decoded)),
             "pictures": self._image_bytes(run.evaluated),
         }
         if self.config.model.component == "generator":
@@ -316,6 +314,11 @@ class VGTMemory(Memory):
             items["KV cache"] = float(each * rows * (run.prompt_tokens + 2 * grid[0] * grid[1]))
         items["weights"] = sum(map(self._whole, self.halves))
         return self._phase("evaluation", items, self._shown(), awake=True)
+
+    @property
+    def _decoded(self) -> int:
+        """Pictures that go through the autoencoder together in evaluations."""
+        return min(self.run.evaluated, self.run.micro or DECODED_AT_ONCE["vgt"])
 
     def _grid(self, stride: int) -> tuple[int, int]:
         """Places of a picture's latents."""

@@ -67,6 +67,7 @@ def _phases(phases: Sequence[Phase]) -> list[str]:
         cells = [sum(phase.items.get(item, 0.0) for item in items) for items in COLUMNS.values()]
         shown = "".join(f"{cell / GIB:>6.1f}" if cell else f"{'':>6}" for cell in cells)
         short = phase.name.replace("forward and backward", "passes").replace("optimizer step", "step")
+        short = short.replace("discriminator", "discrim.")
         lines.append(f"{short:<{name}}{shown}{phase.total / GIB:>6.1f}")
     return [*lines, *_wrapped(LEGEND)]
 

@@ -24,7 +24,7 @@ ALLOWED = {
     "methods": {"algorithms", "models"},
     "evaluation": {"data", "models", "rewards", "utils"},
     "engine": {"algorithms", "methods", "evaluation", "models", "rewards", "data", "checkpoint", "config", "utils"},
-    "planning": {"data", "engine", "methods", "models", "config", "utils"},
+    "planning": {"data", "engine", "evaluation", "methods", "models", "config", "utils"},
     "doctor": {"planning", "engine", "models", "rewards", "data", "config", "utils"},
     "export": {"checkpoint", "data", "engine", "models", "config", "utils"},
     "preference": {"engine", "methods", "models", "data", "checkpoint", "config", "utils"},

@@ -48,6 +48,7 @@ def plan(arguments: argparse.Namespace) -> int:
     except ConfigError as error:
         report_error(str(error))
         return EXIT_CONFIG
+    from glm_training.engine.errors import SettingsError
     from glm_training.models.loading import ModelLoadError
     from glm_training.planning.page import page
     from glm_training.planning.plan import make_plan
@@ -62,7 +63,7 @@ def plan(arguments: argparse.Namespace) -> int:
             strategy=arguments.strategy,
             shards=arguments.shards,
         )
-    except ModelLoadError as error:
+    except (ModelLoadError, SettingsError) as error:
         report_error(str(error))
         return EXIT_CONFIG
     lines = [found.as_json()] if arguments.json else page(found, " with ".join(arguments.config))

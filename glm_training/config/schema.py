@@ -106,6 +106,10 @@ class Config(Section):
         finetunes = self.training.method == "finetune" and self.model.family != "vgt"
         return finetunes and (not self.uses_reward() or self.training.reward_frequency > 1)
 
+    def draws_in_steps(self) -> bool:
+        """Whether steps draw plans and renders: those with rewards, and on-policy distillation."""
+        return self.uses_reward() or self.training.method == "opd"
+
     def low_precision(self) -> bool:
         """Whether forward passes round to fewer bits than fp32 has."""
         return self.training.mixed_precision in ("bf16", "fp16") or self.model.torch_dtype != "float32"

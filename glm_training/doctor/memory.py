@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 
@@ -10,9 +10,9 @@ from glm_training.config import Config
 from glm_training.doctor.commands import Asked, glm_train, python
 from glm_training.doctor.findings import Finding, failed, note, ok
 from glm_training.doctor.worker import configuration
+from glm_training.engine.errors import SettingsError
 from glm_training.models.loading import ModelLoadError
 from glm_training.planning.plan import Card, Plan, make_plan
-from glm_training.planning.remedies import Remedy
 
 NAME = "memory"
 GIB = 1 << 30
@@ -29,7 +29,7 @@ def memory(asked: Asked) -> Iterator[Finding]:
     sizes = _cards(config)
     try:
         plan = make_plan(config, card=Card(min(sizes, default=None), "here"))
-    except ModelLoadError as error:
+    except (ModelLoadError, SettingsError) as error:
         yield note(NAME, str(error))
         return
     peak = f"{plan.peak.total / GIB:.1f} GiB ({plan.peak.name})"
@@ -37,13 +37,22 @@ def memory(asked: Asked) -> Iterator[Finding]:
         yield _without_gpu(plan, peak, asked)
     elif plan.fits:
         yield ok(NAME, f"{peak} of {min(sizes) / GIB:.1f} on a GPU", peak=plan.peak.total, card=min(sizes))
-    elif len(sizes) > 1 and (shared := make_plan(config, gpus=len(sizes), card=plan.card)).fits:
+    elif (shared := _shared(config, plan.card, len(sizes))) is not None:
         told = f"{peak} is too much for one GPU of {min(sizes) / GIB:.1f}; {len(sizes)} share it:"
         parts = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(len(sizes))]
         program = [python(), *parts, "-m", "glm_training.cli.main", "train", *asked.words()]
         yield failed(NAME, told, [*program, f"distributed.strategy={shared.run.strategy}"])
     else:
-        yield _too_large(plan, config, peak, min(sizes), asked)
+        yield _too_large(plan, peak, min(sizes), asked)
+
+
+def _shared(config: Config, card: Card, gpus: int) -> Plan | None:
+    """The plan on all `gpus`, where there are several and it fits."""
+    try:
+        plan = make_plan(config, gpus=gpus, card=card) if gpus > 1 else None
+    except SettingsError:  # what it asks for is for one process
+        return None
+    return plan if plan is not None and plan.fits else None
 
 
 def _cards(config: Config) -> list[int]:
@@ -64,11 +73,11 @@ def _without_gpu(plan: Plan, peak: str, asked: Asked) -> Finding:
     return failed(NAME, f"{told}, more than any has. What to change:", glm_train("plan", asked, "--gpu-memory", "80"))
 
 
-def _too_large(plan: Plan, config: Config, peak: str, card: int, asked: Asked) -> Finding:
+def _too_large(plan: Plan, peak: str, card: int, asked: Asked) -> Finding:
     told = f"the peak is {peak}, and the GPU has {card / GIB:.1f}"
     facts = {"peak": plan.peak.total, "card": card}
     if plan.remedies and plan.remedies[-1].peak <= card:
-        changed = [word for remedy in plan.remedies for word in overrides_of(remedy, config)]
+        changed = [word for remedy in plan.remedies for word in remedy.change.split()]
         return failed(NAME, f"{told}; with these keys it fits:", glm_train("train", asked, *changed), **facts)
     enough = _roomy(plan)
     larger = str(enough[0] if enough else CARDS[-1])
@@ -79,14 +88,3 @@ def _too_large(plan: Plan, config: Config, peak: str, card: int, asked: Asked) -
 def _roomy(plan: Plan) -> list[int]:
     """The sizes that are enough; of what is on the box, a GPU of 48 or 80 GB gives programs some per cent less."""
     return [size for size in CARDS if 0.97 * size * GIB >= plan.peak.total]
-
-
-def overrides_of(remedy: Remedy, config: Config) -> Sequence[str]:
-    """A remedy as overrides, without its remark; the step keeps its number of samples."""
-    words = remedy.change.partition(" (")[0].split()
-    if words == ["training.batch_size=1"]:
-        training = config.training
-        words.append(
-            f"training.gradient_accumulation_steps={training.batch_size * training.gradient_accumulation_steps}"
-        )
-    return words

@@ -25,7 +25,6 @@ from glm_training.engine.errors import NonFiniteError, TrainingError
 from glm_training.engine.optimizers import RATE_SCALE, SCHEDULE_FREE, averaged_weights, build_optimizer
 from glm_training.engine.replicas import replicated
 from glm_training.methods.losses import Context
-from glm_training.models.gathering import gathered
 from glm_training.models.snapshot import ParameterSnapshot
 from glm_training.utils.distributed import World, any_flag
 from glm_training.utils.words import counted
@@ -293,12 +292,10 @@ class Part:
 
 @contextmanager
 def as_shown(parts: Mapping[str, Part], showing: Showing) -> Iterator[None]:
-    """Inside, every part is `Part.as_shown`, and whole while it is evaluated: what draws calls it in pieces."""
+    """Inside, every part is `Part.as_shown`."""
     with ExitStack() as stack:
         for part in parts.values():
             stack.enter_context(part.as_shown(showing))
-        for part in parts.values() if showing == "evaluation" else ():
-            stack.enter_context(gathered(part.component))
         yield
 
 

@@ -57,13 +57,22 @@ class Strategy:
 
 def check_strategy(config: Config, world: World) -> None:
     """Raises SettingsError, with all reasons, for a `distributed` section that cannot be followed here."""
+    problems = strategy_problems(config, world.world_size)
+    if config.distributed.strategy == "fsdp":
+        problems += version_problems()
+    if problems:
+        raise SettingsError("\n".join(problems))
+
+
+def strategy_problems(config: Config, processes: int) -> list[str]:
+    """What of a configuration so many processes cannot follow, whatever is installed here, a line each."""
     settings, problems = config.distributed, list[str]()
-    if settings.shard_size is not None and world.world_size > 1 and world.world_size % settings.shard_size:
+    if settings.shard_size is not None and processes > 1 and processes % settings.shard_size:
         problems.append(
-            f"distributed.shard_size is {settings.shard_size}, which does not divide the {world.world_size} processes"
+            f"distributed.shard_size is {settings.shard_size}, which does not divide the {processes} processes"
         )
     if settings.strategy == "fsdp":
-        problems += shard_problems(config)
+        problems += unshardable(config)
     of_shards = {"shard_size": settings.shard_size is not None, "offload": settings.offload}
     if settings.strategy == "ddp":
         problems += [
@@ -71,17 +80,26 @@ def check_strategy(config: Config, world: World) -> None:
             for key, given in of_shards.items()
             if given
         ]
-    if problems:
-        raise SettingsError("\n".join(problems))
+    if config.training.offload_between_phases and processes > 1:
+        problems.append(
+            f"training.offload_between_phases is for one process, and there are {processes}: several need the weights "
+            "to stay where they are; remove it"
+        )
+    return problems
 
 
-def shard_problems(config: Config) -> list[str]:
+def version_problems() -> list[str]:
+    """Why the torch that is installed has no shards; nothing where it has."""
+    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if version >= LOWEST_TORCH:
+        return []
+    wanted = ".".join(map(str, LOWEST_TORCH))
+    return [f"distributed.strategy fsdp needs torch {wanted} or newer, and this is {torch.__version__}"]
+
+
+def unshardable(config: Config) -> list[str]:
     """What of a configuration shards cannot do, a line each."""
     problems = []
-    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
-    if version < LOWEST_TORCH:
-        wanted = ".".join(map(str, LOWEST_TORCH))
-        problems.append(f"distributed.strategy fsdp needs torch {wanted} or newer, and this is {torch.__version__}")
     for part in config.parts():
         rule = config.optimizer_for(part).name
         if rule not in SHARDABLE:
@@ -116,7 +134,7 @@ def choose(config: Config, family: Family, world: World) -> Strategy:
     told = f"weights, gradients and moments take {needed / 1e9:.1f} of {there / 1e9:.0f} GB on each device"
     if whole_fits(needed, there):
         return Strategy(None, told)
-    problems = shard_problems(config)
+    problems = version_problems() + unshardable(config)
     if problems:
         return Strategy(None, f"{told}, and shards are not to be had: {problems[0]}")
     return Strategy(Shards(config, world), told)

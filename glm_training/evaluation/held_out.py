@@ -132,6 +132,8 @@ def draw(
 
     An image depends on its prompt, its place in the data and the seed alone.
     """
+    if on_step is not None:
+        on_step()  # shards are gathered first of all, for which each process must have come this far
     device = next(iter(family.component(family.components[0]).parameters())).device
     return family.draw(
         [batch.prompts[row] for row in rows],

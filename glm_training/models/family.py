@@ -32,6 +32,10 @@ class Sampling:
     parallel: int = 1
 
 
+DECODED_AT_ONCE = {"glm_image": 8, "sdxl": 4, "vgt": 8}
+"""By `model.family`: pictures that go through the autoencoder together where nothing says how many. At its end it has
+many channels for each pixel, and more of them together are no faster."""
+
 FEW_STEPS_FILE = "few_steps.json"
 """In a pipeline folder: how a distilled model is to be drawn from. Stock diffusers passes it over."""
 

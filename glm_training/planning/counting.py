@@ -18,6 +18,9 @@ from glm_training.planning.run import Half, Run
 
 Shapes = dict[str, tuple[int, ...]]
 
+BF16_MOMENTS = "adamw, bf16"
+"""`Half.rule` of AdamW with `moments_dtype` bfloat16."""
+
 EIGHT_BIT_FROM = 4096
 """bitsandbytes keeps the moments of smaller tensors in fp32."""
 
@@ -59,14 +62,14 @@ def count_parts(networks: Networks, run: Run) -> list[Part]:
     parts = networks.parts
     if run.family == "sdxl":
         unet = _trainable("unet", parts["unet"], halves.get("unet"), ("BasicTransformerBlock", "ResnetBlock2D"))
-        asleep = run.caches
-        return [unet, *(_frozen(name, parts[name], asleep) for name in ("vae", "text_encoder", "text_encoder_2"))]
+        asleep = {"vae": run.keeps_pictures, "text_encoder": run.caches, "text_encoder_2": run.caches}
+        return [unet, *(_frozen(name, parts[name], sleeps) for name, sleeps in asleep.items())]
     vle = parts["vision_language_encoder"]
     looks = {"visual", "vqmodel"}
     draws, supervised = run.method == "reward", run.method in ("supervised", "preference")
     ar = _trainable("ar", vle, halves.get("ar"), ("GlmImageTextDecoderLayer",), without=looks)
     dit = _trainable("dit", parts["transformer"], halves.get("dit"), ("GlmImageTransformerBlock",))
-    if run.caches and supervised:  # a half that neither learns nor draws sleeps whole
+    if run.keeps_pictures and supervised:  # a half that neither learns nor draws sleeps whole
         ar = ar if "ar" in halves else _asleep(ar)
         dit = dit if "dit" in halves else _asleep(dit)
     model: Any = vle.get_submodule("model")
@@ -74,8 +77,8 @@ def count_parts(networks: Networks, run: Run) -> list[Part]:
     return [
         ar,
         dit,
-        Part("vision tower and VQ model", seeing, {}, seeing, 0, 0, sleeps=run.caches),
-        _frozen("vae", parts["vae"], run.caches and not draws),
+        Part("vision tower and VQ model", seeing, {}, seeing, 0, 0, sleeps=run.keeps_pictures),
+        _frozen("vae", parts["vae"], run.keeps_pictures and not draws),
         _frozen("text_encoder", parts["text_encoder"], run.caches),
     ]
 
@@ -140,7 +143,10 @@ def step_bytes(rule: str, trained: Shapes) -> float:
     foreach implementation, which it chooses there); rules that go tensor by tensor need a few of the largest."""
     count, largest = (f(map(math.prod, trained.values())) for f in (sum, max)) if trained else (0, 0)
     whole = {"adamw": 4.0, "adamw_schedule_free": 4.0}
-    return whole[rule] * count if rule in whole else 0.0 if rule in ("adamw_8bit", "sgd") else 12.0 * largest
+    if rule in whole:
+        return whole[rule] * count
+    # in bf16: both moments in fp32, the noise by which one is rounded, its bits, and what they come to
+    return {"adamw_8bit": 0.0, "sgd": 0.0, BF16_MOMENTS: 18.0}.get(rule, 12.0) * largest
 
 
 def _fp32(tensors: int) -> Callable[[str, tuple[int, ...]], float]:
@@ -167,6 +173,7 @@ def _muon(name: str, shape: tuple[int, ...]) -> float:
 
 _MOMENTS: Mapping[str, Callable[[str, tuple[int, ...]], float]] = {
     "adamw": _fp32(2),
+    BF16_MOMENTS: lambda name, shape: 4.0 * math.prod(shape),
     "adamw_8bit": _eight_bit,
     "adafactor": _factored,
     "prodigy": _fp32(4),  # two moments, the start, and the weighted sum of gradients

@@ -46,7 +46,7 @@ def checkpoints(config: Config, memory: Memory) -> Disk:
         size = WIDE * part.trained_count
         items["trained weights"] += size
         if settings.save_optimizer:
-            items["optimizer"] += moment_bytes(half.optimizer, part.trained)
+            items["optimizer"] += moment_bytes(half.rule, part.trained)
         items["slow copies"] += size * sum(name != "reference" for name in half.copies)
         if half.lora.enabled:
             adapted = True

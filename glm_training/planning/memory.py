@@ -5,14 +5,15 @@ Everything is arithmetic over counts and sizes (`counting`) and passes (`passes`
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
+from glm_training.engine.optimizers import SCHEDULE_FREE
 from glm_training.engine.sharding import TRAINED
-from glm_training.models.glm_image.positions import generation_grids
+from glm_training.models.family import DECODED_AT_ONCE
 from glm_training.planning.counting import (
     Part,
     ar_sizes,
@@ -55,8 +56,8 @@ METRIC_PARAMETERS = {
 """Of the networks that metrics load as they come, in fp32: CLIP ViT-L/14, AlexNet's features, CLIP ViT-H/14. The others
 have none, or read on the CPU, or on another machine."""
 
-DECODED_AT_ONCE = 8
-"""Pictures that evaluations decode together without `rollout.micro_batch_size`."""
+RESIDENTS = ("ar", "dit", "vae")
+"""Parts that take turns on the GPU under `training.offload_between_phases`."""
 
 Items = dict[str, float]
 Sizes = TypeVar("Sizes", ARSizes, DiTSizes, UNetSizes)
@@ -99,27 +100,37 @@ class Memory:
 
     # -- what lies there all the time ----------------------------------------------------------------------------------
 
-    def state(self, *, awake: bool) -> Items:
-        """Weights, optimizers and copies; `awake`: with the encoders that sleep on the CPU while steps run."""
+    def state(self, *, awake: bool, uses: Collection[str] = RESIDENTS, learns: Collection[str] = ()) -> Items:
+        """Weights, optimizers and copies; `awake`: with the encoders that sleep on the CPU while steps run. Where parts
+        take turns, of those only what the phase `uses`, and moments of those that it `learns`."""
         items: Items = {"weights": 0.0, "masters": 0.0, "moments": 0.0, "copies": 0.0}
         for part in self.parts:
-            if part.sleeps and not awake:
+            if (part.sleeps and not awake) or (self.run.phased and part.name in RESIDENTS and part.name not in uses):
                 continue
-            shards = self.run.shards if part.trained else 1
-            items["weights"] += self._frozen_bytes(part) / shards
+            here = self._here(part)
+            items["weights"] += self._frozen_bytes(part) * here
             if not part.trained:
                 continue
             half = self.halves[part.name]
-            items["masters"] += WIDE * part.trained_count / shards
-            items["moments"] += moment_bytes(half.optimizer, part.trained) / shards
-            items["copies"] += WIDE * part.trained_count * len(half.copies) / shards
+            items["masters"] += WIDE * part.trained_count * here
+            items["copies"] += WIDE * part.trained_count * len(half.copies) * here
             items["weights"] += self._gathered(part)
+            if not self.run.phased or part.name in learns:
+                items["moments"] += moment_bytes(half.rule, part.trained) * here
         if self.run.guidance_rank is not None:  # the teacher, with the adapter of the guidance network
             part = self.by_name[self.run.halves[0].name]
-            items["weights"] += part.total * self.run.dtype
+            items["weights"] += part.total * self.run.dtype * self._here(part)
+            if self.run.strategy == "fsdp":
+                items["weights"] += (2 * part.unit + part.rest) * self.run.dtype
         items["rewards"] = float(sum(WIDE * METRIC_PARAMETERS.get(name, 0) for name in self.run.metrics))
         items["context"] = float(CONTEXT)
         return items
+
+    def _here(self, part: Part) -> float:
+        """The share of a part that lies on this GPU all the time: all of it, its shard, or none of that."""
+        if not part.trained:
+            return 1.0
+        return 0.0 if self.run.waits else 1 / self.run.shards
 
     def resident(self) -> float:
         """Of a process without shards: weights, gradients and moments, as `distributed.strategy: auto` counts them."""
@@ -140,7 +151,7 @@ class Memory:
         """Of the parts named; DDP's buckets hold each once more. FSDP holds a unit's whole as the pass gives them and
         in fp32 as they are sent; and where there are replicas, what was sent to them until the pass ends."""
         own = [self.by_name[name] for name in names]
-        found: Items = {"gradients": sum(WIDE * part.trained_count / self.run.shards for part in own)}
+        found: Items = {"gradients": sum(WIDE * part.trained_count * self._here(part) for part in own)}
         if self.run.strategy == "ddp":
             found["gradient buckets"] = sum(WIDE * float(part.trained_count) for part in own)
         if self.run.strategy == "fsdp":
@@ -160,32 +171,9 @@ class Memory:
     # -- sizes of this run ---------------------------------------------------------------------------------------------
 
     @property
-    def patches(self) -> int:
-        """Tokens of a picture in the DiT."""
-        return (self.run.height // 16) * (self.run.width // 16)
-
-    @property
     def latent_places(self) -> int:
         """Places of a picture's latents."""
         return (self.run.height // self.scale) * (self.run.width // self.scale)
-
-    @property
-    def written(self) -> int:
-        """Tokens that the AR half writes."""
-        mode: Literal["t2i", "i2i"] = "i2i" if self.run.mode == "i2i" else "t2i"
-        grids = generation_grids(self.run.height, self.run.width, mode)
-        return sum(rows * columns for rows, columns in grids)
-
-    @property
-    def read(self) -> int:
-        """Tokens of a prompt, its source's among them."""
-        source = (self.run.height // 32) * (self.run.width // 32) if self.run.mode == "i2i" else 0
-        return self.run.prompt_tokens + source
-
-    @property
-    def seen(self) -> int:
-        """Tokens of a row in the DiT: picture, quoted words, and source."""
-        return self.patches * (2 if self.run.mode == "i2i" else 1) + self.run.glyph_tokens
 
     def precision(self, name: str) -> Precision:
         """How passes of a part compute."""
@@ -199,7 +187,11 @@ class Memory:
 
     def phases(self) -> list[Phase]:
         """In the order a run meets them."""
-        found = self._reward() if self.run.method == "reward" else self._steps()
+        found = self._reward() if self.run.method == "reward" else self._steps(self.run.method)
+        if self.run.method == "distillation" and self.run.strategy == "fsdp":
+            found.insert(0, self._phase("student draws", self._student(), awake=True))
+        if self.run.supervises:
+            found += self._steps("supervised", "SFT ")
         if self.run.evaluated:
             found.append(self._evaluation())
         return found
@@ -208,8 +200,15 @@ class Memory:
         """The phase that takes most."""
         return max(self.phases(), key=lambda phase: phase.total)
 
-    def _phase(self, name: str, *extra: Mapping[str, float], awake: bool = False) -> Phase:
-        items = self.state(awake=awake)
+    def _phase(
+        self,
+        name: str,
+        *extra: Mapping[str, float],
+        awake: bool = False,
+        uses: Collection[str] = RESIDENTS,
+        learns: Collection[str] = (),
+    ) -> Phase:
+        items = self.state(awake=awake, uses=uses, learns=learns)
         for more in extra:
             for label, size in more.items():
                 items[label] = items.get(label, 0.0) + size
@@ -223,47 +222,98 @@ class Memory:
         plans, drawn = self._at_once(run.batch_size * run.plans), self._at_once(images)
         decoded = min(images, run.vae_micro or images)
         found = [
-            self._phase("rollout: plans", store, pictures, self._writing(plans), awake=awake),
-            self._phase("rollout: renders", store, pictures, self._drawing(drawn), awake=awake),
-            self._phase("rollout: decoding", store, pictures, {"activations": self._decoding(decoded)}, awake=awake),
-        ]
+            self._phase("rollout: plans", store, pictures, self._writing(plans), awake=awake, uses=["ar"]),
+            self._phase(
+                "rollout: renders", store, pictures, self._drawing(drawn), self._drawn_by(), awake=awake,
+                uses=["dit", "vae"],
+            ),
+        ]  # fmt: skip
+        if run.decodes:
+            decoding = {"activations": self._decoding(decoded)}
+            found.append(self._phase("rollout: decoding", store, pictures, decoding, awake=awake, uses=["vae"]))
         for half in run.halves:
             rows = plans if half.name == "ar" else drawn
-            found += self._learning(half, rows, [half.name], store, awake=awake)
+            found += self._learning(half, rows, [half.name], store, awake=awake, alone=True)
         return found
 
-    def _steps(self) -> list[Phase]:
+    def _steps(self, method: str, label: str = "") -> list[Phase]:
         """Supervised and preference steps: the gradients of all parts lie there together."""
         run = self.run
-        rows = run.batch_size * (2 if run.method == "preference" else 1)
-        names = [half.name for half in run.halves]
-        return [phase for half in run.halves for phase in self._learning(half, rows, names, {}, awake=not run.caches)]
-
-    def _learning(self, half: Half, rows: int, names: list[str], store: Items, *, awake: bool) -> list[Phase]:
-        label = {"ar": "AR", "dit": "DiT", "unet": "UNet"}[half.name]
-        passed = self._pass(half.name, rows)
-        gradients = self.gradients(names)
-        part = self.by_name[half.name]
-        step = {"optimizer's temporaries": step_bytes(half.optimizer, part.trained) / self.run.shards}
+        rows = run.batch_size * (2 if method == "preference" else 1)
+        names, awake = [half.name for half in run.halves], not run.caches
         return [
-            self._phase(f"{label}: forward and backward", store, gradients, {"activations": passed.peak}, awake=awake),
-            self._phase(f"{label}: optimizer step", store, gradients, step, awake=awake),
+            phase
+            for half in run.halves
+            for phase in self._learning(half, rows, names, {}, awake=awake, alone=False, label=label)
         ]
 
-    def _pass(self, name: str, rows: int) -> Pass:
+    def _learning(
+        self, half: Half, rows: int, names: list[str], store: Items, *, awake: bool, alone: bool, label: str = ""
+    ) -> list[Phase]:
+        """The passes of a half and its optimizer's step; `alone`: of a reward step, in which each half has its turn."""
+        label += {"ar": "AR", "dit": "DiT", "unet": "UNet"}[half.name]
+        passed = self._pass(half.name, rows, guides=alone and self.run.guided)
+        gradients = self.gradients(names)
+        # the reference is asked between passes, that of tokens ahead of all of them
+        absent = sum(gradients.values()) if half.name == "ar" else gradients.get("gradient buckets", 0.0)
+        held = {"activations": max(passed.peak, self._compared(half, rows) - absent)}
+        part = self.by_name[half.name]
+        step = {"optimizer's temporaries": step_bytes(half.rule, part.trained) * self._here(part)}
+        turns: dict[str, Any] = {"uses": names if alone else RESIDENTS, "learns": names}
+        return [
+            self._phase(f"{label}: forward and backward", store, gradients, held, awake=awake, **turns),
+            self._phase(f"{label}: optimizer step", store, gradients, step, awake=awake, **turns),
+        ]
+
+    def _compared(self, half: Half, rows: int) -> float:
+        """What the reference's pass takes, where its copy stands in for shards, which are set aside."""
+        if self.run.strategy != "fsdp" or not any("reference" in copy for copy in half.copies):
+            return 0.0
+        at, adapters = self.precision(half.name), half.lora.enabled
+        if half.name == "ar":
+            assert self.ar is not None
+            looked = ar_inference(self.ar, rows, self.run.read + self.run.written - 1, at, adapters=adapters)
+        elif half.name == "unet":
+            assert self.unet is not None
+            looked = unet_inference(self.unet, rows, self.latent_places, at)
+        else:
+            assert self.dit is not None
+            looked = dit_inference(self.dit, rows, self.run.seen, at, adapters=adapters)
+        return looked + self._set_aside(half)
+
+    def _set_aside(self, half: Half) -> float:
+        """The weights of a half while a copy stands in for them: shards keep their place, and are copied away; of a
+        whole half the two change places."""
+        part = self.by_name[half.name]
+        return WIDE * part.trained_count * self._here(part) if self.run.strategy == "fsdp" else 0.0
+
+    def _drawn_by(self) -> Items:
+        """What the slow policy that draws needs to stand in for the DiT half."""
+        own = [half for half in self.run.halves if "policy that draws" in half.copies]
+        return {"set aside": sum(map(self._set_aside, own))}
+
+    def _shown(self) -> Items:
+        """What averages need to be shown in place of the weights: schedule-free's are worked out then."""
+        found = 0.0
+        for half in self.run.halves:
+            if half.shown:
+                found += self._set_aside(half)
+                part = self.by_name[half.name]
+                found += WIDE * part.trained_count * self._here(part) if half.optimizer == SCHEDULE_FREE else 0.0
+        return {"set aside": found}
+
+    def _pass(self, name: str, rows: int, *, guides: bool) -> Pass:
         run, at = self.run, self.precision(name)
         if name == "ar":
             assert self.ar is not None
-            tokens = self.read + self.written - 1
-            return ar_pass(self.ar, rows, tokens, self.written, at, checkpointing=run.checkpointing)
+            tokens = self.run.read + self.run.written - 1
+            return ar_pass(self.ar, rows, tokens, self.run.written, at, checkpointing=run.checkpointing)
         if name == "unet":
             assert self.unet is not None
             return unet_pass(self.unet, rows, self.latent_places, at, checkpointing=run.checkpointing)
         assert self.dit is not None
-        found = dit_pass(self.dit, rows, self.seen, at, checkpointing=run.checkpointing)
-        if not (run.method == "reward" and run.guided):
-            return found
-        return guided(found)
+        found = dit_pass(self.dit, rows, self.run.seen, at, checkpointing=run.checkpointing)
+        return guided(found) if guides else found
 
     def _at_once(self, rows: int) -> int:
         return min(rows, self.run.micro or rows)
@@ -276,8 +326,8 @@ class Memory:
         sizes = replace(self.ar, weights=0) if gathered else self.ar  # gathered as they compute: no casts
         chances = rows * self.ar.codes * (6 * WIDE + 8)
         return {
-            "KV cache": kv_cache(self.ar, rows, self.read + self.written - 1, at.low),
-            "activations": max(ar_inference(sizes, prompts, self.read, at, adapters=self._adapted("ar")), chances),
+            "KV cache": kv_cache(self.ar, rows, self.run.read + self.run.written - 1, at.low),
+            "activations": max(ar_inference(sizes, prompts, self.run.read, at, adapters=self._adapted("ar")), chances),
             "weights": gathered,
         }
 
@@ -285,7 +335,7 @@ class Memory:
         assert self.dit is not None
         gathered = self._whole("dit")
         sizes = replace(self.dit, weights=0) if gathered else self.dit
-        drawing = dit_inference(sizes, rows, self.seen, self.precision("dit"), adapters=self._adapted("dit"))
+        drawing = dit_inference(sizes, rows, self.run.seen, self.precision("dit"), adapters=self._adapted("dit"))
         return {"activations": drawing, "weights": gathered}
 
     def _adapted(self, name: str) -> bool:
@@ -302,16 +352,30 @@ class Memory:
     def _decoding(self, rows: int) -> float:
         return vae_decoding(self.vae_channels, rows, self.run.height * self.run.width, self.run.dtype)
 
+    def _student(self) -> Items:
+        """What a distilled half needs to draw what it is trained on: shards are gathered whole for it."""
+        return self._drawing(self.run.batch_size) if self.unet is None else self._denoising(self.run.batch_size)
+
+    def _denoising(self, rows: int) -> Items:
+        assert self.unet is not None
+        gathered = self._whole("unet")
+        sizes = replace(self.unet, weights=0) if gathered else self.unet
+        return {
+            "activations": unet_inference(sizes, rows, self.latent_places, self.precision("unet")),
+            "weights": gathered,
+        }
+
     def _evaluation(self) -> Phase:
         """Pictures for scores and samples, with all encoders awake."""
         rows = self.run.evaluated
-        decoding = self._decoding(min(rows, self.run.micro or DECODED_AT_ONCE))
+        decoding = self._decoding(min(rows, self.run.micro or DECODED_AT_ONCE[self.run.family]))
+        needs: list[Items] = [{"activations": decoding}]
         if self.unet is not None:
-            doubled = rows * (2 if self.run.evaluation_guided else 1)
-            drawing = unet_inference(self.unet, doubled, self.latent_places, self.precision("unet"))
-            return self._phase("evaluation", {"activations": max(drawing, decoding)}, awake=True)
-        needs: list[Items] = [self._writing(rows), self._drawing(rows), {"activations": decoding}]
-        return self._phase("evaluation", max(needs, key=lambda items: sum(items.values())), awake=True)
+            needs.append(self._denoising(rows * (2 if self.run.evaluation_guided else 1)))
+        else:
+            needs += [self._writing(rows), self._drawing(rows)]
+        most = max(needs, key=lambda items: sum(items.values()))
+        return self._phase("evaluation", most, self._shown(), awake=True)
 
     def rollout_store(self) -> Items:
         """What a reward step keeps of all its samples until its updates: latents on both sides of every noisy step and
@@ -324,7 +388,7 @@ class Memory:
         latents = WIDE * self.latent_channels * self.latent_places
         kept = 1 + (run.noisy + 1 if run.noisy else 0) + (run.noisy if run.means else 0)
         assert self.ar is not None
-        tokens = self.written * (8 + 4 + (-(-self.ar.codebook // 8) if run.keeps_support else 0))
+        tokens = self.run.written * (8 + 4 + (-(-self.ar.codebook // 8) if run.keeps_support else 0))
         words = run.glyph_tokens * self.glyph_width * run.dtype
         return {"rollout store": images * (kept * latents + words) + plans * tokens}
 

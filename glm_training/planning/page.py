@@ -15,7 +15,7 @@ WIDTH = 80
 
 COLUMNS = {
     "frozen": ("weights",),
-    "fp32": ("masters", "copies"),
+    "fp32": ("masters", "copies", "set aside"),
     "grads": ("gradients", "gradient buckets"),
     "moms": ("moments",),
     "activ": ("activations",),
@@ -67,6 +67,7 @@ def _phases(phases: Sequence[Phase]) -> list[str]:
         cells = [sum(phase.items.get(item, 0.0) for item in items) for items in COLUMNS.values()]
         shown = "".join(f"{cell / GIB:>6.1f}" if cell else f"{'':>6}" for cell in cells)
         short = phase.name.replace("forward and backward", "passes").replace("optimizer step", "step")
+        short = short.replace("discriminator", "discrim.")
         lines.append(f"{short:<{name}}{shown}{phase.total / GIB:>6.1f}")
     return [*lines, *_wrapped(LEGEND)]
 
@@ -78,7 +79,7 @@ def _peak(plan: Plan) -> list[str]:
     trained = sum(part.trained_count for part in memory.parts)
     spread = f" / {run.shards} GPUs" if run.shards > 1 else ""
     learning = [memory.by_name[half.name] for half in run.halves]
-    moments = sum(moment_bytes(memory.halves[part.name].optimizer, part.trained) for part in learning)
+    moments = sum(moment_bytes(memory.halves[part.name].rule, part.trained) for part in learning)
     awake = [part for part in memory.parts if not part.sleeps or peak.name == "evaluation"]
     frozen = sum(part.frozen for part in awake)
     of_blocks = "a block's on its way" + (", and shards among replicas" if run.shards < run.gpus else "")
@@ -87,6 +88,7 @@ def _peak(plan: Plan) -> list[str]:
         "masters": f"{trained / 1e9:.3f} billion trained x {WIDE} bytes{spread}",
         "moments": f"{trained / 1e9:.3f} billion trained x {moments / trained:.2f} bytes{spread}",
         "copies": f"{', '.join(name for half in run.halves for name in half.copies)}, {WIDE} bytes each{spread}",
+        "set aside": f"weights while copies stand in for them{spread}",
         "gradients": f"{WIDE} bytes each{spread}",
         "gradient buckets": "DDP sends gradients in buckets of their own" if run.strategy == "ddp" else of_blocks,
         "optimizer's temporaries": "the step takes roots of all second moments at once",
@@ -118,7 +120,9 @@ def _verdict(plan: Plan) -> list[str]:
         return [*lines, "nothing in this configuration saves memory: take larger GPUs"]
     lines.append("what to change, in this order:")
     for remedy in plan.remedies:
-        lines.append(f"  {remedy.change:<52} -{remedy.saves / GIB:.1f} -> {remedy.peak / GIB:.1f} GiB")
+        *first, change = [remedy.change] if len(remedy.change) <= 52 else remedy.change.split()
+        lines += [f"  {part}" for part in first]
+        lines.append(f"  {change:<52} -{remedy.saves / GIB:.1f} -> {remedy.peak / GIB:.1f} GiB")
     last = plan.remedies[-1].peak
     return lines if last <= plan.card.size else [*lines, "with all of that it still does not fit: take larger GPUs"]
 

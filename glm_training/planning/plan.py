@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from glm_training.config import Config
-from glm_training.engine.sharding import shard_problems, whole_fits
+from glm_training.config.loading.load import changed
+from glm_training.engine.errors import SettingsError
+from glm_training.engine.sharding import strategy_problems, unshardable, whole_fits
 from glm_training.planning.disk import Disk, checkpoints
 from glm_training.planning.memory import Memory, Phase
 from glm_training.planning.models import read_networks
@@ -87,13 +89,17 @@ def make_plan(
     shards: int | None = None,
 ) -> Plan:  # fmt: skip
     """The plan of a configuration. `rate`: images per second and GPU; without it that of the run's own log, where it
-    has one. Raises ModelLoadError for a model whose configurations are neither here nor published."""
+    has one. Raises ModelLoadError for a model whose configurations are neither here nor published, SettingsError for a
+    configuration that so many GPUs cannot follow."""
+    config = _shared(config, strategy, shards)
+    problems = strategy_problems(config, gpus)
+    if problems:
+        raise SettingsError("\n".join(problems))
     origin, memory_of = _memory_of(config)
-    run = read_run(config, gpus=gpus, strategy=strategy, shards=shards)
-    asked = strategy or config.distributed.strategy
-    if asked == "auto" and gpus > 1 and card.size is not None:
-        if not whole_fits(memory_of(run).resident(), card.size) and not shard_problems(config):
-            run = read_run(config, gpus=gpus, strategy="fsdp", shards=shards)
+    run = read_run(config, gpus=gpus)
+    if config.distributed.strategy == "auto" and gpus > 1 and card.size is not None:
+        if not whole_fits(memory_of(run).resident(), card.size) and not unshardable(config):
+            run = read_run(config, gpus=gpus, strategy="fsdp")
     memory = memory_of(run)
     lacking = [] if card.size is None else remedies(config, run, memory_of, card.size)
     measured = None if rate is not None else _measured_rate(config)
@@ -111,6 +117,15 @@ def make_plan(
         rate_origin=rate_origin,
         notes=_notes(config, run),
     )
+
+
+def _shared(config: Config, strategy: str | None, shards: int | None) -> Config:
+    """`config` with the strategy and the number of shards that the plan is asked for; DDP has none."""
+    asked = [f"distributed.strategy={strategy}"] * (strategy is not None)
+    asked += [f"distributed.shard_size={shards}"] * (shards is not None)
+    if strategy == "ddp":
+        asked += ["distributed.offload=false"] + ["distributed.shard_size=null"] * (shards is None)
+    return changed(config, asked) if asked else config
 
 
 def _memory_of(config: Config) -> tuple[str, Callable[[Run], Memory]]:
@@ -151,7 +166,7 @@ def _notes(config: Config, run: Run) -> list[str]:
     if config.training.method == "dmdr":
         found.append("not counted: the decoder's activations where a differentiable reward looks at its pictures")
     if config.training.method == "opd":
-        found.append("not counted: teachers that are no adapters")
+        found.append("not counted: what the teachers keep of their weights")
     if config.reward.calculator is not None or any(":" in name for name in run.metrics):
         found.append("not counted: the memory of a reward of your own")
     return found

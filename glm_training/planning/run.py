@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from glm_training.config import Config
 from glm_training.config.sections.resolved import ResolvedLora
+from glm_training.engine.optimizers import SCHEDULE_FREE
+from glm_training.evaluation.held_out import IMAGES_AT_ONCE
+from glm_training.models.glm_image.positions import generation_grids
 
 Method = Literal["reward", "supervised", "preference", "distillation"]
 Strategy = Literal["single", "ddp", "fsdp"]
@@ -22,7 +26,8 @@ QUANTIZED_BYTES = {"int8": 1.0, "nf4": 4.127 / 8}
 @dataclass(frozen=True)
 class Half:
     """A part under training: its adapters or itself, its update rule, and which copies of what it trains it keeps
-    besides: `copies` counts KL reference, policy that drew and slow average, each as large as what is trained."""
+    besides: `copies` counts KL reference (a moving one by that name), policy that drew and slow average, each as large
+    as what is trained. `narrow`: moments in bf16. `shown`: whether evaluations see others than the weights."""
 
     name: str
     lora: ResolvedLora
@@ -30,6 +35,13 @@ class Half:
     copies: tuple[str, ...]
     updates: int
     has_kl: bool
+    narrow: bool = False
+    shown: bool = False
+
+    @property
+    def rule(self) -> str:
+        """The update rule by what it keeps."""
+        return f"{self.optimizer}, bf16" if self.narrow else self.optimizer
 
 
 @dataclass(frozen=True)
@@ -38,7 +50,10 @@ class Run:
     a pass; `group` samples of a prompt, `plans` of them different plans. noisy: steps of which both ends are stored;
     means: whether the mean is, too. guided: in rollout and replay. GLM-Image's guided
     passes are two in a row; SDXL's, one of twice the rows. prompt_tokens and
-    glyph_tokens are assumed. share: of the GPUs over which FSDP spreads a model, 1 without."""
+    glyph_tokens are assumed. shards: GPUs over which FSDP spreads a model, 1 without. waits: what lies in shards does
+    so on the CPU. phased: weights and moments take turns on the GPU. supervises: other steps than those with rewards
+    learn from targets. recrops: pictures are cut and encoded at every step. evaluated: pictures drawn at once to be
+    scored or shown. decodes: whether steps look at the pictures that they draw."""
 
     family: str
     component: str
@@ -70,8 +85,41 @@ class Run:
     strategy: Strategy
     shards: int
     quantization: Quantization
+    waits: bool = False
+    phased: bool = False
+    supervises: bool = False
+    recrops: bool = False
+    decodes: bool = True
     prompt_tokens: int = 128
     glyph_tokens: int = 32
+
+    @property
+    def patches(self) -> int:
+        """Tokens of a picture in the DiT."""
+        return (self.height // 16) * (self.width // 16)
+
+    @property
+    def written(self) -> int:
+        """Tokens that the AR half writes."""
+        mode: Literal["t2i", "i2i"] = "i2i" if self.mode == "i2i" else "t2i"
+        grids = generation_grids(self.height, self.width, mode)
+        return sum(rows * columns for rows, columns in grids)
+
+    @property
+    def read(self) -> int:
+        """Tokens of a prompt, its source's among them."""
+        source = (self.height // 32) * (self.width // 32) if self.mode == "i2i" else 0
+        return self.prompt_tokens + source
+
+    @property
+    def seen(self) -> int:
+        """Tokens of a row in the DiT: picture, quoted words, and source."""
+        return self.patches * (2 if self.mode == "i2i" else 1) + self.glyph_tokens
+
+    @property
+    def keeps_pictures(self) -> bool:
+        """Whether pictures are encoded once, and their encoders then sleep."""
+        return self.caches and not self.recrops
 
     @property
     def group(self) -> int:
@@ -79,16 +127,16 @@ class Run:
         return self.plans * self.renders
 
 
-def read_run(config: Config, *, gpus: int = 1, strategy: str | None = None, shards: int | None = None) -> Run:
-    """The run of a configuration on so many GPUs. `strategy` and `shards` (GPUs over which FSDP spreads a model) take
-    the place of those of `distributed`; `auto` counts as DDP."""
+def read_run(config: Config, *, gpus: int = 1, strategy: str | None = None) -> Run:
+    """The run of a configuration on so many GPUs. `strategy` takes the place of `distributed.strategy`; `auto` counts
+    as DDP."""
     model = config.model
     wanted = strategy or config.distributed.strategy
     chosen: Strategy = "single" if gpus == 1 else "fsdp" if wanted == "fsdp" else "ddp"
     grpo, rollout, sampling = config.reward.grpo, config.rollout, config.rollout_sampling()
-    group = config.group() if config.uses_reward() else None
+    group = config.group() if config.draws_in_steps() else None
     noisy = 0
-    if config.uses_reward() and "dit" in config.parts() and rollout.sde_kernel != "ode":
+    if config.draws_in_steps() and "dit" in config.parts() and rollout.sde_kernel != "ode":
         noisy = min(rollout.sde_window_size or sampling.num_inference_steps, sampling.num_inference_steps)
     return Run(
         family=model.family,
@@ -109,7 +157,7 @@ def read_run(config: Config, *, gpus: int = 1, strategy: str | None = None, shar
         means=grpo.dit.ratio == "guard" or grpo.dit.divergence_threshold is not None,
         guided=sampling.guidance_scale > 1,
         evaluation_guided=config.evaluation_sampling().guidance_scale > 1,
-        evaluated=_evaluated(config),
+        evaluated=_evaluated(config, gpus),
         height=config.data.image_size.height,
         width=config.data.image_size.width,
         mode=config.training.mode,
@@ -119,8 +167,13 @@ def read_run(config: Config, *, gpus: int = 1, strategy: str | None = None, shar
         metrics=_metrics(config),
         gpus=gpus,
         strategy=chosen,
-        shards=1 if chosen != "fsdp" else (shards or config.distributed.shard_size or gpus),
+        shards=1 if chosen != "fsdp" else (config.distributed.shard_size or gpus),
         quantization=model.quantization,
+        waits=config.distributed.offload and chosen == "fsdp",
+        phased=config.training.offload_between_phases,
+        supervises=config.uses_reward() and config.uses_supervision(),
+        recrops=config.crops_at_random(),
+        decodes=config.training.method != "opd",
     )
 
 
@@ -129,7 +182,7 @@ def _method(config: Config) -> Method:
         return "preference"
     if config.training.method == "dmdr":
         return "distillation"
-    return "reward" if config.uses_reward() or config.training.method == "opd" else "supervised"
+    return "reward" if config.draws_in_steps() else "supervised"
 
 
 def _halves(config: Config) -> tuple[Half, ...]:
@@ -149,20 +202,26 @@ def _half(config: Config, part: Any) -> Half:
         compares = config.dpo.loss == "dpo" and not (part == "ar" and not lora.enabled)
     fresh = lora.enabled and config.lora.start_from is None  # the reference is the model with its adapters off
     if compares and not (fresh and (config.reward.grpo.reference == "start" or config.training.method == "dpo")):
-        copies.append("reference")
+        moves = config.training.method != "dpo" and config.reward.grpo.reference == "ema"
+        copies.append("moving reference" if moves else "reference")
     if config.uses_reward() and part == "dit" and config.reward.grpo.dit.method == "nft":
         copies.append("policy that draws")
-    if config.training.ema.decay is not None:
+    ema, optimizer = config.training.ema, config.optimizer_for(part)
+    if ema.decay is not None:
         copies.append("average")
+    shown = optimizer.name == SCHEDULE_FREE or (ema.decay is not None and ema.evaluate)
     updates = policy.updates_per_rollout if config.uses_reward() else 1
-    return Half(part, lora, config.optimizer_for(part).name, tuple(copies), updates, compares)
+    narrow = optimizer.name == "adamw" and optimizer.moments_dtype == "bfloat16"
+    return Half(part, lora, optimizer.name, tuple(copies), updates, compares, narrow, shown)
 
 
-def _evaluated(config: Config) -> int:
-    """Images that are drawn at once for scores or samples; 0 where none are."""
+def _evaluated(config: Config, gpus: int) -> int:
+    """Images that a process draws at once for scores, its share of them, or samples, which each draws; 0 where none
+    are."""
     if not (config.evaluation.enabled or config.logging.log_images):
         return 0
-    drawn = [config.evaluation.num_eval_samples * config.evaluation.samples_per_prompt] * config.evaluation.enabled
+    samples, prompts = config.evaluation.samples_per_prompt, math.ceil(config.evaluation.num_eval_samples / gpus)
+    drawn = [min(prompts, max(1, IMAGES_AT_ONCE // samples)) * samples] * config.evaluation.enabled
     drawn += [config.logging.num_log_images] * config.logging.log_images
     at_once = config.rollout.micro_batch_size
     return min(max(drawn), at_once or max(drawn))

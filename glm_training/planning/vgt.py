@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModel
 from glm_training.config import Config
 from glm_training.methods.autoencoding import Autoencoding, AutoencodingWeights
 from glm_training.methods.token_flow import TokenFlow
+from glm_training.models.family import DECODED_AT_ONCE
 from glm_training.models.library_versions import autocast_options
 from glm_training.models.loading import ModelLoadError
 from glm_training.models.perceptual import ConvNextLogits, LpipsVgg
@@ -172,16 +173,16 @@ class VGTMemory(Memory):
         """In the order a run meets them."""
         name = self.config.model.component
         passes = self._generator_passes if name == "generator" else self._autoencoder_passes
-        found = self._updates(name, self._once(passes), {})
+        found = self._updates(name, self._once(passes, self.run.batch_size), {})
         if "discriminator" in self.halves:
             seen = {"pictures": 2.0 * self.run.accumulation * self._image_bytes(self.run.batch_size)}
-            found += self._updates("discriminator", self._once(self._discriminator_passes), seen)
+            found += self._updates("discriminator", self._once(self._discriminator_passes, self.run.batch_size), seen)
         return [*found, self._evaluation()] if self.run.evaluated else found
 
-    def _once(self, trace: Callable[[], int]) -> int:
-        """What a trace finds; it takes seconds, and runs that differ in other things share it."""
+    def _once(self, trace: Callable[[], int], rows: int) -> int:
+        """What a trace of so many rows finds; it takes seconds, and runs that differ in other things share it."""
         run = self.run
-        key = (trace.__name__, run.batch_size, run.evaluated, run.checkpointing, run.low, run.dtype, run.prompt_tokens)
+        key = (trace.__name__, rows, run.prompt_tokens, run.checkpointing, run.low, run.dtype)
         if key not in self.traced:
             self.traced[key] = trace()
         return self.traced[key]
@@ -189,7 +190,7 @@ class VGTMemory(Memory):
     def _updates(self, name: str, passed: float, held: Items) -> list[Phase]:
         half, part = self.halves[name], self.by_name[name]
         gradients = self.gradients([name])
-        step = {"optimizer's temporaries": step_bytes(half.optimizer, part.trained) / self.run.shards}
+        step = {"optimizer's temporaries": step_bytes(half.rule, part.trained) * self._here(part)}
         return [
             self._phase(f"{name}: forward and backward", gradients, held, {"activations": passed}),
             self._phase(f"{name}: optimizer step", gradients, held, step),
@@ -287,7 +288,7 @@ class VGTMemory(Memory):
 
     def _reading_and_drawing(self) -> int:
         """Given pictures read and drawn again, or latents drawn."""
-        rows, generates = self.run.evaluated, self.config.model.component == "generator"
+        rows, generates = self._decoded, self.config.model.component == "generator"
         with faking():
             model = self._made("autoencoder").eval()
             shape = (rows, model.config.latent_channels, *self._grid(model.stride))
@@ -300,7 +301,7 @@ class VGTMemory(Memory):
         guidance; what its head needs is small beside it."""
         run = self.run
         items: Items = {
-            "activations": float(self._once(self._reading_and_drawing)),
+            "activations": float(self._once(self._reading_and_drawing, self._decoded)),
             "pictures": self._image_bytes(run.evaluated),
         }
         if self.config.model.component == "generator":
@@ -311,7 +312,13 @@ class VGTMemory(Memory):
             each = 2 * settings.num_hidden_layers * settings.num_key_value_heads * head * WIDE
             rows = run.evaluated * (2 if run.evaluation_guided else 1)
             items["KV cache"] = float(each * rows * (run.prompt_tokens + 2 * grid[0] * grid[1]))
-        return self._phase("evaluation", items, awake=True)
+        items["weights"] = sum(map(self._whole, self.halves))
+        return self._phase("evaluation", items, self._shown(), awake=True)
+
+    @property
+    def _decoded(self) -> int:
+        """Pictures that go through the autoencoder together in evaluations."""
+        return min(self.run.evaluated, self.run.micro or DECODED_AT_ONCE["vgt"])
 
     def _grid(self, stride: int) -> tuple[int, int]:
         """Places of a picture's latents."""

@@ -34,6 +34,8 @@ class Resampling:
     """New samples of these prompts with their scores."""
     check_stop: Callable[[], None]
     """Raises StopRequested while the step can still be dropped; every process calls it equally often."""
+    draw_along: Callable[[Place], None] | None = None
+    """Draws a prompt and drops it: of a run whose halves lie in shards, which all processes gather together."""
 
 
 def replace_flat_groups(run: Resampling, chunks: list[Scored]) -> tuple[list[Scored], dict[str, float]]:
@@ -61,13 +63,16 @@ def replace_flat_groups(run: Resampling, chunks: list[Scored]) -> tuple[list[Sco
         drawn += total
         taken = run.sampler.take(total)
         places = (order[:, run.world.rank][flat] - 1).tolist()  # of this process's flat groups, among all
-        chunks = _redraw(run, chunks, flat, [taken[place] for place in places], int(ranks.sum(dim=(1, 2)).max()))
+        most = int(ranks.sum(dim=(1, 2)).max())
+        chunks = _redraw(run, chunks, flat, [taken[place] for place in places], most, taken[0])
     return chunks, figures | {"reward/resampled_groups": float(drawn)}
 
 
-def _redraw(run: Resampling, chunks: list[Scored], flat: Tensor, prompts: list[Place], most: int) -> list[Scored]:
+def _redraw(
+    run: Resampling, chunks: list[Scored], flat: Tensor, prompts: list[Place], most: int, idle: Place
+) -> list[Scored]:
     """`chunks` with new samples of `prompts` at the places of `flat` [C, b]; `most` is the largest number of prompts
-    that any process draws, at most batch_size of them at once.
+    that any process draws, at most batch_size of them at once. One without any draws `idle` along where it must.
 
     All processes poll after each part, equally often: there one whose rewards fail is waited for.
     """
@@ -80,6 +85,8 @@ def _redraw(run: Resampling, chunks: list[Scored], flat: Tensor, prompts: list[P
             places = torch.zeros(flat.numel(), dtype=torch.bool)
             places[waiting[start : start + size]] = True
             chunks = _fill(chunks, places.view_as(flat), fresh)
+        elif run.draw_along is not None:
+            run.draw_along(idle)
         run.check_stop()
     return chunks
 

@@ -100,6 +100,10 @@ def rollout_settings(config: Config) -> RolloutSettings:
     )
 
 
+def _go_on() -> None:
+    """Nobody is waited for."""
+
+
 def noisy_steps(config: Config, settings: RolloutSettings, step: int) -> tuple[int, ...]:
     """The denoising steps of training step `step` that are SDE steps."""
     rollout = config.rollout
@@ -127,6 +131,7 @@ def draw_rollout(
     seed: int,
     sde_indices: tuple[int, ...] = (),
     on_step: Callable[[], None] | None = None,
+    meet: Callable[[], None] | None = None,
     decode: bool = True,
     uses: Uses = uses_all,
 ) -> Rollout:
@@ -134,17 +139,21 @@ def draw_rollout(
 
     `sources`: the batch's, where they are encoded already. `settings.micro_batch_size` bounds the samples on the device
     in each pass; the noise waits on the CPU. Without `decode` there are no images. `uses` is told before each stage
-    what it computes with. `on_step` is called every few tokens and at each denoising step, and may raise to abandon the
-    rollout. Raises FloatingPointError when logits, latents or pixels are not finite.
+    what it computes with. `on_step` is called every few tokens and at each denoising step, `meet` before each half
+    draws, where processes that share its shards wait for each other; both may raise to abandon the rollout. Raises
+    FloatingPointError when logits, latents or pixels are not finite.
     """
     token_hook, step_hook = step_hooks(on_step)
     edited = batch.sources if sources is None else sources
+    meet = meet or _go_on
     uses("ar")
+    meet()
     started = time.perf_counter()
     plans = draw_plans(family, batch.prompts, edited, positions, settings, seed=seed, on_step=token_hook)
     seconds = time.perf_counter() - started  # the plans' last check waited for the device
     prompt = plans.prompt
     source_tokens = None if prompt.source_tokens is None else prompt.source_tokens[:: settings.plans]
+    meet()
     uses("dit", "vae")  # which looks at sources that are not encoded yet
     condition = family.dit.condition(
         batch.prompts, plans.large_tokens, prompt.large_grid, edited, source_tokens, prompt.source_grid

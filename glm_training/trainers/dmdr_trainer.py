@@ -145,11 +145,12 @@ class DMDRTrainer(BaseTrainer):
             condition = self.conditions.of(prompts, batch.indices, epochs)
             draws = self._draws(positions)
             picks = self.simulation.picks(draws.pick)
+            self.check_stop()  # shards are gathered, and what follows waits for all: each must have come this far
             with gathered(self.generator.component):  # shards: each process takes as many passes as its rows need
                 inputs = self.simulation.inputs(self.generator.component, draws.start, picks, condition)
                 if not due:
                     generated = self.simulation.generate(self.generator.component, inputs, picks, condition)
-        self.check_stop()  # what follows waits for all processes: each must have come this far, here and below
+        self.check_stop()  # here and below as well
         if due:  # backward passes lie outside autocast
             with self.generator.accumulating(last):
                 with self.autocast():

@@ -42,6 +42,12 @@ class EncodingTrainer(BaseTrainer):
             self.encoding.fill(pictures | judged, [*prompts, *others], self.console, self.signals.check)
         training.decodes = self.config.uses_reward() or not self.encoding.keeps_pictures
 
+    def meet(self) -> None:
+        """`check_stop` where the halves lie in shards: about to be gathered, for which each process must have come
+        this far."""
+        if self.strategy.shards is not None:
+            self.check_stop()
+
     def _drawn(self) -> list[int] | None:
         """The items that this run still comes to, on any process; None where that may be all."""
         draws = (self.total_steps - self.step) * self.config.training.gradient_accumulation_steps

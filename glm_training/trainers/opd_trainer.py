@@ -91,6 +91,7 @@ class OPDTrainer(EncodingTrainer):
                 seed=self.config.seed,
                 sde_indices=noisy_steps(self.config, self.settings, self.step) if "dit" in self.parts else (),
                 on_step=None if unequal else self.check_stop,
+                meet=self.meet,
                 decode=False,
             )
 

@@ -65,11 +65,6 @@ class RewardTrainer(EncodingTrainer):
 
     @staticmethod
     def check_settings(config: Config, world: World) -> None:
-        if config.training.offload_between_phases and world.world_size > 1:
-            raise SettingsError(
-                f"training.offload_between_phases is for one process, and there are {world.world_size}: DDP needs the "
-                "weights to stay where they are; remove it"
-            )
         settings, prompts = rollout_settings(config), config.training.batch_size
         if world.world_size == 1:
             prompts *= config.training.gradient_accumulation_steps
@@ -208,6 +203,7 @@ class RewardTrainer(EncodingTrainer):
                 seed=self.config.seed,
                 sde_indices=self._sde_indices(),
                 on_step=on_step,
+                meet=self.meet,
                 uses=self.residency.only,
             )
 
@@ -237,16 +233,27 @@ class RewardTrainer(EncodingTrainer):
             return ()
         return noisy_steps(self.config, self.settings, self.step)
 
-    def _sample(self, places: list[Place]) -> Scored:
-        """New samples of the prompts at `places`, with their scores."""
+    def _draw_more(self, places: list[Place]) -> Rollout:
+        """New samples of the prompts at `places`."""
         items, positions = [place.index for place in places], [place.position for place in places]
         self.in_flight.drawn.append(Drawn(items, positions))
         batch = self.dataset.batch(items, epoch=[place.epoch for place in places])
-        return self.score(self.draw(batch, positions, on_step=None))
+        return self.draw(batch, positions, on_step=None)
+
+    def _draw_along(self, place: Place) -> None:
+        self._draw_more([place])
 
     def resampling(self) -> Resampling:
         """What `replace_flat_groups` needs of this run."""
-        return Resampling(self.config, self.world, self.sampler, tuple(self.parts), self._sample, self.check_stop)
+        return Resampling(
+            self.config,
+            self.world,
+            self.sampler,
+            tuple(self.parts),
+            lambda places: self.score(self._draw_more(places)),
+            self.check_stop,
+            None if self.strategy.shards is None else self._draw_along,
+        )
 
     def learning(self) -> Learning:
         """What the updates of the step in flight need of this run."""

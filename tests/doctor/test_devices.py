@@ -101,14 +101,12 @@ def test_keys_that_make_it_fit_make_it_fit(monkeypatch: pytest.MonkeyPatch) -> N
     assert added and finding_with(monkeypatch, [44], *heavy, *added).status == "ok"
 
 
-def test_a_batch_that_is_cut_keeps_its_samples() -> None:
-    from glm_training.config import load_config
-    from glm_training.planning.remedies import Remedy
-
-    config = load_config(T2I, ["training.batch_size=3", "training.gradient_accumulation_steps=4"])
-    remedy = Remedy("training.batch_size=1 (and as many times the accumulation)", 1.0, 1.0)
-    words = ["training.batch_size=1", "training.gradient_accumulation_steps=12"]
-    assert memory.overrides_of(remedy, config) == words
+def test_what_is_for_one_process_is_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = ("lora.enabled=false", "checkpoint.save_lora=false", "checkpoint.save_lora_only=false")
+    found = finding_with(monkeypatch, [80] * 8, *whole, "training.offload_between_phases=true")
+    assert found.status == "failed" and "share it" not in found.message
+    found = finding_with(monkeypatch, [80], *whole, "training.optimizer=adafactor", "distributed.strategy=fsdp")
+    assert found.status == "note" and "adafactor of the ar half does not work on shards" in found.message
 
 
 def test_several_gpus_share_what_one_cannot_hold(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,10 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from glm_training.checkpoint import disk
+from glm_training.data.problems import DataError
 from glm_training.engine.agreement import losses_explained
 from glm_training.engine.errors import TrainingError
+from glm_training.models.glm_image.ar import ARComponent
 from glm_training.rewards import RewardCalculator
 from glm_training.trainers.base_trainer import BaseTrainer
 from glm_training.utils.distributed import DistributedError, World, barrier, init_world
@@ -34,6 +36,9 @@ CASES: dict[str, list[str]] = {
     "unseen": [*SUPERVISED, "checkpoint.save_dir=/proc/self/cwd/unseen"],
     "lost": [*SUPERVISED, "checkpoint.save_dir=/proc/self/cwd/lost"],
     "reward": [*REWARDED, "reward.metrics={tests.parity.sharded_failing_worker:Refusing: 1.0}"],
+    "data": [*EVALUATED, "model.component=both"],
+    "plans": REWARDED,
+    "plans of an evaluation": REWARDED,
     "SIGTERM in rollout": REWARDED,
     "SIGTERM in DiT update": REWARDED,
     "SIGTERM in evaluation": REWARDED,
@@ -43,8 +48,9 @@ CASES: dict[str, list[str]] = {
     "gathering": SUPERVISED,
 }
 """What happens on process 1 in the second step: the disk is full while it writes its shard; its folder of checkpoints
-is another one than that of process 0, from the start, or from then on; its reward raises; a stop signal comes in a
-phase; a weight of its shard is NaN as it saves. The last two end it: a second stop signal while it writes its shard,
+is another one than that of process 0, from the start, or from then on; its reward raises; an image has gone; what
+writes its plans fails, in a step or in the evaluation before it; a stop signal comes in a phase; a weight of its shard
+is NaN as it saves. The last two end it: a second stop signal while it writes its shard,
 and no memory for the weights that are gathered."""
 
 
@@ -67,12 +73,13 @@ FIRST_STEP = 2 + 4
 @contextmanager
 def arranged(case: str, trainer: BaseTrainer, world: World) -> Iterator[None]:
     """Inside, the case happens in the second step of process 1."""
-    phase, write, whole = trainer.phase, disk.write, DTensor.full_tensor
-    inside = False
+    phase, write, whole, rollout = trainer.phase, disk.write, DTensor.full_tensor, ARComponent.rollout
+    batch, inside, now = trainer.dataset.batch, False, ""
 
     @contextmanager
     def watched(name) -> Iterator[None]:
-        nonlocal inside
+        nonlocal inside, now
+        now = name
         step = trainer.step if name == "saving" else trainer.step + 1
         with phase(name):
             if world.rank == 1 and step == 2 and case == f"SIGTERM in {name}":
@@ -97,11 +104,24 @@ def arranged(case: str, trainer: BaseTrainer, world: World) -> Iterator[None]:
             raise Aborted(128 + signal.SIGINT)
         write(handle, data)
 
+    def read(*args, **options):
+        if case == "data" and world.rank == 1 and trainer.step == 1:
+            raise DataError(["1.png has gone"])
+        return batch(*args, **options)
+
+    def planned(*args, **options):
+        plans = rollout(*args, **options)
+        if case == {"rollout": "plans", "evaluation": "plans of an evaluation"}.get(now):
+            if world.rank == 1 and trainer.step == 1:
+                raise RuntimeError("no plans")
+        return plans
+
     trainer.phase, disk.write, DTensor.full_tensor = watched, written, gathered  # type: ignore[method-assign, assignment]
+    trainer.dataset.batch, ARComponent.rollout = read, planned  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
-        disk.write, DTensor.full_tensor = write, whole  # type: ignore[method-assign]
+        disk.write, DTensor.full_tensor, ARComponent.rollout = write, whole, rollout  # type: ignore[method-assign]
 
 
 def told_by(world: World, action: Callable[[], object]) -> str:

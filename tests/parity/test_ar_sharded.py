@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.distributed as dist
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from glm_training.models.glm_image.ar import ARComponent
@@ -21,15 +21,32 @@ def process_group():
     dist.destroy_process_group()
 
 
+def looks(component):
+    """What looks at pictures, which no run trains."""
+    return [component.model.model.visual, component.model.model.vqmodel]
+
+
 def shard(component):
+    whole = {parameter for module in looks(component) for parameter in module.parameters()}
     for module in list(component.modules()):
         if type(module).__name__ in component.sharding_units:
             fully_shard(module)
-    return fully_shard(component)
+    return fully_shard(component, ignored_params=whole)
 
 
 def all_sharded(component):
-    return all(isinstance(parameter, DTensor) for parameter in component.parameters())
+    whole = {id(parameter) for module in looks(component) for parameter in module.parameters()}
+    return all(isinstance(parameter, DTensor) for parameter in component.parameters() if id(parameter) not in whole)
+
+
+def test_pictures_are_looked_at_without_the_other_processes(process_group, monkeypatch):
+    """Of an uneven number of them a process has one more than the others, which would not come to gather anything."""
+    pipeline = build_tiny()
+    component = shard(ARComponent(pipeline.vision_language_encoder, pipeline.processor))
+    gathers = []
+    monkeypatch.setattr(FSDPModule, "unshard", lambda self, **options: gathers.append(self))
+    tokens = component.tokenize_images(torch.rand(1, 3, 64, 64), (4, 4))
+    assert component.code_vectors(tokens).shape[:2] == (1, 16) and not gathers
 
 
 def test_a_sharded_component_does_what_the_whole_one_does(process_group):

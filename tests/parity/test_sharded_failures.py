@@ -17,6 +17,9 @@ EXPECTED = {
     "unseen": ("DistributedError: looking for the folder of checkpoints failed on rank 1: ", None),
     "lost": ("TrainingError: rank 1 does not see /proc/self/cwd/lost/.partial-step-000002/states/dit_weights", 1),
     "reward": ("ScoringError: Refusing.compute_reward raised RuntimeError: the judge has left", 1),
+    "data": ("DataLostError: 1.png has gone", 1),
+    "plans": ("UnforeseenError: RuntimeError: no plans", 1),
+    "plans of an evaluation": ("UnforeseenError: RuntimeError: no plans", 1),
     "weights": (
         "TrainingError: looking for weights that are not finite failed on rank 1: NonFiniteError: after step 2",
         1,

@@ -63,11 +63,20 @@ CASES: dict[str, tuple[str, list[str]]] = {
             "rollout.micro_batch_size=2",
         ],
     ),
+    "resampled": (
+        "t2i",
+        [
+            "reward.metrics={tests.parity.two_process_worker:AlikeCircles: 1.0}",
+            "reward.grpo.max_resamples=1",
+            "data.shuffle=false",
+        ],
+    ),
 }
 """Name -> mode and overrides; each prompt has the same group of images on one process and on two.
 
 Two prompts per process and step: as one batch, or, in "token_mean", as two chunks whose four plans go through the model
-in slices of three and one. In "unscored" one prompt has no scores, so that one process has fewer than the other.
+in slices of three and one. In "unscored" one prompt has no scores, so that one process has fewer than the other, and in
+"resampled" one process alone has a prompt to draw anew.
 """
 
 
@@ -89,6 +98,13 @@ class RefusesCircles(RewardCalculator):
         if "circle" in prompt:
             raise RewardSampleError("a circle")
         return float(np.asarray(generated_image).mean() / 255)
+
+
+class AlikeCircles(RewardCalculator):
+    """Mean brightness; pictures of a circle are all alike."""
+
+    def compute_reward(self, generated_image, target_image, prompt):
+        return 0.5 if "circle" in prompt else float(np.asarray(generated_image).mean() / 255)
 
 
 EVALUATED = ["model.component=dit", "training.max_steps=1", "evaluation.enabled=true", "evaluation.num_eval_samples=3"]

@@ -155,7 +155,7 @@ def test_copies_of_references_and_averages_are_counted(tmp_path):
     assert copies("reward.grpo.kl_coef=0.1") == ("reference",)
     adapters = ("lora.enabled=true", "reward.grpo.kl_coef=0.1")
     assert copies(*adapters) == (), "the model with its adapters off"
-    assert copies(*adapters, "reward.grpo.reference=ema") == ("reference",)
+    assert copies(*adapters, "reward.grpo.reference=ema") == ("moving reference",)
     assert copies("training.ema.decay=0.9", "reward.grpo.kl_coef=0") == ("average",)
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
 from glm_training.cli import main as program
+from glm_training.planning.memory import Phase
+from glm_training.planning.page import COLUMNS, _phases
 from tests.runs import write_config
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +37,12 @@ def plan(monkeypatch, capsys, *words: str) -> tuple[int, str, str]:
 def test_the_page_is_at_most_80_columns_wide(monkeypatch, capsys, words):
     _, out, err = plan(monkeypatch, capsys, CONFIG, *words)
     assert not err and max(map(len, out.splitlines())) <= 80, max(out.splitlines(), key=len)
+
+
+def test_the_longest_name_of_a_phase_leaves_the_columns_where_they_are():
+    names = ("discriminator: forward and backward", "SFT DiT: forward and backward", "autoencoder: optimizer step")
+    found = _phases([Phase(name, dict.fromkeys(chain(*COLUMNS.values()), 1e11)) for name in names])
+    assert {len(line) for line in found[: 1 + len(names)]} == {80}
 
 
 def test_a_card_on_which_it_fits_and_one_on_which_it_does_not(monkeypatch, capsys):

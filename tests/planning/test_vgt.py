@@ -104,6 +104,18 @@ def test_the_first_stage_has_its_teacher_its_opponent_and_what_compares(tmp_path
     assert saved == 4 * memory.by_name["autoencoder"].total + 2 * memory.by_name["teacher"].total
 
 
+def test_pictures_of_evaluations_go_through_the_autoencoder_a_few_at_a_time(tmp_path):
+    networks = read_vgt(config_of(tmp_path, component="generator"))
+
+    def held(**changes: int) -> dict[str, float]:
+        memory = VGTMemory(replace(read_run(networks.config), **changes), networks)
+        return next(phase.items for phase in memory.phases() if phase.name == "evaluation")
+
+    eight, many = held(evaluated=8), held(evaluated=20)
+    assert many["activations"] == eight["activations"] > held(evaluated=20, micro=2)["activations"]
+    assert many["KV cache"] == 20 / 8 * eight["KV cache"]
+
+
 def test_what_is_not_here_is_named_with_what_to_do():
     config = load_config([str(ROOT / "configs/vgt_tiny_ar_pretrain.yaml")], ["vgt.autoencoder=runs/nowhere"])
     with pytest.raises(ModelLoadError, match="vgt.autoencoder runs/nowhere is not here.*or with vgt.autoencoder=tiny"):

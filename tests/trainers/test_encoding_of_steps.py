@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from glm_training.data.problems import DataError
 from glm_training.engine.encoding.ahead import Encoding
 from glm_training.engine.encoding.encoder import GLMEncoder
+from glm_training.models.glm_image.family import GLMImage
+from tests.opd_runs import opd
 from tests.runs import config_of, trainer_of, weights_of
 from tests.same import assert_identical
 
@@ -150,6 +152,14 @@ def test_what_no_step_uses_sleeps(tmp_path, case) -> None:
     overrides, expected = SLEEPERS[case]
     trainer = trainer_of(tmp_path, *overrides, f"model.component={case.split(',')[0]}")
     assert trainer.encoding.encoder.sleepers(pictures=True) == expected(trainer.family)
+
+
+@pytest.mark.parametrize("component", ["ar", "dit"])
+def test_the_half_that_distillation_on_policy_only_draws_with_stays_awake(tmp_path, component) -> None:
+    config, family = config_of(tmp_path, *opd(tmp_path), f"model.component={component}"), GLMImage.load("tiny-random")
+    asleep = GLMEncoder(config, family).sleepers(pictures=True)
+    looks = family.ar.model.model
+    assert asleep == [looks.visual, looks.vqmodel, family.dit.text_encoder]
 
 
 @pytest.mark.parametrize("case", ["both halves", "the AR half alone, edits", "the DiT half alone", "rewards, edits"])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from glm_training.config import ConfigError
 from glm_training.engine.errors import SettingsError
 from glm_training.engine.residency import CPU, Residency, units_of
+from glm_training.engine.sharding import check_strategy
 from glm_training.trainers.reward_trainer import RewardTrainer
 from glm_training.utils.distributed import World
 from tests.runs import config_of, trainer_of, weights_of
@@ -166,9 +167,9 @@ def test_it_is_for_reward_steps_of_one_process(tmp_path):
     with pytest.raises(ConfigError, match="only reward steps have phases"):
         config_of(tmp_path, "training.offload_between_phases=true", "training.use_reward=false")
     config = config_of(tmp_path, "training.offload_between_phases=true")
-    RewardTrainer.check_settings(config, World())
+    check_strategy(config, World())
     with pytest.raises(SettingsError, match="for one process, and there are 2"):
-        RewardTrainer.check_settings(config, World(0, 2))
+        check_strategy(config, World(0, 2))
 
 
 @pytest.mark.parametrize(("case", "mode"), [*((case, "t2i") for case in CASES), ("edits", "i2i")])

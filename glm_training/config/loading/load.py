@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -58,6 +59,15 @@ def config_from_yaml(text: str) -> Config:
         path = Path(folder) / "config.yaml"
         path.write_text(text, encoding="utf-8")
         return load_config(path)
+
+
+def changed(config: Config, overrides: Sequence[str]) -> Config:
+    """`config` as it is under further overrides: what it says itself stays, and what nothing said has its default of
+    then. Raises `ConfigError` where they do not go with it."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "config.yaml"
+        path.write_text(json.dumps(config.model_dump(mode="json", exclude_unset=True)), encoding="utf-8")
+        return load_config(path, overrides)
 
 
 def _validate(source: Source) -> Config | None:

@@ -127,7 +127,7 @@ class GLMEncoder(FrozenEncoder):
         self.family = family
         self.mode = config.training.mode
         self.trains_ar, self.trains_dit = "ar" in config.parts(), "dit" in config.parts()
-        self.draws = config.uses_reward()
+        self.draws = config.draws_in_steps()
         self.latents = self.trains_dit or self.draws
 
     def picture(self, pixels: Tensor) -> Encoded:

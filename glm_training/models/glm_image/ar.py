@@ -241,15 +241,16 @@ class ARComponent(nn.Module):
         return hidden, size, supports
 
     def tokenize_images(self, images: Tensor, grid: Grid) -> Tensor:
-        """VQ ids [B, rows*columns] long, in raster order, of float images [B, 3, H, W] in [0, 1] resized to `grid`."""
-        with gathered(self, without=self.model.model.language_model.layers):
-            return vq.tokenize_images(self.model, self.processor.image_processor, images, grid)
+        """VQ ids [B, rows*columns] long, in raster order, of float images [B, 3, H, W] in [0, 1] resized to `grid`.
+
+        Waits for no other process: each has its own pictures, and what looks at them is whole beside shards.
+        """
+        return vq.tokenize_images(self.model, self.processor.image_processor, images, grid)
 
     def code_vectors(self, tokens: Tensor) -> Tensor:
         """[..., C] vectors of the frozen codebook for `tokens` [...], on their device."""
-        with gathered(self, without=self.model.model.language_model.layers):
-            weight = self.model.model.vqmodel.quantize.embedding.weight
-            return F.embedding(tokens.to(weight.device), weight).to(tokens.device)
+        weight = self.model.model.vqmodel.quantize.embedding.weight
+        return F.embedding(tokens.to(weight.device), weight).to(tokens.device)
 
     def targets(self, images: Tensor, prompt: ARPrompt) -> Tensor:
         """Tokens [B, T] long that real images [B, 3, H, W] in [0, 1] stand for: what supervised training predicts.

@@ -11,7 +11,7 @@ from diffusers.pipelines.glm_image.pipeline_glm_image import GlmImagePipeline
 from torch import Tensor, nn
 
 from glm_training.models.denoising import Denoiser, Levels, Network
-from glm_training.models.family import Family, Sampling, read_few_steps
+from glm_training.models.family import DECODED_AT_ONCE, Family, Sampling, read_few_steps
 from glm_training.models.glm_image.ar import ARComponent
 from glm_training.models.glm_image.decode_graph import Mode, Stepper
 from glm_training.models.glm_image.dit import DiTComponent
@@ -55,6 +55,9 @@ class DiTDenoiser(Denoiser):
         self, network: Network, noisy: Tensor, levels: Levels, condition: DiTCondition, *, guidance_scale: float = 1.0
     ) -> Tensor:
         return network(noisy, levels.timestep.to(noisy.device), condition, guidance_scale=guidance_scale)
+
+
+AT_ONCE = DECODED_AT_ONCE["glm_image"]
 
 
 class GLMImage(Family):
@@ -222,6 +225,8 @@ class GLMImage(Family):
             micro_batch_size=micro_batch_size,
             on_step=token_hook,
         )
+        if on_step is not None:
+            on_step()  # whoever has no plans says so before the DiT's shards are gathered
         condition = self.dit.condition(
             prompts, rollout.large_tokens, prompt.large_grid, sources, prompt.source_tokens, prompt.source_grid
         ).repeat_interleave(renders)
@@ -235,7 +240,7 @@ class GLMImage(Family):
             micro_batch_size=micro_batch_size,
             on_step=step_hook,
         )
-        return self.dit.decode_latents(trajectory.final, micro_batch_size=micro_batch_size or 8)
+        return self.dit.decode_latents(trajectory.final, micro_batch_size=micro_batch_size or AT_ONCE)
 
     def draw(
         self,

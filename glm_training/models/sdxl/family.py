@@ -14,7 +14,8 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from torch import Tensor, nn
 
-from glm_training.models.family import Family, FewSteps, Sampling, read_few_steps
+from glm_training.models.family import DECODED_AT_ONCE, Family, FewSteps, Sampling, read_few_steps
+from glm_training.models.gathering import gathered
 from glm_training.models.loading import ModelLoadError
 from glm_training.models.lora import ADAPTER, adapter_parameters, described, has_lora, load_lora
 from glm_training.models.prompt_reading import PromptReading
@@ -207,18 +208,19 @@ class SDXL(Family):
         names = [(p, m) for p in ids for m in range(renders)]
         noise = normal(seed, "generate/latents", names, component.latent_shape(height, width), component.device)
         text = component.encode_prompts(prompts).repeat_interleave(renders)
-        latents = component.sample(
-            noise,
-            text,
-            add_time_ids((height, width), (0, 0), (height, width), rows=len(names)).to(component.device),
-            steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            negative=component.negative_text(text, negative_prompt) if guidance_scale > 1.0 else None,
-            generators=[make_generator(seed, "generate/steps", *name) for name in names],
-            micro_batch_size=micro_batch_size,
-            on_step=on_step,
-        )
-        return component.decode_latents(latents, micro_batch_size=micro_batch_size or 4)
+        with gathered(component):
+            latents = component.sample(
+                noise,
+                text,
+                add_time_ids((height, width), (0, 0), (height, width), rows=len(names)).to(component.device),
+                steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                negative=component.negative_text(text, negative_prompt) if guidance_scale > 1.0 else None,
+                generators=[make_generator(seed, "generate/steps", *name) for name in names],
+                micro_batch_size=micro_batch_size,
+                on_step=on_step,
+            )
+        return component.decode_latents(latents, micro_batch_size=micro_batch_size or DECODED_AT_ONCE["sdxl"])
 
     def draw(
         self,

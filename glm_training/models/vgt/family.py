@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from glm_training.models.denoising import Denoiser
-from glm_training.models.family import Family, Sampling
+from glm_training.models.family import DECODED_AT_ONCE, Family, Sampling
+from glm_training.models.gathering import gathered
 from glm_training.models.loading import ModelLoadError
 from glm_training.models.prompt_reading import PromptReading
 from glm_training.models.run_folders import INDEX, pipeline_in
@@ -161,9 +163,10 @@ class VGT(Family):
     ) -> Tensor:
         """Images of the prompts; of `sources` [P, 3, height, width], without a generator, their reconstructions.
 
-        Image (p, m) depends on its prompt and on (seed, prompt_ids[p], m) alone. Raises ValueError for sizes that are
-        no multiples of the autoencoder's stride, or that the generator has no places for, and for sources beside a
-        generator or neither of the two.
+        Image (p, m) depends on its prompt and on (seed, prompt_ids[p], m) alone. At most `micro_batch_size` are drawn
+        at once; without it the latents of all, which go through the autoencoder `DECODED_AT_ONCE` together. Raises
+        ValueError for sizes that are no multiples of the autoencoder's stride, or that the generator has no places for,
+        and for sources beside a generator or neither of the two.
         """
         if (self.generator is None) != (sources is not None):
             raise ValueError(
@@ -175,18 +178,24 @@ class VGT(Family):
             )
         ids = list(range(len(prompts))) if prompt_ids is None else list(prompt_ids)
         names = [(p, m) for p in ids for m in range(samples)]
-        size = micro_batch_size or len(names)
+        rows = [row // samples for row in range(len(names))]
+        decoded = micro_batch_size or DECODED_AT_ONCE["vgt"]
+        size = (micro_batch_size or len(names)) if sources is None else decoded
         drawn = []
-        for start in range(0, len(names), size):
-            rows = [row // samples for row in range(start, min(start + size, len(names)))]
-            if sources is not None:
-                latents = self.autoencoder.encode(sources[rows])
-            else:
-                asked = [prompts[row] for row in rows]
-                latents = self._latents(asked, names[start : start + size], (height, width), seed, sampling, on_step)
-            drawn.append(self.autoencoder.decode(latents).clamp(0, 1))
-            if on_step is not None:
-                on_step()
+        with ExitStack() as whole:
+            for name in self.components:  # which are called in pieces
+                whole.enter_context(gathered(self.component(name)))
+            for start in range(0, len(names), size):
+                some, named = rows[start : start + size], names[start : start + size]
+                if sources is not None:
+                    latents = self.autoencoder.encode(sources[some])
+                else:
+                    asked = [prompts[row] for row in some]
+                    latents = self._latents(asked, named, (height, width), seed, sampling, on_step)
+                for part in latents.split(decoded):
+                    drawn.append(self.autoencoder.decode(part).clamp(0, 1))
+                    if on_step is not None:
+                        on_step()
         return torch.cat(drawn)
 
     def _latents(

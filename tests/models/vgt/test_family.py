@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from glm_training.models.family import Sampling
+from glm_training.models.family import DECODED_AT_ONCE, Sampling
 from glm_training.models.vgt.family import VGT
 from glm_training.models.vgt.loading import Models
 from glm_training.models.vgt.sampling import sample
@@ -43,6 +43,36 @@ def test_each_sample_has_the_prompt_the_noise_and_the_order_of_its_name() -> Non
     assert (other[0] - drawn[0]).abs().max() > 1e-2  # the prompt counts
     assert min((a - b).abs().max() for i, a in enumerate(expected) for b in expected[:i]) > 1e-2
     torch.testing.assert_close(drawn, torch.stack(expected), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("generates", [True, False])
+def test_pictures_go_through_the_autoencoder_a_few_at_a_time_and_are_the_same(monkeypatch, generates: bool) -> None:
+    autoencoder = tiny_random_autoencoder(1)
+    family = VGT(Models(autoencoder, generator=tiny_random_generator(seed=1) if generates else None))
+    seen: list[tuple[str, int]] = []
+    for name in ("encode", "decode"):
+        monkeypatch.setattr(autoencoder, name, _counting(getattr(autoencoder, name), name, seen))
+    sources = None if generates else torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    options = {"height": 32, "width": 32, "seed": SEED, "samples": 2, "sources": sources}
+    sampling = Sampling(1.0, 1.0, True, STEPS, GUIDANCE, PARALLEL)
+    together = family.draw(PROMPTS, sampling=sampling, **options)
+    once = [("encode", 4)] * (not generates) + [("decode", 4)]
+    assert seen == once, "no more than there are"
+    seen.clear()
+    monkeypatch.setitem(DECODED_AT_ONCE, "vgt", 3)
+    steps: list[int] = []
+    parted = family.draw(PROMPTS, sampling=sampling, on_step=lambda: steps.append(1), **options)
+    assert seen == [step for count in (3, 1) for step in [("encode", count)] * (not generates) + [("decode", count)]]
+    assert len(steps) == 2 + (16 // PARALLEL - 1 if generates else 0), "latents are written all at once"
+    torch.testing.assert_close(parted, together, rtol=0, atol=1e-5)
+
+
+def _counting(call, name: str, seen: list[tuple[str, int]]):
+    def counted(pictures):
+        seen.append((name, len(pictures)))
+        return call(pictures)
+
+    return counted
 
 
 def test_a_size_that_the_generator_has_no_places_for_is_told_in_pixels() -> None:

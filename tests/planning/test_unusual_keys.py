@@ -1,0 +1,153 @@
+"""Keys that make room or change what a step does, and what a plan makes of them; remedies as a user applies them."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from glm_training.cli import main as program
+from glm_training.config import load_config
+from glm_training.engine.optimizers import build_optimizer
+from glm_training.planning.counting import BF16_MOMENTS, moment_bytes
+from glm_training.planning.disk import checkpoints
+from glm_training.planning.memory import Memory
+from glm_training.planning.models import Networks, read_networks
+from glm_training.planning.remedies import remedies
+from glm_training.planning.run import read_run
+from glm_training.planning.schedule import schedule
+from tests.opd_runs import opd
+from tests.preference_runs import config_of as preference_config
+from tests.runs import config_of
+
+T2I, SDXL, DMDR = ("configs/t2i_training.yaml", "configs/sdxl_dpo_lora.yaml", "configs/sdxl_dmdr_cold_start.yaml")
+WHOLE = ("lora.enabled=false", "checkpoint.save_lora=false", "checkpoint.save_lora_only=false")
+NARROW = ("optimizer.moments_dtype=bfloat16", "optimizer.dit.name=prodigy", "optimizer.dit.learning_rate=1")
+AR, DIT = 8_914_788_352, 6_926_882_880
+GIB = 1 << 30
+
+
+@pytest.fixture(scope="module")
+def networks() -> dict[str, Networks]:
+    names = {"glm_image": "zai-org/GLM-Image", "sdxl": "stabilityai/stable-diffusion-xl-base-1.0"}
+    return {family: read_networks(family, name) for family, name in names.items()}
+
+
+def phases(networks, *overrides: str, gpus: int = 1) -> dict[str, dict[str, float]]:
+    """The items of each phase of training both halves of GLM-Image whole, by name."""
+    run = read_run(load_config([T2I], [*WHOLE, *overrides]), gpus=gpus)
+    return {phase.name: phase.items for phase in Memory(run, networks["glm_image"]).phases()}
+
+
+def test_moments_in_bf16_take_half(tmp_path):
+    config = config_of(tmp_path, "training.optimizer=adamw", "optimizer.moments_dtype=bfloat16")
+    (half, _), weight = read_run(config).halves, nn.Parameter(torch.ones(6, 5))
+    assert half.rule == BF16_MOMENTS
+    optimizer = build_optimizer(config.optimizer_for("ar"), {"w": weight}, {})
+    weight.grad = torch.ones(6, 5)
+    optimizer.step()
+    kept = sum(value.numel() * value.element_size() for value in optimizer.state[weight].values() if value.dim())
+    assert moment_bytes(half.rule, {"w": (6, 5)}) == kept
+
+
+def test_halves_that_take_turns_are_not_there_together(networks):
+    found = phases(networks, "training.offload_between_phases=true", "reward.grpo.kl_coef=0.1")
+    for name, trained in {"rollout: plans": AR, "rollout: renders": DIT, "AR: optimizer step": AR}.items():
+        assert found[name]["masters"] == found[name]["copies"] == 4 * trained
+    assert "masters" not in found["rollout: decoding"]
+    assert {name for name, items in found.items() if "moments" in items} == {
+        "AR: forward and backward", "AR: optimizer step", "DiT: forward and backward", "DiT: optimizer step",
+    }  # fmt: skip
+    assert found["DiT: optimizer step"]["moments"] == 8 * DIT
+    assert found["evaluation"]["masters"] == 4 * (AR + DIT)
+
+
+def test_shards_that_wait_on_the_cpu_are_not_on_the_gpu(networks):
+    shards = ("distributed.strategy=fsdp", "training.ema.decay=0.9", "reward.grpo.kl_coef=0.1")
+    found = phases(networks, *shards, "distributed.offload=true", gpus=8)
+    for name in ("masters", "moments", "copies", "gradients", "set aside", "optimizer's temporaries"):
+        assert not any(name in items for items in found.values()), name
+    frozen = found["rollout: decoding"]["weights"]
+    assert (
+        found["rollout: plans"]["weights"] == frozen + 2 * AR
+        and found["rollout: renders"]["weights"] == frozen + 2 * DIT
+    )
+    here = phases(networks, *shards, gpus=8)
+    assert here["evaluation"]["set aside"] == 4 * (AR + DIT) / 8, "weights, while their averages stand in"
+
+
+def test_what_an_evaluation_draws_at_once_is_what_a_process_does(tmp_path):
+    keys = ("evaluation.enabled=true", "evaluation.num_eval_samples=100")
+    assert read_run(config_of(tmp_path, *keys)).evaluated == 32
+    assert read_run(config_of(tmp_path, *keys), gpus=8).evaluated == 13, "its share"
+    assert read_run(config_of(tmp_path, *keys, "evaluation.samples_per_prompt=3")).evaluated == 30
+
+
+def test_on_policy_distillation_draws_as_many_as_reward_steps_and_decodes_none(networks, tmp_path):
+    config = config_of(tmp_path, *opd(tmp_path))
+    run = read_run(config)
+    group = config.group()
+    assert (run.plans, run.renders, run.noisy) == (group.plans, group.renders, 3)
+    assert schedule(config, run).images == 2 * group.size
+    names = [phase.name for phase in Memory(run, networks["glm_image"]).phases()]
+    assert "rollout: renders" in names and "rollout: decoding" not in names
+
+
+def test_supervised_steps_between_those_with_rewards_hold_the_gradients_of_both(networks):
+    found = phases(networks, "training.reward_frequency=2")
+    assert found["SFT DiT: optimizer step"]["gradients"] == 4 * (AR + DIT)
+    assert found["DiT: optimizer step"]["gradients"] == 4 * DIT
+
+
+def test_encoders_of_pictures_that_are_cut_anew_do_not_sleep(networks, tmp_path):
+    def asleep(*keys: str) -> set[str]:
+        memory = Memory(read_run(preference_config(tmp_path, "sdxl", *keys)), networks["sdxl"])
+        return {part.name for part in memory.parts if part.sleeps}
+
+    assert asleep() == {"vae", "text_encoder", "text_encoder_2"}
+    assert asleep("dpo.crop=random") == {"text_encoder", "text_encoder_2"}
+
+
+def test_a_moving_reference_is_in_the_checkpoint(networks):
+    def slow(*keys: str) -> float:
+        config = load_config([T2I], [*WHOLE, "reward.grpo.kl_coef=0.1", *keys])
+        return checkpoints(config, Memory(read_run(config), networks["glm_image"])).items.get("slow copies", 0.0)
+
+    assert slow() == 0 and slow("reward.grpo.reference=ema") == 4 * (AR + DIT)
+
+
+@pytest.mark.parametrize(
+    "file, overrides, gpus, family, without",
+    [
+        (T2I, [*WHOLE, "optimizer.ar.name=adamw", "lora.dit.enabled=false"], 1, "glm_image", ()),
+        (T2I, [*WHOLE, *NARROW], 2, "glm_image", ("distributed.", "training.optimizer")),
+        (DMDR, [], 2, "sdxl", ("model.quantization", "rollout.vae", "cache.")),
+        (SDXL, ["checkpoint.save_lora_only=false"], 1, "sdxl", ("model.quantization", "training.offload")),
+    ],
+)  # fmt: skip
+def test_remedies_can_all_be_taken_and_save_what_they_say(networks, file, overrides, gpus, family, without):
+    config = load_config([file], overrides)
+    memory_of = partial(Memory, networks=networks[family])
+    found = remedies(config, read_run(config, gpus=gpus), memory_of, GIB)
+    words = [word for each in found for word in each.change.split()]
+    assert words and not any(word.startswith(without) for word in words)
+    again = load_config([file], [*overrides, *words])
+    assert memory_of(read_run(again, gpus=gpus)).peak().total == pytest.approx(found[-1].peak)
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        (("--gpus", "3", "--strategy", "fsdp", "--shards", "2"), "does not divide the 3 processes"),
+        (("--gpus", "2", "training.optimizer=adafactor", "distributed.strategy=fsdp"), "the optimizer adafactor of"),
+        (("--gpus", "2", "training.offload_between_phases=true"), "for one process, and there are 2"),
+    ],
+)
+def test_what_no_run_could_follow_is_not_planned(monkeypatch, capsys, words, told):
+    monkeypatch.setattr(sys, "argv", ["glm-train", "plan", T2I, *words])
+    with pytest.raises(SystemExit) as stop:
+        program.main()
+    assert stop.value.code == 2 and told in " ".join(capsys.readouterr().err.split())

@@ -46,7 +46,7 @@ class Target:
 def check(wanted: Wanted, target: Target) -> None:
     """Raises ExportError, with all that can be known to be wrong before anything is read or written."""
     problems = []
-    for look in (wanted.check, lambda: check_push(target.repository)):
+    for look in (wanted.check, lambda: check_push(target.repository, target.folder, public=target.public)):
         try:
             look()
         except ExportError as error:

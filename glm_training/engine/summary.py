@@ -198,7 +198,8 @@ def summary_row(name: str, before: Tensor, after: Tensor, higher_is_better: bool
     error = change.std().item() / len(change) ** 0.5 if len(change) > 1 else None
     found = estimate(change.tolist())
     by = None if found is None else found.mean
-    digits = 3 if by is None or abs(by) >= 0.01 else 4 if abs(by) >= 0.001 else 5  # so that a small change is seen
+    size = max(abs(by or 0.0), error or 0.0)
+    digits = 3 if size >= 0.01 or size == 0 else 4 if size >= 0.001 else 5  # so that a small change is seen
     spec = f".{digits}f"
     return [
         name,
@@ -206,7 +207,7 @@ def summary_row(name: str, before: Tensor, after: Tensor, higher_is_better: bool
         number(_mean(after), spec),
         number(by, f"+{spec}"),
         number(error, spec),
-        "" if found is None or higher_is_better is None else _verdict(found, spec, higher_is_better),
+        "" if found is None or higher_is_better is None else _verdict(found, error, spec, higher_is_better),
     ]
 
 
@@ -214,8 +215,8 @@ def _mean(values: Tensor) -> float | None:
     return None if values.isnan().all() else values.double().nanmean().item()
 
 
-def _verdict(change: Estimate, spec: str, higher_is_better: bool) -> str:
-    if float(number(change.mean, spec)) == 0:
+def _verdict(change: Estimate, error: float | None, spec: str, higher_is_better: bool) -> str:
+    if float(number(change.mean, spec)) == 0 and float(number(error or 0.0, spec)) == 0:
         return "same"
     if change.sign == 0:
         return "cannot be told"

@@ -140,7 +140,7 @@ def _copy(source: Source, target: Path, folders: list[str]) -> None:
     for name in names:
         place = target / name.removeprefix(start)
         place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source.folder / name, place)
+        shutil.copyfile(source.files / name, place)
 
 
 def layers_per_block(source: Source) -> int | None:

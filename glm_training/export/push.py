@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from glm_training.export.source import ExportError
 from glm_training.utils.hub_files import hub_error, is_offline
 
 
-def check_push(repository: str | None) -> None:
+def check_push(repository: str | None, folder: Path, *, public: bool) -> None:
     """What can be known before anything is written: the name, the network's switch, a login. Raises ExportError."""
     if repository is None:
         return
+    later = f"leave --push out and push later: {by_hand(repository, folder, public=public)}"
     from huggingface_hub import get_token
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -23,9 +25,14 @@ def check_push(repository: str | None) -> None:
     if repository.count("/") != 1:
         raise ExportError(f"--push {repository}: write owner/name")
     if is_offline():
-        raise ExportError("--push: HF_HUB_OFFLINE is set; unset it, or push later: hf upload REPO FOLDER")
+        raise ExportError(f"--push: HF_HUB_OFFLINE is set: unset it, or {later}")
     if get_token() is None:
-        raise ExportError("--push: nobody is logged in to the hub here: hf auth login, or set HF_TOKEN")
+        raise ExportError(f"--push: nobody is logged in to the hub here: hf auth login, or set HF_TOKEN; or {later}")
+
+
+def by_hand(repository: str, folder: Path, *, public: bool) -> str:
+    """The command that does what `push` does; without `--private` it makes a repository for everyone."""
+    return shlex.join(["hf", "upload", repository, str(folder), *([] if public else ["--private"])])
 
 
 def push(folder: Path, repository: str, *, public: bool, message: str) -> str:
@@ -40,7 +47,7 @@ def push(folder: Path, repository: str, *, public: bool, message: str) -> str:
     except (hub_error(), OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ExportError(
-            f"{folder} was exported and not pushed to {repository}: {reason}\nWhat to do: mend that, then "
-            f"hf upload {repository} {folder}"
+            f"{folder} was exported and not pushed to {api.endpoint}/{repository}: {reason}\n"
+            f"What to do: mend that, then {by_hand(repository, folder, public=public)}"
         ) from error
     return str(made)

@@ -7,20 +7,20 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from tempfile import gettempdir
 
 from glm_training.checkpoint import disk
 from glm_training.checkpoint.disk_errors import error_code
-from glm_training.checkpoint.manifest import MANIFEST
 from glm_training.export.card import public_base, write_card
 from glm_training.export.formats import Wanted, write
+from glm_training.export.holding import held
 from glm_training.export.places import place_of_a_run
 from glm_training.export.push import check_push, push
 from glm_training.export.scrub import require_clean, scrub_files
-from glm_training.export.source import ExportError, Source
+from glm_training.export.source import ExportError
 from glm_training.export.verify import draws_by_itself, verified
 from glm_training.utils.downloads import in_bytes
 from glm_training.utils.folder_lock import FolderInUseError, FolderLock
@@ -46,7 +46,7 @@ class Target:
 def check(wanted: Wanted, target: Target) -> None:
     """Raises ExportError, with all that can be known to be wrong before anything is read or written."""
     problems = []
-    for look in (wanted.check, lambda: check_push(target.repository)):
+    for look in (wanted.check, lambda: check_push(target.repository, target.folder, public=target.public)):
         try:
             look()
         except ExportError as error:
@@ -75,32 +75,22 @@ def export(wanted: Wanted, target: Target, tell: Callable[[str], None]) -> None:
     check(wanted, target)
     draw = draws_by_itself(wanted.source) if target.draw is None else target.draw
     needed = wanted.bytes_needed() + SLACK_BYTES
-    with _while_it_is_there(wanted.source), _written_whole(folder, needed, target.overwrite) as fresh:
-        write(wanted, fresh, public_base(wanted.source))
+    with (
+        _written_whole(folder, needed, target.overwrite) as fresh,
+        held(wanted.source, fresh.absolute().parent / "checkpoint") as source,
+    ):
+        wanted = replace(wanted, source=source)
+        write(wanted, fresh, public_base(source))
         scrub_files(fresh)
         lines = verified(wanted, fresh, draw)
         write_card(fresh, wanted, target.repository or folder.name, lines, target.licence)
-        places = [wanted.source.folder, folder.absolute(), fresh.absolute(), Path.cwd()]
-        require_clean(fresh, [*places, *([] if wanted.source.run is None else [wanted.source.run.absolute()])])
+        places = [source.folder, source.files, folder.absolute(), fresh.absolute(), Path.cwd()]
+        require_clean(fresh, [*places, *([] if source.run is None else [source.run.absolute()])])
     for line in lines:
         tell(line)
     if target.repository is not None:
         message = f"{wanted.format} of step {wanted.source.manifest.step}"
         tell(f"pushed to {push(folder, target.repository, public=target.public, message=message)}")
-
-
-@contextmanager
-def _while_it_is_there(source: Source) -> Iterator[None]:
-    """Says of whatever fails because the checkpoint is gone that it is: a run at work deletes its older ones."""
-    try:
-        yield
-    except Exception as error:
-        if (source.folder / MANIFEST).is_file():
-            raise
-        raise ExportError(
-            f"{source.folder} was deleted while it was read, as a run does with its older ones "
-            "(checkpoint.save_total_limit): nothing was exported. Name a newer one, or the run"
-        ) from error
 
 
 @contextmanager
@@ -123,7 +113,8 @@ def _written_whole(folder: Path, needed: int, overwrite: bool) -> Iterator[Path]
         _name(fresh, folder, overwrite)
         disk.sync_folder(folder.parent)
     except FolderInUseError as error:
-        raise ExportError(f"another export to {folder} is under way: {error}. Name another --out") from error
+        told = str(error).replace("another run", "it")
+        raise ExportError(f"another export to {folder} is under way: {told}. Name another --out") from error
     except BaseException as error:
         if held:
             shutil.rmtree(fresh, ignore_errors=True)

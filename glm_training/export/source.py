@@ -63,13 +63,15 @@ class Adapter:
 @dataclass(frozen=True)
 class Source:
     """A checkpoint. `base`: the model that its run started from, or the one that was named in its place. `note`: which
-    checkpoint of a run it is, where that was not said."""
+    checkpoint of a run it is, where that was not said. `links`: a folder with its files, which stay there when the run
+    deletes it; None reads them where they are."""
 
     folder: Path
     manifest: Manifest
     config: Config
     base: str
     note: str | None = None
+    links: Path | None = None
 
     @staticmethod
     def read(place: str | Path, base: str | None = None) -> Source:
@@ -96,6 +98,11 @@ class Source:
             ) from error
         return Source(folder, manifest, config, base or config.model.name, note)
 
+    @property
+    def files(self) -> Path:
+        """Where its files are read."""
+        return self.links or self.folder
+
     # -- what was trained ----------------------------------------------------------------------------------------------
 
     @property
@@ -115,7 +122,7 @@ class Source:
     @property
     def pipeline(self) -> Path | None:
         """The whole model in the checkpoint, adapters merged; None where it holds adapters alone."""
-        folder = self.folder / PIPELINE
+        folder = self.files / PIPELINE
         return folder if (folder / INDEX).is_file() else None
 
     @property
@@ -153,7 +160,7 @@ class Source:
         name = f"{part}_{'ema' if kind == 'average' else 'weights'}"
         self.verify(*files_of_state(name, self.manifest))
         try:
-            tree = load_state(self.folder, name, self.manifest)
+            tree = load_state(self.files, name, self.manifest)
             return {key: value if isinstance(value, Tensor) else value.whole() for key, value in tree.items()}
         except CheckpointError as error:
             raise ExportError(str(error)) from error
@@ -162,7 +169,7 @@ class Source:
         """The adapter of a part. Raises ExportError, or ModelLoadError where there is none."""
         own = f"lora_{part}/"
         self.verify(*(name for name in self.manifest.files if name.startswith(own)))
-        (found,) = starting_adapters("CHECKPOINT", [str(self.folder / own)], [part])
+        (found,) = starting_adapters("CHECKPOINT", [str(self.files / own)], [part])
         weights = found.weights()
         if not self.as_written(kind):
             state = {name.replace(".default.", "."): value for name, value in self.state(part, kind).items()}
@@ -174,7 +181,7 @@ class Source:
     def verify(self, *names: str) -> None:
         """Reads files of the checkpoint, by their names in it, and compares them with its manifest. ExportError."""
         try:
-            verify_checkpoint(self.folder, only=names)
+            verify_checkpoint(self.files, only=names)
         except CheckpointError as error:
             raise ExportError(str(error)) from error
 

@@ -43,7 +43,7 @@ def verified(wanted: Wanted, folder: Path, draw: bool) -> list[str]:
     the memory of one model at a time, here and in the other process. Raises ExportError for what is wrong."""
     source, lines = wanted.source, list[str]()
     with TemporaryDirectory(prefix="glm-export-") as scratch:
-        job = {"checkpoint": str(source.folder), "base": source.base, "format": wanted.format, "folder": str(folder)}
+        job = {"checkpoint": str(source.files), "base": source.base, "format": wanted.format, "folder": str(folder)}
         place = Path(scratch)
         if draw:
             drawing = drawing_of(source)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 
 from glm_training.planning.counting import Part, moment_bytes
 from glm_training.planning.memory import Phase
 from glm_training.planning.passes import WIDE
 from glm_training.planning.plan import Plan
+from glm_training.utils.words import counted
 
-GIB = 1 << 30
+GIB, MIB = 1 << 30, 1 << 20
 WIDTH = 80
 
 COLUMNS = {
@@ -87,7 +89,7 @@ def _peak(plan: Plan) -> list[str]:
         "weights": f"{frozen / 1e9:.3f} billion frozen x {_frozen_size(plan)}",
         "masters": f"{trained / 1e9:.3f} billion trained x {WIDE} bytes{spread}",
         "moments": f"{trained / 1e9:.3f} billion trained x {moments / trained:.2f} bytes{spread}",
-        "copies": f"{', '.join(name for half in run.halves for name in half.copies)}, {WIDE} bytes each{spread}",
+        "copies": f"{_copies(plan)}, {WIDE} bytes each{spread}",
         "set aside": f"weights while copies stand in for them{spread}",
         "gradients": f"{WIDE} bytes each{spread}",
         "gradient buckets": "DDP sends gradients in buckets of their own" if run.strategy == "ddp" else of_blocks,
@@ -140,11 +142,18 @@ def _schedule(plan: Plan) -> list[str]:
     return [*lines, f"at {plan.rate:g} images per second and GPU ({plan.rate_origin}): {plan.days:.2f} days"]
 
 
+def _copies(plan: Plan) -> str:
+    """`2 references, policy that draws`: what is kept beside the trained weights, over all halves."""
+    names = Counter(name for half in plan.run.halves for name in half.copies)
+    return ", ".join(name if count == 1 else counted(count, name) for name, count in names.items())
+
+
 def _disk(plan: Plan) -> list[str]:
     disk = plan.disk
-    parts = " + ".join(f"{name} {size / GIB:.1f}" for name, size in disk.items.items())
+    unit, name = (GIB, "GiB") if disk.each >= GIB else (MIB, "MiB")
+    parts = " + ".join(f"{item} {size / unit:.1f}" for item, size in disk.items.items())
     held = "each is kept" if disk.held is None else f"{disk.held} at most at once"
-    lines = _wrapped(f"a checkpoint: {disk.each / GIB:.1f} GiB = {parts}; {held}")
+    lines = _wrapped(f"a checkpoint: {disk.each / unit:.1f} {name} = {parts}; {held}")
     room = "enough" if disk.fits else f"TOO LITTLE for {disk.held or 2} checkpoints"
     return [*lines, f"free where they go: {disk.free / GIB:.1f} GiB, {room}"]
 

@@ -138,7 +138,9 @@ def _deciding(runs: Sequence[Run]) -> list[str] | str:
         rewards = {key: found for key, found in rewards.items() if key in SCORED_BY or _contradict(found)}
         if not rewards:
             return ["total"]
-        return f"It cannot be told which is better: their rewards are not of the same metrics ({_listed(rewards)})"
+        names = [_rewarded(run) for run in runs]
+        what = _listed(rewards) if len(set(names)) == 1 else " against ".join(names)
+        return f"It cannot be told which is better: their rewards are not of the same metrics ({what})"
     judged = [
         next((name for kind in JUDGED_BY if (name := f"{part}/{kind}") in shared), None)
         for part in dict.fromkeys(name.split("/")[0] for name in sorted(shared))
@@ -155,6 +157,15 @@ def _of_reward(run: Run) -> dict[str, Any]:
     metrics = found["reward.metrics"] if isinstance(found["reward.metrics"], dict) else {}
     options = {name: run.setting(f"reward.options.{name}") for name in metrics}
     return found | flattened({"reward.options": {k: v for k, v in options.items() if v is not None}})
+
+
+def _rewarded(run: Run) -> str:
+    """What a run was paid for, as a person says it: `objects 1.0, text_accuracy 0.5`, or its own calculator."""
+    own, metrics = run.setting("reward.calculator"), run.setting("reward.metrics")
+    weights = metrics if isinstance(metrics, dict) else run.setting("reward.weights")
+    if own is not None or not isinstance(weights, dict):
+        return shown(own)
+    return ", ".join(f"{name} {shown(weight)}" for name, weight in weights.items())
 
 
 def _contradict(values: list[Any]) -> bool:
@@ -362,4 +373,8 @@ def shown(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {shown(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(shown, value))}]"
     return str(value)

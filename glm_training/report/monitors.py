@@ -40,7 +40,8 @@ def watched(run: Run) -> list[Watched]:
     try:
         config = MonitorsConfig.model_validate(known)
     except ValueError:
-        run.problems.append("reward.monitors of config.yaml could not be read: limits are not shown")
+        problem = "reward.monitors of config.yaml could not be read: limits are not shown"
+        run.problems += [] if problem in run.problems else [problem]
         return []
     interval = run.setting("logging.log_interval")
     lines = max(1, round(config.window / interval)) if isinstance(interval, int) and interval > 0 else config.window

@@ -89,7 +89,8 @@ def cards(run: Run, monitors: Sequence[Watched]) -> list[Card]:
 
 def _progress(run: Run) -> list[Card]:
     """The figures of the evaluations that decide, from the first to the last."""
-    rows = [row for row in changes(run) if better_when_higher(row.figure) is not None][:2]
+    rows = [row for row in changes(run) if better_when_higher(row.figure) is not None]
+    rows = [row for place, row in enumerate(rows) if all(row.means != each.means for each in rows[:place])][:2]
     found = []
     for row in rows:
         spec, tone = spec_for(row.difference), {1: "better", -1: "worse"}.get(row.better or 0, "")

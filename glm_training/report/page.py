@@ -25,7 +25,7 @@ from glm_training.report.overview import Card, cards, subtitle
 from glm_training.report.pictures import Album, prompts_of, rollouts_of, samples_of
 from glm_training.report.prompts import prompt_rows
 from glm_training.report.run import ReportError, Run, flattened
-from glm_training.report.terminal import headline, verdict
+from glm_training.report.terminal import below, headline, verdict
 from glm_training.utils.figure_names import label
 from glm_training.utils.kept_rollouts import KeptRollout
 from glm_training.utils.redaction import redact
@@ -80,6 +80,7 @@ def page(runs: Sequence[Run], comparison: Comparison | None) -> str:
         title=" · ".join(run.name for run in runs),
         headline=_lead(runs[0]) if comparison is None else comparison.headline,
         comparison=comparison,
+        below=below(runs, monitors, comparison),
         rows=_rows(runs, comparison),
         cards=_cards(runs, monitors),
         subtitles=[subtitle(run) for run in runs],

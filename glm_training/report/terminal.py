@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from glm_training.report.comparison import Comparison, Row, better_when_higher, changes, spec_for
+from glm_training.report.doubts import doubts, over_limits
+from glm_training.report.monitors import Watched, watched
 from glm_training.report.run import Run
 from glm_training.utils.console import Console
 from glm_training.utils.figure_names import label
@@ -14,18 +16,23 @@ from glm_training.utils.words import ABSENT, number
 
 def told(console: Console, runs: Sequence[Run], comparison: Comparison | None) -> None:
     """The verdict first; then what it rests on, in lines and a table."""
-    if comparison is None:
-        console.line(headline(runs[0]))
-    else:
-        console.line(comparison.headline)
-        for line in comparison.details:
-            console.line(f"  {line}")
-        if comparison.rows:
-            headers = ["figure", *comparison.names, "difference", "95 % interval", ""]
-            console.table("Evaluated last", headers, [_cells(row, comparison.names) for row in comparison.rows])
+    console.line(headline(runs[0]) if comparison is None else comparison.headline)
+    for line in below(runs, [watched(run) for run in runs], comparison):
+        console.line(f"  {line}")
+    if comparison is not None and comparison.rows:
+        headers = ["figure", *comparison.names, "difference", "95 % interval", ""]
+        console.table("Evaluated last", headers, [_cells(row, comparison.names) for row in comparison.rows])
     for run in runs:
         for problem in run.problems:
             console.line(f"note: {run.name}: {problem}")
+
+
+def below(runs: Sequence[Run], monitors: Sequence[Sequence[Watched]], comparison: Comparison | None) -> list[str]:
+    """The lines under the verdict: what speaks against the gain of a run, or what a comparison rests on."""
+    if comparison is None:
+        return doubts(runs[0], monitors[0])
+    over = zip(runs, map(over_limits, monitors), strict=True)
+    return [*comparison.details, *(f"{run.name}: {line}" for run, lines in over for line in lines)]
 
 
 def headline(run: Run) -> str:

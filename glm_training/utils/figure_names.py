@@ -11,7 +11,13 @@ HIGHER_IS_BETTER = {"accuracy": True, "margin": True, "loss": False, "chosen_err
 
 def label(name: str) -> str:
     """What a figure is called on the terminal and the page."""
-    return {"total": "reward", RIGHT: "exactly right"}.get(name, name.replace("/", " "))
+    known = {
+        "total": "reward",
+        "ar_total": "AR half's reward",
+        "dit_total": "DiT half's reward",
+        RIGHT: "exactly right",
+    }
+    return known.get(name, name.replace("/", " "))
 
 
 def direction(name: str) -> bool | None:

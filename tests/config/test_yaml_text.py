@@ -162,6 +162,7 @@ def test_a_text_that_looks_like_something_else_is_written_as_a_text(tmp_path, te
         ("a: &a [1, *a]", 1, ": not valid YAML: `a` contains itself."),
         ("a: &a\n  <<: *a\n", 1, ": not valid YAML: `a` contains itself."),
         ("a: 1\n---\nb: 2\n", 2, ": another document begins here (`---`), and one is read."),
+        ("a: {b: 1\nc: [2\n", 2, ": not valid YAML: expected ',' or '}', but got ':', in what line 1 begins."),
         ("a: *b", 1, ": not valid YAML: found undefined alias 'b'."),
         ("a: &x 1\nb: &x 2", 2, ": not valid YAML: found duplicate anchor 'x'; first occurrence."),
     ],

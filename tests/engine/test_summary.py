@@ -79,6 +79,10 @@ def test_small_changes_are_seen():
     assert row([0.69315] * 2, [0.69360] * 2, False) == ["score", "0.69315", "0.69360", "+0.00045", "0.00000", "worse"]
 
 
+def test_a_mean_that_stays_while_its_prompts_move_is_not_called_the_same():
+    assert row([0.0, 1.0], [1.0, 0.0]) == ["score", "0.500", "0.500", "0.000", "1.000", "cannot be told"]
+
+
 def test_one_sample_has_no_standard_error():
     assert row([0.5], [0.25]) == ["score", "0.500", "0.250", "-0.250", "-", "cannot be told"]
 

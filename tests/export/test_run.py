@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 from dataclasses import replace
@@ -28,20 +29,9 @@ from glm_training.export.models import trainers_model
 from glm_training.export.source import ExportError, Source
 from glm_training.utils.folder_lock import LOCK, Holder
 from glm_training.utils.prompt_lines import write_prompts
-from tests import runs
-from tests.export.exporting import DRAWN, exported
+from tests.export.exporting import exported
 
 ROOT = Path(__file__).parents[2]
-KEYS = ["model.component=dit", "training.ema.decay=0.5", "training.max_steps=2", "logging.save_interval=1"]
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
-    """A DiT half trained whole for two steps, a checkpoint of each, with held-out scores."""
-    folder = tmp_path_factory.mktemp("run")
-    keys = [*KEYS, "evaluation.enabled=true", "checkpoint.save_total_limit=null"]
-    runs.trainer_of(folder, *DRAWN, *keys).train()
-    return folder / "run"
 
 
 def written(source: Path, out: Path, *, ema: bool | None = None) -> dict[str, torch.Tensor]:
@@ -210,7 +200,7 @@ def test_a_damaged_checkpoint_is_not_exported(run, tmp_path):
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    with pytest.raises(ExportError, match="another SHA-256"):
+    with pytest.raises(ExportError, match=f"{re.escape(str(copy))}.*another SHA-256"):
         exported(copy, tmp_path / "out", "pipeline", draw=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000002"]
 
@@ -269,22 +259,6 @@ def test_a_name_that_was_taken_meanwhile_is_left_to_its_owner(run, tmp_path, mon
     with pytest.raises(ExportError, match="out is there by now: nothing was exported"):
         exported(run, tmp_path / "out", "safetensors", draw=False)
     assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["out", "out/mine.txt"]
-
-
-@pytest.mark.parametrize("form", ["pipeline", "safetensors"])
-@pytest.mark.parametrize("moment", ["write", "scrub_files", "verified"])
-def test_a_checkpoint_that_its_run_deletes_meanwhile_is_told(run, tmp_path, monkeypatch, moment, form):
-    copy = shutil.copytree(Source.read(run).folder, tmp_path / "step-000002")
-    before = getattr(export_run, moment)
-
-    def pruned(*rest: Any) -> Any:
-        shutil.rmtree(copy)
-        return before(*rest)
-
-    monkeypatch.setattr(export_run, moment, pruned)
-    with pytest.raises(ExportError, match="step-000002 was deleted while it was read, as a run does.*Name a newer"):
-        exported(copy, tmp_path / "out", form, draw=False)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_killed_export_left_is_in_nobodys_way(run, tmp_path):

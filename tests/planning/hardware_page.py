@@ -18,6 +18,8 @@ ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs/hardware.md"
 BLOCK = re.compile(r"```\n\$ glm-train (?P<words>plan [^\n]*)\n(?P<text>.*?)```", re.DOTALL)
 TABLE = re.compile(r"\| what is trained \|.*?(?=\n\n)", re.DOTALL)
+GAP = "[...]"
+"""Stands in a block for paragraphs that the page leaves out."""
 LOCAL = "free where they go:"
 """How the line begins that tells of this machine's disk."""
 
@@ -36,10 +38,28 @@ def printed(words: list[str]) -> str:
     return "".join(line for line in told.getvalue().splitlines(keepends=True) if not line.startswith(LOCAL))
 
 
+def excerpt(whole: str, shown: str) -> str:
+    """Of the paragraphs of `whole` those that `shown` has, told by their first words; all where it has no gap. Raises
+    KeyError where one is no longer printed."""
+    if GAP not in shown.splitlines():
+        return whole
+    paragraphs = {_first_word(each): each for each in whole.strip("\n").split("\n\n")}
+    wanted = [_first_word(each) for each in shown.strip("\n").split("\n\n")]
+    return "\n\n".join(GAP if word == GAP else paragraphs[word] for word in wanted) + "\n"
+
+
+def _first_word(paragraph: str) -> str:
+    return paragraph.split(maxsplit=1)[0].lower()
+
+
 def rewritten(text: str) -> str:
     """The document with its table and its blocks as they are printed now."""
-    text = TABLE.sub(lambda _: "\n".join(table()), text)
-    return BLOCK.sub(lambda block: f"```\n$ glm-train {block['words']}\n{printed(block['words'].split())}```", text)
+
+    def block(found: re.Match[str]) -> str:
+        words = found["words"]
+        return f"```\n$ glm-train {words}\n{excerpt(printed(words.split()), found['text'])}```"
+
+    return BLOCK.sub(block, TABLE.sub(lambda _: "\n".join(table()), text))
 
 
 if __name__ == "__main__":

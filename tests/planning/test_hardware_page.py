@@ -9,5 +9,5 @@ def test_the_page_is_what_the_commands_print(monkeypatch):
     """Else: python -m tests.planning.hardware_page"""
     monkeypatch.chdir(ROOT)
     text = DOCUMENT.read_text(encoding="utf-8")
-    assert len(TABLE.findall(text)) == 1 and len(BLOCK.findall(text)) == 5
+    assert len(TABLE.findall(text)) == 1 and len(BLOCK.findall(text)) == 4
     assert rewritten(text) == text

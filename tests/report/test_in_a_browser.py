@@ -95,6 +95,7 @@ def test_a_long_run_opens_at_once(folder, browser):
     assert (folder / "large.html").stat().st_size < 30e6
     browser.open(folder / "large.html")
     assert browser.seconds() < 2
+    assert browser.ask("document.querySelectorAll('#strip img').length") == 12  # six prompts, first and last
     whole(browser)
 
 

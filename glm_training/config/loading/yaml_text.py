@@ -90,6 +90,9 @@ def _compose(text: str) -> yaml.Node | None:
         mark = error.problem_mark or error.context_mark
         line = None if mark is None else mark.line + 1
         what = error.context if error.problem == "second occurrence" else error.problem or error.context
+        opened = None if error.context_mark is None else error.context_mark.line + 1
+        if opened is not None and line is not None and opened < line and error.problem != "second occurrence":
+            what = f"{what}, in what line {opened} begins"
         raise _Broken(line, f"not valid YAML: {what}.") from error
     except (ValueError, OverflowError) as error:
         escape = re.search(r"\\U(?!000|0010)", text)

@@ -80,6 +80,8 @@ if (byId("smoothing")) {
   byId("find").addEventListener("input", findCharts);
 }
 
+const stepText = (step) => `step ${step.toLocaleString("en")}`;
+
 // -- pictures ---------------------------------------------------------------------------------------------------------
 
 function shot(place, caption, prompt) {
@@ -95,6 +97,22 @@ function enlarge(source, caption, prompt) {
 }
 byId("large").addEventListener("click", (event) => { if (event.target === byId("large")) byId("large").close(); });
 
+/** At the head of the page: the first prompts, at the start and now; of several runs, by each of them now. */
+function drawStrip() {
+  const runs = data.samples.map((each, run) => ({ each, run })).filter((one) => one.each);
+  const rows = several
+    ? runs.map(({ each, run }) => [data.runs[run], each.steps.at(-1), each])
+    : [...new Set([runs[0].each.steps[0], runs[0].each.steps.at(-1)])].map((one) => [stepText(one.step), one, runs[0].each]);
+  const prompts = runs[0].each.prompts.slice(0, 6);
+  byId("strip").style.setProperty("--columns", prompts.length);
+  for (const [name, one, each] of rows) {
+    byId("strip").append(el("span", { class: "of-row" }, name));
+    prompts.forEach((prompt, i) => byId("strip").append(shot(each.prompts[i] === prompt ? one.pictures[i] ?? -1 : -1, name, prompt)));
+  }
+  byId("strip").append(el("span", {}), ...prompts.map((prompt) => el("span", { class: "quiet", title: prompt }, prompt)));
+}
+if (byId("strip")) drawStrip();
+
 /** Calls `draw` once the section comes near, and whenever one of the inputs changes. */
 function whenNear(id, inputs, draw) {
   let ready = false;
@@ -105,7 +123,6 @@ function whenNear(id, inputs, draw) {
 }
 
 const matches = (prompt, find) => find.toLowerCase().split(/\s+/).every((word) => prompt.toLowerCase().includes(word));
-const stepText = (step) => `step ${step.toLocaleString("en")}`;
 
 function drawSamples() {
   const all = samplesSteps(), step = all[Number(byId("samples-step").value)], find = byId("samples-find").value;

@@ -23,7 +23,7 @@ MUTATIONS = [
         (*RUN, *FAMILIES),
         ("'ema' if kind == 'average' else 'weights'", "'weights'", "the average is that of no average"),
         ("if not self.as_written(kind):", "if False:", "adapters of the average, whatever is asked"),
-        ("verify_checkpoint(self.folder, only=names)", "read_manifest(self.folder)", "damaged files are exported"),
+        ("verify_checkpoint(self.files, only=names)", "read_manifest(self.folder)", "damaged files are exported"),
     ),
     *of(
         "export/models.py",
@@ -50,9 +50,15 @@ MUTATIONS = [
         ("shutil.rmtree(fresh, ignore_errors=True)", "pass", "a failed export leaves its beginning"),
         ("disk.free_bytes(fresh.parent) < needed", "False", "the disk is not looked at"),
         ("os.path.lexists(target.folder) and not target.overwrite", "False", "what is there is renamed unasked"),
-        ("if (source.folder / MANIFEST).is_file():", "if True:", "a checkpoint that is gone is told as anything else"),
         ("        if not overwrite:\n", "        if False:\n", "what has come there meanwhile is renamed unasked"),
         ("        lock.acquire()\n", "        place.mkdir(exist_ok=True)\n", "two exports write into one folder"),
+    ),
+    *of(
+        "export/holding.py",
+        (*RUN, "export/test_holding.py"),
+        ("if not (kept.files / MANIFEST).is_file():", "if False:", "a lost checkpoint is told as anything else"),
+        ("kept = replace(source, links=folder)", "pass", "a checkpoint is read where its run deletes it"),
+        (".replace(str(folder), str(source.folder))", "", "an error names a place that is gone"),
     ),
     *of(
         "export/places.py",

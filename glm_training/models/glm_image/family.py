@@ -213,20 +213,18 @@ class GLMImage(Family):
         ids = _checked_ids(len(prompts), prompt_ids, plans, renders)
         prompt = self.ar.encode_prompts(list(prompts), height, width, sources)
         plan_names = [(p, n) for p in ids for n in range(plans)]
-        draws = uniform(seed, "generate/tokens", plan_names, (prompt.T,), device=self.ar.device)
         token_hook, step_hook = step_hooks(on_step)
         rollout = self.ar.rollout(
             prompt,
             plans,
-            draws,
+            uniform(seed, "generate/tokens", plan_names, (prompt.T,), device=self.ar.device),
             temperature=temperature,
             top_p=top_p,
             do_sample=do_sample,
             micro_batch_size=micro_batch_size,
             on_step=token_hook,
         )
-        if on_step is not None:
-            on_step()  # whoever has no plans says so before the DiT's shards are gathered
+        _meet(on_step)  # whoever has no plans says so before the DiT's shards are gathered
         condition = self.dit.condition(
             prompts, rollout.large_tokens, prompt.large_grid, sources, prompt.source_tokens, prompt.source_grid
         ).repeat_interleave(renders)
@@ -275,6 +273,11 @@ class GLMImage(Family):
             micro_batch_size=micro_batch_size,
             on_step=on_step,
         )
+
+
+def _meet(on_step: Callable[[], None] | None) -> None:
+    if on_step is not None:
+        on_step()
 
 
 def _checked_ids(prompts: int, prompt_ids: Sequence[int] | None, plans: int, renders: int) -> list[int]:

@@ -15,7 +15,7 @@ from glm_training.cli.drawing_model import Choice, choose_model, how_to_draw, in
 from glm_training.cli.messages import hide_progress_bars, report_error
 from glm_training.cli.sample_folder import SampleFolder, Wanted
 from glm_training.cli.training import EXIT_CONFIG, EXIT_FAILED
-from glm_training.data import DataError, load_image
+from glm_training.data import DataError, Problem, load_image
 from glm_training.data.prompts_to_draw import PromptToDraw, prompts_to_draw, with_numbered_sources
 from glm_training.data.text_lines import text_fault
 from glm_training.evaluation.suites.protocol import EvaluationError
@@ -124,8 +124,8 @@ def _asked(arguments: argparse.Namespace) -> list[PromptToDraw]:
         return with_numbered_sources(asked, sources[0])
     if len(sources) not in (1, len(asked)):
         raise ValueError(
-            f"{counted(len(sources), '--image')} for {counted(len(asked), 'prompt')}: give one for each, one for all, "
-            "or a folder of pictures that are numbered as the prompts are"
+            f"--image is given {counted(len(sources), 'time')} for {counted(len(asked), 'prompt')}: give one for each, "
+            "one for all, or a folder of pictures that are numbered as the prompts are"
         )
     every = sources * len(asked) if len(sources) == 1 else sources
     return [replace(each, source=source) for each, source in zip(asked, every, strict=True)]
@@ -162,8 +162,14 @@ def _check_prompts(asked: Sequence[PromptToDraw], family: Family, drawing: Drawi
     ]
     if faults:
         raise ValueError("\n".join(faults))
+    problems = list[Problem]()
     for path in {each.source: None for each in asked if each.source is not None}:
-        load_image(path, drawing.height, drawing.width)  # all of them before the first is edited
+        try:
+            load_image(path, drawing.height, drawing.width)  # all of them before the first is edited
+        except DataError as error:
+            problems += error.problems
+    if problems:
+        raise DataError(problems)
     return [
         f"note: the model does not read all of --prompt {shortened(text)!r}: {reading.cut}"
         for text, reading in zip(texts, readings, strict=True)

@@ -260,11 +260,16 @@ def test_pictures_to_edit_come_from_records_options_and_folders(tmp_path, calls,
     assert code == 0 and [round(float(x) * 255) for x in calls[-1]["sources"][:, 0, 0, 0]] == [80, 80]
     for words, named in (
         (["--prompts", records, "--image", tmp_path / "sources"], "name pictures to edit already"),
-        (["--prompt", "a", "--prompt", "b", "--prompt", "c", *both], "2 --images for 3 prompts"),
+        (["--prompt", "a", "--prompt", "b", "--prompt", "c", *both], "--image is given 2 times for 3 prompts"),
         (["--prompt", "a", "--prompt", "b", "--prompt", "c", "--image", tmp_path / "sources"], "no picture of index 2"),
     ):
         code, told = sampled(*words, *out)
         assert code == 2 and named in told
+    empty = [tmp_path / f"empty{number}.png" for number in range(2)]
+    for each in empty:
+        each.touch()
+    code, told = sampled("--prompt", "a", "--prompt", "b", "--image", empty[0], "--image", empty[1], *out)
+    assert code == 2 and all(f"{each}: is an empty file" in told for each in empty)
 
 
 def test_options_of_another_family_are_refused(tmp_path, calls, sampled):

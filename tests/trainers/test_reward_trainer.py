@@ -309,7 +309,8 @@ def test_a_rollout_is_drawn_with_the_steps_window_and_the_runs_seed(tmp_path, mo
     trainer.step = 30  # the second place of a window that moves every 25 steps
     batch = Batch([0, 1], ["a", "b"], None, None)
     trainer.draw(batch, [5, 6], on_step=print)
-    named = {"seed": 3, "sde_indices": (1, 2), "on_step": print, "sources": None, "uses": trainer.residency.only}
+    named = {"seed": 3, "sde_indices": (1, 2), "on_step": print, "sources": None}
+    named |= {"meet": trainer.meet, "uses": trainer.residency.only}
     assert seen == [((trainer.family, batch, [5, 6], trainer.settings), named)]
 
 

@@ -43,7 +43,7 @@ def test_the_real_command_in_real_processes_pushes(dpo, tmp_path):
         hub.refuses = 403
         words = [*words, "--no-draw"]
         words[words.index(str(out))] = str(tmp_path / "again")
-        done = warm_run(*words, changes=changes)
+        done = subprocess.run([sys.executable, *words], env=_environment(changes), capture_output=True, text=True)
         assert done.returncode == 1 and f"not pushed to {hub.address}/someone/there" in done.stderr
         assert f"then hf upload someone/there {tmp_path / 'again'} --private" in done.stderr
         assert TOKEN not in done.stderr + done.stdout and (tmp_path / "again/README.md").is_file()

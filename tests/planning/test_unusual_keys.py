@@ -138,12 +138,25 @@ def test_remedies_can_all_be_taken_and_save_what_they_say(networks, file, overri
     assert memory_of(read_run(again, gpus=gpus)).peak().total == pytest.approx(found[-1].peak)
 
 
+@pytest.mark.parametrize("gpus, updates, batch_size", [(1, 4, 1), (2, 1, 1), (2, 4, 2), (2, 16, None)])
+def test_a_smaller_batch_divides_into_the_updates_on_it(networks, gpus, updates, batch_size):
+    """Eight prompts of two plans: a process among several has rows for all updates in each batch, one process in what
+    it accumulates. `batch_size`: the one that is advised, None where none is."""
+    keys = ["training.batch_size=8", "training.gradient_accumulation_steps=1"]
+    keys += ["rollout.micro_batch_size=null", "rollout.vae_batch_size=null"]
+    config = load_config([T2I], [*keys, f"reward.grpo.updates_per_rollout={updates}"])
+    found = remedies(config, read_run(config, gpus=gpus), partial(Memory, networks=networks["glm_image"]), GIB)
+    words = [word for each in found for word in each.change.split() if word.startswith("training.batch_size=")]
+    assert words == ([] if batch_size is None else [f"training.batch_size={batch_size}"])
+
+
 @pytest.mark.parametrize(
     "words, told",
     [
         (("--gpus", "3", "--strategy", "fsdp", "--shards", "2"), "does not divide the 3 processes"),
         (("--gpus", "2", "training.optimizer=adafactor", "distributed.strategy=fsdp"), "the optimizer adafactor of"),
         (("--gpus", "2", "training.offload_between_phases=true"), "for one process, and there are 2"),
+        (("--gpus", "2", "training.batch_size=3", "reward.grpo.updates_per_rollout=4"), "divide the 6 ar samples"),
     ],
 )
 def test_what_no_run_could_follow_is_not_planned(monkeypatch, capsys, words, told):

@@ -111,6 +111,20 @@ def test_encoders_of_pictures_that_are_cut_anew_do_not_sleep(networks, tmp_path)
     assert asleep("dpo.crop=random") == {"text_encoder", "text_encoder_2"}
 
 
+def test_the_vae_that_overflows_in_fp16_is_in_fp32(networks):
+    """SDXL's: weights and activations of twice the bytes that they have in bf16, but for the picture, fp32 in both."""
+
+    def plan(dtype: str) -> tuple[Memory, dict[str, float], float]:
+        config = load_config([SDXL], ["checkpoint.save_lora_only=false", f"model.torch_dtype={dtype}"])
+        memory = Memory(read_run(config), networks["sdxl"])
+        return memory, memory.state(awake=True), checkpoints(config, memory).items["pipeline"]
+
+    (half, wide), vae = (plan(dtype) for dtype in ("bfloat16", "float16")), 83_653_863
+    assert wide[1]["weights"] - half[1]["weights"] == wide[2] - half[2] == 2 * vae
+    picture = 3 * 4 * 1024 * 1024
+    assert wide[0]._decoding(1) - picture == 2 * (half[0]._decoding(1) - picture)
+
+
 def test_a_moving_reference_is_in_the_checkpoint(networks):
     def slow(*keys: str) -> float:
         config = load_config([T2I], [*WHOLE, "reward.grpo.kl_coef=0.1", *keys])

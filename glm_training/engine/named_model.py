@@ -276,7 +276,9 @@ def _adapted(checkpoint: Path, note: str | None, key: str) -> NamedModel:
     model = config.model
     parts = [part for part in COMPONENTS[model.family] if part != "both"]
     own = starting_adapters(key, [str(checkpoint)], parts)
-    base = f"{checkpoint} has adapters alone, which go on {model.name}"
+    base = model.name
+    if model.quantization != "none":
+        base += f" in full; they were trained over it in {model.quantization}, with which the run drew"
     dmdr = config.dmdr if config.training.method == "dmdr" else None
     return NamedModel(
         pipeline_in(model.name),
@@ -285,7 +287,7 @@ def _adapted(checkpoint: Path, note: str | None, key: str) -> NamedModel:
         (*_merged_before(config, manifest, key), *own),
         None if dmdr is None else FewSteps(dmdr.student_steps, dmdr.one_step_timestep),
         checkpoint,
-        base if note is None else f"{note}; it has adapters alone, which go on {model.name}",
+        f"{checkpoint if note is None else f'{note}; it'} has adapters alone, which go on {base}",
     )
 
 

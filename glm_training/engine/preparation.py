@@ -117,7 +117,7 @@ def _prepare(
         with findings.collecting():
             service.check()
     with findings.collecting():
-        notes += _look_at_model(config, loads)
+        notes += compiling_told(config) + _look_at_model(config, loads)
         notes += check_adapters(config)
         adapters = adapter_digests(config)
     prepared: Prepared | None = None
@@ -161,6 +161,11 @@ def _check_speed(config: Config, device: torch.device) -> None:
         problems.append(f"training.compile needs a C++ compiler on the CPU, and there is no {compiler} (or set CXX)")
     if problems:
         raise SettingsError("\n".join(problems))
+
+
+def compiling_told(config: Config) -> list[str]:
+    """That a run which compiles stands still at first, in a line."""
+    return ["training.compile: steps that meet a new shape compile first, for minutes"] * config.training.compile
 
 
 def _look_at_model(config: Config, loads: bool) -> list[str]:

@@ -116,6 +116,8 @@ def _what(wanted: Wanted) -> str:
         text += f" The run began with {len(config.model.adapters)} earlier adapters merged into that model" + (
             "; these belong on it with those." if wanted.format == "lora" else "."
         )
+    if source.rounded_base is not None:
+        text += f" The adapters were {source.rounded_base}."
     if wanted.kind == "average":
         text += " The weights are the slow average (EMA) of those under training."
     return text

@@ -115,6 +115,14 @@ class Source:
         return [part for part in self.config.parts() if self.config.lora_for(part).enabled]
 
     @property
+    def rounded_base(self) -> str | None:
+        """That adapters were trained over base weights in few bits, in words; None where those were in full."""
+        kind = self.config.model.quantization
+        if kind == "none":
+            return None
+        return f"trained over base weights in {kind}, and meant here for those in full: the run drew with the former"
+
+    @property
     def whole(self) -> list[str]:
         """The parts that are trained themselves."""
         return [part for part in self.config.parts() if part not in self.adapted]

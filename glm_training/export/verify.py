@@ -41,7 +41,8 @@ def draws_by_itself(source: Source) -> bool:
 def verified(wanted: Wanted, folder: Path, draw: bool) -> list[str]:
     """What is known of the export in `folder`, a line each. `draw`: pictures are drawn, on the CPU in fp32, which takes
     the memory of one model at a time, here and in the other process. Raises ExportError for what is wrong."""
-    source, lines = wanted.source, list[str]()
+    source = wanted.source
+    lines = [] if source.rounded_base is None else [f"adapters {source.rounded_base}"]
     with TemporaryDirectory(prefix="glm-export-") as scratch:
         job = {"checkpoint": str(source.files), "base": source.base, "format": wanted.format, "folder": str(folder)}
         place = Path(scratch)
@@ -139,6 +140,6 @@ def _beside_samples(wanted: Wanted, drawing: Drawing, trained: Tensor) -> list[s
     name = f"samples/{wanted.source.folder.name}"
     if off <= 1.5 * LEVEL:  # half a level is their own rounding
         return [f"these are the pictures in {name} of the run, to a level of 255"]
-    return [
-        f"they differ by up to {off:.2g} of 1 from {name} of the run: it drew on another device or in another precision"
-    ]
+    kind = wanted.source.config.model.quantization
+    why = "on another device or in another precision" if kind == "none" else f"with base weights in {kind}"
+    return [f"they differ by up to {off:.2g} of 1 from {name} of the run: it drew {why}"]

@@ -54,7 +54,11 @@ def checkpoints(config: Config, memory: Memory) -> Disk:
     if not (adapted and settings.save_lora_only):
         whole = {name for name, half in memory.halves.items() if not half.lora.enabled}
         items["pipeline"] = float(
-            sum(part.total * (WIDE if part.name in whole else memory.run.dtype) for part in memory.parts if part.saved)
+            sum(
+                part.total * (WIDE if part.name in whole else memory.size_of(part))
+                for part in memory.parts
+                if part.saved
+            )
         )
     folder = config.checkpoint_dir().absolute()
     there = next(place for place in (folder, *folder.parents) if place.is_dir())

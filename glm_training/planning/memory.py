@@ -9,8 +9,6 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from torch import nn
-
 from glm_training.engine.optimizers import SCHEDULE_FREE
 from glm_training.engine.sharding import TRAINED
 from glm_training.models.family import DECODED_AT_ONCE
@@ -85,8 +83,10 @@ class Memory:
         self.by_name = {part.name: part for part in self.parts}
         self.halves = {half.name: half for half in run.halves}
         parts = networks.parts
-        self.vae_channels = _decoder_channels(parts["vae"])
-        self.latent_channels: int = parts["vae"].config["latent_channels"]  # type: ignore[index, assignment]
+        vae: Any = parts["vae"]
+        self.vae_channels, wide = list(vae.config["block_out_channels"]), run.spares_vae and vae.config["force_upcast"]
+        self.vae_size = WIDE if wide else run.dtype
+        self.latent_channels: int = vae.config["latent_channels"]
         self.scale = 2 ** (len(self.vae_channels) - 1)
         self.unet: UNetSizes | None = None
         self.dit: DiTSizes | None = None
@@ -140,7 +140,11 @@ class Memory:
     def _frozen_bytes(self, part: Part) -> float:
         if part.trained and part.frozen and self.run.quantization != "none":
             return part.wrapped * QUANTIZED_BYTES[self.run.quantization] + (part.frozen - part.wrapped) * self.run.dtype
-        return float(part.frozen * self.run.dtype)
+        return float(part.frozen * self.size_of(part))
+
+    def size_of(self, part: Part) -> int:
+        """Bytes of a weight that is not trained and has no few bits."""
+        return self.vae_size if part.name == "vae" else self.run.dtype
 
     def _gathered(self, part: Part) -> float:
         """FSDP holds two units of frozen weights whole, the one that computes and the next; and what is in none."""
@@ -350,7 +354,7 @@ class Memory:
         return float(part.total * (at.low if at.whole else self.run.dtype))
 
     def _decoding(self, rows: int) -> float:
-        return vae_decoding(self.vae_channels, rows, self.run.height * self.run.width, self.run.dtype)
+        return vae_decoding(self.vae_channels, rows, self.run.height * self.run.width, self.vae_size)
 
     def _student(self) -> Items:
         """What a distilled half needs to draw what it is trained on: shards are gathered whole for it."""
@@ -391,7 +395,3 @@ class Memory:
         tokens = self.run.written * (8 + 4 + (-(-self.ar.codebook // 8) if run.keeps_support else 0))
         words = run.glyph_tokens * self.glyph_width * run.dtype
         return {"rollout store": images * (kept * latents + words) + plans * tokens}
-
-
-def _decoder_channels(vae: nn.Module) -> list[int]:
-    return list(vae.config["block_out_channels"])  # type: ignore[index, arg-type]

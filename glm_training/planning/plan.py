@@ -11,6 +11,7 @@ from glm_training.config import Config
 from glm_training.config.loading.load import changed
 from glm_training.engine.errors import SettingsError
 from glm_training.engine.sharding import strategy_problems, unshardable, whole_fits
+from glm_training.engine.update_rows import update_problems
 from glm_training.planning.disk import Disk, checkpoints
 from glm_training.planning.memory import Memory, Phase
 from glm_training.planning.models import read_networks
@@ -92,7 +93,7 @@ def make_plan(
     has one. Raises ModelLoadError for a model whose configurations are neither here nor published, SettingsError for a
     configuration that so many GPUs cannot follow."""
     config = _shared(config, strategy, shards)
-    problems = strategy_problems(config, gpus)
+    problems = [*strategy_problems(config, gpus), *update_problems(config, gpus)]
     if problems:
         raise SettingsError("\n".join(problems))
     origin, memory_of = _memory_of(config)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from glm_training.config import Config, ConfigError
 from glm_training.config.loading.load import changed
 from glm_training.engine.sharding import strategy_problems
+from glm_training.engine.update_rows import update_problems
 from glm_training.planning.memory import Memory
 from glm_training.planning.run import Run, read_run
 
@@ -59,7 +60,7 @@ def _with(config: Config, change: str, gpus: int) -> Config | None:
         tried = changed(config, change.split())
     except ConfigError:
         return None
-    return None if strategy_problems(tried, gpus) else tried
+    return None if strategy_problems(tried, gpus) or update_problems(tried, gpus) else tried
 
 
 def _strategy(config: Config, run: Run) -> str:
@@ -77,9 +78,10 @@ def _changes(config: Config, run: Run) -> Iterator[str]:
     for count in (4, 2, 1):
         if run.micro is None or count < run.micro:
             yield f"rollout.micro_batch_size={count}"
-    if training.batch_size > 1:
-        chunks = training.batch_size * training.gradient_accumulation_steps
-        yield f"training.batch_size=1 training.gradient_accumulation_steps={chunks}"
+    prompts = training.batch_size * training.gradient_accumulation_steps
+    for size in range(1, training.batch_size):  # the smallest that divides into the updates on it
+        if training.batch_size % size == 0:
+            yield f"training.batch_size={size} training.gradient_accumulation_steps={prompts // size}"
     yield "model.torch_dtype=bfloat16"
     yield "training.mixed_precision=bf16"
     if run.gpus > 1:

@@ -53,7 +53,8 @@ class Run:
     glyph_tokens are assumed. shards: GPUs over which FSDP spreads a model, 1 without. waits: what lies in shards does
     so on the CPU. phased: weights and moments take turns on the GPU. supervises: other steps than those with rewards
     learn from targets. recrops: pictures are cut and encoded at every step. evaluated: pictures drawn at once to be
-    scored or shown. decodes: whether steps look at the pictures that they draw."""
+    scored or shown. decodes: whether steps look at the pictures that they draw. spares_vae: whether a VAE that fp16
+    overflows is kept in fp32."""
 
     family: str
     component: str
@@ -90,6 +91,7 @@ class Run:
     supervises: bool = False
     recrops: bool = False
     decodes: bool = True
+    spares_vae: bool = False
     prompt_tokens: int = 128
     glyph_tokens: int = 32
 
@@ -174,6 +176,7 @@ def read_run(config: Config, *, gpus: int = 1, strategy: str | None = None) -> R
         supervises=config.uses_reward() and config.uses_supervision(),
         recrops=config.crops_at_random(),
         decodes=config.training.method != "opd",
+        spares_vae=model.family == "sdxl" and model.torch_dtype == "float16",
     )
 
 

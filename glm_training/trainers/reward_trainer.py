@@ -20,6 +20,7 @@ from glm_training.engine.figures import Mean
 from glm_training.engine.preparation import Prepared
 from glm_training.engine.residency import Residency, optimizer_of, units_of
 from glm_training.engine.stopping import Drawn
+from glm_training.engine.update_rows import update_problems
 from glm_training.methods.flow_policy_gradient import FlowPolicyGradient
 from glm_training.models.glm_image.family import GLMImage
 from glm_training.reinforcement import updates
@@ -37,7 +38,6 @@ from glm_training.rewards import RewardBatch, score_batch
 from glm_training.trainers.encoding_trainer import EncodingTrainer
 from glm_training.trainers.supervised_trainer import Supervision
 from glm_training.utils.distributed import World
-from glm_training.utils.words import counted
 
 
 class RewardTrainer(EncodingTrainer):
@@ -65,21 +65,9 @@ class RewardTrainer(EncodingTrainer):
 
     @staticmethod
     def check_settings(config: Config, world: World) -> None:
-        settings, prompts = rollout_settings(config), config.training.batch_size
-        if world.world_size == 1:
-            prompts *= config.training.gradient_accumulation_steps
-        rows = {"ar": ("ar sample", settings.plans), "dit": ("dit sample", settings.group)}
-        if config.reward.grpo.dit.method == "dgpo":  # the renders of a plan stay together
-            rows["dit"] = ("dit group", settings.plans)
-        for name in config.parts():
-            count = config.policy_for(name).updates_per_rollout
-            what, each = rows[name]
-            if prompts * each % count:
-                raise SettingsError(
-                    f"reward.grpo updates_per_rollout {count} does not divide the "
-                    f"{counted(prompts * each, what)} that a process draws at once "
-                    f"(batch_size x {what.split()[1]}s per prompt; one process may count its accumulation)"
-                )
+        problems = update_problems(config, world.world_size)
+        if problems:
+            raise SettingsError("\n".join(problems))
 
     # -- a step --------------------------------------------------------------------------------------------------------
 

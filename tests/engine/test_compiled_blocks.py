@@ -14,6 +14,7 @@ from glm_training.engine.families import build_family, compile_blocks
 from glm_training.engine.preparation import _check_speed
 from glm_training.models.glm_image.family import GLMImage
 from glm_training.models.lora import add_lora, trainable_parameters
+from glm_training.trainers.run import prepare
 from glm_training.utils.distributed import World
 from tests.runs import config_of
 
@@ -77,6 +78,11 @@ def test_the_key_compiles_the_trained_blocks_alone(tmp_path):
 
     assert compiled() == {"ar": 0, "dit": 0}
     assert compiled("training.compile=true") == {"ar": 0, "dit": 2}
+
+
+def test_that_the_first_steps_compile_is_told_before_them(tmp_path):
+    told = [prepare(config_of(tmp_path, f"training.compile={word}"), World()).notes for word in ("true", "false")]
+    assert [sum("compile first, for minutes" in note for note in notes) for notes in told] == [1, 0]
 
 
 def test_what_a_machine_lacks_for_speed_is_told_beforehand(tmp_path, monkeypatch):

@@ -268,7 +268,8 @@ def test_of_a_place_that_is_not_there_a_number_alone_is_a_strength(entry: str, w
 def test_a_run_of_adapters_alone_is_its_model_with_them(tmp_path: Path) -> None:
     fresh = GLMImage.load("tiny-random", dtype=torch.float32)
     ((first, deltas), (second, others)) = adapters(fresh, "dit", tmp_path)
-    config = config_of(tmp_path, f"model.adapters=[{second}]", "model.component=dit", "lora.enabled=true")
+    keys = [f"model.adapters=[{second}]", "model.component=dit", "lora.enabled=true"]
+    config = config_of(tmp_path, *keys)
 
     def fill(folder: Path) -> None:
         for path in first.iterdir():
@@ -288,6 +289,12 @@ def test_a_run_of_adapters_alone_is_its_model_with_them(tmp_path: Path) -> None:
         scale = max(1.0, float(expected.abs().max()))
         difference = (loaded.module("dit").get_parameter(name).double() - expected).abs().max()
         assert difference <= 32 * torch.finfo(torch.float32).eps * scale
+    rounded = {**context, "config": resolved_yaml(config_of(tmp_path, *keys, "model.quantization=nf4"))}
+    save(checkpoints, 5, extra_dirs={"lora_dit": fill}, metadata=rounded)
+    assert str(named_model(str(checkpoints / "step-000005")).note).endswith(
+        "step-000005 has adapters alone, which go on tiny-random in full; they were trained over it in nf4, with which "
+        "the run drew"
+    )
     next(second.glob("*.safetensors")).write_bytes((first / "adapter_model.safetensors").read_bytes())
     with pytest.raises(ModelLoadError, match="another adapter by now"):
         named_model(str(tmp_path / "run"))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from glm_training.export import card, fresh
+from glm_training.export import card, fresh, verify
 from glm_training.export.drawing import drawing_of, stock_picture
 from glm_training.export.formats import Wanted
 from glm_training.export.models import base_model, trainers_model
@@ -58,6 +58,22 @@ def test_adapters_of_both_halves(adapters, tmp_path):
         "lora_dit/adapter_model.safetensors",
         "pytorch_lora_weights.safetensors",
     ]
+
+
+def test_that_the_run_drew_with_fewer_bits_is_told(adapters, tmp_path, monkeypatch):
+    """The files of a run over weights in 4 bits are those of one over full ones, but for its configuration."""
+    source = Source.read(adapters)
+    assert source.rounded_base is None
+    model = source.config.model.model_copy(update={"quantization": "nf4"})
+    source = replace(source, config=source.config.model_copy(update={"model": model}))
+    wanted = Wanted(source, "lora", "weights", False, None)
+    monkeypatch.setattr(verify, "_in_another_process", lambda *_: [])
+    lines = verify.verified(wanted, tmp_path, draw=False)
+    told(lines, "adapters trained over base weights in nf4, and meant here for those in full")
+    assert f"The adapters were {source.rounded_base}." in card._what(wanted)
+    pictures = torch.zeros(1, 3, 64, 64)
+    monkeypatch.setattr(verify, "own_pictures", lambda *_: pictures)
+    told(verify._beside_samples(wanted, None, pictures + 0.5), "it drew with base weights in nf4")
 
 
 def test_merged_adapters_in_half_precision(adapters, tmp_path):

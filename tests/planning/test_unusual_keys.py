@@ -111,6 +111,20 @@ def test_encoders_of_pictures_that_are_cut_anew_do_not_sleep(networks, tmp_path)
     assert asleep("dpo.crop=random") == {"text_encoder", "text_encoder_2"}
 
 
+def test_the_vae_that_overflows_in_fp16_is_in_fp32(networks):
+    """SDXL's: weights and activations of twice the bytes that they have in bf16, but for the picture, fp32 in both."""
+
+    def plan(dtype: str) -> tuple[Memory, dict[str, float], float]:
+        config = load_config([SDXL], ["checkpoint.save_lora_only=false", f"model.torch_dtype={dtype}"])
+        memory = Memory(read_run(config), networks["sdxl"])
+        return memory, memory.state(awake=True), checkpoints(config, memory).items["pipeline"]
+
+    (half, wide), vae = (plan(dtype) for dtype in ("bfloat16", "float16")), 83_653_863
+    assert wide[1]["weights"] - half[1]["weights"] == wide[2] - half[2] == 2 * vae
+    picture = 3 * 4 * 1024 * 1024
+    assert wide[0]._decoding(1) - picture == 2 * (half[0]._decoding(1) - picture)
+
+
 def test_a_moving_reference_is_in_the_checkpoint(networks):
     def slow(*keys: str) -> float:
         config = load_config([T2I], [*WHOLE, "reward.grpo.kl_coef=0.1", *keys])
@@ -138,12 +152,25 @@ def test_remedies_can_all_be_taken_and_save_what_they_say(networks, file, overri
     assert memory_of(read_run(again, gpus=gpus)).peak().total == pytest.approx(found[-1].peak)
 
 
+@pytest.mark.parametrize("gpus, updates, batch_size", [(1, 4, 1), (2, 1, 1), (2, 4, 2), (2, 16, None)])
+def test_a_smaller_batch_divides_into_the_updates_on_it(networks, gpus, updates, batch_size):
+    """Eight prompts of two plans: a process among several has rows for all updates in each batch, one process in what
+    it accumulates. `batch_size`: the one that is advised, None where none is."""
+    keys = ["training.batch_size=8", "training.gradient_accumulation_steps=1"]
+    keys += ["rollout.micro_batch_size=null", "rollout.vae_batch_size=null"]
+    config = load_config([T2I], [*keys, f"reward.grpo.updates_per_rollout={updates}"])
+    found = remedies(config, read_run(config, gpus=gpus), partial(Memory, networks=networks["glm_image"]), GIB)
+    words = [word for each in found for word in each.change.split() if word.startswith("training.batch_size=")]
+    assert words == ([] if batch_size is None else [f"training.batch_size={batch_size}"])
+
+
 @pytest.mark.parametrize(
     "words, told",
     [
         (("--gpus", "3", "--strategy", "fsdp", "--shards", "2"), "does not divide the 3 processes"),
         (("--gpus", "2", "training.optimizer=adafactor", "distributed.strategy=fsdp"), "the optimizer adafactor of"),
         (("--gpus", "2", "training.offload_between_phases=true"), "for one process, and there are 2"),
+        (("--gpus", "2", "training.batch_size=3", "reward.grpo.updates_per_rollout=4"), "divide the 6 ar samples"),
     ],
 )
 def test_what_no_run_could_follow_is_not_planned(monkeypatch, capsys, words, told):

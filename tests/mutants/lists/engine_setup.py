@@ -295,4 +295,9 @@ MUTATIONS = [
         ("if len(owners.get(prompt.strip(), ())) > 1", "if len(owners.get(prompt.strip(), ())) > 2", "two teachers"),
         ("if prompt.strip() not in owners", "if False", "prompts without a teacher pass"),
     ),
+    *of(
+        "engine/update_rows.py",
+        ("trainers/test_reward_trainer.py", "planning/test_unusual_keys.py"),
+        ("if prompts * each % count:", "if count % (prompts * each):", "updates that do not divide the rows"),
+    ),
 ]

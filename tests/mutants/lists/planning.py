@@ -63,7 +63,8 @@ MUTATIONS = [
             "except ConfigError:\n        return config",
             "keys that are refused",
         ),
-        ("if strategy_problems(tried, gpus) else", "if False else", "shards of what cannot lie in them"),
+        ("if strategy_problems(tried, gpus) or", "if", "shards of what cannot lie in them"),
+        ("or update_problems(tried, gpus) else", "else", "a batch that does not divide into the updates on it"),
     ),
     *of(
         "planning/run.py",

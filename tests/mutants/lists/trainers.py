@@ -133,7 +133,6 @@ MUTATIONS = [
             "self.monitors.after_step(self.step, metrics)",
             "monitors name the step before",
         ),
-        ("if prompts * each % count:", "if count % (prompts * each):", "updates that do not divide the rows"),
     ),
     *of(
         "trainers/dpo_trainer.py",

@@ -144,7 +144,7 @@ class Memory:
 
     def size_of(self, part: Part) -> int:
         """Bytes of a weight that is not trained and has no few bits."""
-        return self.vae_size if part.name == "vae" else self.run.dtype
+        return self.vae_size if part.name == "vae" and self.run.spares_vae else self.run.dtype
 
     def _gathered(self, part: Part) -> float:
         """FSDP holds two units of frozen weights whole, the one that computes and the next; and what is in none."""

@@ -1,7 +1,8 @@
-"""Bit for bit."""
+"""Trees of tensors: bit for bit, and flat."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,3 +22,14 @@ def assert_identical(left: Any, right: Any, path: str = "") -> None:
             assert_identical(a, b, f"{path}/{i}")
     else:
         assert left == right, path
+
+
+def flat(tree: Any, path: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of a tree, whole where it lies in shards, by its place below `path`."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from flat(value, f"{path}.{key}")
+    elif isinstance(tree, torch.Tensor):
+        yield path, tree
+    elif hasattr(tree, "whole"):
+        yield path, tree.whole()

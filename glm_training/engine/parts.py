@@ -23,8 +23,8 @@ from glm_training.checkpoint.state_tree import (
 from glm_training.config.sections.resolved import ResolvedOptimizer
 from glm_training.engine.errors import NonFiniteError, TrainingError
 from glm_training.engine.optimizers import RATE_SCALE, SCHEDULE_FREE, averaged_weights, build_optimizer
-from glm_training.engine.replicas import replicated
 from glm_training.methods.losses import Context
+from glm_training.models.library_versions import without_buffers_sent
 from glm_training.models.snapshot import ParameterSnapshot
 from glm_training.utils.distributed import World, any_flag
 from glm_training.utils.words import counted
@@ -312,3 +312,23 @@ def remaining_rate(settings: ResolvedOptimizer, progress: float) -> float:
     if settings.scheduler == "cosine_with_restarts" and progress < 1:
         progress = settings.cycles * progress % 1
     return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def replicated(component: nn.Module, *, find_unused_parameters: bool) -> DistributedDataParallel:
+    """`component` in DDP, whose gradients are laid out at the first step as at all later ones.
+
+    DDP groups gradients into buckets in the order in which those of its first backward pass came, from the second pass
+    on. Among three processes or more the order of the terms of a sum depends on where in a bucket it lies: after a
+    resume a step would be other than without a stop. So a pass of zero gradients comes first.
+    """
+    # buffers are frozen and were compared at the start: sending them at each forward would be waiting in vain
+    policy = DistributedDataParallel(component, find_unused_parameters=find_unused_parameters, **without_buffers_sent())
+    if not find_unused_parameters:  # else buckets stay as they are
+        trained = [parameter for parameter in component.parameters() if parameter.requires_grad]
+        component.forward = lambda: torch.stack([0 * each.sum().float() for each in trained]).sum()  # type: ignore[method-assign]
+        with torch.enable_grad():
+            policy().backward()
+        del component.forward
+        for parameter in trained:
+            parameter.grad = None
+    return policy

@@ -14,12 +14,9 @@ from glm_training.engine.optimizers import is_hidden_matrix
 from glm_training.models.lora import reached_layers
 from glm_training.planning.models import Networks
 from glm_training.planning.passes import ARSizes, DiTSizes, Resnet, Transformer, UNetSizes
-from glm_training.planning.run import Half, Run
+from glm_training.planning.run import BF16_MOMENTS, Half, Run
 
 Shapes = dict[str, tuple[int, ...]]
-
-BF16_MOMENTS = "adamw, bf16"
-"""`Half.rule` of AdamW with `moments_dtype` bfloat16."""
 
 EIGHT_BIT_FROM = 4096
 """bitsandbytes keeps the moments of smaller tensors in fp32."""

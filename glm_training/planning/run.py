@@ -22,6 +22,9 @@ QUANTIZED_BYTES = {"int8": 1.0, "nf4": 4.127 / 8}
 """Of a weight: 8 bits, the scales of the rows left out; 4 bits with an 8-bit scale per 64 weights and an fp32 one per
 256 of those (QLoRA, arXiv:2305.14314)."""
 
+BF16_MOMENTS = "adamw, bf16"
+"""`Half.rule` of AdamW with `moments_dtype` bfloat16, the only rule that has it."""
+
 
 @dataclass(frozen=True)
 class Half:
@@ -41,7 +44,7 @@ class Half:
     @property
     def rule(self) -> str:
         """The update rule by what it keeps."""
-        return f"{self.optimizer}, bf16" if self.narrow else self.optimizer
+        return BF16_MOMENTS if self.narrow else self.optimizer
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import distributed, nn
 
-from glm_training.engine.replicas import replicated
+from glm_training.engine.parts import replicated
 from tests.warm import free_port
 
 

@@ -15,7 +15,6 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from tests.parity.arms_worker import STEPS, place_of
 from tests.parity.launching import run_processes
 from tests.parity.resumes_worker import ARMS, WAYS, checkpoint_of, trainer
 from tests.runs import weights_of
+from tests.same import flat
 
 CASES = (
     "grpo-both/adam/whole",
@@ -70,17 +70,7 @@ def outcomes(folder: Path, case: str) -> dict[tuple[str, str], tuple[float, bool
 
 def tensors(run: Path, step: int) -> dict[str, Tensor]:
     """Every tensor of a checkpoint, whole, by its place."""
-    return dict(_flat(load_checkpoint(checkpoint_of(run, step)), ""))
-
-
-def _flat(tree: Any, path: str) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            yield from _flat(value, f"{path}.{key}")
-    elif isinstance(tree, Tensor):
-        yield path, tree
-    elif hasattr(tree, "whole"):
-        yield path, tree.whole()
+    return dict(flat(load_checkpoint(checkpoint_of(run, step)), ""))
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ from glm_training.export.source import Source
 from tests.parity.launching import run_two_processes
 from tests.parity.sharded_worker import ADAM, KINDS, RULES
 from tests.runs import trainer_of
+from tests.same import flat
 
 BATCH = "training.batch_size=4"
 
@@ -40,18 +41,8 @@ def tensors(folder: Path, name: str, step: int) -> dict[str, Tensor]:
     """Every tensor of the trained states of a checkpoint, whole, by place."""
     states = load_checkpoint(folder / name / "checkpoints" / f"step-{step:06d}")
     return {
-        path: value for state in states if state[:3] in ("ar_", "dit") for path, value in _flat(states[state], state)
+        path: value for state in states if state[:3] in ("ar_", "dit") for path, value in flat(states[state], state)
     }
-
-
-def _flat(tree, path):
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            yield from _flat(value, f"{path}.{key}")
-    elif isinstance(tree, Tensor):
-        yield path, tree
-    elif hasattr(tree, "whole"):
-        yield path, tree.whole()
 
 
 def furthest(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:

@@ -12,12 +12,12 @@ from torch import nn
 from glm_training.cli import main as program
 from glm_training.config import load_config
 from glm_training.engine.optimizers import build_optimizer
-from glm_training.planning.counting import BF16_MOMENTS, moment_bytes
+from glm_training.planning.counting import moment_bytes
 from glm_training.planning.disk import checkpoints
 from glm_training.planning.memory import Memory
 from glm_training.planning.models import Networks, read_networks
 from glm_training.planning.remedies import remedies
-from glm_training.planning.run import read_run
+from glm_training.planning.run import BF16_MOMENTS, read_run
 from glm_training.planning.schedule import schedule
 from tests.opd_runs import opd
 from tests.preference_runs import config_of as preference_config

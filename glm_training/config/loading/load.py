@@ -53,21 +53,19 @@ def load_config(
     return config
 
 
-def config_from_yaml(text: str) -> Config:
-    """The configuration that `resolved_yaml` wrote. Raises `ConfigError`, as for a version that knew other keys."""
+def config_from_yaml(text: str, overrides: Sequence[str] = ()) -> Config:
+    """The configuration that `resolved_yaml` wrote, with overrides. Raises `ConfigError`, as for a version that knew
+    other keys."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
         path.write_text(text, encoding="utf-8")
-        return load_config(path)
+        return load_config(path, overrides)
 
 
 def changed(config: Config, overrides: Sequence[str]) -> Config:
     """`config` as it is under further overrides: what it says itself stays, and what nothing said has its default of
     then. Raises `ConfigError` where they do not go with it."""
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "config.yaml"
-        path.write_text(json.dumps(config.model_dump(mode="json", exclude_unset=True)), encoding="utf-8")
-        return load_config(path, overrides)
+    return config_from_yaml(json.dumps(config.model_dump(mode="json", exclude_unset=True)), overrides)
 
 
 def _validate(source: Source) -> Config | None:

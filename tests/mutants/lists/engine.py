@@ -67,13 +67,17 @@ MUTATIONS = [
         ),
     ),
     *of(
-        "engine/replicas.py",
+        "engine/parts.py",
         "engine/test_replicas.py",
         (
             "if not find_unused_parameters:",
             "if find_unused_parameters:",
             "gradients lie elsewhere after the first step",
         ),
-        ("parameter.grad = None", "parameter.grad = torch.ones_like(parameter)", "gradients begin with something"),
+        (
+            "parameter.grad = None\n    return",
+            "parameter.grad = torch.ones_like(parameter)\n    return",
+            "gradients begin with something",
+        ),
     ),
 ]

@@ -31,6 +31,7 @@ SHOWN = {
     "tokens_per_second": "tokens/s",
 }
 REWARD = "reward/total"
+SECONDS = "time/step_seconds"
 WIDEST_BAR, NARROWEST_BAR = 24, 4
 GAP = "  "
 
@@ -86,7 +87,7 @@ def in_columns(parts: Sequence[str], width: int, height: int) -> list[str]:
 
 class Pace:
     """The time left, from the steps of this session; the first one, which has the most around it, only till there is
-    another."""
+    another, and without what came before it where its own seconds are known."""
 
     def __init__(self, total: int, done: int) -> None:
         self._total = total
@@ -95,11 +96,12 @@ class Pace:
         self._left = 0.0
         self._told = self._from[1]
 
-    def update(self, step: int) -> None:
-        """`step` steps are finished."""
+    def update(self, step: int, seconds: float | None = None) -> None:
+        """`step` steps are finished, the last in so many `seconds`."""
         self._told = time.monotonic()
         since, started = self._from
-        self._left = (self._told - started) / max(1, step - since) * (self._total - step)
+        mean = (self._told - started) / max(1, step - since)
+        self._left = (seconds if self._first and seconds is not None else mean) * (self._total - step)
         if self._first:
             self._first, self._from = False, (step, self._told)
 
@@ -122,7 +124,7 @@ class Lines:
         self._pace = Pace(total, done)
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._pace.update(step)
+        self._pace.update(step, metrics.get(SECONDS))
         if step % self._every and step != self._total:
             return
         parts = [f"step {step}/{self._total}", str(self._pace), *shown_figures(metrics)]
@@ -144,7 +146,7 @@ class Bar:
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         self._step, self._started = step, True
         self._figures = shown_figures(metrics)
-        self._pace.update(step)
+        self._pace.update(step, metrics.get(SECONDS))
         if self.live is not None:
             self.live.refresh()
 

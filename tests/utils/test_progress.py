@@ -10,7 +10,7 @@ from rich.console import Console as RichConsole
 
 from glm_training.utils import progress
 from glm_training.utils.console import Console
-from glm_training.utils.progress import Bar, Pace, figures, fitting, in_columns
+from glm_training.utils.progress import Bar, Lines, Pace, figures, fitting, in_columns
 
 REWARDS = {
     "reward/total": 0.51234, "reward/lpips": 0.3, "ar/loss": -0.0123, "ar/kl": 0.00123, "ar/clip_fraction": 0.25,
@@ -91,6 +91,10 @@ def test_the_time_left_is_that_of_steps_not_of_what_came_before_them(monkeypatch
     now[0] = 160.0  # a minute of encoding and the first step
     pace.update(3)
     assert str(pace) == "ETA 0:07:00"  # all that is known by then
+    told = Lines(lambda line: None, 10, 2, 1)
+    now[0] = 220.0
+    told.update(3, {"time/step_seconds": 3.0})
+    assert str(told._pace) == "ETA 0:00:21"  # the step took 3 s, seven are left
     now[0] = 164.0
     pace.update(5)
     assert str(pace) == "ETA 0:00:10"  # two steps took 4 s, five are left

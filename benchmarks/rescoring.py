@@ -69,7 +69,7 @@ def trainer_of(folder: str, *words: str) -> RewardTrainer:
     """Four prompts, eight pictures each: four plans, two renders; SSIM with the target is the reward."""
     shape = ("model.component=both", "rollout.plans_per_prompt=4", "rollout.renders_per_plan=2")
     options = ("reward={metrics: {structure: 1.0}, options: {structure: {reference: target}}}", f"output_dir={folder}")
-    config = load_config(ROOT / "benchmarks/recipes/tiny_dit.yaml", [*shape, *options, *words])
+    config = load_config(ROOT / "benchmarks/warmth/warmth.yaml", [*shape, *options, *words])
     trainer = build_trainer(config, init_world(True, None))
     assert isinstance(trainer, RewardTrainer)
     return trainer

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import encoding, full_width, grpo_step, kill, quickstart, recipes, rescoring, tiny_suites, two_revisions
+from benchmarks import encoding, full_width, grpo_step, kill, quickstart, rescoring, tiny_suites, two_revisions
 from benchmarks.gpu import full, tiny
 from benchmarks.methods import __main__ as methods
 from glm_training.config import load_config
@@ -28,10 +28,7 @@ def configurations() -> Iterator[tuple[str, list[str], list[str]]]:
     for name, (file, overrides) in two_revisions.TASKS.items():
         yield f"two_revisions {name}", [file], overrides
     for name, precision in rescoring.PRECISIONS.items():
-        yield f"rescoring {name}", ["benchmarks/recipes/tiny_dit.yaml"], [*precision, *rescoring.STILL]
-    for recipe in (*recipes.AR, *recipes.DIT):
-        half = "ar" if recipe in recipes.AR else "dit"
-        yield f"recipes {recipe}", [f"benchmarks/recipes/tiny_{half}.yaml", f"{RECIPES}/{recipe}.yaml"], []
+        yield f"rescoring {name}", ["benchmarks/warmth/warmth.yaml"], [*precision, *rescoring.STILL]
     for task, names in methods.TASKS.items():
         for recipe in names:
             own = f"benchmarks/methods/{recipe}.yaml"

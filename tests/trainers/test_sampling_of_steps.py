@@ -118,7 +118,7 @@ def test_each_half_is_rewarded_for_its_own(tmp_path, monkeypatch):
         *GROUP,
         "reward.metrics=null",
         "reward.ar.weights={structure: 1.0}",
-        "reward.dit.weights={benchmarks/recipes/warmth.py:Warmth: 2.0, structure: 1.0}",
+        "reward.dit.weights={benchmarks/warmth/warmth.py:Warmth: 2.0, structure: 1.0}",
     )
     seen = {}
 

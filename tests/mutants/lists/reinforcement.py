@@ -349,7 +349,11 @@ MUTATIONS = [
         ("if row == 0:", "if row == 1:", "entropies of policy and reference are swapped"),
         ("found.mean(dim=1)", "found.sum(dim=1)", "entropies are sums over the tokens"),
         ("vectors(tokens), advantages, own)", "vectors(tokens), -advantages.abs(), own)", "all plans fared alike"),
-        ('chunk.learned_from("ar").to(', 'chunk.has_score("ar").to(', "plans outside the loss have a say in the weights"),
+        (
+            'chunk.learned_from("ar").to(',
+            'chunk.has_score("ar").to(',
+            "plans outside the loss have a say in the weights",
+        ),
         (
             "chunk.rollout.plans.tokens.split(plans)",
             "chunk.rollout.plans.tokens.flip(0).split(plans)",

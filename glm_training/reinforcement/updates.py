@@ -212,7 +212,8 @@ def update_dit(run: Learning, method: DiTMethod, chunks: list[Scored]) -> dict[s
 def _levels(run: Learning) -> tuple[int, ...]:
     """The noise levels of this step: all of the schedule's `noisiest_share`, or a random choice of
     `timesteps_per_sample`."""
-    steps = math.ceil(run.config.reward.grpo.dit.noisiest_share * run.settings.num_inference_steps)
+    share = run.config.reward.grpo.dit.noisiest_share * run.settings.num_inference_steps
+    steps = max(1, math.ceil(share - 1e-9))  # .28 of 25 are 7, and their product is a bit more
     wanted = run.config.reward.grpo.dit.timesteps_per_sample
     if wanted is None or wanted >= steps:
         return tuple(range(steps))

@@ -145,6 +145,10 @@ def test_noise_levels_are_chosen_anew_at_each_step(tmp_path):
     assert updates._levels(dit_run(tmp_path, "reward.grpo.dit.method=nft")[0]) == (0, 1, 2)
     noisy = dit_run(tmp_path, "reward.grpo.dit.method=dgpo", "reward.grpo.dit.noisiest_share=0.5")[0]
     assert updates._levels(noisy) == (0, 1), "half of three levels, rounded up, from the noisiest on"
+    steps = ["reward.grpo.dit.method=dgpo", "model.dit.num_inference_steps=25"]
+    for share, levels in ((0.28, 7), (0.29, 8), (1e-12, 1), (1, 25)):
+        found = updates._levels(dit_run(tmp_path, *steps, f"reward.grpo.dit.noisiest_share={share}")[0])
+        assert found == tuple(range(levels)), "whole shares exactly, others rounded up, at least one"
 
 
 def test_the_ar_half_is_held_to_the_reference_of_the_same_rows(tmp_path):

@@ -1,6 +1,5 @@
 """Group statistics against hand-computed values, several rewards with gaps, and the plan/render tree."""
 
-import itertools
 import math
 
 import pytest
@@ -9,7 +8,6 @@ import torch
 from glm_training.algorithms.advantages import (
     combine_rewards,
     group_advantages,
-    mean_over_renders,
     plan_render_advantages,
     plan_render_gdpo,
 )
@@ -19,26 +17,6 @@ NAN = math.nan
 
 def draw(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-# -- plans whose renders have the same rewards -------------------------------------------------------------------------
-
-IN_ANOTHER_ORDER = torch.tensor([[[a, b, c] for a, b, c in itertools.permutations([1 / 4, 5 / 6, 5 / 7])]])
-"""[1, 6, 3]: six plans with the rewards 1/4, 5/6 and 5/7, each in an order of its own."""
-
-
-def test_plans_with_the_same_rewards_in_another_order_are_equal() -> None:
-    assert len(set(IN_ANOTHER_ORDER.sum(dim=2).flatten().tolist())) > 1, "fp32 sums them to different numbers"
-    scored = torch.ones_like(IN_ANOTHER_ORDER, dtype=torch.bool)
-    scored[0, 1, 0] = False
-    means = mean_over_renders(IN_ANOTHER_ORDER, scored)
-    exact = IN_ANOTHER_ORDER[0, 0].double().mean().float().item()
-    other = IN_ANOTHER_ORDER[0, 1, 1:].double().mean().float().item()
-    assert means.tolist() == [[exact, other, exact, exact, exact, exact]]
-    assert not mean_over_renders(IN_ANOTHER_ORDER, ~torch.ones_like(scored)).any()
-    for scale in ("group", "batch", "none"):
-        assert not plan_render_advantages(IN_ANOTHER_ORDER, scale=scale, eps=0).plan.any()
-    assert not plan_render_gdpo({"a": IN_ANOTHER_ORDER}, {"a": 1.0})[0].any(), "was -1.5 by rounding alone"
 
 
 # -- group_advantages --------------------------------------------------------------------------------------------------

@@ -132,7 +132,7 @@ def plan_render_advantages(
     rewards = torch.where(scored, rewards.detach().float(), 0.0)
     demand(finite("rewards", rewards))
     counts = scored.sum(dim=2)
-    plan_rewards = rewards.sum(dim=2) / counts.clamp(min=1)
+    plan_rewards = mean_over_renders(rewards, scored)
     plan = _normalise_groups(plan_rewards, counts > 0, scale, eps) if plans > 1 else torch.zeros_like(plan_rewards)
     render = torch.zeros_like(rewards)
     if across_plans:
@@ -166,7 +166,7 @@ def plan_render_gdpo(
         raise ValueError("components have one plan and one render per prompt: an advantage needs at least 2 of either")
     weight = torch.tensor([weights[name] for name in names], device=rewards.device).float()
     filled, counts = torch.where(applies, rewards, 0.0), applies.sum(dim=3)
-    plan_rewards = filled.sum(dim=3) / counts.clamp(min=1)
+    plan_rewards = mean_over_renders(filled, applies)
     plan, render = torch.zeros_like(plan_rewards[0]), torch.zeros_like(rewards[0])
     if rewards.shape[2] > 1:
         plan = _gdpo(plan_rewards, counts > 0, weight[:, None, None], eps)
@@ -175,6 +175,16 @@ def plan_render_gdpo(
     elif rewards.shape[3] > 1:
         render = _gdpo(filled, applies, weight[:, None, None, None], eps)
     return plan, render
+
+
+def mean_over_renders(rewards: Tensor, applies: Tensor) -> Tensor:
+    """[..., N] fp32: a plan's mean over those of its renders to which `applies` [..., N, M] bool, 0 without any.
+
+    In fp64, in which sums of a few fp32 numbers are exact: plans whose renders have the same rewards in another order
+    are equal, and no rounding is turned into an advantage between them.
+    """
+    total = torch.where(applies, rewards, 0.0).double().sum(dim=-1)
+    return (total / applies.sum(dim=-1).clamp(min=1)).float()
 
 
 def _gdpo(rewards: Tensor, applies: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -104,7 +104,7 @@ def _largest(values: Sequence[float]) -> float:
     return next((value for value in values if value != value), max(values))
 
 
-def stack_means(metrics: list[tuple[int, dict[str, Tensor]]]) -> dict[str, float]:
+def stack_means(metrics: Sequence[tuple[float, dict[str, Tensor]]]) -> dict[str, float]:
     """Row-weighted means of 0-dim tensors of many terms (the largest for ``_max``), read from the device once."""
     if not metrics:
         return {}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from glm_training.algorithms.policy_loss import Aggregation, Level, Objective, policy_loss
 from glm_training.methods.losses import MethodLoss
-from glm_training.models.glm_image.ar_types import ARRollout
+from glm_training.models.glm_image.ar_types import ARPrompt, ARRollout
 
 ScoreTokens = Callable[..., Tensor]
 """`ARComponent.forward`, perhaps inside DDP: (prompt, tokens, temperature=, support=, entropy=) -> log-probs [B, T]."""
@@ -24,12 +24,13 @@ class ARPolicyGradient:
     """Clipped policy gradient over tokens (GRPO, arXiv:2402.03300), with what later papers change about it.
 
     `clip` (low, high): DAPO's asymmetric clip where they differ; under `objective` "cispo" high is the ratio's cap.
-    `level` "sequence" is GSPO's ratio. `aggregation` "constant" divides by the tokens of an image (Dr.GRPO).
+    `level` "sequence" is GSPO's ratio. `aggregation` "constant" divides by `constant_length` (Dr.GRPO), the tokens of
+    an image of the full size, or by those of each image where that is None.
     `entropy_coef` adds -c * mean entropy to the loss. `preview_weight` and `large_weight` weigh the tokens of the two
     grids against each other. `similarity_weighting`: advantage and KL of each token have weights of their own (STAGE).
 
-    All rows have the same T tokens and weights, so a slice's mean over its rows is its share of the mean over all
-    tokens of the step: "token_mean" needs no other count, over chunks and processes alike.
+    The rows of a slice have the same T tokens and weights, so its mean over its rows is its share of the mean over all
+    tokens of the step, and the slices count by `row_weight` where sizes differ.
     """
 
     clip: tuple[float, float]
@@ -41,6 +42,7 @@ class ARPolicyGradient:
     preview_weight: float = 1.0
     large_weight: float = 1.0
     similarity_weighting: bool = False
+    constant_length: int | None = None
 
     terms: int = 1
 
@@ -83,7 +85,7 @@ class ARPolicyGradient:
             level=self.level,
             objective=self.objective,
             aggregation=self.aggregation,
-            constant_length=rollout.prompt.T if self.aggregation == "constant" else None,
+            constant_length=(self.constant_length or rollout.prompt.T) if self.aggregation == "constant" else None,
             reference_log_probs=reference_log_probs if self.kl_coef > 0 else None,
             kl_coef=self.kl_coef,
             kl_weights=kl_weights,
@@ -107,10 +109,23 @@ class ARPolicyGradient:
             metrics["kl"] = result.reference_kl.detach()
         yield MethodLoss(loss, len(rollout), metrics)
 
+    def row_weight(self, prompt: ARPrompt) -> float:
+        """What a row of these sizes counts in the loss of a step against one of others: under "token_mean" the sum of
+        its tokens' weights, else 1."""
+        if self.aggregation != "token_mean":
+            return 1.0
+        if self._alike(prompt):
+            return prompt.T
+        preview = prompt.preview_length
+        return preview * self.preview_weight + (prompt.T - preview) * self.large_weight
+
+    def _alike(self, prompt: ARPrompt) -> bool:
+        return not prompt.preview_length or self.preview_weight == self.large_weight
+
     def _weights(self, rollout: ARRollout, like: Tensor) -> Tensor | None:
         """[B, T], preview tokens first, or None where all count alike."""
         preview = rollout.prompt.preview_length
-        if not preview or self.preview_weight == self.large_weight:
+        if self._alike(rollout.prompt):
             return None
         weights = torch.full_like(like, self.large_weight)
         weights[:, :preview] = self.preview_weight

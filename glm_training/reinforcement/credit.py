@@ -12,7 +12,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from glm_training.algorithms.advantages import PlanRenderAdvantages, Scale, plan_render_advantages, plan_render_gdpo
+from glm_training.algorithms.advantages import (
+    PlanRenderAdvantages,
+    Scale,
+    mean_over_renders,
+    plan_render_advantages,
+    plan_render_gdpo,
+)
 from glm_training.algorithms.stage import entropy_bonus
 from glm_training.config import Config
 from glm_training.config.sections.base import Part
@@ -142,7 +148,9 @@ def _with_entropy(chunks: list[Scored], config: Config, world: World, totals: Te
     """`totals` [P, N, M] with the entropy reward of each plan (STAGE)."""
     found = torch.cat([chunk.entropies.T.cpu() for chunk in chunks]).view(-1, totals.shape[1], 2)
     drawn, reference = gather_tensor(world, found).unbind(dim=2)
-    bonus = entropy_bonus(totals.nanmean(dim=2), drawn, reference)
+    scored = ~totals.isnan()
+    means = mean_over_renders(totals, scored).masked_fill(~scored.any(dim=2), math.nan)
+    bonus = entropy_bonus(means, drawn, reference)
     return totals + config.reward.grpo.ar.entropy_reward * bonus[:, :, None]
 
 

@@ -49,10 +49,11 @@ def measure_entropies(run: Learning, method: ARPolicyGradient, chunks: list[Scor
 
 @torch.no_grad()
 def weigh_tokens(chunks: list[Scored], vectors: Callable[[Tensor], Tensor]) -> None:
-    """Fills in `Scored.token_weights`; `vectors` gives the codes [N, T, C] of tokens [N, T]."""
+    """Fills in `Scored.token_weights`; `vectors` gives the codes [N, T, C] of tokens [N, T]. Plans that the loss leaves
+    out fared in no way: one of them has a score and yet no advantage where the AR half's own metrics do not apply."""
     for chunk in chunks:
         plans = len(chunk.rollout.plans) // len(chunk.rollout.prompts)
-        counted = chunk.has_score("ar").to(chunk.plan_advantages.device)
+        counted = chunk.learned_from("ar").to(chunk.plan_advantages.device)
         weights = []
         for tokens, advantages, own in zip(
             chunk.rollout.plans.tokens.split(plans),

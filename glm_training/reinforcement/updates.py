@@ -27,6 +27,7 @@ from glm_training.methods.flow_policy_gradient import FlowPolicyGradient
 from glm_training.methods.losses import DiTPolicies, MatchingDraws, MethodLoss
 from glm_training.methods.nft import NFT
 from glm_training.models.glm_image.dit_types import Trajectory
+from glm_training.models.glm_image.positions import generation_grids
 from glm_training.reinforcement.credit import Scored
 from glm_training.reinforcement.rollout import RolloutSettings
 from glm_training.utils.distributed import World, gather_objects
@@ -42,7 +43,8 @@ it page by page."""
 @dataclass(frozen=True)
 class Slice:
     """Rows [R] of chunk `chunk` that go through a half together, in optimizer step `update` of the rollout; `counted`
-    of them count: all, or none where the one row has no score and keeps the processes in step.
+    of them count: all, or none where the one row has no score and keeps the processes in step. `weight`: what a row
+    counts against those of slices of another size.
 
     Every pass over a rollout takes the same slices: in low precision the rows beside a row change how it is rounded,
     and a log-prob of another grouping is off by more than a clip range.
@@ -52,6 +54,7 @@ class Slice:
     chunk: int
     rows: Tensor
     counted: int
+    weight: float = 1.0
 
 
 Terms = Callable[[Slice], Iterator[MethodLoss]]
@@ -82,7 +85,9 @@ class Learning:
 def ar_method(config: Config) -> ARPolicyGradient:
     """What `reward.grpo` says of the AR half."""
     grpo, policy = config.reward.grpo, config.policy_for("ar")
-    capped = grpo.ar.objective == "cispo"
+    capped, constant = grpo.ar.objective == "cispo", grpo.loss_aggregation == "constant"
+    size = config.data.image_size
+    grids = generation_grids(size.height, size.width, config.training.mode) if constant else ()
     return ARPolicyGradient(
         clip=(0.0, grpo.ar.cispo_cap) if capped else (policy.clip_low, policy.clip_high),
         kl_coef=policy.kl_coef,
@@ -93,6 +98,7 @@ def ar_method(config: Config) -> ARPolicyGradient:
         preview_weight=grpo.ar.preview_weight,
         large_weight=grpo.ar.large_weight,
         similarity_weighting=grpo.ar.similarity_weighting,
+        constant_length=sum(rows * columns for rows, columns in grids) if constant else None,
     )
 
 
@@ -117,7 +123,10 @@ def dit_method(config: Config) -> DiTMethod:
 def update_ar(run: Learning, method: ARPolicyGradient, chunks: list[Scored]) -> dict[str, float]:
     """The optimizer steps of the AR half on the plans of `chunks`."""
     part, rescores = run.parts["ar"], run.config.rescores()
-    slices = ar_slices(run, chunks)
+    slices = [
+        replace(piece, weight=method.row_weight(chunks[piece.chunk].rollout.plans.prompt))
+        for piece in ar_slices(run, chunks)
+    ]
     olds = [chunk.rollout.plans.log_probs for chunk in chunks]
     if rescores:
         olds = _scores(run, method, part, chunks, [piece for piece in slices if piece.update > 0])
@@ -212,7 +221,8 @@ def update_dit(run: Learning, method: DiTMethod, chunks: list[Scored]) -> dict[s
 def _levels(run: Learning) -> tuple[int, ...]:
     """The noise levels of this step: all of the schedule's `noisiest_share`, or a random choice of
     `timesteps_per_sample`."""
-    steps = math.ceil(run.config.reward.grpo.dit.noisiest_share * run.settings.num_inference_steps)
+    share = run.config.reward.grpo.dit.noisiest_share * run.settings.num_inference_steps
+    steps = max(1, math.ceil(share - 1e-9))  # .28 of 25 are 7, and their product is a bit more
     wanted = run.config.reward.grpo.dit.timesteps_per_sample
     if wanted is None or wanted >= steps:
         return tuple(range(steps))
@@ -345,23 +355,24 @@ def optimise(
 ) -> dict[str, float]:
     """The optimizer steps over `slices`, each of `terms_per_slice` terms.
 
-    The loss of an update is the mean over those of its rows that have a score, over chunks and processes: the others
-    count neither in it nor in its KL, as if they had not been drawn. Each term's loss is a mean over its rows, scaled
-    to its share of that (DDP averages, hence the factor). An update none of whose rows has a score is left out.
+    The loss of an update is the mean over those of its rows that have a score, by their weights, over chunks and
+    processes: the others count neither in it nor in its KL, as if they had not been drawn. Each term's loss is a mean
+    over its rows, scaled to its share of that (DDP averages, hence the factor). An update none of whose rows has a
+    score is left out.
     """
     grpo = run.config.reward.grpo
     updates = run.config.policy_for("ar" if part.name == "ar" else "dit").updates_per_rollout
-    collected: list[tuple[int, dict[str, Tensor]]] = []
+    collected: list[tuple[float, dict[str, Tensor]]] = []
     taken = Interval()
     for update in range(updates):
         own = [piece for piece in slices if piece.update == update]
-        counted = sum(gather_objects(run.world, sum(piece.counted for piece in own)))
+        counted = sum(gather_objects(run.world, sum(piece.counted * piece.weight for piece in own)))
         if counted == 0:
             continue
         total = len(own) * terms_per_slice
         done = 0
         for piece in own:
-            stream = terms(piece)
+            stream, mass = terms(piece), piece.counted * piece.weight
             for _ in range(terms_per_slice):
                 done += 1
                 run.check_stop()
@@ -370,9 +381,9 @@ def optimise(
                         term = next(stream)
                     if done == total:  # its backward pass waits for all processes: each must have come this far
                         run.check_stop()
-                    part.backward(term.loss * (piece.counted * run.world.world_size / counted))
+                    part.backward(term.loss * (mass * run.world.world_size / counted))
                 if piece.counted:
-                    collected.append((piece.counted, term.metrics | {"loss": term.loss.detach() * terms_per_slice}))
+                    collected.append((mass, term.metrics | {"loss": term.loss.detach() * terms_per_slice}))
         taken.add(run.update(part))
     if part.average is not None:
         part.average.update(grpo.reference_decay)

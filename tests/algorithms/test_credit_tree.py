@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
 from benchmarks.credit_tree import ARMS, TASKS, Problem, samples_to_learn, share_at_start
-from glm_training.algorithms.advantages import group_advantages, plan_render_advantages
+from glm_training.algorithms.advantages import (
+    group_advantages,
+    mean_over_renders,
+    plan_render_advantages,
+    plan_render_gdpo,
+)
 
 
 def draw(seed: int, *shape: int) -> torch.Tensor:
@@ -57,3 +64,21 @@ def test_a_renders_own_credit_is_the_flat_one_without_its_plans() -> None:
     render = plan_render_advantages(rewards, scale="none").render
     torch.testing.assert_close(render, flat - flat.mean(2, keepdim=True))
     assert flat.var() > 20 * render.var(), "what the flat advantage adds to the render is the luck of its plan"
+
+
+IN_ANOTHER_ORDER = torch.tensor([[[a, b, c] for a, b, c in itertools.permutations([1 / 4, 5 / 6, 5 / 7])]])
+"""[1, 6, 3]: six plans with the rewards 1/4, 5/6 and 5/7, each in an order of its own."""
+
+
+def test_plans_with_the_same_rewards_in_another_order_are_equal() -> None:
+    assert len(set(IN_ANOTHER_ORDER.sum(dim=2).flatten().tolist())) > 1, "fp32 sums them to different numbers"
+    scored = torch.ones_like(IN_ANOTHER_ORDER, dtype=torch.bool)
+    scored[0, 1, 0] = False
+    means = mean_over_renders(IN_ANOTHER_ORDER, scored)
+    exact = IN_ANOTHER_ORDER[0, 0].double().mean().float().item()
+    other = IN_ANOTHER_ORDER[0, 1, 1:].double().mean().float().item()
+    assert means.tolist() == [[exact, other, exact, exact, exact, exact]]
+    assert not mean_over_renders(IN_ANOTHER_ORDER, ~torch.ones_like(scored)).any()
+    for scale in ("group", "batch", "none"):
+        assert not plan_render_advantages(IN_ANOTHER_ORDER, scale=scale, eps=0).plan.any()
+    assert not plan_render_gdpo({"a": IN_ANOTHER_ORDER}, {"a": 1.0})[0].any(), "was -1.5 by rounding alone"

@@ -17,6 +17,8 @@ CLOSED_FORMS = {
     "adversarial.update_averages": "algorithms/test_adversarial.py::test_averages_by_hand",
     "advantages.group_advantages": "algorithms/test_advantages.py::test_group_scale_by_hand",
     "advantages.combine_rewards": "algorithms/test_advantages.py::test_gdpo_by_hand",
+    "advantages.mean_over_renders": "algorithms/test_credit_tree.py::"
+    "test_plans_with_the_same_rewards_in_another_order_are_equal",
     "advantages.plan_render_advantages": "algorithms/test_advantages.py::test_tree_by_hand",
     "advantages.plan_render_gdpo": "algorithms/test_advantages.py::test_gdpo_tree_by_hand",
     "awm.matching_log_density": "algorithms/test_awm.py::test_by_hand",

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
 
 from glm_training.algorithms.flow_sde import sde_transition
+from glm_training.config import load_config
 from glm_training.methods.awm import AWM
 from glm_training.methods.flow_policy_gradient import FlowPolicyGradient
 from glm_training.methods.losses import DiTPolicies, MatchingDraws
 from glm_training.models.glm_image.dit import DiTComponent
 from glm_training.models.glm_image.tiny import build_tiny
 
+ROOT = Path(__file__).parents[2]
 ADVANTAGES = torch.tensor([1.0, -0.5, 2.0])
 
 
@@ -98,6 +101,18 @@ def test_divergence_masks_only_what_moves_further_out(drawn):
         torch.testing.assert_close(term.loss, -(ratio * ADVANTAGES * kept).sum() / 3 / 2, rtol=1e-4, atol=1e-6)
         assert float(term.metrics["clip_fraction"]) == pytest.approx(1 - kept.float().mean().item())
     assert 0 < dropped < 6
+
+
+def test_flow_dppos_recipe_binds_no_later_than_flow_grpos_clip(tmp_path):
+    """At 512 px, D dimensions: a step moved by d of its std has a KL of d^2 / 2 per dimension, and a log-ratio of std
+    d / sqrt(D), which is the published clip where d = clip sqrt(D)."""
+    said = [f"output_dir={tmp_path}"]
+    threshold, clip = (
+        load_config([ROOT / "benchmarks/recipes/tiny_dit.yaml", ROOT / f"configs/recipes/{name}.yaml"], said)
+        for name in ("flow_dppo", "flow_grpo")
+    )
+    moved = clip.policy_for("dit").clip_high * math.sqrt(16 * 64 * 64)
+    assert threshold.reward.grpo.dit.divergence_threshold <= moved**2 / 2
 
 
 def draws(levels=(1, 3)) -> MatchingDraws:

@@ -102,6 +102,18 @@ def test_the_entropy_reward_counts_for_plans_and_for_no_render(tmp_path):
     assert chunk.render_advantages.tolist() == pytest.approx([0.0, 0.0, -0.3, 0.3], abs=1e-6)
 
 
+def test_best_plans_share_the_entropy_reward_whatever_the_order_of_their_renders(tmp_path):
+    """1/4, 5/6 and 5/7 in two orders, which fp32 sums to two numbers; gaps of 0 and 1 nat: .4 times +-.25."""
+    rewards = torch.tensor([[[1 / 4, 5 / 6, 5 / 7], [5 / 6, 5 / 7, 1 / 4]]])
+    assert len(set(rewards.sum(dim=2).flatten().tolist())) == 2
+    keys = ["reward.grpo.ar.entropy_reward=0.4", "reward.grpo.advantage_scale=none"]
+    result = RewardResult(rewards.flatten(), {"structure": rewards.flatten()}, {})
+    chunk = Scored(SimpleNamespace(prompts=["a dog"], plans=range(2)), result)  # type: ignore[arg-type]
+    chunk.entropies = torch.tensor([[3.0, 2.0], [3.0, 3.0]])
+    assign_advantages([chunk], config_of(tmp_path, *keys, "reward.grpo.num_samples=6"), World(), 0)
+    assert chunk.plan_advantages.tolist() == pytest.approx([0.1, -0.1], abs=1e-6)
+
+
 def test_each_process_takes_the_advantages_of_its_own_prompts(tmp_path, monkeypatch):
     monkeypatch.setattr(credit, "gather_tensor", lambda world, own: torch.cat([own + 5, own]))
     monkeypatch.setattr(credit, "gather_objects", lambda world, own: [own, own])

@@ -65,6 +65,23 @@ def test_each_prompts_plans_are_compared_in_the_frozen_codebook(drawn):
         torch.testing.assert_close(chunk.token_weights[rows], wanted, atol=1e-5, rtol=1e-5)
 
 
+def test_a_plan_that_the_loss_leaves_out_has_no_say_in_the_others_weights(drawn):
+    """The AR half's own metrics do not apply to plan 0: plans 1 and 2 are compared with each other alone."""
+    trainer, chunk = drawn
+    chunk.plan_advantages = torch.tensor([0.0, 0.7, -0.7, 0.5, -1.0, 0.5])
+    chunk.left_out = {"ar": torch.tensor([True, False, False, False, False, False])}
+    try:
+        weigh_tokens([chunk], trainer.family.ar.code_vectors)
+    finally:
+        chunk.left_out = {}
+    codebook = trainer.family.ar.model.model.vqmodel.quantize.embedding.weight.detach()
+    own = codebook[chunk.rollout.plans.tokens]
+    unlike = (1 - F.cosine_similarity(own[1], own[2], dim=1)) / 2
+    for row in (1, 2):
+        wanted = torch.stack([unlike / unlike.mean(), 0.5 + (2 - 2 * unlike).clamp(0, 1) / 2])
+        torch.testing.assert_close(chunk.token_weights[row], wanted, atol=1e-5, rtol=1e-5)
+
+
 def test_the_step_learns_from_weighted_tokens_and_passes_the_gate(tmp_path, monkeypatch):
     """The first loss of a run: at ratio 1 minus the mean of A w, and the KL is 0."""
     trainer = trainer_of(tmp_path, *STAGE, "rollout.top_p=1.0", "rollout.temperature=1.0", "reward.combine=sum")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -145,6 +146,10 @@ def test_noise_levels_are_chosen_anew_at_each_step(tmp_path):
     assert updates._levels(dit_run(tmp_path, "reward.grpo.dit.method=nft")[0]) == (0, 1, 2)
     noisy = dit_run(tmp_path, "reward.grpo.dit.method=dgpo", "reward.grpo.dit.noisiest_share=0.5")[0]
     assert updates._levels(noisy) == (0, 1), "half of three levels, rounded up, from the noisiest on"
+    steps = ["reward.grpo.dit.method=dgpo", "model.dit.num_inference_steps=25"]
+    for share, levels in ((0.28, 7), (0.29, 8), (1e-12, 1), (1, 25)):
+        found = updates._levels(dit_run(tmp_path, *steps, f"reward.grpo.dit.noisiest_share={share}")[0])
+        assert found == tuple(range(levels)), "whole shares exactly, others rounded up, at least one"
 
 
 def test_the_ar_half_is_held_to_the_reference_of_the_same_rows(tmp_path):
@@ -169,6 +174,9 @@ def test_the_ar_half_is_held_to_the_reference_of_the_same_rows(tmp_path):
     class Method:
         terms, kl_coef = 1, 0.1
 
+        def row_weight(self, prompt):
+            return 1.0
+
         def score(self, policy, rollout):
             assert inside and not torch.is_grad_enabled()
             return rollout.tokens * 10.0
@@ -192,6 +200,45 @@ def test_the_ar_half_is_held_to_the_reference_of_the_same_rows(tmp_path):
     assert [rows for rows, _, _ in seen] == [[0, 1], [2], [3, 4], [5]]
     for rows, advantages, anchors in seen:
         assert anchors == [10 * row for row in rows] and advantages == [row / 2 for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "shares"),
+    [
+        # of a token of the image of six, and of those of four; one of the full size has 16 x 16 and 8 x 8
+        ("sequence_mean", (1 / 3 / 6, 1 / 3 / 4)),
+        ("token_mean", (1 / (6 + 2 * 4), 1 / (6 + 2 * 4))),
+        ("token_mean, preview_weight=0.5", (1 / (2 * 0.5 + 4 + 2 * 4), 1 / (2 * 0.5 + 4 + 2 * 4))),
+        ("constant", (1 / 3 / 320, 1 / 3 / 320)),
+    ],
+)
+def test_plans_of_two_sizes_count_as_the_aggregation_says(tmp_path, aggregation, shares):
+    """A chunk of a plan of six tokens and one of two plans of four; the log-prob of a token t is w t / 10, so that the
+    gradient at ratio 1 is minus the sum of A t / 10 by the shares."""
+    name, *more = aggregation.split(", ")
+    keys = [f"reward.grpo.loss_aggregation={name}", *(f"reward.grpo.ar.{key}" for key in more)]
+    sizes = ["model.component=ar", "reward.grpo.num_samples=2", "training.learning_rate=0.1", "reward.grpo.kl_coef=0"]
+    config = config_of(tmp_path, *sizes, *keys, "data.image_size={height: 256, width: 256}")
+    module = torch.nn.Module()
+    module.weight = torch.nn.Parameter(torch.tensor(WEIGHT))
+    module.forward = lambda prompt, tokens, **_: module.weight * tokens / 10
+    part = Part("ar", module, {"weight": module.weight}, config.optimizer_for("ar"), World(), total_steps=10)
+    chunks, wanted = [], 0.0
+    for i, (rows, length) in enumerate(((1, 6), (2, 4))):
+        tokens = torch.arange(1, rows * length + 1).view(rows, length)
+        plans = ARRollout(prompt_of(rows, preview=length == 6), tokens, WEIGHT * tokens / 10, None, 1.0)
+        rollout = SimpleNamespace(prompts=["a"] * rows, positions=[i], plans=plans)
+        scored = Scored(rollout, RewardResult(torch.zeros(rows), {}), i)  # type: ignore[arg-type]
+        scored.plan_advantages = torch.tensor([1.0, -2.0])[:rows] + i
+        chunks.append(scored)
+        of_tokens = torch.ones(length)
+        of_tokens[: plans.prompt.preview_length] = 0.5 if more else 1.0
+        wanted -= shares[i] * (scored.plan_advantages[:, None] * of_tokens * tokens / 10).sum().item()
+    settings = replace(rollout_settings(config), plans=1)
+    run = updates.Learning(config, World(), {"ar": part}, settings, 0, nullcontext, lambda: None, lambda p: p.step(0))
+    figures = updates.update_ar(run, updates.ar_method(config), chunks)
+    assert part.component.weight.item() == pytest.approx(WEIGHT - 0.1 * wanted, rel=1e-5)
+    assert abs(wanted) > 1e-3 and figures["ar/clip_fraction"] == 0
 
 
 # -- what the configuration says ---------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ MUTATIONS = [
         ("return torch.where(spreads, centred, 0.0)", "return centred", "flat groups get rounding for advantages"),
         ('if scale == "group":', 'if scale == "batch":', "group and batch scale swapped"),
         ("return total / (total.std() + eps)", "return total", "GDPO is not normalised over the batch"),
-        ("rewards.sum(dim=2) / counts.clamp(min=1)", "rewards.mean(dim=2)", "unscored renders count as zero"),
+        ("total / applies.sum(dim=-1).clamp(min=1)", "total / applies.shape[-1]", "unscored renders count as zero"),
+        ("rewards, 0.0).double().sum(dim=-1)", "rewards, 0.0).sum(dim=-1)", "rounding parts plans of equal rewards"),
         (
             "((between - within) / renders).clamp(min=0)",
             "(between / renders).clamp(min=0)",

@@ -22,16 +22,21 @@ MUTATIONS = [
         ("siblings if isinstance(method, DGPO) else 1", "1", "DGPO's groups are parted"),
         ("row % group // shared * shared", "row % group", "DGPO's siblings have noises of their own"),
         (
-            "term.loss * (piece.counted * run.world.world_size / counted)",
+            "term.loss * (mass * run.world.world_size / counted)",
             "term.loss * (run.world.world_size / len(own))",
             "slices of an update count alike",
         ),
         (
-            "term.loss * (piece.counted * run.world.world_size / counted)",
-            "term.loss * (piece.counted / counted)",
+            "term.loss * (mass * run.world.world_size / counted)",
+            "term.loss * (mass / counted)",
             "the gradient shrinks with the number of processes",
         ),
-        ("collected.append((piece.counted,", "collected.append((1,", "logged means do not count rows"),
+        ("collected.append((mass,", "collected.append((1,", "logged means do not count rows"),
+        (
+            "terms(piece), piece.counted * piece.weight",
+            "terms(piece), piece.counted",
+            "sizes count alike under token_mean",
+        ),
         ("kept = piece[scored[piece]]", "kept = piece", "samples without a score are learned from"),
         ("% updates == update]", "// updates == update]", "updates take blocks of rows"),
         ("term.loss.detach() * terms_per_slice", "term.loss.detach()", "the logged loss is that of one term"),
@@ -349,6 +354,11 @@ MUTATIONS = [
         ("if row == 0:", "if row == 1:", "entropies of policy and reference are swapped"),
         ("found.mean(dim=1)", "found.sum(dim=1)", "entropies are sums over the tokens"),
         ("vectors(tokens), advantages, own)", "vectors(tokens), -advantages.abs(), own)", "all plans fared alike"),
+        (
+            'chunk.learned_from("ar").to(',
+            'chunk.has_score("ar").to(',
+            "plans outside the loss have a say in the weights",
+        ),
         (
             "chunk.rollout.plans.tokens.split(plans)",
             "chunk.rollout.plans.tokens.flip(0).split(plans)",

@@ -24,6 +24,19 @@ EIGHT_BIT_FROM = 4096
 EIGHT_BIT_BLOCK = 256
 """Moments of 8 bits share an fp32 scale by so many."""
 
+METRIC_PARAMETERS = {
+    "aesthetic": 427_616_513,
+    "lpips": 2_470_848,
+    "clip_score": 427_616_513,
+    "pick_score": 986_109_441,
+    "hps_v2": 986_109_441,
+}
+"""Of the networks that metrics load as they come, in fp32: CLIP ViT-L/14, AlexNet's features, CLIP ViT-H/14. The others
+have none, or read on the CPU, or on another machine."""
+
+TAKEN_WHOLE = ("adamw", "adamw_schedule_free")
+"""Update rules whose step takes all tensors at once."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -139,9 +152,8 @@ def step_bytes(rule: str, trained: Shapes) -> float:
     """Bytes that a step needs besides, on a GPU. torch's AdamW takes the root of all second moments at once (its
     foreach implementation, which it chooses there); rules that go tensor by tensor need a few of the largest."""
     count, largest = (f(map(math.prod, trained.values())) for f in (sum, max)) if trained else (0, 0)
-    whole = {"adamw": 4.0, "adamw_schedule_free": 4.0}
-    if rule in whole:
-        return whole[rule] * count
+    if rule in TAKEN_WHOLE:
+        return 4.0 * count
     # in bf16: both moments in fp32, the noise by which one is rounded, its bits, and what they come to
     return {"adamw_8bit": 0.0, "sgd": 0.0, BF16_MOMENTS: 18.0}.get(rule, 12.0) * largest
 

@@ -42,6 +42,11 @@ class Half:
     shown: bool = False
 
     @property
+    def title(self) -> str:
+        """Its name in those of phases."""
+        return {"ar": "AR", "dit": "DiT", "unet": "UNet"}.get(self.name, self.name)
+
+    @property
     def rule(self) -> str:
         """The update rule by what it keeps."""
         return BF16_MOMENTS if self.narrow else self.optimizer

@@ -14,7 +14,7 @@ from glm_training.engine.optimizers import is_hidden_matrix
 from glm_training.models.lora import reached_layers
 from glm_training.planning.models import Networks
 from glm_training.planning.passes import ARSizes, DiTSizes, Resnet, Transformer, UNetSizes
-from glm_training.planning.run import BF16_MOMENTS, Half, Run
+from glm_training.planning.run import BF16_MOMENTS, GUIDANCE, Half, Run
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -71,14 +71,15 @@ def count_parts(networks: Networks, run: Run) -> list[Part]:
     halves = {half.name: half for half in run.halves}
     parts = networks.parts
     if run.family == "sdxl":
-        unet = _trainable("unet", parts["unet"], halves.get("unet"), ("BasicTransformerBlock", "ResnetBlock2D"))
+        units = ("BasicTransformerBlock", "ResnetBlock2D")
+        trained = _trainables("unet", parts["unet"], halves, units)
         asleep = {"vae": run.keeps_pictures, "text_encoder": run.caches, "text_encoder_2": run.caches}
-        return [unet, *(_frozen(name, parts[name], sleeps) for name, sleeps in asleep.items())]
+        return [*trained, *(_frozen(name, parts[name], sleeps) for name, sleeps in asleep.items())]
     vle = parts["vision_language_encoder"]
     looks = {"visual", "vqmodel"}
     draws, supervised = run.method == "reward", run.method in ("supervised", "preference")
     ar = _trainable("ar", vle, halves.get("ar"), ("GlmImageTextDecoderLayer",), without=looks)
-    dit = _trainable("dit", parts["transformer"], halves.get("dit"), ("GlmImageTransformerBlock",))
+    dit, *guidance = _trainables("dit", parts["transformer"], halves, ("GlmImageTransformerBlock",))
     if run.keeps_pictures and supervised:  # a half that neither learns nor draws sleeps whole
         ar = ar if "ar" in halves else _asleep(ar)
         dit = dit if "dit" in halves else _asleep(dit)
@@ -87,6 +88,7 @@ def count_parts(networks: Networks, run: Run) -> list[Part]:
     return [
         ar,
         dit,
+        *guidance,
         Part("vision tower and VQ model", seeing, {}, seeing, 0, 0, sleeps=run.keeps_pictures),
         _frozen("vae", parts["vae"], run.keeps_pictures and not draws),
         _frozen("text_encoder", parts["text_encoder"], run.caches),
@@ -121,6 +123,14 @@ def _trainable(
     if not half.lora.enabled:
         return Part(name, total, own, 0, 0, unit, rest)
     return Part(name, total, adapters(module, half.lora.targets, half.lora.rank), total, wrapped, unit, rest)
+
+
+def _trainables(name: str, module: nn.Module, halves: Mapping[str, Half], units: Sequence[str]) -> list[Part]:
+    """A diffusion half, and beside it the guidance network that learns from what it draws, where there is one."""
+    found = [_trainable(name, module, halves.get(name), units)]
+    if GUIDANCE in halves:
+        found.append(replace(_trainable(GUIDANCE, module, halves[GUIDANCE], units), saved=False))
+    return found
 
 
 def sizes_of(shapes: Shapes) -> int:

@@ -40,7 +40,7 @@ from glm_training.planning.passes import (
     unet_pass,
     vae_decoding,
 )
-from glm_training.planning.run import QUANTIZED_BYTES, Half, Run
+from glm_training.planning.run import GUIDANCE, QUANTIZED_BYTES, Half, Run
 
 CONTEXT = 1 << 30
 """Assumed for what no tensor holds: the context of CUDA, workspaces of cuDNN and NCCL, gaps between blocks."""
@@ -109,11 +109,6 @@ class Memory:
             items["gathered weights"] += self._gathered(part)
             if self._has_moments(part, learns):
                 items["moments"] += moment_bytes(half.rule, part.trained) * here
-        if self.run.guidance_rank is not None:  # the teacher, with the adapter of the guidance network
-            part = self.by_name[self.run.halves[0].name]
-            items["teacher"] = part.total * self.run.dtype * self.here(part)
-            if self.run.strategy == "fsdp":
-                items["gathered weights"] += (2 * part.unit + part.rest) * self.run.dtype
         items["rewards"] = float(sum(WIDE * METRIC_PARAMETERS.get(name, 0) for name in self.run.metrics))
         items["context"] = float(CONTEXT)
         return items
@@ -132,9 +127,10 @@ class Memory:
         return 0.0 if self.run.waits else 1 / self.run.shards
 
     def resident(self) -> float:
-        """Of a process without shards: weights, gradients and moments, as `distributed.strategy: auto` counts them."""
-        trained = sum(part.trained_count for part in self.parts)
-        return sum(map(self._frozen_bytes, self.parts)) + TRAINED * trained
+        """Of a process without shards: weights, gradients and moments, as `distributed.strategy: auto` counts them: of
+        what was loaded."""
+        loaded = [part for part in self.parts if part.name != GUIDANCE]
+        return sum(map(self._frozen_bytes, loaded)) + TRAINED * sum(part.trained_count for part in loaded)
 
     def _frozen_bytes(self, part: Part) -> float:
         return float(sum(count * size for size, count in self.frozen_sizes(part).items()))
@@ -315,8 +311,7 @@ class Memory:
             assert self.ar is not None
             tokens = self.run.read + self.run.written - 1
             return ar_pass(self.ar, rows, tokens, self.run.written, at, checkpointing=run.checkpointing)
-        if name == "unet":
-            assert self.unet is not None
+        if self.unet is not None:
             return unet_pass(self.unet, rows, self.latent_places, at, checkpointing=run.checkpointing)
         assert self.dit is not None
         found = dit_pass(self.dit, rows, self.run.seen, at, checkpointing=run.checkpointing)

@@ -16,7 +16,7 @@ GIB, MIB = 1 << 30, 1 << 20
 WIDTH = 80
 
 COLUMNS = {
-    "frozen": ("weights", "teacher", "gathered weights"),
+    "frozen": ("weights", "gathered weights"),
     "fp32": ("masters", "copies", "set aside"),
     "grads": ("gradients", "gradient buckets"),
     "moms": ("moments",),
@@ -86,7 +86,6 @@ def _peak(plan: Plan) -> list[str]:
     of_blocks = "a block's on its way" + (", and shards among replicas" if run.shards < run.gpus else "")
     told: dict[str, str] = {
         "weights": _frozen(plan, spread),
-        "teacher": f"the model as it was loaded, {run.dtype} bytes a weight{spread}",
         "gathered weights": "of shards, whole while they compute",
         "masters": f"{trained / 1e9:.3f} billion trained x {WIDE} bytes{spread}",
         "moments": f"{learnt / 1e9:.3f} billion trained x {moments / max(learnt, 1):.2f} bytes{spread}",

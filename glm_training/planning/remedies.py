@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 from glm_training.config import Config, ConfigError
 from glm_training.config.loading.load import changed
@@ -46,10 +47,21 @@ def chosen_run(config: Config, gpus: int, memory_of: Callable[[Run], Memory], ca
 def remedies(config: Config, run: Run, memory_of: Callable[[Run], Memory], card: float) -> list[Remedy]:
     """Changes of `config`, whose run is `run`, one after the other, until the peak is at most `card` bytes; all of
     them where that is not reached. Each is one that the configuration takes beside those before it, and that saves
-    memory then, with what `distributed.strategy: auto` comes to under it."""
+    memory then, with what `distributed.strategy: auto` comes to under it. Where shards do not fit with any of them,
+    adapters on whole copies in few bits may."""
+    found = _taken(config, run, memory_of, card, _changes(config, run))
+    if run.strategy != "fsdp" or (found and found[-1].peak <= card):
+        return found
+    whole = _taken(config, run, memory_of, card, chain(_few_bits("distributed.strategy=ddp "), _changes(config, run)))
+    return whole if whole and whole[-1].peak <= card else found
+
+
+def _taken(
+    config: Config, run: Run, memory_of: Callable[[Run], Memory], card: float, changes: Iterable[str]
+) -> list[Remedy]:
     found: list[Remedy] = []
     peak = memory_of(run).peak().total
-    for change in _changes(config, run):
+    for change in changes:
         if peak <= card:
             break
         if run.family == "vgt" and change.startswith(NOT_FOR_VGT):
@@ -101,7 +113,11 @@ def _changes(config: Config, run: Run) -> Iterator[str]:
     own = [part for part in whole if getattr(config.lora, part).enabled is not None]
     if whole:
         yield " ".join(["lora.enabled=true"] * (len(own) < len(whole)) + [f"lora.{part}.enabled=true" for part in own])
-    for kind in ("int8", "nf4"):
-        yield f"model.quantization={kind}"
+    yield from _few_bits()
     if run.height * run.width > 512 * 512:
         yield "data.image_size.height=512 data.image_size.width=512"
+
+
+def _few_bits(before: str = "") -> Iterator[str]:
+    for kind in ("int8", "nf4"):
+        yield f"{before}model.quantization={kind}"

@@ -206,11 +206,9 @@ class GLMImage(Family):
         prompt_ids[p], n, m) alone, not on its neighbours; `prompt_ids` are 0..P-1 unless given. With
         `share_render_noise` render m of every plan of a prompt starts from the same noise, so that plans differ by
         their tokens only. `sources` ``[P, 3, h, w]`` in [0, 1] makes it image-to-image. The defaults are the stock
-        pipeline's. At most `micro_batch_size` samples are written and rendered at once (None: all), and
-        `vae_batch_size` decoded (None: as many, or `DECODED_AT_ONCE`). `on_step` is called every few tokens and at each
-        denoising step, and may raise to abandon the drawing.
-
-        Raises ValueError for sizes that are not multiples of 32 px and counts below 1.
+        pipeline's. `micro_batch_size` samples are written and rendered at once (None: all), and `vae_batch_size`
+        decoded (None: as many, or `DECODED_AT_ONCE`). `on_step` is called every few tokens and at each denoising step,
+        and may raise. ValueError for sizes that are not multiples of 32 px and counts below 1.
         """
         ids = _checked_ids(len(prompts), prompt_ids, plans, renders)
         prompt = self.ar.encode_prompts(list(prompts), height, width, sources)

@@ -82,6 +82,16 @@ MUTATIONS = [
         ),
     ),
     *of(
+        "planning/run.py",
+        "planning/test_arithmetic.py",
+        ("rank=config.dmdr.guidance_rank", "rank=1", "the guidance network's adapter has another rank"),
+    ),
+    *of(
+        "planning/disk.py",
+        "planning/test_arithmetic.py",
+        ("adapted |= part.saved", "adapted = True", "a student trained whole leaves no pipeline"),
+    ),
+    *of(
         "planning/page.py",
         "planning/test_arithmetic.py",
         ("spread if part.trained else", "spread if True else", "what lies whole on each GPU is divided"),

@@ -19,7 +19,7 @@ MUTATIONS = [
         ("2 * (count + 4.0 * math.ceil(count / EIGHT_BIT_BLOCK))", "count", "one moment of 8 bits"),
         ("math.prod(shape[:-2]) * shape[-1]", "shape[-1]", "a kernel's columns are counted once"),
         ("(4.0 if matrix else 8.0)", "4.0", "Muon keeps one moment of everything"),
-        ('"adamw": 4.0,', '"adamw": 0.0,', "AdamW's step needs nothing"),
+        ("return 4.0 * count", "return 0.0", "AdamW's step needs nothing"),
         ("run.keeps_pictures and not draws)", "run.keeps_pictures)", "the VAE sleeps while pictures are decoded"),
     ),
     *of(

@@ -368,4 +368,5 @@ def evaluation_settings(config: Config, size: tuple[int, int]) -> EvaluationSett
         seed=config.evaluation.seed,
         sampling=evaluation_sampling(config),
         micro_batch_size=config.rollout.micro_batch_size,
+        vae_batch_size=config.rollout.vae_batch_size,
     )

@@ -262,6 +262,13 @@ class Part:
                 f"the checkpoint's {self.name} weights do not fit: {len(weights.keys() ^ self.parameters.keys())} "
                 "names differ; resume with the model and lora settings of the run that saved it"
             )
+        for name, parameter in self.parameters.items():  # before any is taken: a single row would go to all of them
+            if weights[name].shape != parameter.shape:
+                raise TrainingError(
+                    f"the checkpoint's {self.name} weights do not fit: {name} has the shape "
+                    f"{list(weights[name].shape)}, and here {list(parameter.shape)}; resume with the model and lora "
+                    "settings of the run that saved it"
+                )
         for name, parameter in self.parameters.items():
             parameter.copy_(shard_like(weights[name], parameter))
         if f"{self.name}_optimizer" not in state:

@@ -51,7 +51,7 @@ REMEDIES: dict[Phase, tuple[str, ...]] = {
     "preference step": ("training.batch_size", *UPDATE[1:], *SIZE),
     "distillation step": ("training.batch_size", *UPDATE[1:], "dmdr.guidance_rank", *SIZE),
     "VGT step": ("training.batch_size", "training.gradient_checkpointing", "training.optimizer", *SIZE),
-    "evaluation": ("rollout.micro_batch_size", "evaluation.samples_per_prompt", "evaluation.guidance_scale", *SIZE),
+    "evaluation": (*SAMPLING[::-1], "evaluation.samples_per_prompt", "evaluation.guidance_scale", *SIZE),
     "saving": ("checkpoint.save_lora_only",),
 }
 """Keys that lower the memory of each phase, those first that leave the results as they are."""

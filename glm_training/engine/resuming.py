@@ -14,6 +14,7 @@ from glm_training.checkpoint.resume import ResumePoint
 from glm_training.checkpoint.state_tree import CheckpointError
 from glm_training.config import Config, ConfigError, config_diff, resolved_yaml
 from glm_training.config.loading.load import config_from_yaml
+from glm_training.config.sections.base import Part
 from glm_training.data import describe_drift
 from glm_training.engine.agreement import refuse, together
 from glm_training.engine.errors import SettingsError
@@ -102,7 +103,8 @@ def _require_optimizers(point: ResumePoint) -> None:
 def check_drift(point: ResumePoint, config: Config, digests: dict[str, str]) -> None:
     """Raises SettingsError with a diff when configuration or data changed; `resume.accept` lists what may.
 
-    Another class of optimizer is refused whatever is accepted: what one remembers means nothing to the other.
+    Other trained weights and another optimizer are refused whatever is accepted: what one remembers means nothing to
+    the other.
     """
     context = point.manifest.metadata
     try:
@@ -113,6 +115,7 @@ def check_drift(point: ResumePoint, config: Config, digests: dict[str, str]) -> 
             f"start a new run with model.name set to its pipeline folder\n{error}"
         ) from error
     accepted = [*LENGTH, *config.resume.accept]
+    _require_same_weights(point, before, config)
     _require_same_optimizers(point, before, config)
     lines = config_diff(before, config, accepted)
     if "data" not in config.resume.accept:
@@ -146,17 +149,46 @@ def moved_schedules(config: Config, before: int, now: int) -> list[str]:
     ]
 
 
+def _require_same_weights(point: ResumePoint, before: Config, now: Config) -> None:
+    changed = []
+    for part in dict.fromkeys((*before.parts(), *now.parts())):
+        was, will = _trained(before, part), _trained(now, part)
+        if was != will:
+            changed.append(f"  of the {part} half {was} were trained, and this run trains {will}")
+    if changed:
+        listed = "\n".join(changed)
+        raise SettingsError(
+            f"{point.path} cannot be continued with other trained weights:\n{listed}\n"
+            "put model.component and lora back; resume.accept cannot allow it. To go on from what was learnt, start a "
+            "run with model.adapters (or lora.start_from) set to the checkpoint's adapters, or model.name to its "
+            "pipeline folder"
+        )
+
+
+def _trained(config: Config, part: Part) -> str:
+    if part not in config.parts():
+        return "no weights"
+    lora = config.lora_for(part)
+    return f"adapters of rank {lora.rank}" if lora.enabled else "all weights"
+
+
+def _rule(config: Config, part: Part) -> str:
+    settings = config.optimizer_for(part)
+    narrow = settings.moments_dtype != "float32"
+    return settings.name + (f" with moments in {settings.moments_dtype}" if narrow else "")
+
+
 def _require_same_optimizers(point: ResumePoint, before: Config, now: Config) -> None:
     changed = []
     for part in now.parts():
-        saved, wanted = before.optimizer_for(part).name, now.optimizer_for(part).name
+        saved, wanted = _rule(before, part), _rule(now, part)
         if saved != wanted:
             changed.append(f"  the {part} half was trained with {saved}, and this run asks for {wanted}")
     if changed:
         listed = "\n".join(changed)
         raise SettingsError(
             f"{point.path} cannot be continued with another optimizer:\n{listed}\n"
-            "put training.optimizer (or optimizer.<half>.name) back; resume.accept cannot allow it, as what one "
+            "put training.optimizer (or optimizer.<half>) back; resume.accept cannot allow it, as what one "
             "remembers means nothing to the other. To go on with new moments, start a run with model.name set to the "
             "checkpoint's pipeline folder"
         )

@@ -30,6 +30,7 @@ class EvaluationSettings:
     seed: int
     sampling: Sampling
     micro_batch_size: int | None
+    vae_batch_size: int | None = None
 
 
 @dataclass
@@ -145,6 +146,7 @@ def draw(
         samples=samples,
         prompt_ids=[batch.indices[row] for row in rows],
         micro_batch_size=settings.micro_batch_size,
+        vae_batch_size=settings.vae_batch_size,
         on_step=on_step,
     )
 

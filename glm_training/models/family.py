@@ -113,9 +113,11 @@ class Family(ABC):
         sources: Tensor | None = None,
         prompt_ids: Sequence[int] | None = None,
         micro_batch_size: int | None = None,
+        vae_batch_size: int | None = None,
         on_step: Callable[[], None] | None = None,
     ) -> Tensor:
-        """`samples` images per prompt ``[P * samples, 3, height, width]`` in [0, 1], prompt-major; see `generate`."""
+        """`samples` images per prompt ``[P * samples, 3, height, width]`` in [0, 1], prompt-major; see `generate`.
+        `vae_batch_size` of them go through the autoencoder at once (None: `micro_batch_size`, or `DECODED_AT_ONCE`)."""
 
     @abstractmethod
     def reconstruct(self, images: Tensor) -> Tensor:

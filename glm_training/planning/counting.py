@@ -14,7 +14,7 @@ from glm_training.engine.optimizers import is_hidden_matrix
 from glm_training.models.lora import reached_layers
 from glm_training.planning.models import Networks
 from glm_training.planning.passes import ARSizes, DiTSizes, Resnet, Transformer, UNetSizes
-from glm_training.planning.run import BF16_MOMENTS, Half, Run
+from glm_training.planning.run import BF16_MOMENTS, GUIDANCE, Half, Run
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -23,6 +23,19 @@ EIGHT_BIT_FROM = 4096
 
 EIGHT_BIT_BLOCK = 256
 """Moments of 8 bits share an fp32 scale by so many."""
+
+METRIC_PARAMETERS = {
+    "aesthetic": 427_616_513,
+    "lpips": 2_470_848,
+    "clip_score": 427_616_513,
+    "pick_score": 986_109_441,
+    "hps_v2": 986_109_441,
+}
+"""Of the networks that metrics load as they come, in fp32: CLIP ViT-L/14, AlexNet's features, CLIP ViT-H/14. The others
+have none, or read on the CPU, or on another machine."""
+
+TAKEN_WHOLE = ("adamw", "adamw_schedule_free")
+"""Update rules whose step takes all tensors at once."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +71,15 @@ def count_parts(networks: Networks, run: Run) -> list[Part]:
     halves = {half.name: half for half in run.halves}
     parts = networks.parts
     if run.family == "sdxl":
-        unet = _trainable("unet", parts["unet"], halves.get("unet"), ("BasicTransformerBlock", "ResnetBlock2D"))
+        units = ("BasicTransformerBlock", "ResnetBlock2D")
+        trained = _trainables("unet", parts["unet"], halves, units)
         asleep = {"vae": run.keeps_pictures, "text_encoder": run.caches, "text_encoder_2": run.caches}
-        return [unet, *(_frozen(name, parts[name], sleeps) for name, sleeps in asleep.items())]
+        return [*trained, *(_frozen(name, parts[name], sleeps) for name, sleeps in asleep.items())]
     vle = parts["vision_language_encoder"]
     looks = {"visual", "vqmodel"}
     draws, supervised = run.method == "reward", run.method in ("supervised", "preference")
     ar = _trainable("ar", vle, halves.get("ar"), ("GlmImageTextDecoderLayer",), without=looks)
-    dit = _trainable("dit", parts["transformer"], halves.get("dit"), ("GlmImageTransformerBlock",))
+    dit, *guidance = _trainables("dit", parts["transformer"], halves, ("GlmImageTransformerBlock",))
     if run.keeps_pictures and supervised:  # a half that neither learns nor draws sleeps whole
         ar = ar if "ar" in halves else _asleep(ar)
         dit = dit if "dit" in halves else _asleep(dit)
@@ -74,6 +88,7 @@ def count_parts(networks: Networks, run: Run) -> list[Part]:
     return [
         ar,
         dit,
+        *guidance,
         Part("vision tower and VQ model", seeing, {}, seeing, 0, 0, sleeps=run.keeps_pictures),
         _frozen("vae", parts["vae"], run.keeps_pictures and not draws),
         _frozen("text_encoder", parts["text_encoder"], run.caches),
@@ -110,6 +125,14 @@ def _trainable(
     return Part(name, total, adapters(module, half.lora.targets, half.lora.rank), total, wrapped, unit, rest)
 
 
+def _trainables(name: str, module: nn.Module, halves: Mapping[str, Half], units: Sequence[str]) -> list[Part]:
+    """A diffusion half, and beside it the guidance network that learns from what it draws, where there is one."""
+    found = [_trainable(name, module, halves.get(name), units)]
+    if GUIDANCE in halves:
+        found.append(replace(_trainable(GUIDANCE, module, halves[GUIDANCE], units), saved=False))
+    return found
+
+
 def sizes_of(shapes: Shapes) -> int:
     """Numbers in all of them."""
     return sum(map(math.prod, shapes.values()))
@@ -139,9 +162,8 @@ def step_bytes(rule: str, trained: Shapes) -> float:
     """Bytes that a step needs besides, on a GPU. torch's AdamW takes the root of all second moments at once (its
     foreach implementation, which it chooses there); rules that go tensor by tensor need a few of the largest."""
     count, largest = (f(map(math.prod, trained.values())) for f in (sum, max)) if trained else (0, 0)
-    whole = {"adamw": 4.0, "adamw_schedule_free": 4.0}
-    if rule in whole:
-        return whole[rule] * count
+    if rule in TAKEN_WHOLE:
+        return 4.0 * count
     # in bf16: both moments in fp32, the noise by which one is rounded, its bits, and what they come to
     return {"adamw_8bit": 0.0, "sgd": 0.0, BF16_MOMENTS: 18.0}.get(rule, 12.0) * largest
 

@@ -49,7 +49,7 @@ def checkpoints(config: Config, memory: Memory) -> Disk:
             items["optimizer"] += moment_bytes(half.rule, part.trained)
         items["slow copies"] += size * sum(name != "reference" for name in half.copies)
         if half.lora.enabled:
-            adapted = True
+            adapted |= part.saved
             items["adapters"] += size
     if not (adapted and settings.save_lora_only):
         whole = {name for name, half in memory.halves.items() if not half.lora.enabled}

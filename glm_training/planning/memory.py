@@ -13,6 +13,7 @@ from glm_training.engine.optimizers import SCHEDULE_FREE
 from glm_training.engine.sharding import TRAINED
 from glm_training.models.family import DECODED_AT_ONCE
 from glm_training.planning.counting import (
+    METRIC_PARAMETERS,
     Part,
     ar_sizes,
     count_parts,
@@ -39,20 +40,10 @@ from glm_training.planning.passes import (
     unet_pass,
     vae_decoding,
 )
-from glm_training.planning.run import QUANTIZED_BYTES, Half, Run
+from glm_training.planning.run import GUIDANCE, QUANTIZED_BYTES, Half, Run
 
 CONTEXT = 1 << 30
 """Assumed for what no tensor holds: the context of CUDA, workspaces of cuDNN and NCCL, gaps between blocks."""
-
-METRIC_PARAMETERS = {
-    "aesthetic": 427_616_513,
-    "lpips": 2_470_848,
-    "clip_score": 427_616_513,
-    "pick_score": 986_109_441,
-    "hps_v2": 986_109_441,
-}
-"""Of the networks that metrics load as they come, in fp32: CLIP ViT-L/14, AlexNet's features, CLIP ViT-H/14. The others
-have none, or read on the CPU, or on another machine."""
 
 RESIDENTS = ("ar", "dit", "vae")
 """Parts that take turns on the GPU under `training.offload_between_phases`."""
@@ -63,10 +54,13 @@ Sizes = TypeVar("Sizes", ARSizes, DiTSizes, UNetSizes)
 
 @dataclass(frozen=True)
 class Phase:
-    """A phase of the run and what lies on a GPU at its peak, by what it is."""
+    """A phase of the run and what lies on a GPU at its peak, by what it is. parts: names of those whose weights do so;
+    moments: of those whose moments do."""
 
     name: str
     items: Items
+    parts: tuple[str, ...] = ()
+    moments: tuple[str, ...] = ()
 
     @property
     def total(self) -> float:
@@ -103,44 +97,49 @@ class Memory:
     def state(self, *, awake: bool, uses: Collection[str] = RESIDENTS, learns: Collection[str] = ()) -> Items:
         """Weights, optimizers and copies; `awake`: with the encoders that sleep on the CPU while steps run. Where parts
         take turns, of those only what the phase `uses`, and moments of those that it `learns`."""
-        items: Items = {"weights": 0.0, "masters": 0.0, "moments": 0.0, "copies": 0.0}
-        for part in self.parts:
-            if (part.sleeps and not awake) or (self.run.phased and part.name in RESIDENTS and part.name not in uses):
-                continue
-            here = self._here(part)
+        items: Items = dict.fromkeys(("weights", "gathered weights", "masters", "moments", "copies"), 0.0)
+        for part in self._lying(awake, uses):
+            here = self.here(part)
             items["weights"] += self._frozen_bytes(part) * here
             if not part.trained:
                 continue
             half = self.halves[part.name]
             items["masters"] += WIDE * part.trained_count * here
             items["copies"] += WIDE * part.trained_count * len(half.copies) * here
-            items["weights"] += self._gathered(part)
-            if not self.run.phased or part.name in learns:
+            items["gathered weights"] += self._gathered(part)
+            if self._has_moments(part, learns):
                 items["moments"] += moment_bytes(half.rule, part.trained) * here
-        if self.run.guidance_rank is not None:  # the teacher, with the adapter of the guidance network
-            part = self.by_name[self.run.halves[0].name]
-            items["weights"] += part.total * self.run.dtype * self._here(part)
-            if self.run.strategy == "fsdp":
-                items["weights"] += (2 * part.unit + part.rest) * self.run.dtype
         items["rewards"] = float(sum(WIDE * METRIC_PARAMETERS.get(name, 0) for name in self.run.metrics))
         items["context"] = float(CONTEXT)
         return items
 
-    def _here(self, part: Part) -> float:
+    def _lying(self, awake: bool, uses: Collection[str]) -> list[Part]:
+        away = {name for name in RESIDENTS if self.run.phased and name not in uses}
+        return [part for part in self.parts if part.name not in away and (awake or not part.sleeps)]
+
+    def _has_moments(self, part: Part, learns: Collection[str]) -> bool:
+        return bool(part.trained) and (not self.run.phased or part.name in learns)
+
+    def here(self, part: Part) -> float:
         """The share of a part that lies on this GPU all the time: all of it, its shard, or none of that."""
         if not part.trained:
             return 1.0
         return 0.0 if self.run.waits else 1 / self.run.shards
 
     def resident(self) -> float:
-        """Of a process without shards: weights, gradients and moments, as `distributed.strategy: auto` counts them."""
-        trained = sum(part.trained_count for part in self.parts)
-        return sum(map(self._frozen_bytes, self.parts)) + TRAINED * trained
+        """Of a process without shards: weights, gradients and moments, as `distributed.strategy: auto` counts them: of
+        what was loaded."""
+        loaded = [part for part in self.parts if part.name != GUIDANCE]
+        return sum(map(self._frozen_bytes, loaded)) + TRAINED * sum(part.trained_count for part in loaded)
 
     def _frozen_bytes(self, part: Part) -> float:
+        return float(sum(count * size for size, count in self.frozen_sizes(part).items()))
+
+    def frozen_sizes(self, part: Part) -> dict[float, int]:
+        """Bytes of a frozen weight -> how many of a part have so many."""
         if part.trained and part.frozen and self.run.quantization != "none":
-            return part.wrapped * QUANTIZED_BYTES[self.run.quantization] + (part.frozen - part.wrapped) * self.run.dtype
-        return float(part.frozen * self.size_of(part))
+            return {QUANTIZED_BYTES[self.run.quantization]: part.wrapped, self.run.dtype: part.frozen - part.wrapped}
+        return {self.size_of(part): part.frozen}
 
     def size_of(self, part: Part) -> int:
         """Bytes of a weight that is not trained and has no few bits."""
@@ -155,7 +154,7 @@ class Memory:
         """Of the parts named; DDP's buckets hold each once more. FSDP holds a unit's whole as the pass gives them and
         in fp32 as they are sent; and where there are replicas, what was sent to them until the pass ends."""
         own = [self.by_name[name] for name in names]
-        found: Items = {"gradients": sum(WIDE * part.trained_count * self._here(part) for part in own)}
+        found: Items = {"gradients": sum(WIDE * part.trained_count * self.here(part) for part in own)}
         if self.run.strategy == "ddp":
             found["gradient buckets"] = sum(WIDE * float(part.trained_count) for part in own)
         if self.run.strategy == "fsdp":
@@ -171,8 +170,6 @@ class Memory:
         if self.run.strategy != "fsdp" or not self.by_name[name].trained:
             return sizes
         return replace(sizes, weights=2 * self.by_name[name].unit + self.by_name[name].rest)
-
-    # -- sizes of this run ---------------------------------------------------------------------------------------------
 
     @property
     def latent_places(self) -> int:
@@ -216,7 +213,9 @@ class Memory:
         for more in extra:
             for label, size in more.items():
                 items[label] = items.get(label, 0.0) + size
-        return Phase(name, {label: size for label, size in items.items() if size})
+        lying = self._lying(awake, uses)
+        moments = tuple(part.name for part in lying if self._has_moments(part, learns))
+        return Phase(name, {key: size for key, size in items.items() if size}, tuple(p.name for p in lying), moments)
 
     def _reward(self) -> list[Phase]:
         run, awake = self.run, not self.run.caches
@@ -255,14 +254,14 @@ class Memory:
         self, half: Half, rows: int, names: list[str], store: Items, *, awake: bool, alone: bool, label: str = ""
     ) -> list[Phase]:
         """The passes of a half and its optimizer's step; `alone`: of a reward step, in which each half has its turn."""
-        label += {"ar": "AR", "dit": "DiT", "unet": "UNet"}[half.name]
+        label += half.title
         passed = self._pass(half.name, rows, guides=alone and self.run.guided)
         gradients = self.gradients(names)
         # the reference is asked between passes, that of tokens ahead of all of them
         absent = sum(gradients.values()) if half.name == "ar" else gradients.get("gradient buckets", 0.0)
         held = {"activations": max(passed.peak, self._compared(half, rows) - absent)}
         part = self.by_name[half.name]
-        step = {"optimizer's temporaries": step_bytes(half.rule, part.trained) * self._here(part)}
+        step = {"optimizer's temporaries": step_bytes(half.rule, part.trained) * self.here(part)}
         turns: dict[str, Any] = {"uses": names if alone else RESIDENTS, "learns": names}
         return [
             self._phase(f"{label}: forward and backward", store, gradients, held, awake=awake, **turns),
@@ -289,7 +288,7 @@ class Memory:
         """The weights of a half while a copy stands in for them: shards keep their place, and are copied away; of a
         whole half the two change places."""
         part = self.by_name[half.name]
-        return WIDE * part.trained_count * self._here(part) if self.run.strategy == "fsdp" else 0.0
+        return WIDE * part.trained_count * self.here(part) if self.run.strategy == "fsdp" else 0.0
 
     def _drawn_by(self) -> Items:
         """What the slow policy that draws needs to stand in for the DiT half."""
@@ -303,7 +302,7 @@ class Memory:
             if half.shown:
                 found += self._set_aside(half)
                 part = self.by_name[half.name]
-                found += WIDE * part.trained_count * self._here(part) if half.optimizer == SCHEDULE_FREE else 0.0
+                found += WIDE * part.trained_count * self.here(part) if half.optimizer == SCHEDULE_FREE else 0.0
         return {"set aside": found}
 
     def _pass(self, name: str, rows: int, *, guides: bool) -> Pass:
@@ -312,8 +311,7 @@ class Memory:
             assert self.ar is not None
             tokens = self.run.read + self.run.written - 1
             return ar_pass(self.ar, rows, tokens, self.run.written, at, checkpointing=run.checkpointing)
-        if name == "unet":
-            assert self.unet is not None
+        if self.unet is not None:
             return unet_pass(self.unet, rows, self.latent_places, at, checkpointing=run.checkpointing)
         assert self.dit is not None
         found = dit_pass(self.dit, rows, self.run.seen, at, checkpointing=run.checkpointing)
@@ -332,7 +330,7 @@ class Memory:
         return {
             "KV cache": kv_cache(self.ar, rows, self.run.read + self.run.written - 1, at.low),
             "activations": max(ar_inference(sizes, prompts, self.run.read, at, adapters=self._adapted("ar")), chances),
-            "weights": gathered,
+            "gathered weights": gathered,
         }
 
     def _drawing(self, rows: int) -> Items:
@@ -340,7 +338,7 @@ class Memory:
         gathered = self._whole("dit")
         sizes = replace(self.dit, weights=0) if gathered else self.dit
         drawing = dit_inference(sizes, rows, self.run.seen, self.precision("dit"), adapters=self._adapted("dit"))
-        return {"activations": drawing, "weights": gathered}
+        return {"activations": drawing, "gathered weights": gathered}
 
     def _adapted(self, name: str) -> bool:
         half: Half | None = self.halves.get(name)
@@ -366,13 +364,13 @@ class Memory:
         sizes = replace(self.unet, weights=0) if gathered else self.unet
         return {
             "activations": unet_inference(sizes, rows, self.latent_places, self.precision("unet")),
-            "weights": gathered,
+            "gathered weights": gathered,
         }
 
     def _evaluation(self) -> Phase:
         """Pictures for scores and samples, with all encoders awake."""
         rows = self.run.evaluated
-        decoding = self._decoding(min(rows, self.run.micro or DECODED_AT_ONCE[self.run.family]))
+        decoding = self._decoding(min(rows, self.run.vae_micro or self.run.micro or DECODED_AT_ONCE[self.run.family]))
         needs: list[Items] = [{"activations": decoding}]
         if self.unet is not None:
             needs.append(self._denoising(rows * (2 if self.run.evaluation_guided else 1)))

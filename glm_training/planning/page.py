@@ -6,7 +6,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Sequence
 
-from glm_training.planning.counting import Part, moment_bytes
+from glm_training.planning.counting import TAKEN_WHOLE, Part, moment_bytes
 from glm_training.planning.memory import Phase
 from glm_training.planning.passes import WIDE
 from glm_training.planning.plan import Plan
@@ -16,7 +16,7 @@ GIB, MIB = 1 << 30, 1 << 20
 WIDTH = 80
 
 COLUMNS = {
-    "frozen": ("weights",),
+    "frozen": ("weights", "gathered weights"),
     "fp32": ("masters", "copies", "set aside"),
     "grads": ("gradients", "gradient buckets"),
     "moms": ("moments",),
@@ -29,11 +29,11 @@ COLUMNS = {
 """Columns of the table of phases, and what each adds up."""
 
 LEGEND = (
-    "GiB of one GPU. frozen: weights that are not trained; fp32: those that are, and "
-    "copies of them; grads: gradients, with DDP's or FSDP's buckets; moms: moments of the "
-    "optimizer; activ: activations; KV: key/value cache; store: what a rollout keeps; score: "
-    "networks of the metrics; rest: temporaries of the optimizer's step, and 1 GiB that is "
-    "assumed for CUDA itself."
+    "GiB of one GPU. frozen: weights that are not trained, and what is gathered of shards; fp32: "
+    "those that are trained, and copies of them; grads: gradients, with DDP's or FSDP's buckets; "
+    "moms: moments of the optimizer; activ: activations; KV: key/value cache; store: what a "
+    "rollout keeps; score: networks of the metrics; rest: temporaries of the optimizer's step, and "
+    "1 GiB that is assumed for CUDA itself."
 )
 
 
@@ -78,22 +78,22 @@ def _peak(plan: Plan) -> list[str]:
     """The arithmetic behind the lasting items of the largest phase."""
     run, memory, peak = plan.run, plan.memory, plan.peak
     lines = [f"the peak is {peak.total / GIB:.1f} GiB ({peak.name}):"]
-    trained = sum(part.trained_count for part in memory.parts)
+    trained = sum(memory.by_name[name].trained_count for name in peak.parts)
     spread = f" / {run.shards} GPUs" if run.shards > 1 else ""
-    learning = [memory.by_name[half.name] for half in run.halves]
+    learning = [memory.by_name[name] for name in peak.moments]
+    learnt = sum(part.trained_count for part in learning)
     moments = sum(moment_bytes(memory.halves[part.name].rule, part.trained) for part in learning)
-    awake = [part for part in memory.parts if not part.sleeps or peak.name == "evaluation"]
-    frozen = sum(part.frozen for part in awake)
     of_blocks = "a block's on its way" + (", and shards among replicas" if run.shards < run.gpus else "")
     told: dict[str, str] = {
-        "weights": f"{frozen / 1e9:.3f} billion frozen x {_frozen_size(plan)}",
+        "weights": _frozen(plan, spread),
+        "gathered weights": "of shards, whole while they compute",
         "masters": f"{trained / 1e9:.3f} billion trained x {WIDE} bytes{spread}",
-        "moments": f"{trained / 1e9:.3f} billion trained x {moments / trained:.2f} bytes{spread}",
+        "moments": f"{learnt / 1e9:.3f} billion trained x {moments / max(learnt, 1):.2f} bytes{spread}",
         "copies": f"{_copies(plan)}, {WIDE} bytes each{spread}",
         "set aside": f"weights while copies stand in for them{spread}",
         "gradients": f"{WIDE} bytes each{spread}",
         "gradient buckets": "DDP sends gradients in buckets of their own" if run.strategy == "ddp" else of_blocks,
-        "optimizer's temporaries": "the step takes roots of all second moments at once",
+        "optimizer's temporaries": _temporaries(plan) if peak.name.endswith("optimizer step") else "",
         "activations": "at most in a pass, " + ("traced" if run.family == "vgt" else "by formulas per block"),
         "rewards": f"{', '.join(run.metrics)}, in fp32",
         "context": "assumed for CUDA, its libraries and gaps",
@@ -101,10 +101,19 @@ def _peak(plan: Plan) -> list[str]:
     return lines + [line for label, size in peak.items.items() for line in _item(label, size, told.get(label, ""))]
 
 
-def _frozen_size(plan: Plan) -> str:
-    run = plan.run
-    sharded = ", sharded where trained" if run.shards > 1 else ""
-    return f"{run.dtype} bytes{sharded}" if run.quantization == "none" else f"{run.quantization}{sharded}"
+def _frozen(plan: Plan, spread: str) -> str:
+    """`8.9 billion frozen x 2 bytes / 8 GPUs + 0.4 billion x 2 bytes`: of parts in shards, and of those on each GPU."""
+    memory, counts = plan.memory, Counter[tuple[float, str]]()
+    for part in (memory.by_name[name] for name in plan.peak.parts):
+        if memory.here(part):
+            counts.update({(size, spread if part.trained else ""): n for size, n in memory.frozen_sizes(part).items()})
+    told = [f"{n / 1e9:.3f} billion x {size:.4g} bytes{where}" for (size, where), n in counts.items() if n]
+    return " + ".join(told).replace("billion", "billion frozen", 1)
+
+
+def _temporaries(plan: Plan) -> str:
+    rule = next(half.rule for half in plan.run.halves if half.title in plan.peak.name)
+    return "the step takes roots of all second moments at once" if rule in TAKEN_WHOLE else "of its largest tensor"
 
 
 def _item(label: str, size: float, how: str) -> list[str]:
@@ -144,7 +153,7 @@ def _schedule(plan: Plan) -> list[str]:
 
 def _copies(plan: Plan) -> str:
     """`2 references, policy that draws`: what is kept beside the trained weights, over all halves."""
-    names = Counter(name for half in plan.run.halves for name in half.copies)
+    names = Counter(name for half in plan.run.halves if half.name in plan.peak.parts for name in half.copies)
     return ", ".join(name if count == 1 else counted(count, name) for name, count in names.items())
 
 

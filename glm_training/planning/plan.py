@@ -10,13 +10,13 @@ from typing import Any
 from glm_training.config import Config
 from glm_training.config.loading.load import changed
 from glm_training.engine.errors import SettingsError
-from glm_training.engine.sharding import strategy_problems, unshardable, whole_fits
+from glm_training.engine.sharding import strategy_problems
 from glm_training.engine.update_rows import update_problems
 from glm_training.planning.disk import Disk, checkpoints
 from glm_training.planning.memory import Memory, Phase
 from glm_training.planning.models import read_networks
-from glm_training.planning.remedies import Remedy, remedies
-from glm_training.planning.run import Run, read_run
+from glm_training.planning.remedies import Remedy, chosen_run, remedies
+from glm_training.planning.run import Run
 from glm_training.planning.schedule import Schedule, schedule
 from glm_training.utils.metrics_file import METRICS
 
@@ -97,10 +97,7 @@ def make_plan(
     if problems:
         raise SettingsError("\n".join(problems))
     origin, memory_of = _memory_of(config)
-    run = read_run(config, gpus=gpus)
-    if config.distributed.strategy == "auto" and gpus > 1 and card.size is not None:
-        if not whole_fits(memory_of(run).resident(), card.size) and not unshardable(config):
-            run = read_run(config, gpus=gpus, strategy="fsdp")
+    run = chosen_run(config, gpus, memory_of, card.size)
     memory = memory_of(run)
     lacking = [] if card.size is None else remedies(config, run, memory_of, card.size)
     measured = None if rate is not None else _measured_rate(config)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 from glm_training.config import Config, ConfigError
 from glm_training.config.loading.load import changed
-from glm_training.engine.sharding import strategy_problems
+from glm_training.engine.sharding import strategy_problems, unshardable, whole_fits
 from glm_training.engine.update_rows import update_problems
 from glm_training.planning.memory import Memory
 from glm_training.planning.run import Run, read_run
@@ -32,21 +33,43 @@ class Remedy:
     peak: float
 
 
-def remedies(config: Config, run: Run, memory_of: Callable[[Run], Memory], capacity: float) -> list[Remedy]:
-    """Changes of `config`, whose run is `run`, one after the other, until the peak is at most `capacity` bytes; all of
+def chosen_run(config: Config, gpus: int, memory_of: Callable[[Run], Memory], card: float | None) -> Run:
+    """The run of a configuration on GPUs of `card` bytes each: as `engine.sharding.choose`, `auto` comes to FSDP where
+    whole copies do not fit and shards are to be had, else to DDP; without a card, to DDP."""
+    run = read_run(config, gpus=gpus)
+    if config.distributed.strategy != "auto" or gpus == 1 or card is None:
+        return run
+    if whole_fits(memory_of(run).resident(), card) or unshardable(config):
+        return run
+    return read_run(config, gpus=gpus, strategy="fsdp")
+
+
+def remedies(config: Config, run: Run, memory_of: Callable[[Run], Memory], card: float) -> list[Remedy]:
+    """Changes of `config`, whose run is `run`, one after the other, until the peak is at most `card` bytes; all of
     them where that is not reached. Each is one that the configuration takes beside those before it, and that saves
-    memory then."""
+    memory then, with what `distributed.strategy: auto` comes to under it. Where shards do not fit with any of them,
+    adapters on whole copies in few bits may."""
+    found = _taken(config, run, memory_of, card, _changes(config, run))
+    if run.strategy != "fsdp" or (found and found[-1].peak <= card):
+        return found
+    whole = _taken(config, run, memory_of, card, chain(_few_bits("distributed.strategy=ddp "), _changes(config, run)))
+    return whole if whole and whole[-1].peak <= card else found
+
+
+def _taken(
+    config: Config, run: Run, memory_of: Callable[[Run], Memory], card: float, changes: Iterable[str]
+) -> list[Remedy]:
     found: list[Remedy] = []
     peak = memory_of(run).peak().total
-    for change in _changes(config, run):
-        if peak <= capacity:
+    for change in changes:
+        if peak <= card:
             break
         if run.family == "vgt" and change.startswith(NOT_FOR_VGT):
             continue
         tried = _with(config, change, run.gpus)
         if tried is None:
             continue
-        planned = read_run(tried, gpus=run.gpus, strategy=_strategy(tried, run))
+        planned = chosen_run(tried, run.gpus, memory_of, card)
         after = memory_of(planned).peak().total
         if peak - after >= (peak / 20 if change.startswith(SLOWER) else WORTH):
             found.append(Remedy(change, peak - after, after))
@@ -61,12 +84,6 @@ def _with(config: Config, change: str, gpus: int) -> Config | None:
     except ConfigError:
         return None
     return None if strategy_problems(tried, gpus) or update_problems(tried, gpus) else tried
-
-
-def _strategy(config: Config, run: Run) -> str:
-    """What `auto` has come to stays."""
-    asked = config.distributed.strategy
-    return run.strategy if asked == "auto" and run.strategy != "single" else asked
 
 
 def _changes(config: Config, run: Run) -> Iterator[str]:
@@ -96,7 +113,11 @@ def _changes(config: Config, run: Run) -> Iterator[str]:
     own = [part for part in whole if getattr(config.lora, part).enabled is not None]
     if whole:
         yield " ".join(["lora.enabled=true"] * (len(own) < len(whole)) + [f"lora.{part}.enabled=true" for part in own])
-    for kind in ("int8", "nf4"):
-        yield f"model.quantization={kind}"
+    yield from _few_bits()
     if run.height * run.width > 512 * 512:
         yield "data.image_size.height=512 data.image_size.width=512"
+
+
+def _few_bits(before: str = "") -> Iterator[str]:
+    for kind in ("int8", "nf4"):
+        yield f"{before}model.quantization={kind}"

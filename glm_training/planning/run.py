@@ -26,6 +26,10 @@ BF16_MOMENTS = "adamw, bf16"
 """`Half.rule` of AdamW with `moments_dtype` bfloat16, the only rule that has it."""
 
 
+GUIDANCE = "guidance"
+"""DMDR's guidance network: the model as it was loaded, with an adapter that is trained, beside the generator."""
+
+
 @dataclass(frozen=True)
 class Half:
     """A part under training: its adapters or itself, its update rule, and which copies of what it trains it keeps
@@ -40,6 +44,11 @@ class Half:
     has_kl: bool
     narrow: bool = False
     shown: bool = False
+
+    @property
+    def title(self) -> str:
+        """Its name in those of phases."""
+        return {"ar": "AR", "dit": "DiT", "unet": "UNet"}.get(self.name, self.name)
 
     @property
     def rule(self) -> str:
@@ -83,7 +92,6 @@ class Run:
     mode: str
     keeps_support: bool
     caches: bool
-    guidance_rank: int | None
     metrics: tuple[str, ...]
     gpus: int
     strategy: Strategy
@@ -168,7 +176,6 @@ def read_run(config: Config, *, gpus: int = 1, strategy: str | None = None) -> R
         mode=config.training.mode,
         keeps_support=sampling.top_p < 1,
         caches=config.caches(),
-        guidance_rank=config.dmdr.guidance_rank if config.training.method == "dmdr" else None,
         metrics=_metrics(config),
         gpus=gpus,
         strategy=chosen,
@@ -192,8 +199,13 @@ def _method(config: Config) -> Method:
 
 
 def _halves(config: Config) -> tuple[Half, ...]:
-    """What is trained, the discriminator of VGT's autoencoder among it where there will be one."""
+    """What is trained, DMDR's guidance network among it, and the discriminator of VGT's autoencoder where there will be
+    one."""
     halves = tuple(_half(config, part) for part in config.parts())
+    if config.training.method == "dmdr":
+        adapter = replace(halves[0].lora, enabled=True, rank=config.dmdr.guidance_rank)
+        shown = halves[0].optimizer == SCHEDULE_FREE
+        return (*halves, replace(halves[0], name=GUIDANCE, lora=adapter, copies=(), shown=shown))
     start, last = config.vgt.gan.start_step, config.training.max_steps
     if config.model.component != "autoencoder" or start is None or (last is not None and start >= last):
         return halves

@@ -165,9 +165,9 @@ class VGTMemory(Memory):
         unit, rest = max(units, default=0), total - sum(units)
         return Part(name, total, own, total - sizes_of(own), 0, unit, rest, saved=name in SAVED)
 
-    def _frozen_bytes(self, part: Part) -> float:
+    def frozen_sizes(self, part: Part) -> dict[float, int]:
         wide = part.name in (*IN_FP32, self.config.model.component)  # what is trained is read in fp32 whole
-        return float(part.frozen * (WIDE if wide else self.run.dtype))
+        return {WIDE if wide else self.run.dtype: part.frozen}
 
     def phases(self) -> list[Phase]:
         """In the order a run meets them."""
@@ -190,7 +190,7 @@ class VGTMemory(Memory):
     def _updates(self, name: str, passed: float, held: Items) -> list[Phase]:
         half, part = self.halves[name], self.by_name[name]
         gradients = self.gradients([name])
-        step = {"optimizer's temporaries": step_bytes(half.rule, part.trained) * self._here(part)}
+        step = {"optimizer's temporaries": step_bytes(half.rule, part.trained) * self.here(part)}
         return [
             self._phase(f"{name}: forward and backward", gradients, held, {"activations": passed}),
             self._phase(f"{name}: optimizer step", gradients, held, step),
@@ -312,13 +312,13 @@ class VGTMemory(Memory):
             each = 2 * settings.num_hidden_layers * settings.num_key_value_heads * head * WIDE
             rows = run.evaluated * (2 if run.evaluation_guided else 1)
             items["KV cache"] = float(each * rows * (run.prompt_tokens + 2 * grid[0] * grid[1]))
-        items["weights"] = sum(map(self._whole, self.halves))
+        items["gathered weights"] = sum(map(self._whole, self.halves))
         return self._phase("evaluation", items, self._shown(), awake=True)
 
     @property
     def _decoded(self) -> int:
         """Pictures that go through the autoencoder together in evaluations."""
-        return min(self.run.evaluated, self.run.micro or DECODED_AT_ONCE["vgt"])
+        return min(self.run.evaluated, self.run.vae_micro or self.run.micro or DECODED_AT_ONCE["vgt"])
 
     def _grid(self, stride: int) -> tuple[int, int]:
         """Places of a picture's latents."""

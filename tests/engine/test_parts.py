@@ -264,6 +264,16 @@ def test_what_a_part_cannot_go_on_from_is_told():
         part.load_state({"ar_weights": {"first": torch.zeros(1, 2), "third": torch.zeros(1)}})
 
 
+def test_weights_of_another_shape_are_refused_before_any_is_taken():
+    """One number would go to a whole row."""
+    part = part_of()
+    saved, before = moved_part().state(with_optimizer=True), values(part)
+    saved["ar_weights"] = {**saved["ar_weights"], "first": torch.zeros(1, 1)}
+    with pytest.raises(TrainingError, match=r"first has the shape \[1, 1\], and here \[1, 2\]"):
+        part.load_state(saved)
+    assert values(part) == before
+
+
 # -- the slow average, and rates of their own --------------------------------------------------------------------------
 
 

@@ -44,6 +44,33 @@ def test_another_optimizer_is_refused_by_name_even_if_accepted(tmp_path, changed
             check_drift(point, config_of(tmp_path, "training.optimizer=sgd", changed, *options), {})
 
 
+@pytest.mark.parametrize(
+    ("saved", "now", "told"),
+    [
+        (
+            ["lora.enabled=true", "lora.rank=4"],
+            ["lora.enabled=true", "lora.dit.rank=8"],
+            "dit half adapters of rank 4 w",
+        ),
+        (["lora.enabled=true"], ["lora.enabled=true", "lora.ar.enabled=false"], "this run trains all weights"),
+        (["model.component=ar"], ["model.component=both"], "of the dit half no weights were trained"),
+        (["model.component=both"], ["model.component=ar"], "dit half all weights were trained, .* trains no weights"),
+    ],
+)
+def test_other_trained_weights_are_refused_by_name_even_if_accepted(tmp_path, saved, now, told):
+    accepted = "resume.accept=[model.component, lora, checkpoint]"
+    with pytest.raises(TrainingError, match=f"cannot be continued with other trained weights:(.|\n)*{told}"):
+        check_drift(point_of(tmp_path, *saved), config_of(tmp_path, *now, accepted), {})
+    check_drift(point_of(tmp_path, *saved), config_of(tmp_path, *saved, accepted), {})
+
+
+def test_moments_of_another_precision_are_refused_before_the_model_is_loaded(tmp_path):
+    adamw = ("training.optimizer=adamw", "training.adam_beta1=0.9")
+    narrow = config_of(tmp_path, *adamw, "optimizer.moments_dtype=bfloat16", ACCEPT)
+    with pytest.raises(TrainingError, match="trained with adamw, and this run asks for adamw with moments in bfloat16"):
+        check_drift(point_of(tmp_path, *adamw), narrow, {})
+
+
 def test_the_same_optimizer_named_in_another_place_is_no_other(tmp_path):
     point = point_of(tmp_path, "training.optimizer=sgd")
     named = ("training.optimizer=adamw", "optimizer.ar.name=sgd", "optimizer.dit.name=sgd", ACCEPT)

@@ -48,7 +48,7 @@ def found(samples: int, keep: int, at_once: int = 16) -> tuple[Evaluation, Notin
     family = Noting()
     targets = torch.tensor([0.0, 0.25, 0.5]).view(-1, 1, 1, 1).repeat(1, 3, 2, 2)
     batch = Batch([5, 6, 7], PROMPTS, targets, None)
-    settings = EvaluationSettings(64, 96, samples, 11, SAMPLING, 3)
+    settings = EvaluationSettings(64, 96, samples, 11, SAMPLING, 3, 2)
     result = evaluate(
         family, Rewards(), batch, settings, World(), keep_images=keep, prompts_at_once=at_once, stopped=lambda: False
     )  # type: ignore[arg-type]
@@ -68,6 +68,7 @@ def test_a_prompts_score_is_the_mean_of_its_samples(at_once):
 def test_pictures_are_drawn_as_the_settings_say():
     call = found(2, 1)[1].asked[0]
     assert (call["height"], call["width"], call["seed"], call["micro_batch_size"]) == (64, 96, 11, 3)
+    assert call["vae_batch_size"] == 2
     assert call["sampling"] is SAMPLING and call["samples"] == 2 and call["sources"] is None
 
 

@@ -70,7 +70,8 @@ def test_drawing_hands_on_all_that_it_is_asked(family, monkeypatch):
     given = []
     monkeypatch.setattr(family, "generate", lambda *arguments, **named: given.append((arguments, named)))
     sampling, sources, steps = Sampling(0.3, 0.4, False, 7, 2.5), torch.zeros(2, 3, 64, 64), []
-    named = {"height": 64, "width": 96, "seed": 5, "prompt_ids": [8, 9], "micro_batch_size": 3, "sources": sources}
+    named = {"height": 64, "width": 96, "seed": 5, "prompt_ids": [8, 9], "micro_batch_size": 3, "vae_batch_size": 2}
+    named["sources"] = sources
     family.draw(["a", "b"], sampling=sampling, samples=4, renders=3, on_step=steps.append, **named)
     ((prompts,), told) = given[0]
     assert prompts == ["a", "b"] and told.pop("on_step") == steps.append
@@ -218,3 +219,14 @@ def test_an_exported_model_draws_from_the_codebook_alone_and_from_all_of_it(tmp_
     for scores in drawn.scores:
         assert scores[:, :codes].isfinite().all() and scores[:, codes:].isneginf().all()
     assert int(drawn.sequences[:, -6:].max()) < codes
+
+
+@pytest.mark.parametrize(("given", "decoded"), [({}, 8), ({"micro_batch_size": 3}, 3), ({"vae_batch_size": 1}, 1)])
+def test_pictures_are_decoded_in_batches_of_their_own(family, monkeypatch, given, decoded):
+    sizes = []
+    decode = family.dit.decode_latents
+    monkeypatch.setattr(
+        family.dit, "decode_latents", lambda latents, **named: sizes.append(named) or decode(latents, **named)
+    )
+    family.generate(["x"], **SIZE, seed=0, **given)
+    assert sizes == [{"micro_batch_size": decoded}]

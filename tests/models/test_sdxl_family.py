@@ -221,7 +221,7 @@ def test_drawing_hands_on_all_that_it_is_asked(monkeypatch) -> None:
     family, given = SDXL.load("tiny-random"), []
     monkeypatch.setattr(family, "generate", lambda *arguments, **named: given.append((arguments, named)))
     sampling, steps = Sampling(0.3, 0.4, False, 7, 2.5), []
-    named = {"height": 64, "width": 96, "seed": 5, "prompt_ids": [8, 9], "micro_batch_size": 3}
+    named = {"height": 64, "width": 96, "seed": 5, "prompt_ids": [8, 9], "micro_batch_size": 3, "vae_batch_size": 2}
     family.draw(["a", "b"], sampling=sampling, samples=4, on_step=lambda: steps.append("step"), **named)
     ((prompts,), told) = given[0]
     told.pop("on_step")(11)

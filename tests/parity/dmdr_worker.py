@@ -1,4 +1,4 @@
-"""Two of these are the run of test_dmdr_processes: two steps of each family, the weights to a file."""
+"""Several of these are the run of test_dmdr_processes: two steps of each family, the weights to a file."""
 
 import sys
 from pathlib import Path

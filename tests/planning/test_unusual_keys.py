@@ -70,10 +70,9 @@ def test_shards_that_wait_on_the_cpu_are_not_on_the_gpu(networks):
     found = phases(networks, *shards, "distributed.offload=true", gpus=8)
     for name in ("masters", "moments", "copies", "gradients", "set aside", "optimizer's temporaries"):
         assert not any(name in items for items in found.values()), name
-    frozen = found["rollout: decoding"]["weights"]
     assert (
-        found["rollout: plans"]["weights"] == frozen + 2 * AR
-        and found["rollout: renders"]["weights"] == frozen + 2 * DIT
+        found["rollout: plans"]["gathered weights"] == 2 * AR
+        and found["rollout: renders"]["gathered weights"] == 2 * DIT
     )
     here = phases(networks, *shards, gpus=8)
     assert here["evaluation"]["set aside"] == 4 * (AR + DIT) / 8, "weights, while their averages stand in"

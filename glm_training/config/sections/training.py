@@ -324,5 +324,9 @@ class RolloutConfig(Section):
         json_schema_extra={"allowed": "`auto`, true or false"},
     )
     vae_batch_size: int | None = Field(
-        default=None, ge=1, le=65536, description="Images per VAE pass; null = all at once, on the CPU 8."
+        default=None,
+        ge=1,
+        le=65536,
+        description="Images per VAE pass, of evaluations as well; null = all at once, on the "
+        "CPU 8, and in evaluations `rollout.micro_batch_size` or a few.",
     )

@@ -197,6 +197,7 @@ class GLMImage(Family):
         share_render_noise: bool = False,
         prompt_ids: Sequence[int] | None = None,
         micro_batch_size: int | None = None,
+        vae_batch_size: int | None = None,
         on_step: Callable[[], None] | None = None,
     ) -> Tensor:
         """N plans per prompt and M renders per plan: images ``[P * N * M, 3, height, width]`` fp32 in [0, 1].
@@ -205,10 +206,9 @@ class GLMImage(Family):
         prompt_ids[p], n, m) alone, not on its neighbours; `prompt_ids` are 0..P-1 unless given. With
         `share_render_noise` render m of every plan of a prompt starts from the same noise, so that plans differ by
         their tokens only. `sources` ``[P, 3, h, w]`` in [0, 1] makes it image-to-image. The defaults are the stock
-        pipeline's. At most `micro_batch_size` samples are written and rendered at once (None: all). `on_step` is
-        called every few tokens and at each denoising step, and may raise to abandon the drawing.
-
-        Raises ValueError for sizes that are not multiples of 32 px and counts below 1.
+        pipeline's. `micro_batch_size` samples are written and rendered at once (None: all), and `vae_batch_size`
+        decoded (None: as many, or `DECODED_AT_ONCE`). `on_step` is called every few tokens and at each denoising step,
+        and may raise. ValueError for sizes that are not multiples of 32 px and counts below 1.
         """
         ids = _checked_ids(len(prompts), prompt_ids, plans, renders)
         prompt = self.ar.encode_prompts(list(prompts), height, width, sources)
@@ -238,7 +238,7 @@ class GLMImage(Family):
             micro_batch_size=micro_batch_size,
             on_step=step_hook,
         )
-        return self.dit.decode_latents(trajectory.final, micro_batch_size=micro_batch_size or AT_ONCE)
+        return self.dit.decode_latents(trajectory.final, micro_batch_size=vae_batch_size or micro_batch_size or AT_ONCE)
 
     def draw(
         self,
@@ -253,6 +253,7 @@ class GLMImage(Family):
         sources: Tensor | None = None,
         prompt_ids: Sequence[int] | None = None,
         micro_batch_size: int | None = None,
+        vae_batch_size: int | None = None,
         on_step: Callable[[], None] | None = None,
     ) -> Tensor:
         """`generate` with `samples` plans per prompt, and `renders` of each."""
@@ -271,6 +272,7 @@ class GLMImage(Family):
             guidance_scale=sampling.guidance_scale,
             prompt_ids=prompt_ids,
             micro_batch_size=micro_batch_size,
+            vae_batch_size=vae_batch_size,
             on_step=on_step,
         )
 

@@ -191,13 +191,15 @@ class SDXL(Family):
         negative_prompt: str | None = None,
         prompt_ids: Sequence[int] | None = None,
         micro_batch_size: int | None = None,
+        vae_batch_size: int | None = None,
         on_step: Callable[[int], None] | None = None,
     ) -> Tensor:
         """M images per prompt ``[P * M, 3, height, width]`` fp32 in [0, 1], prompt-major.
 
         Image (p, m) depends on its prompt and on (seed, prompt_ids[p], m) alone, not on its neighbours; `prompt_ids`
         are 0..P-1 unless given. The defaults are the stock pipeline's, and so is the micro-conditioning: uncropped, at
-        the size drawn. `negative_prompt` as in `UNetComponent.negative_text`; the rest as in `UNetComponent.sample`.
+        the size drawn. `negative_prompt` as in `UNetComponent.negative_text`; `vae_batch_size` pictures are
+        decoded at once (None: `micro_batch_size`, or `DECODED_AT_ONCE`); the rest as in `UNetComponent.sample`.
 
         Raises ValueError for sizes that are not multiples of 8 px and counts that do not fit.
         """
@@ -220,7 +222,9 @@ class SDXL(Family):
                 micro_batch_size=micro_batch_size,
                 on_step=on_step,
             )
-        return component.decode_latents(latents, micro_batch_size=micro_batch_size or DECODED_AT_ONCE["sdxl"])
+        return component.decode_latents(
+            latents, micro_batch_size=vae_batch_size or micro_batch_size or DECODED_AT_ONCE["sdxl"]
+        )
 
     def draw(
         self,
@@ -234,6 +238,7 @@ class SDXL(Family):
         sources: Tensor | None = None,
         prompt_ids: Sequence[int] | None = None,
         micro_batch_size: int | None = None,
+        vae_batch_size: int | None = None,
         on_step: Callable[[], None] | None = None,
     ) -> Tensor:
         """`generate` with `samples` renders per prompt. ValueError for `sources`, which SDXL cannot edit."""
@@ -249,6 +254,7 @@ class SDXL(Family):
             guidance_scale=sampling.guidance_scale,
             prompt_ids=prompt_ids,
             micro_batch_size=micro_batch_size,
+            vae_batch_size=vae_batch_size,
             on_step=None if on_step is None else lambda _: on_step(),
         )
 

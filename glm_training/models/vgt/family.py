@@ -159,12 +159,13 @@ class VGT(Family):
         sources: Tensor | None = None,
         prompt_ids: Sequence[int] | None = None,
         micro_batch_size: int | None = None,
+        vae_batch_size: int | None = None,
         on_step: Callable[[], None] | None = None,
     ) -> Tensor:
         """Images of the prompts; of `sources` [P, 3, height, width], without a generator, their reconstructions.
 
         Image (p, m) depends on its prompt and on (seed, prompt_ids[p], m) alone. At most `micro_batch_size` are drawn
-        at once; without it the latents of all, which go through the autoencoder `DECODED_AT_ONCE` together. Raises
+        at once, without it the latents of all; `vae_batch_size` go through the autoencoder together. Raises
         ValueError for sizes that are no multiples of the autoencoder's stride, or that the generator has no places for,
         and for sources beside a generator or neither of the two.
         """
@@ -179,7 +180,7 @@ class VGT(Family):
         ids = list(range(len(prompts))) if prompt_ids is None else list(prompt_ids)
         names = [(p, m) for p in ids for m in range(samples)]
         rows = [row // samples for row in range(len(names))]
-        decoded = micro_batch_size or DECODED_AT_ONCE["vgt"]
+        decoded = vae_batch_size or micro_batch_size or DECODED_AT_ONCE["vgt"]
         size = (micro_batch_size or len(names)) if sources is None else decoded
         drawn = []
         with ExitStack() as whole:

@@ -73,6 +73,8 @@ MUTATIONS = [
             "accepted = [*config.resume.accept]",
             "a run cannot be made longer",
         ),
+        ("if was != will:", "if False:", "other weights go on from what was learnt of the first"),
+        ("adapters of rank {lora.rank}", "adapters", "adapters of another rank go on"),
         ("if saved != wanted:", "if False:", "another optimizer goes on with the moments of the first"),
         ('"data": digests}', '"data": {}}', "checkpoints forget the data"),
     ),

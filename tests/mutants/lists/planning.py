@@ -19,21 +19,21 @@ MUTATIONS = [
         ("2 * (count + 4.0 * math.ceil(count / EIGHT_BIT_BLOCK))", "count", "one moment of 8 bits"),
         ("math.prod(shape[:-2]) * shape[-1]", "shape[-1]", "a kernel's columns are counted once"),
         ("(4.0 if matrix else 8.0)", "4.0", "Muon keeps one moment of everything"),
-        ('"adamw": 4.0,', '"adamw": 0.0,', "AdamW's step needs nothing"),
+        ("return 4.0 * count", "return 0.0", "AdamW's step needs nothing"),
         ("run.keeps_pictures and not draws)", "run.keeps_pictures)", "the VAE sleeps while pictures are decoded"),
     ),
     *of(
         "planning/memory.py",
         "planning/test_memory.py",
         ("len(half.copies) * here", "len(half.copies)", "copies are not in shards"),
-        ("trained_count * self._here(part) for part", "trained_count for part", "whole gradients"),
+        ("trained_count * self.here(part) for part", "trained_count for part", "whole gradients"),
         ("1 + (run.noisy + 1 if run.noisy else 0)", "1 + run.noisy", "one end of the noisy steps is forgotten"),
         ("tokens = self.run.written * (8 + 4", "tokens = self.run.written * (8", "log-probs are not kept"),
     ),
     *of(
         "planning/remedies.py",
         "planning/test_memory.py",
-        ("if peak <= capacity:\n            break", "if False:\n            break", "changes that are not needed"),
+        ("if peak <= card:\n            break", "if False:\n            break", "changes that are not needed"),
         ("config, run, peak = tried, planned, after", "peak = after", "a change forgets those before it"),
     ),
     *of(
@@ -71,5 +71,39 @@ MUTATIONS = [
         "planning/test_unusual_keys.py",
         ("min(prompts, max(1, IMAGES_AT_ONCE // samples))", "prompts", "an evaluation draws all at once"),
         ("config.draws_in_steps() else None", "config.uses_reward() else None", "distillation draws one sample"),
+    ),
+    *of(
+        "planning/remedies.py",
+        "planning/test_arithmetic.py",
+        (
+            "chosen_run(tried, run.gpus, memory_of, card)",
+            "read_run(tried, gpus=run.gpus, strategy=run.strategy)",
+            "auto stays",
+        ),
+    ),
+    *of(
+        "planning/run.py",
+        "planning/test_arithmetic.py",
+        ("rank=config.dmdr.guidance_rank", "rank=1", "the guidance network's adapter has another rank"),
+    ),
+    *of(
+        "planning/disk.py",
+        "planning/test_arithmetic.py",
+        ("adapted |= part.saved", "adapted = True", "a student trained whole leaves no pipeline"),
+    ),
+    *of(
+        "planning/page.py",
+        "planning/test_arithmetic.py",
+        ("spread if part.trained else", "spread if True else", "what lies whole on each GPU is divided"),
+        ("for name in peak.moments]", "for name in memory.halves]", "moments of a half that has not its turn are told"),
+    ),
+    *of(
+        "planning/memory.py",
+        "planning/test_arithmetic.py",
+        (
+            "self.run.vae_micro or self.run.micro or DECODED",
+            "self.run.micro or DECODED",
+            "evaluations decode as they draw",
+        ),
     ),
 ]

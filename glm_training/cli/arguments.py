@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,6 +15,7 @@ from glm_training.utils.writable import is_too_long
 
 _UNKNOWN = "unrecognized arguments: "
 """How argparse begins."""
+_WRONG_COMMAND = re.compile(r"argument COMMAND: invalid choice: '([^']*)'")
 
 
 class Parser(argparse.ArgumentParser):
@@ -24,7 +26,24 @@ class Parser(argparse.ArgumentParser):
         unknown = message.removeprefix(_UNKNOWN).split() if message.startswith(_UNKNOWN) else []
         options = [get_close_matches(word.partition("=")[0], self._option_string_actions, 1) for word in unknown]
         near = "".join(f". Did you mean {option[0]}?" for option in options[:1] if option)
+        if unknown and any(action.dest == "overrides" for action in self._actions):
+            near = near or _as_key(unknown[0])
+        wrong = _WRONG_COMMAND.match(message)
+        if wrong is not None:
+            close = get_close_matches(wrong[1], re.findall(r"'(\w+)'", message[wrong.end() :]), 1)
+            near = f". Did you mean {close[0]}?" if close else ""
         self.exit(2, f"{self.prog}: error: {redact(message)}{near}\n{self.prog} --help lists what there is\n")
+
+
+def _as_key(option: str) -> str:
+    """What to write for a key of the configuration that was written as an option."""
+    from glm_training.config import iter_keys
+
+    name = option.partition("=")[0].lstrip("-").replace("-", "_")
+    keys = list(iter_keys())
+    leaves = [key for key in keys if key == name or key.endswith(f".{name}")]
+    example = " or ".join(f"{leaf}=VALUE" for leaf in leaves[:3]) or "training.max_steps=100"
+    return f". A key of the configuration has no dashes before it: {example}"
 
 
 def whole_number(low: int, high: int) -> Callable[[str], int]:

@@ -17,6 +17,7 @@ from glm_training.utils.words import counted
 if TYPE_CHECKING:
     from glm_training.data import ImageDataset, PromptReader, TrainingData
     from glm_training.data.captioned.dataset import CaptionedImages
+    from glm_training.data.captioned.samples import Fault
     from glm_training.data.captioned.survey import Seen, Survey
 
 WIDTH = 80
@@ -257,18 +258,26 @@ def _pairs(copies: Sequence[Sequence[Seen]], several: bool) -> Iterator[str]:
 def _tell_faults(config: Config, found: Survey) -> int:
     """Says what cannot be used; the exit code."""
     if found.unsuitable:
-        shown = [f"{fault.problem()}" for fault in found.unsuitable[:SHOWN]]
-        _say("left out", f"{counted(len(found.unsuitable), 'picture')}, too small or too long:", *shown)
+        _say(
+            "left out",
+            f"{counted(len(found.unsuitable), 'picture')}, too small or too long:",
+            *_first(found.unsuitable),
+        )
     if not found.broken:
         _say("faults", "none" if found.seen else "no picture is left to train on: a run does not start")
         return 0 if found.seen else EXIT_CONFIG
     stops = len(found.broken) > config.data.max_bad_fraction * found.total
     what = "a run stops at these" if stops else "left out, as data.max_bad_fraction allows"
-    shown = [str(fault.problem()) for fault in found.broken[: 2 * SHOWN]]
-    _say("faults", f"{len(found.broken)} of {found.total}: {what}", *shown)
-    if len(found.broken) > len(shown):
-        _say("", f"and {len(found.broken) - len(shown)} more")
+    _say("faults", f"{len(found.broken)} of {found.total}: {what}", *_first(found.broken))
     return EXIT_CONFIG if stops or not found.seen else 0
+
+
+def _first(faults: Sequence[Fault]) -> list[str]:
+    """As many as an error of a run shows."""
+    from glm_training.data.problems import SHOWN_PROBLEMS
+
+    more = [f"and {len(faults) - SHOWN_PROBLEMS} more"] if len(faults) > SHOWN_PROBLEMS else []
+    return [str(fault.problem()) for fault in faults[:SHOWN_PROBLEMS]] + more
 
 
 def _tell_sheet(config: Config, images: Sequence[object], labels: Sequence[str]) -> None:

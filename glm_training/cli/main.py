@@ -87,6 +87,9 @@ def main() -> None:
     add_report_arguments(commands.add_parser("report", help=short, description=REPORT_DESCRIPTION))
     doctor = commands.add_parser("doctor", help="look at what this machine lacks", description=DOCTOR_DESCRIPTION)
     add_doctor_arguments(doctor)
+    if len(sys.argv) == 1:
+        parser.print_help(sys.stderr)
+        sys.exit(training.EXIT_CONFIG)
     arguments, rest = parser.parse_known_args()
     stray = [word for word in rest if word.startswith("-") or arguments.command not in (*of_files, "doctor")]
     if stray:

@@ -67,7 +67,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         metavar="FILE | key.path=value",
         help="the YAML file, as after --config; any key of it with the value to take instead, as in "
-        "training.max_steps=100 reward.grpo.num_samples=8",
+        "training.max_steps=100 seed=7",
     )
 
 

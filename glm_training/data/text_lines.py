@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from glm_training.data.problems import Problem
+from glm_training.utils.writable import nearest_place
 
 _BOM = b"\xef\xbb\xbf"
 _OTHER_BOMS = {
@@ -87,7 +88,10 @@ def read_text(path: Path) -> TextFile:
     try:
         problem, data = _read_bytes(path)
     except FileNotFoundError:
-        problem = Problem(path, "there is no such file", f"Correct the path; the current directory is {Path.cwd()}")
+        near = nearest_place(path)
+        there = "" if near is None else f", and {near} is there"
+        remedy = f"Correct the path; the current directory is {Path.cwd()}{there}"
+        problem = Problem(path, "there is no such file", remedy)
     except (OSError, ValueError) as error:  # ValueError: NUL in the path
         reason = getattr(error, "strerror", None) or str(error)
         problem = Problem(path, f"cannot be read: {reason}", "Correct the path or the file's permissions")

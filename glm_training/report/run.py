@@ -22,6 +22,7 @@ from glm_training.utils.metrics_file import EVALUATIONS, METRICS, RESERVED, SESS
 from glm_training.utils.prompt_lines import PROMPTS, read_prompts
 from glm_training.utils.step_folders import step_folders
 from glm_training.utils.step_lines import records_of
+from glm_training.utils.writable import nearest_place
 
 CONFIG, LOG, PAGE = "config.yaml", "train.log", "report.html"
 LOG_BYTES = 4 << 20
@@ -151,8 +152,11 @@ def read_run(folder: str | Path) -> Run:
     if not any((path / name).is_file() for name in (METRICS, EVALUATIONS, CONFIG)):
         inside = next((up for up in path.absolute().parents if (up / METRICS).is_file()), None)
         hint = f"the run is {inside}" if inside is not None else f"a run's folder has {METRICS} and {CONFIG}"
-        there = "holds no run" if path.is_dir() else "is no folder"
-        raise ReportError(f"{folder} {there}: {hint}")
+        there, near = ("holds no run", None) if path.is_dir() else ("is no folder", nearest_place(path, "runs"))
+        raise ReportError(
+            f"{folder} {there}: {hint}"
+            + (f"; did you mean {near}?" if near is not None and (near / METRICS).is_file() else "")
+        )
     run = Run(path, path.resolve().name or "run", RunRecord.read(path), in_use(path))
     run.figures = _figures(_records(run, METRICS))
     run.evaluations = [one for record in _records(run, EVALUATIONS) if (one := _evaluated(record)) is not None]

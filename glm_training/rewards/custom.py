@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -9,6 +11,7 @@ import inspect
 import math
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -64,13 +67,19 @@ def load_class(spec: str) -> type:
         raise RewardConfigError(f'reward {spec!r} must be "module:Class" or "path/to/file.py:Class"')
     module = _load_file(place, spec) if place.endswith(".py") else _load_module(place, spec)
     found = vars(module).get(class_name)
-    if not isinstance(found, type):
-        classes = sorted(name for name, value in vars(module).items() if isinstance(value, type))
-        where = getattr(module, "__file__", None) or f"module {place}"  # one that is built in has no file
+    if isinstance(found, type):
+        return found
+    if inspect.isfunction(found):
         raise RewardConfigError(
-            f"reward {spec!r}: {where} has no class {class_name!r}; its classes: {', '.join(classes) or 'none'}"
+            f"reward {spec!r}: {class_name}{defined_at(found)} is a function; make it the method compute_reward(self, "
+            "generated_image, target_image, prompt) of a class, a subclass of glm_training.rewards.RewardCalculator"
         )
-    return found
+    kinds = {name: value for name, value in vars(module).items() if isinstance(value, type)}
+    classes = sorted(name for name, value in kinds.items() if value.__module__ == module.__name__) or sorted(kinds)
+    where = getattr(module, "__file__", None) or f"module {place}"  # one that is built in has no file
+    raise RewardConfigError(
+        f"reward {spec!r}: {where} has no class {class_name!r}; its classes: {', '.join(classes) or 'none'}"
+    )
 
 
 def source_file(spec: str) -> Path | None:
@@ -196,13 +205,45 @@ def _number(value: object, what: str) -> float:
     return number
 
 
+HOOKS = {"compute_reward": ("generated_image", "target_image", "prompt"), "compute_rewards": ("batch",)}
+"""The two functions that a reward may override, and what they are called with."""
+
+
+def check_overrides(kind: type, base: type, spec: str) -> None:
+    """Raises RewardConfigError for a class that overrides none of `HOOKS`: `base` would score in its place."""
+    if any(getattr(kind, name) is not getattr(base, name) for name in HOOKS):
+        return
+    own = sorted({name for one in kind.__mro__ if one not in base.__mro__ for name in vars(one)} - set(dir(base)))
+    nearest = next((near for name in HOOKS for near in difflib.get_close_matches(name, own, n=1)), None)
+    hint = f", though {nearest!r}: rename that" if nearest else ""
+    raise RewardConfigError(
+        f"reward {spec!r}: {kind.__name__}{class_at(kind)} has neither compute_reward(self, generated_image, "
+        f"target_image, prompt) nor compute_rewards(self, batch){hint}"
+    )
+
+
+def class_at(kind: type) -> str:
+    """` (file:line)` where a class begins; empty where that is not known."""
+    try:
+        return f" ({inspect.getsourcefile(kind)}:{inspect.getsourcelines(kind)[1]})"
+    except (OSError, TypeError):
+        return ""
+
+
+def _gives_nothing(hook: Callable[..., object]) -> bool:
+    """Whether its text has no `return` with a value and raises nothing; false where the text is not to be had."""
+    try:
+        nodes = list(ast.walk(ast.parse(textwrap.dedent(inspect.getsource(hook)))))
+    except (OSError, TypeError, SyntaxError):
+        return False
+    ends = any(isinstance(node, ast.Raise) or (isinstance(node, ast.Return) and node.value) for node in nodes)
+    return isinstance(nodes[1], ast.FunctionDef) and not ends
+
+
 def check_hooks(calculator: object, spec: str) -> None:
-    """Raises RewardConfigError unless the two functions that a reward may override take what they are called with and
-    are no coroutines."""
-    for name, given in (
-        ("compute_reward", ("generated_image", "target_image", "prompt")),
-        ("compute_rewards", ("batch",)),
-    ):
+    """Raises RewardConfigError unless the two functions that a reward may override take what they are called with,
+    return something and are no coroutines."""
+    for name, given in HOOKS.items():
         with users_code(f"reward {spec!r}: {type(calculator).__name__}.{name}", RewardConfigError):
             hook = getattr(calculator, name)
         where = f"reward {spec!r}: {type(calculator).__name__}.{name}{defined_at(hook)}"
@@ -210,6 +251,8 @@ def check_hooks(calculator: object, spec: str) -> None:
             raise RewardConfigError(f"{where} is no function but {shown(repr(hook), 80)}")
         if inspect.iscoroutinefunction(hook):
             raise RewardConfigError(f"{where} is `async`, and is called as a plain function")
+        if _gives_nothing(hook):
+            raise RewardConfigError(f"{where} returns nothing: it has no `return` with a value")
         try:
             inspect.signature(hook).bind(*given)
         except TypeError as error:

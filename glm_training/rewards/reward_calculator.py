@@ -20,8 +20,11 @@ from glm_training.rewards.custom import (
     FIGURES,
     SAMPLES,
     check_hooks,
+    check_overrides,
+    class_at,
     is_class_spec,
     load_class,
+    score_batch,
     score_samples,
     stop_at,
 )
@@ -39,12 +42,13 @@ from glm_training.rewards.types import (
     RewardBackendError,
     RewardBatch,
     RewardConfigError,
-    RewardError,
     RewardResult,
     check_weights,
     exactly_right,
     from_pil,
     load_all,
+    spread,
+    unusable_images,
     weighted_total,
 )
 from glm_training.utils.hub_files import Wanted
@@ -74,10 +78,10 @@ class RewardCalculator:
 
     weights: metric -> relative weight (>= 0). A metric is one of ``METRICS``, "remote/<name>" for a server of
     ``options.remote``, or "module:Class" or "path/to/file.py:Class" naming a RewardCalculator subclass whose
-    ``compute_reward`` gives that component; it is called by the ``name`` of the class, or as the class is called.
-    ``names`` says how each metric is called, and ``weights`` is by these names. Weight 0 scores and logs a metric
-    without counting it. A sample's total is
-    ``sum_i w_i r_i / sum_i w_i`` over the metrics i that apply to it.
+    ``compute_reward`` or ``compute_rewards`` gives that component; it is called by the ``name`` of the class, or as the
+    class is called. ``names`` says how each metric is called, and ``weights`` is by these names. Weight 0 scores and
+    logs a metric without counting it. A sample's total is ``sum_i w_i r_i / sum_i w_i`` over the metrics i that apply
+    to it.
 
     To write a reward of your own, subclass and override ``compute_reward``; a trainer that is given the subclass calls
     it for every sample and reports the one component "custom". A subclass needs no ``__init__``, and one that has its
@@ -130,12 +134,12 @@ class RewardCalculator:
         Raises RewardSampleError when a sample cannot be scored (with ``on_error="skip"`` it gets a NaN total instead),
         RewardBackendError when a metric's backend is missing, RewardError when no metric applies to some sample.
         """
-        unusable = _unusable_images(batch)
+        unusable = unusable_images(batch)
         if not self._has_own_hook:
             return self._score_metrics(batch, unusable)
         rows = [row for row in range(len(batch)) if row not in unusable]
         scores = score_samples(self.compute_reward, batch.select(rows), type(self).__name__)
-        values, failures = _spread(scores, rows, len(batch))
+        values, failures = spread(scores, rows, len(batch))
         failures |= unusable
         stop_at(failures, batch, self.options.on_error)
         values[sorted(failures)] = math.nan
@@ -230,7 +234,7 @@ class RewardCalculator:
             ]
             with users_code(f"the metric {name}"):
                 scores = metric.score(batch.select(rows)) if rows else MetricScores(torch.zeros(0))
-            components[name], failed = _spread(scores, rows, len(batch))
+            components[name], failed = spread(scores, rows, len(batch))
             for part, values in scores.parts.items():
                 components[f"{name}/{part}"] = torch.full((len(batch),), math.nan)
                 components[f"{name}/{part}"][rows] = values
@@ -267,15 +271,15 @@ class _CustomMetric:
 
     def __init__(self, spec: str) -> None:
         kind = _calculator_class(spec)
-        if kind.compute_reward is RewardCalculator.compute_reward:
-            raise RewardConfigError(f"reward {spec!r} must override compute_reward to be used as a metric")
         try:
             inspect.signature(kind).bind()
         except TypeError as error:
             raise RewardConfigError(f"reward {spec!r} must be constructible without arguments: {error}") from error
         with users_code(f"reward {spec!r}: {kind.__name__}.__init__", RewardConfigError):
             self._calculator: RewardCalculator = kind()
+            self._calculator.options = RewardOptions(on_error="skip")  # what fails is judged with the other metrics
         check_hooks(self._calculator, spec)
+        self._whole_batch = kind.compute_rewards is not RewardCalculator.compute_rewards
         with users_code(f"reward {spec!r}: {kind.__name__}.name", RewardConfigError):
             own = getattr(self._calculator, "name", None)
         self.name = own if isinstance(own, str) and own else kind.__name__
@@ -299,7 +303,11 @@ class _CustomMetric:
         return True
 
     def score(self, batch: RewardBatch) -> MetricScores:
-        """The hook, sample by sample."""
+        """What the class overrides: the batch at once, or sample by sample."""
+        if self._whole_batch:
+            result = score_batch(self._calculator, batch)
+            parts = {name: values for name, values in result.components.items() if name != CUSTOM}
+            return MetricScores(result.total, result.failures, parts)
         return score_samples(self._calculator.compute_reward, batch, type(self._calculator).__name__)
 
 
@@ -340,7 +348,11 @@ def build_calculator(
 def _calculator_class(spec: str) -> type[RewardCalculator]:
     found = load_class(spec)
     if not issubclass(found, RewardCalculator):
-        raise RewardConfigError(f"reward {spec!r}: {found.__name__} must be a subclass of RewardCalculator")
+        raise RewardConfigError(
+            f"reward {spec!r}: {found.__name__} must be a subclass of RewardCalculator{class_at(found)}, which is "
+            "imported from glm_training.rewards"
+        )
+    check_overrides(found, RewardCalculator, spec)
     return found
 
 
@@ -370,31 +382,3 @@ def _build_metric(name: str, options: RewardOptions, device: torch.device) -> Me
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
     allowed = f"{', '.join((*METRICS, *remote))}, module:Class and path/to/file.py:Class"
     raise RewardConfigError(f"unknown reward metric {name!r}: allowed are {allowed}{hint}")
-
-
-def _unusable_images(batch: RewardBatch) -> dict[int, str]:
-    """Samples whose images hold NaN or infinity. Raises RewardError when values lie outside [0, 1]."""
-    unusable: dict[int, str] = {}
-    for name, images in (("generated", batch.images), ("target", batch.targets), ("source", batch.sources)):
-        if images is None or not len(images):
-            continue
-        finite = images.isfinite().flatten(1).all(dim=1)
-        unusable |= {row: f"its {name} image has non-finite pixels" for row in (~finite).nonzero().flatten().tolist()}
-        low, high = (edge.item() for edge in images[finite].aminmax()) if finite.any() else (0.0, 1.0)
-        if low < -1e-3 or high > 1 + 1e-3:
-            raise RewardError(f"{name} images must lie in [0, 1], found [{low:.3g}, {high:.3g}]")
-    return unusable
-
-
-def _spread(scores: MetricScores, rows: Sequence[int], count: int) -> tuple[torch.Tensor, dict[int, str]]:
-    """Scores of ``rows`` -> [count] fp32 with NaN elsewhere, and failures by position; a non-finite score is one."""
-    values = torch.full((count,), math.nan)
-    failures = {rows[position]: reason for position, reason in scores.failures.items()}
-    for position, value in enumerate(scores.values.tolist()):
-        if rows[position] in failures:
-            continue
-        if math.isfinite(value):
-            values[rows[position]] = value
-        else:
-            failures[rows[position]] = f"the score is {value}"
-    return values, failures

@@ -143,7 +143,7 @@ class RewardResult:
     names: metric as the configuration writes it -> its name among the components, where the two differ."""
 
     total: torch.Tensor
-    components: dict[str, torch.Tensor]
+    components: dict[str, torch.Tensor] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
 
@@ -168,6 +168,34 @@ class RewardResult:
         no sample of the batch is left out. These are the raw rewards to log."""
         columns = {"total": self.total, **self.components}
         return {name: values.nanmean().item() for name, values in columns.items() if not values.isnan().all()}
+
+
+def unusable_images(batch: RewardBatch) -> dict[int, str]:
+    """Samples whose images hold NaN or infinity. Raises RewardError when values lie outside [0, 1]."""
+    unusable: dict[int, str] = {}
+    for name, images in (("generated", batch.images), ("target", batch.targets), ("source", batch.sources)):
+        if images is None or not len(images):
+            continue
+        finite = images.isfinite().flatten(1).all(dim=1)
+        unusable |= {row: f"its {name} image has non-finite pixels" for row in (~finite).nonzero().flatten().tolist()}
+        low, high = (edge.item() for edge in images[finite].aminmax()) if finite.any() else (0.0, 1.0)
+        if low < -1e-3 or high > 1 + 1e-3:
+            raise RewardError(f"{name} images must lie in [0, 1], found [{low:.3g}, {high:.3g}]")
+    return unusable
+
+
+def spread(scores: MetricScores, rows: Sequence[int], count: int) -> tuple[torch.Tensor, dict[int, str]]:
+    """Scores of ``rows`` -> [count] fp32 with NaN elsewhere, and failures by position; a non-finite score is one."""
+    values = torch.full((count,), math.nan)
+    failures = {rows[position]: reason for position, reason in scores.failures.items()}
+    for position, value in enumerate(scores.values.tolist()):
+        if rows[position] in failures:
+            continue
+        if math.isfinite(value):
+            values[rows[position]] = value
+        else:
+            failures[rows[position]] = f"the score is {value}"
+    return values, failures
 
 
 def check_weights(weights: Mapping[str, float], known: Collection[str]) -> None:

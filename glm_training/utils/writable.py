@@ -7,6 +7,7 @@ import os
 import shutil
 import uuid
 from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
 
 
@@ -17,6 +18,19 @@ def expanded(path: str | Path) -> Path:
     with suppress(RuntimeError):
         path = path.expanduser()
     return path
+
+
+def nearest_place(path: str | Path, *elsewhere: str | Path) -> Path | None:
+    """What is called alike and has the same suffix where `path` would lie, or in the folders `elsewhere`."""
+    path = expanded(path)
+    found: dict[str, Path] = {}
+    for folder in (path.parent, *map(Path, elsewhere)):
+        with suppress(OSError, ValueError):
+            for entry in sorted(folder.iterdir()):
+                if entry.suffix == path.suffix:
+                    found.setdefault(entry.name, entry)
+    close = get_close_matches(path.name, found, n=1)
+    return found[close[0]] if close else None
 
 
 def is_too_long(path: str) -> bool:

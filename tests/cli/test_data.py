@@ -80,6 +80,12 @@ def test_what_a_run_would_stop_at(
     assert "p03.txt: its caption is empty" in told and "p04.png: is not an image" in told
     assert run(monkeypatch, "data", "run.yaml", "data.max_bad_fraction=0.2") == 0
     assert "left out, as data.max_bad_fraction allows" in " ".join(capsys.readouterr().out.split())
+    for number in range(12):
+        (own / f"bad{number}.png").write_bytes(b"no picture")
+        (own / f"bad{number}.txt").write_text("bad")
+    assert run(monkeypatch, "data", "run.yaml") == 2
+    told = " ".join(capsys.readouterr().out.split())
+    assert told.count("is not an image") == 13 and " more" not in told, "as many as the run itself would name"
     assert run(monkeypatch, "data", "run.yaml", "data.images=nowhere") == 2
     assert "nowhere: there is no such file or folder" in capsys.readouterr().err
 

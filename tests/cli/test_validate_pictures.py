@@ -35,6 +35,24 @@ def test_pictures_are_counted_and_faults_named(tmp_path: Path, capsys: pytest.Ca
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["cache"]
 
 
+def test_faults_of_all_kinds_are_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those that the names of the files show, and those that only reading shows."""
+    config = pictures_config(tmp_path, ["a dot", "two dots", "a bird", "a cat", "a dog"])
+    captions = sorted(next(tmp_path.rglob("*.txt")).parent.glob("*.txt"))
+    captions[0].unlink()
+    captions[1].write_text("")
+    captions[2].with_suffix(".png").write_bytes(b"no picture")
+    assert validate([str(config)], [], None) == 2
+    error = capsys.readouterr().err
+    assert "3 of 5 samples cannot be used:" in error
+    assert "has no caption" in error and "its caption is empty" in error and "is not an image" in error
+    for caption in captions[3:]:
+        caption.write_bytes(b"\xff")
+    assert validate([str(config)], [], None) == 2
+    error = capsys.readouterr().err
+    assert "5 samples, and all cannot be used" in error and "has no caption" in error and error.count("UTF-8") == 4
+
+
 @pytest.mark.parametrize(
     ("keys", "told"),
     [(["data.crop=random"], True), (["data.crop=random", "cache.enabled=false"], False), ([], False)],

@@ -41,6 +41,23 @@ def test_a_file_that_is_not_there_is_named_with_the_problems_of_the_other(tmp_pa
         load_config([paths[0], tmp_path / "absent.yaml"])
 
 
+def test_a_misspelt_file_is_told_with_the_nearest(tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    paths = written(tmp_path, BASE, "")
+    (tmp_path / "configs" / "mine.yaml").write_text(BASE)
+    monkeypatch.chdir(tmp_path)
+    misspelt = f"{paths[0].stem}s.yaml"
+    for given, meant in (
+        ("mine.yaml", "configs/mine.yaml"),
+        ("configs/mien.yaml", "configs/mine.yaml"),
+        (misspelt, paths[0].name),
+    ):
+        with pytest.raises(ConfigError, match=rf"{given}: there is no such file.* Did you mean `{meant}`\?"):
+            load_config(given)
+    with pytest.raises(ConfigError, match=r"current directory is `[^`]*`\.$"):
+        load_config("xyzzy.yaml")
+
+
 def test_a_section_without_keys_says_nothing(tmp_path):
     config = load_config(written(tmp_path, BASE, "reward:\n  # metrics: {lpips: 1}\n  grpo:\ntraining:\n"))
     assert config.reward.metric_weights() == {"structure": 1.0, "lpips": 2.0}

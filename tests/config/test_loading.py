@@ -323,6 +323,15 @@ def test_mode_and_component_win(tmp_path: Path) -> None:
     assert (config.training.mode, config.model.component) == ("i2i", "dit")
 
 
+@pytest.mark.parametrize(
+    ("component", "said"), [("ar", "train_ar.py, which trains the AR half"), ("both", "--train_both: model.component")]
+)
+def test_a_part_that_is_not_there_names_what_asked_for_it(tmp_path: Path, component: str, said: str) -> None:
+    path = write(tmp_path, "model: {family: sdxl}\ndata: {images: pics}\n")
+    with pytest.raises(ConfigError, match=said):
+        load_config(path, component=component)
+
+
 def test_paths_stay_relative_to_the_current_directory(tmp_path: Path) -> None:
     config = load(tmp_path, VALID + "data: {prompts_file: my/prompts.txt, target_images_dir: ~/targets}\n")
     assert config.data.prompts_file == Path("my/prompts.txt")

@@ -59,7 +59,14 @@ def test_overrides_may_stand_before_and_after_options(tmp_path, monkeypatch, cap
         ("evaluate --suite genevl --out o", "argument --suite: invalid choice: 'genevl' (choose from"),
         ("evaluate --suite geneval", "glm-train evaluate: error: the following arguments are required: --out"),
         ("data .", "`.` is a folder, no YAML file; one of pictures is named in it: `data: {images: .}`"),
-        ("tran", "glm-train: error: argument COMMAND: invalid choice: 'tran'"),
+        ("tran", "'evaluate', 'export', 'report', 'doctor'). Did you mean train?"),
+        ("xyz", "glm-train: error: argument COMMAND: invalid choice: 'xyz'"),
+        (
+            "train --config x.yaml --max-steps 5",
+            "unrecognized arguments: --max-steps. A key of the configuration has no",
+        ),
+        ("plan x.yaml --training.batch_size=5", " has no dashes before it: training.batch_size=VALUE"),
+        ("validate x.yaml --nonsense", " has no dashes before it: training.max_steps=100"),
     ],
 )
 def test_wrong_words_are_told_in_two_lines_with_what_to_do(words, told, monkeypatch, capsys):
@@ -67,6 +74,12 @@ def test_wrong_words_are_told_in_two_lines_with_what_to_do(words, told, monkeypa
     first, second = capsys.readouterr().err.splitlines()
     assert told in first and second.endswith(" --help lists what there is")
     assert ("Did you mean" in first) == ("Did you mean" in told)
+
+
+def test_without_a_command_the_commands_are_listed(monkeypatch, capsys):
+    assert run(monkeypatch) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("usage: glm-train") and all(f"    {name} " in told for name in ("train", "sample", "doctor"))
 
 
 def test_advice_on_kernels_of_the_processor_is_not_shown(monkeypatch, capsys):

@@ -50,6 +50,9 @@ def test_what_is_no_run_is_told_all_at_once_with_the_run_around_it(tmp_path):
     with pytest.raises(ReportError) as caught:
         read_runs([folder / "checkpoints", tmp_path / "nowhere"])
     assert f"the run is {folder}" in str(caught.value) and "nowhere is no folder" in str(caught.value)
+    assert "did you mean" not in str(caught.value)
+    with pytest.raises(ReportError, match=rf"as is no folder: .*; did you mean {folder}\?$"):
+        read_runs([tmp_path / "as"])
 
 
 def test_names_tell_runs_apart(tmp_path):

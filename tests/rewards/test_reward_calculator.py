@@ -372,9 +372,10 @@ def test_a_file_that_misses_a_package_says_which(tmp_path: Path) -> None:
         build_calculator(f"{path}:Reward", {})
 
 
-def test_a_metric_class_must_override_the_hook() -> None:
-    with pytest.raises(RewardConfigError, match="Plain' must override compute_reward"):
-        RewardCalculator({f"{HERE}:Plain": 1})
+def test_a_class_of_ones_own_must_override_a_hook() -> None:
+    for build in (lambda spec: RewardCalculator({spec: 1}), lambda spec: build_calculator(spec, {"structure": 1})):
+        with pytest.raises(RewardConfigError, match=r"Plain \(.*\.py:\d+\) has neither compute_reward"):
+            build(f"{HERE}:Plain")
 
 
 class Unreachable(RewardCalculator):

@@ -279,7 +279,7 @@ def test_a_class_that_adds_to_the_metrics_of_a_batch(tmp_path: Path) -> None:
 @pytest.mark.parametrize("build", [whole, metric])
 def test_an_exit_is_an_error_with_its_place(tmp_path: Path, build, body: str, said: str, on_error: str) -> None:
     """A program that ends in a reward ended as if it were done, and nothing was saved."""
-    spec = write(tmp_path, HEAD + CLASS + ONE + f"        {body}\n")
+    spec = write(tmp_path, HEAD + CLASS + ONE + f"        {body}\n        return 0.0\n")
     with pytest.raises(
         RewardError, match=rf"Own\.compute_reward raised {said} \({tmp_path}/own\.py:6, in compute_reward"
     ):

@@ -18,6 +18,12 @@ from glm_training.config.loading.overrides import apply_override, lay_over, set_
 from glm_training.config.loading.yaml_source import Source, Tree, read_source
 from glm_training.config.schema import Config
 
+_COMPONENTS = {"both": "--train_both"} | {
+    part: f"train_{part}.py, which trains the {half} half alone (train.py trains what the file says)"
+    for part, half in (("ar", "AR"), ("dit", "DiT"))
+}
+"""What of the command line says `model.component`."""
+
 
 def load_config(
     path: str | Path | Sequence[str | Path],
@@ -44,7 +50,7 @@ def load_config(
     if mode is not None:
         set_key(source, ("training", "mode"), mode, f"--mode {mode}")
     if component is not None:
-        set_key(source, ("model", "component"), component, f"--component {component}")
+        set_key(source, ("model", "component"), component, _COMPONENTS[component])
     if source.tree.get("output_dir") is None:
         source.tree["output_dir"] = "runs/" + "-".join(file.stem for file in paths)
     config = None if unreadable else _validate(source)

@@ -10,6 +10,7 @@ from typing import Any
 from glm_training.config.docs.describe import KeyPath
 from glm_training.config.errors import Problem
 from glm_training.config.loading.yaml_text import MAX_BYTES, read_yaml
+from glm_training.utils.writable import nearest_place
 
 Tree = dict[str, Any]
 
@@ -63,7 +64,9 @@ def read_source(path: Path) -> Source:
     try:
         text = _read_text(source, path)
     except FileNotFoundError:
-        source.add((), "there is no such file.", f"The current directory is `{Path.cwd()}`.")
+        near = nearest_place(path, "configs", "configs/recipes")
+        meant = "" if near is None else f" Did you mean `{near}`?"
+        source.add((), "there is no such file.", f"The current directory is `{Path.cwd()}`.{meant}")
         return source
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         source.add((), f"cannot be read: {getattr(error, 'strerror', None) or error}.")

@@ -118,7 +118,8 @@ class CaptionedImages:
         lengths = [len(one if rows is None else rows) for one, rows in zip(self.sets, self._usable, strict=True)]
         self.set_lengths = tuple(length * count for length, count in zip(lengths, counts, strict=True))
         self._ends = np.cumsum(self.set_lengths).tolist()
-        self.skipped.check()
+        if self.skipped.too_many():  # then what else is broken is told with it
+            try_first = max(try_first, TRIED_FIRST)
         found = try_some(self.sets, self._decoder, reader, try_first, num_workers)
         self._take_note(found)
         self.skipped.check()

@@ -62,13 +62,16 @@ class SkippedSamples:
                 if self._written is not None:
                     self._write(key, fault, "unsuitable" if unsuitable else "broken")
 
+    def too_many(self) -> bool:
+        """Whether more samples are broken than may be."""
+        return len(self._broken) > self._limit
+
     def check(self) -> None:
         """Raises DataError where more samples are broken than may be."""
         with self._lock:
-            count = len(self._broken)
-            faults = list(self._broken.values()) if count > self._limit else []
+            faults = list(self._broken.values()) if self.too_many() else []
         if faults:
-            raise DataError([fault.problem() for fault in faults], self._heading(count))
+            raise DataError([fault.problem() for fault in faults], self._heading(len(faults)))
 
     def begin(self, found: Sequence[Fault], unsuitable: Sequence[Fault] = ()) -> None:
         """The run has begun: what was `found` broken or `unsuitable` before is written, by the main process, unless an

@@ -77,6 +77,9 @@ def prompt_or_fault(decoder: SampleDecoder, one: ImageSet, row: int) -> str | Ba
 
 
 def _refuse(one: ImageSet, bad: Sequence[BadSample], what: str) -> NoReturn:
-    problems = [found.fault.problem() for found in bad[:ALIKE_SHOWN]]
-    heading = f"{one.name}: {counted(len(one), 'sample')}, and {what} cannot be used, the first of them:"
+    faults = [*one.faults, *(found.fault for found in bad)]
+    problems = [fault.problem() for fault in faults[:ALIKE_SHOWN]]
+    heading = (
+        f"{one.name}: {counted(len(one) + len(one.faults), 'sample')}, and {what} cannot be used, the first of them:"
+    )
     raise DataError(problems, heading)

@@ -152,8 +152,12 @@ def test_utf_16_is_recognised(files, encoding: str) -> None:
 def test_no_prompts_and_no_file(files) -> None:
     files.prompts.write_text("\n\n")
     assert "holds no prompt" in only(files)
-    files.prompts.unlink()
-    assert "there is no such file. Correct the path; the current directory is" in only(files)
+    files.prompts.rename(near := files.prompts.with_name(f"{files.prompts.stem}s.txt"))
+    assert only(files).endswith(
+        f"there is no such file. Correct the path; the current directory is {Path.cwd()}, and {near} is there."
+    )
+    near.unlink()
+    assert only(files).endswith(f"the current directory is {Path.cwd()}.")
 
 
 @pytest.mark.parametrize(("height", "width"), [(48, 64), (32, 100), (0, 64), (32, -32)])

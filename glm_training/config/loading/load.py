@@ -50,7 +50,7 @@ def load_config(
     if mode is not None:
         set_key(source, ("training", "mode"), mode, f"--mode {mode}")
     if component is not None:
-        set_key(source, ("model", "component"), component, _COMPONENTS[component])
+        set_key(source, ("model", "component"), component, _COMPONENTS.get(component, f"component {component}"))
     if source.tree.get("output_dir") is None:
         source.tree["output_dir"] = "runs/" + "-".join(file.stem for file in paths)
     config = None if unreadable else _validate(source)

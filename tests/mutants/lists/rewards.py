@@ -24,22 +24,22 @@ MUTATIONS = [
             "values.nan_to_num().mean().item() for name",
             "means count what does not apply",
         ),
-    ),
-    *of(
-        "rewards/reward_calculator.py",
-        CALCULATOR,
         ("values[rows[position]] = value", "values[position] = value", "scores of other samples"),
         ("if math.isfinite(value):", "if True:", "a score of NaN is a score"),
-        (
-            "            values[sorted(failures)] = math.nan\n        total",
-            "            pass\n        total",
-            "failed samples keep other metrics' scores",
-        ),
         ("if low < -1e-3 or high > 1 + 1e-3:", "if False:", "pictures in 0..255 are scored"),
         (
             "{rows[position]: reason for position, reason",
             "{position: reason for position, reason",
             "failures are told of other samples",
+        ),
+    ),
+    *of(
+        "rewards/reward_calculator.py",
+        CALCULATOR,
+        (
+            "            values[sorted(failures)] = math.nan\n        total",
+            "            pass\n        total",
+            "failed samples keep other metrics' scores",
         ),
     ),
     *of(

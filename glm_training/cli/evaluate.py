@@ -86,7 +86,7 @@ def _run(arguments: argparse.Namespace, world: World, stack: ExitStack) -> None:
             _generate(arguments, suite, place, world, console)
         else:
             make, settings = together(world, lambda: taking_samples(samples, suite))
-            generate(suite, make, settings, place, world, at_once=arguments.at_once)
+            generate(suite, make, settings, place, world, at_once=arguments.at_once, doing="copying")
     if "judge" in stages:
         judge(suite, place, world)
     if "score" in stages:

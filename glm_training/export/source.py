@@ -22,7 +22,7 @@ from glm_training.models.adapters import starting_adapters
 from glm_training.models.loading import ModelLoadError
 from glm_training.models.run_folders import INDEX, PIPELINE
 from glm_training.utils.prompt_lines import PROMPTS
-from glm_training.utils.writable import expanded
+from glm_training.utils.writable import expanded, nearest_place
 
 Kind = Literal["weights", "average", "shown"]
 """The weights under training; their slow average (training.ema); or what the run's own files hold, for an optimizer
@@ -82,6 +82,9 @@ class Source:
             place = inside
         try:
             folder, _, note = named_checkpoint(place, "CHECKPOINT")
+            if folder is None and not expanded(place).exists():
+                near = nearest_place(place)
+                raise ExportError(f"there is no {place}" + ("" if near is None else f"; did you mean {near}?"))
             if folder is None:
                 raise ExportError(
                     f"there is no checkpoint in {place}: name one, like runs/x/checkpoints/step-000100, or a run"

@@ -18,10 +18,10 @@ def doubts(run: Run, monitors: Sequence[Watched]) -> list[str]:
     lines = [*over_limits(monitors)]
     if monitors and not lines:
         most = worst(monitors)
-        lines.append(
-            f"Monitors: all {len(monitors)} are within their limits now, {most.name} is nearest "
-            f"({most.used:.0%} of its own){_before(monitors)}"
-        )
+        within = f"all {len(monitors)} are within their limits now, {most.name} is nearest ({most.used:.0%} of its own)"
+        if len(monitors) == 1:
+            within = f"{most.name} is within its limit now, at {most.used:.0%} of it"
+        lines.append(f"Monitors: {within}{_before(monitors)}")
     fell = [label(row.figure) for row in changes(run) if row.better == -1]
     if fell:
         lines.append(f"Worse than at the start: {listed(fell)}")

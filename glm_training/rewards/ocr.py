@@ -219,14 +219,11 @@ class TesseractReader:
     def __init__(self, options: TextAccuracyOptions) -> None:
         missing = []
         if find_spec("pytesseract") is None:
-            missing.append("the Python package: `pip install glm_training[pytesseract]`")
+            missing.append("the Python package: `pip install 'glm_training[pytesseract]'`")
         if shutil.which("tesseract") is None:
             missing.append("the tesseract program: `apt-get install tesseract-ocr`")
         if missing:
-            raise RewardBackendError(
-                f"text_accuracy: engine pytesseract lacks {' and '.join(missing)} "
-                "(the engine needs both `pip install glm_training[pytesseract]` and `apt-get install tesseract-ocr`)"
-            )
+            raise RewardBackendError(f"text_accuracy: engine pytesseract lacks {' and '.join(missing)}")
         import pytesseract
 
         self._tesseract: Any = pytesseract

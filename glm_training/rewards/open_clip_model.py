@@ -113,7 +113,7 @@ class OpenClipModel:
         except ModuleNotFoundError as error:
             raise RewardBackendError(
                 f"{self._checkpoint.metric}: the Python package {error.name} is missing; run "
-                "`pip install glm_training[hps]`"
+                "`pip install 'glm_training[hps]'`"
             ) from error
         if ":" not in self._architecture and open_clip.get_model_config(self._architecture) is None:
             raise RewardBackendError(

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from glm_training.cli.main import main
 
@@ -26,6 +27,32 @@ def evaluate(monkeypatch, capsys, *words: object) -> tuple[int, str, str]:
 
 def figures(out: Path) -> dict[str, float]:
     return {figure["name"]: figure["value"] for figure in json.loads((out / "results.json").read_text())["figures"]}
+
+
+def test_pictures_of_sample_are_copied_and_none_is_drawn(tmp_path, monkeypatch, capsys):
+    prompts, images = tmp_path / "prompts.jsonl", tmp_path / "moved here"
+    prompts.write_text(PROMPTS.read_text().splitlines()[0] + "\n")
+    images.mkdir()
+    drawn = Image.new("RGB", (32, 32), "navy")
+    drawn.save(images / "0-0.png")
+    record = {"file": "0-0.png", "prompt": json.loads(prompts.read_text())["prompt"], "group": "a"}
+    (images / "samples.jsonl").write_text(json.dumps(record) + "\n")
+    words = [
+        "--suite",
+        "text",
+        "--prompts",
+        prompts,
+        "--images",
+        images,
+        "--out",
+        tmp_path / "out",
+        "--stage",
+        "generate",
+    ]
+    code, told, err = evaluate(monkeypatch, capsys, *words)
+    assert code == 0 and err == "" and "copying 1 picture" in told and "drawing" not in told
+    with Image.open(tmp_path / "out" / "0.png") as copied:
+        assert copied.tobytes() == drawn.tobytes()
 
 
 def test_the_tiny_model_writes_signs_and_they_are_read(tmp_path, monkeypatch, capsys):

@@ -49,7 +49,11 @@ def test_a_run_means_its_best_or_its_newest(run, tmp_path):
     for name in (copy, copy / "checkpoints", copy / "checkpoints/best", copy / "checkpoints/step-000001/pipeline"):
         assert Source.read(name).folder == copy / "checkpoints/step-000001", name
     assert Source.read(copy / "checkpoints/latest").folder.name == "step-000002"
-    for name, why in ((tmp_path, "no checkpoint in"), (tmp_path / "nowhere", "no checkpoint in")):
+    for name, why in (
+        (tmp_path, "no checkpoint in"),
+        (tmp_path / "nowhere", "there is no .*nowhere$"),
+        (tmp_path / "ru", "no .*ru; did you mean .*/run\\?"),
+    ):
         with pytest.raises(ExportError, match=why):
             Source.read(name)
 

@@ -28,6 +28,7 @@ def test_a_run_says_what_speaks_against_its_gain(tmp_path):
     assert doubts(run, [monitor("edges", 0.4, "monitor edges: ..."), monitor("diversity", 0.1)])[0] == (
         "Monitors: all 2 are within their limits now, edges is nearest (40% of its own); over it before: edges"
     )
+    assert doubts(run, [monitor("edges", 0.4)])[0] == "Monitors: edges is within its limit now, at 40% of it"
 
 
 def test_of_several_runs_those_over_their_limits_are_named(tmp_path):

@@ -248,7 +248,7 @@ def test_all_that_is_missing_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -
 def test_without_open_clip_the_extra_is_named_and_the_files_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "open_clip", None)
     lines = failure(DifferentiableOptions({"clip_h": 1.0}, clip_h=ClipHOptions("/nowhere/clip.bin")))
-    assert "pip install glm_training[hps]" in lines[0]
+    assert "pip install 'glm_training[hps]'" in lines[0]
     assert "not found at /nowhere/clip.bin" in lines[1] and all(part in lines[1] for part in CLIP_H_REMEDY)
 
 

@@ -184,7 +184,7 @@ def test_missing_tesseract_is_loud(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     with pytest.raises(RewardBackendError) as caught:
         calculator.check()
-    assert "pip install glm_training[pytesseract]" in str(caught.value)
+    assert "pip install 'glm_training[pytesseract]'" in str(caught.value)
     assert "apt-get install tesseract-ocr" in str(caught.value)
 
 

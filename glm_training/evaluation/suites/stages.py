@@ -57,12 +57,20 @@ class Place:
 
 
 def generate(
-    suite: Suite, make: Maker, settings: Mapping[str, Any], place: Place, world: World, *, at_once: int
+    suite: Suite,
+    make: Maker,
+    settings: Mapping[str, Any],
+    place: Place,
+    world: World,
+    *,
+    at_once: int,
+    doing: str = "drawing",
 ) -> None:
     """Draws what is not there yet of `suite.pictures()`, in groups of `at_once` files: always the same groups, since
     the numbers of a batched model depend on how many are drawn together by a rounding.
 
-    settings: all that decides the pictures. Raises EvaluationError where other settings drew what is there.
+    settings: all that decides the pictures. doing: what `make` does, for the line that says so. Raises EvaluationError
+    where other settings drew what is there.
     """
     wanted = suite.pictures()
 
@@ -74,7 +82,7 @@ def generate(
 
     together(world, begin, main_only=True)
     groups = [wanted[start : start + at_once] for start in range(0, len(wanted), at_once)]
-    together(world, lambda: _draw(groups[world.rank :: world.world_size], make, place.out, world))
+    together(world, lambda: _draw(groups[world.rank :: world.world_size], make, place.out, world, doing))
 
 
 def _refuse_strangers(out: Path, wanted: Sequence[Picture]) -> None:
@@ -85,12 +93,12 @@ def _refuse_strangers(out: Path, wanted: Sequence[Picture]) -> None:
         )
 
 
-def _draw(groups: Sequence[Sequence[Picture]], make: Maker, out: Path, world: World) -> None:
+def _draw(groups: Sequence[Sequence[Picture]], make: Maker, out: Path, world: World, doing: str) -> None:
     left = [group for group in groups if not all(is_whole(out / picture.path) for picture in group)]
     if not left:
         return
     console = Console(world.is_main)
-    console.line(f"drawing {counted(sum(map(len, left)), 'picture')}")
+    console.line(f"{doing} {counted(sum(map(len, left)), 'picture')}")
     with console.progress(len(left), every=max(1, len(left) // _TOLD)) as progress:
         for number, group in enumerate(left, start=1):
             missing = [not is_whole(out / picture.path) for picture in group]

@@ -4,6 +4,7 @@ from tests.mutants.catalogue import of
 
 CALCULATOR = "rewards/test_reward_calculator.py"
 IMAGES = "rewards/test_image_metrics.py"
+OWN = "rewards/test_own_rewards.py"
 TEXT = "rewards/test_text_image_metrics.py"
 
 MUTATIONS = [
@@ -24,6 +25,19 @@ MUTATIONS = [
             "values.nan_to_num().mean().item() for name",
             "means count what does not apply",
         ),
+    ),
+    *of(
+        "rewards/reward_calculator.py",
+        CALCULATOR,
+        (
+            "            values[sorted(failures)] = math.nan\n        total",
+            "            pass\n        total",
+            "failed samples keep other metrics' scores",
+        ),
+    ),
+    *of(
+        "rewards/types.py",
+        CALCULATOR,
         ("values[rows[position]] = value", "values[position] = value", "scores of other samples"),
         ("if math.isfinite(value):", "if True:", "a score of NaN is a score"),
         ("if low < -1e-3 or high > 1 + 1e-3:", "if False:", "pictures in 0..255 are scored"),
@@ -35,11 +49,17 @@ MUTATIONS = [
     ),
     *of(
         "rewards/reward_calculator.py",
-        CALCULATOR,
+        OWN,
+        ("    check_overrides(found, RewardCalculator, spec)\n", "", "metrics score in the place of a misspelt hook"),
+        ("        if self._whole_batch:", "        if False:", "a metric of whole batches is asked for samples"),
+    ),
+    *of(
+        "rewards/custom.py",
+        OWN,
         (
-            "            values[sorted(failures)] = math.nan\n        total",
-            "            pass\n        total",
-            "failed samples keep other metrics' scores",
+            "        if _gives_nothing(hook):",
+            "        if False:",
+            "a hook that returns nothing is found once it has drawn",
         ),
     ),
     *of(

@@ -274,7 +274,7 @@ class Part:
         if f"{self.name}_optimizer" not in state:
             raise TrainingError(
                 "the checkpoint was saved with checkpoint.save_optimizer: false and cannot be resumed; start a new run "
-                "with model.name set to its pipeline folder"
+                "with model.name, or lora.start_from, set to it"
             )
         load_optimizer_state_tree(self.optimizer, self.parameters, state[f"{self.name}_optimizer"])
         scaling = cast(dict[str, Any] | None, state.get(f"{self.name}_scaler"))

@@ -92,11 +92,20 @@ def _same(path: Path, manifest_sha256: str) -> tuple[ResumePoint | None, str | N
         return None, str(error)
 
 
+def _anew(point: ResumePoint) -> str:
+    """How another run starts from what the checkpoint holds of the model: adapters alone, or a pipeline as well."""
+    ways = []
+    if any(point.path.glob("lora_*")):
+        ways += ["lora.start_from set to it, which trains its adapters on", "model.adapters, which merges them"]
+    if (point.path / "pipeline").is_dir():
+        ways.append("model.name set to it")
+    return f"start a new run with {', or '.join(ways)}" if ways else "start a new run"
+
+
 def _require_optimizers(point: ResumePoint) -> None:
     if not any(name.endswith("_optimizer") for name in point.manifest.states):
         raise SettingsError(
-            f"{point.path} was saved with checkpoint.save_optimizer: false and cannot be resumed; start a new run with "
-            "model.name set to its pipeline folder"
+            f"{point.path} was saved with checkpoint.save_optimizer: false and cannot be resumed; {_anew(point)}"
         )
 
 
@@ -112,7 +121,7 @@ def check_drift(point: ResumePoint, config: Config, digests: dict[str, str]) -> 
     except ConfigError as error:
         raise SettingsError(
             f"{point.path} was made by a version of glm_training that had other keys: resume it with that version, or "
-            f"start a new run with model.name set to its pipeline folder\n{error}"
+            f"{_anew(point)}\n{error}"
         ) from error
     accepted = [*LENGTH, *config.resume.accept]
     _require_same_weights(point, before, config)
@@ -159,9 +168,8 @@ def _require_same_weights(point: ResumePoint, before: Config, now: Config) -> No
         listed = "\n".join(changed)
         raise SettingsError(
             f"{point.path} cannot be continued with other trained weights:\n{listed}\n"
-            "put model.component and lora back; resume.accept cannot allow it. To go on from what was learnt, start a "
-            "run with model.adapters (or lora.start_from) set to the checkpoint's adapters, or model.name to its "
-            "pipeline folder"
+            "put model.component and lora back; resume.accept cannot allow it. To go on from what was learnt, "
+            f"{_anew(point)}"
         )
 
 
@@ -189,6 +197,5 @@ def _require_same_optimizers(point: ResumePoint, before: Config, now: Config) ->
         raise SettingsError(
             f"{point.path} cannot be continued with another optimizer:\n{listed}\n"
             "put training.optimizer (or optimizer.<half>) back; resume.accept cannot allow it, as what one "
-            "remembers means nothing to the other. To go on with new moments, start a run with model.name set to the "
-            "checkpoint's pipeline folder"
+            f"remembers means nothing to the other. To go on with new moments, {_anew(point)}"
         )

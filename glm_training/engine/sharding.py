@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,6 +24,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, Offlo
 from glm_training.config import Config
 from glm_training.engine.errors import SettingsError
 from glm_training.models.family import Family
+from glm_training.models.lora import reached_layers
 from glm_training.models.weights import in_fp32
 from glm_training.utils.distributed import World, gather_objects
 
@@ -152,10 +154,22 @@ def may_shard(config: Config, world: World) -> bool:
 
 
 def resident_bytes(config: Config, family: Family) -> int:
-    """What a process holds of the model without shards, and of the gradients and moments of what is trained."""
+    """What a process holds of the model without shards, and of the gradients and moments of what is trained; of DMDR
+    with the guidance network, which is made later."""
     parameters = {id(p): p for name in family.components for p in family.component(name).parameters()}
     trained = {id(p) for part in config.parts() for p in family.trainable(part).values()}
-    return sum(p.numel() * (TRAINED if key in trained else p.element_size()) for key, p in parameters.items())
+    model = sum(p.numel() * (TRAINED if key in trained else p.element_size()) for key, p in parameters.items())
+    return model + (guidance_bytes(config, family) if config.training.method == "dmdr" else 0)
+
+
+def guidance_bytes(config: Config, family: Family) -> int:
+    """Of a copy of the half that DMDR distils, as it is loaded, under an adapter that is trained."""
+    part = config.parts()[0]
+    module: Any = family.module(part)
+    frozen = sum(p.numel() for name, p in module.named_parameters() if "lora_" not in name)
+    layers = [module.get_submodule(name) for name in reached_layers(module, config.lora_for(part).targets)]
+    trained = config.dmdr.guidance_rank * sum(layer.in_features + layer.out_features for layer in layers)
+    return frozen * getattr(torch, config.model.torch_dtype).itemsize + trained * TRAINED
 
 
 def device_bytes(world: World) -> int:

@@ -64,6 +64,24 @@ def test_other_trained_weights_are_refused_by_name_even_if_accepted(tmp_path, sa
     check_drift(point_of(tmp_path, *saved), config_of(tmp_path, *saved, accepted), {})
 
 
+@pytest.mark.parametrize(
+    ("held", "told"),
+    [
+        (["lora_dit"], "start a new run with lora.start_from set to it, .* or model.adapters, which merges them$"),
+        (["pipeline"], "start a new run with model.name set to it$"),
+        (["pipeline", "lora_dit"], "lora.start_from set to it, .* or model.name set to it$"),
+    ],
+)
+def test_what_cannot_go_on_is_led_to_what_its_checkpoint_holds(tmp_path, held, told):
+    point = point_of(tmp_path, "training.optimizer=sgd")
+    for name in held:
+        (point.path / name).mkdir(parents=True)
+    with pytest.raises(TrainingError, match=told):
+        check_drift(point, config_of(tmp_path, "training.optimizer=adamw"), {})
+    with pytest.raises(TrainingError, match=told):
+        check_drift(point, config_of(tmp_path, "model.component=ar"), {})
+
+
 def test_moments_of_another_precision_are_refused_before_the_model_is_loaded(tmp_path):
     adamw = ("training.optimizer=adamw", "training.adam_beta1=0.9")
     narrow = config_of(tmp_path, *adamw, "optimizer.moments_dtype=bfloat16", ACCEPT)

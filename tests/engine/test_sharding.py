@@ -20,6 +20,7 @@ from glm_training.engine.setup import build_parts
 from glm_training.engine.sharding import Shards, resident_bytes
 from glm_training.models.glm_image.tiny import build_tiny
 from glm_training.utils.distributed import World
+from tests import dmdr_runs
 from tests.runs import config_of
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -115,3 +116,16 @@ def test_memory_counts_trained_weights_as_they_will_be(tmp_path):
     trained = sum(value.numel() for value in family.trainable("ar").values())
     every = sum(p.numel() for name in family.components for p in family.component(name).parameters())
     assert resident_bytes(config, family) == 16 * trained + 2 * (every - trained)
+
+
+@pytest.mark.parametrize(
+    ("family", "lora"), [("sdxl", "false"), ("sdxl", "true"), ("glm_image", "true")], ids=["whole", "sdxl", "glm-image"]
+)
+def test_memory_counts_the_guidance_network_ahead_of_its_making(tmp_path, family, lora):
+    half = [] if family == "sdxl" else ["model.component=dit"]
+    wanted = ["model.torch_dtype=bfloat16", f"lora.enabled={lora}", *half]
+    trainer = dmdr_runs.trainer_of(tmp_path, *wanted, family=family)
+    before = resident_bytes(trainer.config, build_family(trainer.config, World()))
+    own = [module for name in trainer.family.components for module in [trainer.family.component(name)]]
+    held = {id(p): p for module in (*own, trainer.teacher) for p in module.parameters()}
+    assert before == sum(p.numel() * (16 if p.requires_grad else p.element_size()) for p in held.values())

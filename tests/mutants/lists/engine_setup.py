@@ -77,6 +77,7 @@ MUTATIONS = [
         ("adapters of rank {lora.rank}", "adapters", "adapters of another rank go on"),
         ("if saved != wanted:", "if False:", "another optimizer goes on with the moments of the first"),
         ('"data": digests}', '"data": {}}', "checkpoints forget the data"),
+        ('any(point.path.glob("lora_*"))', "False", "a refused resume does not lead to adapters"),
     ),
     *of(
         "engine/evaluations.py",

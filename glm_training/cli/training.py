@@ -36,7 +36,8 @@ examples:
 --resume auto is for jobs that are started again unattended. Everything in the
 file, the data and the rewards is checked before anything is trained (glm-train
 validate does only that). Every key: docs/configuration.md. The run directory is
-the file's output_dir, by default runs/<name of the file>.
+the file's output_dir, by default runs/<name of the file>, of several files
+runs/<name>-<name>.
 
 exit codes:
   0              done

@@ -43,7 +43,7 @@ from glm_training.models.run_folders import (
     pipeline_in,
 )
 from glm_training.utils.downloads import sha256_of
-from glm_training.utils.writable import expanded
+from glm_training.utils.writable import expanded, nearest_place
 
 _LIKE_A_NUMBER = re.compile(r"[+-]?(nan|inf(inity)?|\d[\d.,e+-]*|[.,]\d+)", re.IGNORECASE)
 
@@ -86,10 +86,16 @@ class NamedModel:
 def named_model(name: str, key: str = "--model") -> NamedModel:
     """What `name`, given as `key`, means; what is no local folder is for its loader to judge.
 
-    Raises ModelLoadError for a run or a checkpoint that has nothing whole, and for a part of a pipeline.
+    Raises ModelLoadError for a run or a checkpoint that has nothing whole, for a part of a pipeline, and for what is
+    not there where runs are: it is no hub id, though it may look like one.
     """
     if name in ("tiny", "tiny-random"):
         return NamedModel(name)
+    place = expanded(name)
+    if not place.exists() and next(place.parent.glob(f"*/{RECORD}"), None) is not None:
+        near = nearest_place(name)
+        meant = "" if near is None else f"; did you mean {near}?"
+        raise ModelLoadError(f"{key} {name}: among the runs in {place.parent} there is none of that name{meant}")
     checkpoint, rest, note = named_checkpoint(name, key)
     if checkpoint is None:
         return NamedModel(pipeline_in(name, key))

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from glm_training.checkpoint.best import Best
 from glm_training.checkpoint.commit import begin_run, save_checkpoint
 from glm_training.checkpoint.ledger import LEDGER, Ledger, LedgerEntry
-from glm_training.checkpoint.run_record import RunRecord
+from glm_training.checkpoint.run_record import RECORD, RunRecord
 from glm_training.config import resolved_yaml
 from glm_training.engine.adapters import adapter_digests
 from glm_training.engine.named_model import NamedModel, named_adapters, named_model
@@ -298,3 +298,16 @@ def test_a_run_of_adapters_alone_is_its_model_with_them(tmp_path: Path) -> None:
     next(second.glob("*.safetensors")).write_bytes((first / "adapter_model.safetensors").read_bytes())
     with pytest.raises(ModelLoadError, match="another adapter by now"):
         named_model(str(tmp_path / "run"))
+
+
+def test_a_misspelt_run_is_no_hub_id(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run.parent.parent)
+    (run / RECORD).write_text("{}")
+    name = f"{run.parent.name}/{run.name}"
+    with pytest.raises(
+        ModelLoadError, match=rf"--model {name}x: among the runs .* of that name; did you mean {name}\?"
+    ):
+        named_model(f"{name}x")
+    assert named_model("owner/name") == NamedModel("owner/name")
+    (Path("owner") / "another").mkdir(parents=True)
+    assert named_model("owner/name") == NamedModel("owner/name"), "a folder without runs says nothing of the hub"

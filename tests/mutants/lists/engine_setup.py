@@ -77,6 +77,8 @@ MUTATIONS = [
         ("adapters of rank {lora.rank}", "adapters", "adapters of another rank go on"),
         ("if saved != wanted:", "if False:", "another optimizer goes on with the moments of the first"),
         ('"data": digests}', '"data": {}}', "checkpoints forget the data"),
+        ("if value not in IN_PACKAGE and place.exists():", "if False:", "other weights under adapters pass"),
+        ("if k in known or not k.startswith(WEIGHTS)}", "}", "checkpoints of earlier versions are refused"),
         ('any(point.path.glob("lora_*"))', "False", "a refused resume does not lead to adapters"),
     ),
     *of(

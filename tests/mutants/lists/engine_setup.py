@@ -64,6 +64,11 @@ MUTATIONS = [
         ("seed=config.evaluation.seed", "seed=config.seed", "evaluations draw with the run's seed"),
     ),
     *of(
+        "engine/sharding.py",
+        "engine/test_sharding.py",
+        ('if config.training.method == "dmdr" else 0', "if False else 0", "the guidance network takes no memory"),
+    ),
+    *of(
         "engine/resuming.py",
         ("engine/test_resuming.py", "trainers/test_base_trainer.py::test_images_that_changed_are_noticed_on_resume"),
         ('if "data" not in config.resume.accept:', "if False:", "changed data is not noticed"),

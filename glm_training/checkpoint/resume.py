@@ -15,6 +15,11 @@ from glm_training.utils.writable import expanded
 CHECKPOINTS = "checkpoints"
 """Where a run directory has its checkpoints, unless it says otherwise."""
 
+NONE_WHOLE = (
+    "Put back what was changed there, or start anew: with another output_dir, or with --overwrite, which sets this run "
+    "aside whole"
+)
+
 _STEP_FOLDER = re.compile(rf"(^|-){CHECKPOINT_NAME.pattern}$")
 
 
@@ -69,18 +74,27 @@ def resolve_resume(checkpoints_dir: Path, which: str | Path) -> ResumePoint:
     found = next((each for each in whole if (each / MANIFEST).is_file()), None)
     if found is not None:
         found = path if found == real and not path.is_symlink() else found
-        return ResumePoint(found, verify_checkpoint(found))
+        return ResumePoint(found, _verified(found))
     record = RunRecord.read(path)
     folders = [path, path / CHECKPOINTS, *([] if record is None else [path / record.checkpoints])]
     below = [each for each in folders if holds_checkpoints(each)]
     if below and not CHECKPOINT_NAME.fullmatch(path.name):
         return _latest(below[0])
     if path.is_dir() and CHECKPOINT_NAME.fullmatch(path.name):
-        verify_checkpoint(path)  # says what it lacks
+        _verified(path)  # says what it lacks
     raise CheckpointError(
         f"{path} is neither a checkpoint nor the folder of a run that has some; name one, like "
         f"{checkpoints_dir}/step-000100"
     )
+
+
+def _verified(named: Path) -> Manifest:
+    try:
+        return verify_checkpoint(named)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}\nName another checkpoint, or latest for the newest of its run that is whole"
+        ) from error
 
 
 def holds_checkpoints(folder: Path) -> bool:
@@ -106,7 +120,7 @@ def _latest(checkpoints_dir: Path) -> ResumePoint:
             + "; leave resume out to start anew, or write auto, which resumes where it can"
         )
     reasons = "\n".join(f"  {item.reason}" for item in skipped)
-    raise CheckpointError(f"no checkpoint in {checkpoints_dir} verifies:\n{reasons}")
+    raise CheckpointError(f"no checkpoint in {checkpoints_dir} verifies:\n{reasons}\n{NONE_WHOLE}")
 
 
 def own_checkpoints(checkpoints_dir: Path) -> list[Path]:

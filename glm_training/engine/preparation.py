@@ -23,7 +23,7 @@ from glm_training.engine.fetching import fetch_scorers, scorers_to_fetch
 from glm_training.engine.held_out_metrics import HeldOutMetrics, held_out_metrics
 from glm_training.engine.optimizers import check_optimizer
 from glm_training.engine.places import check_places
-from glm_training.engine.resuming import agreed_resume
+from glm_training.engine.resuming import agreed_resume, weights_digests
 from glm_training.engine.sharding import check_strategy
 from glm_training.models import quantization
 from glm_training.models.loading import ModelNotHere
@@ -100,7 +100,7 @@ def prepare(
 def _prepare(
     config: Config, world: World, build_data: BuildData, check_settings: CheckSettings, loads: bool
 ) -> Prepared:
-    findings, notes, adapters = Findings(), list[str](), dict[str, str]()
+    findings, notes, started = Findings(), list[str](), dict[str, str]()
     with findings.collecting():
         check_places(config, is_main=world.is_main)
     with findings.collecting():
@@ -119,14 +119,14 @@ def _prepare(
     with findings.collecting():
         notes += compiling_told(config) + _look_at_model(config, loads)
         notes += check_adapters(config)
-        adapters = adapter_digests(config)
+        started = adapter_digests(config) | weights_digests(config)
     prepared: Prepared | None = None
     with findings.collecting():
         dataset, held_out = build_data(config)
         sampler = setup.build_sampler(config, world, dataset)
         steps = setup.count_steps(config, sampler)
         notes += [*dataset.remarks, *held_out.remarks, *setup.sizes_told(config, dataset), *setup.cache_told(config)]
-        prepared = Prepared(dataset, held_out, dataset.example_digests() | adapters, sampler, steps, notes=notes)
+        prepared = Prepared(dataset, held_out, dataset.example_digests() | started, sampler, steps, notes=notes)
     # nothing large is fetched for a run that will not start
     if prepared is not None and not (findings.errors and scorers_to_fetch(config)):
         with findings.collecting():

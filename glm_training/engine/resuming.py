@@ -3,6 +3,7 @@ under."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,17 +13,41 @@ from glm_training.checkpoint.commit import STATES
 from glm_training.checkpoint.manifest import MANIFEST, digest_file, verify_checkpoint
 from glm_training.checkpoint.resume import ResumePoint
 from glm_training.checkpoint.state_tree import CheckpointError
-from glm_training.config import Config, ConfigError, config_diff, resolved_yaml
+from glm_training.config import Config, ConfigError, config_diff, leaves, resolved_yaml
 from glm_training.config.loading.load import config_from_yaml
 from glm_training.config.sections.base import Part
 from glm_training.data import describe_drift
-from glm_training.engine.agreement import refuse, together
+from glm_training.engine.agreement import contents_digest, refuse, together
 from glm_training.engine.errors import SettingsError
+from glm_training.models.run_folders import IN_PACKAGE, PIPELINE
 from glm_training.utils.distributed import World, broadcast_object, gather_objects
 from glm_training.utils.words import counted
+from glm_training.utils.writable import expanded
 
 LENGTH = ["training.max_steps", "training.num_epochs"]
 """A run may be made longer when it is resumed; a schedule that ends with the run then ends later."""
+
+
+WEIGHTS = "weights of "
+"""Before the key of a folder or file of weights, among the digests of the data."""
+
+_MODELS = ("model.name", "model.taesd", "dmdr.initial_weights", "vgt.autoencoder", "vgt.repa.model")
+_READ = (*(f"*.{ending}" for ending in ("safetensors", "bin", "pth", "json", "txt")), "*.model")
+
+
+def weights_digests(config: Config) -> dict[str, str]:
+    """Digests of what is in the local folders and files that the frozen weights come from, by `WEIGHTS` and key: a
+    checkpoint holds what is trained, and adapters on other weights are another model."""
+    named = {key: value for key, value in leaves(config) if key in _MODELS and value is not None}
+    named |= {f"opd.teachers.{name}.model": each.model for name, each in config.opd.teachers.items() if each.model}
+    found = {}
+    for key, value in named.items():
+        place = expanded(value)
+        place = place / PIPELINE if (place / PIPELINE).is_dir() else place
+        if value not in IN_PACKAGE and place.exists():
+            told = " ".join(contents_digest(place, pattern) for pattern in _READ)
+            found[f"{WEIGHTS}{key}"] = hashlib.sha256(told.encode()).hexdigest()
+    return found
 
 
 def save_context(config: Config, digests: dict[str, str]) -> dict[str, Any]:
@@ -97,7 +122,7 @@ def _anew(point: ResumePoint) -> str:
     ways = []
     if any(point.path.glob("lora_*")):
         ways += ["lora.start_from set to it, which trains its adapters on", "model.adapters, which merges them"]
-    if (point.path / "pipeline").is_dir():
+    if (point.path / PIPELINE).is_dir():
         ways.append("model.name set to it")
     return f"start a new run with {', or '.join(ways)}" if ways else "start a new run"
 
@@ -128,12 +153,14 @@ def check_drift(point: ResumePoint, config: Config, digests: dict[str, str]) -> 
     _require_same_optimizers(point, before, config)
     lines = config_diff(before, config, accepted)
     if "data" not in config.resume.accept:
-        lines += describe_drift(context["data"], digests)
+        known = context["data"]  # of weights, checkpoints of earlier versions have no digests
+        lines += describe_drift(known, {k: v for k, v in digests.items() if k in known or not k.startswith(WEIGHTS)})
     if lines:
         listed = "\n".join(f"  {line}" for line in lines)
         raise SettingsError(
             f"{point.path} was made under other settings or data:\n{listed}\n"
-            "put them back, or list the keys under resume.accept (data: the images or prompts)"
+            "put them back, or list the keys under resume.accept (data: images, prompts, and what is in "
+            "folders of weights)"
         )
 
 

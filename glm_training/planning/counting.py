@@ -149,6 +149,18 @@ def adapters(module: nn.Module, targets: Sequence[str], rank: int) -> Shapes:
     return shapes
 
 
+def teacher_bytes(run: Run, part: Part) -> float:
+    """What teachers of on-policy distillation keep of the weights of a trained part, to stand in for them: all of them,
+    in fp32, of a part that is trained whole. Under adapters, of a teacher that is a model at most all that lies below
+    them, and of one of adapters the layers that those reach, taken for the layers of the student's."""
+    half = next(half for half in run.halves if half.name == part.name)
+    if not half.lora.enabled:
+        return 4.0 * part.trained_count * len(run.teachers)
+    layers = (key.removesuffix(".lora_A.weight") for key in part.trained if key.endswith(".lora_A.weight"))
+    reached = sum(part.trained[f"{key}.lora_A.weight"][1] * part.trained[f"{key}.lora_B.weight"][0] for key in layers)
+    return float(run.dtype * sum(part.total if kind == "model" else reached for kind in run.teachers))
+
+
 # -- moments -----------------------------------------------------------------------------------------------------------
 
 

@@ -20,6 +20,7 @@ from glm_training.planning.counting import (
     dit_sizes,
     moment_bytes,
     step_bytes,
+    teacher_bytes,
     unet_sizes,
 )
 from glm_training.planning.models import Networks
@@ -40,7 +41,7 @@ from glm_training.planning.passes import (
     unet_pass,
     vae_decoding,
 )
-from glm_training.planning.run import GUIDANCE, QUANTIZED_BYTES, Half, Run
+from glm_training.planning.run import QUANTIZED_BYTES, Half, Run
 
 CONTEXT = 1 << 30
 """Assumed for what no tensor holds: the context of CUDA, workspaces of cuDNN and NCCL, gaps between blocks."""
@@ -109,6 +110,9 @@ class Memory:
             items["gathered weights"] += self._gathered(part)
             if self._has_moments(part, learns):
                 items["moments"] += moment_bytes(half.rule, part.trained) * here
+        if self.run.teachers:
+            trained = [part for part in self.parts if part.trained]
+            items["teachers"] = sum(teacher_bytes(self.run, part) * self.here(part) for part in trained)
         items["rewards"] = float(sum(WIDE * METRIC_PARAMETERS.get(name, 0) for name in self.run.metrics))
         items["context"] = float(CONTEXT)
         return items
@@ -127,10 +131,8 @@ class Memory:
         return 0.0 if self.run.waits else 1 / self.run.shards
 
     def resident(self) -> float:
-        """Of a process without shards: weights, gradients and moments, as `distributed.strategy: auto` counts them: of
-        what was loaded."""
-        loaded = [part for part in self.parts if part.name != GUIDANCE]
-        return sum(map(self._frozen_bytes, loaded)) + TRAINED * sum(part.trained_count for part in loaded)
+        """Of a process without shards: weights, gradients and moments, as `distributed.strategy: auto` counts them."""
+        return sum(map(self._frozen_bytes, self.parts)) + TRAINED * sum(part.trained_count for part in self.parts)
 
     def _frozen_bytes(self, part: Part) -> float:
         return float(sum(count * size for size, count in self.frozen_sizes(part).items()))

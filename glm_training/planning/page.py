@@ -16,7 +16,7 @@ GIB, MIB = 1 << 30, 1 << 20
 WIDTH = 80
 
 COLUMNS = {
-    "frozen": ("weights", "gathered weights"),
+    "frozen": ("weights", "gathered weights", "teachers"),
     "fp32": ("masters", "copies", "set aside"),
     "grads": ("gradients", "gradient buckets"),
     "moms": ("moments",),
@@ -90,6 +90,7 @@ def _peak(plan: Plan) -> list[str]:
         "masters": f"{trained / 1e9:.3f} billion trained x {WIDE} bytes{spread}",
         "moments": f"{learnt / 1e9:.3f} billion trained x {moments / max(learnt, 1):.2f} bytes{spread}",
         "copies": f"{_copies(plan)}, {WIDE} bytes each{spread}",
+        "teachers": f"{len(run.teachers)} of what is trained, and of what else differs from the student{spread}",
         "set aside": f"weights while copies stand in for them{spread}",
         "gradients": f"{WIDE} bytes each{spread}",
         "gradient buckets": "DDP sends gradients in buckets of their own" if run.strategy == "ddp" else of_blocks,

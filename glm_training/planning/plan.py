@@ -163,8 +163,10 @@ def _notes(config: Config, run: Run) -> list[str]:
         found.append("pictures of other shapes have about the area of data.image_size, which is counted")
     if config.training.method == "dmdr":
         found.append("not counted: the decoder's activations where a differentiable reward looks at its pictures")
-    if config.training.method == "opd":
-        found.append("not counted: what the teachers keep of their weights")
+    if run.teachers and run.strategy == "fsdp":
+        found.append("not counted: shards that are set aside while a teacher's stand in for them")
+    if "adapters" in run.teachers:
+        found.append("assumed: a teacher's adapters lie on the layers of lora.targets")
     if config.reward.calculator is not None or any(":" in name for name in run.metrics):
         found.append("not counted: the memory of a reward of your own")
     return found

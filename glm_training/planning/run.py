@@ -66,7 +66,7 @@ class Run:
     so on the CPU. phased: weights and moments take turns on the GPU. supervises: other steps than those with rewards
     learn from targets. recrops: pictures are cut and encoded at every step. evaluated: pictures drawn at once to be
     scored or shown. decodes: whether steps look at the pictures that they draw. spares_vae: whether a VAE that fp16
-    overflows is kept in fp32."""
+    overflows is kept in fp32. teachers: of on-policy distillation, what each of them is."""
 
     family: str
     component: str
@@ -103,6 +103,7 @@ class Run:
     recrops: bool = False
     decodes: bool = True
     spares_vae: bool = False
+    teachers: tuple[Literal["model", "adapters"], ...] = ()
     prompt_tokens: int = 128
     glyph_tokens: int = 32
 
@@ -187,6 +188,7 @@ def read_run(config: Config, *, gpus: int = 1, strategy: str | None = None) -> R
         recrops=config.crops_at_random(),
         decodes=config.training.method != "opd",
         spares_vae=model.family == "sdxl" and model.torch_dtype == "float16",
+        teachers=_teachers(config),
     )
 
 
@@ -243,6 +245,12 @@ def _evaluated(config: Config, gpus: int) -> int:
     drawn += [config.logging.num_log_images] * config.logging.log_images
     at_once = config.rollout.micro_batch_size
     return min(max(drawn), at_once or max(drawn))
+
+
+def _teachers(config: Config) -> tuple[Literal["model", "adapters"], ...]:
+    if config.training.method != "opd":
+        return ()
+    return tuple("adapters" if each.model is None else "model" for each in config.opd.teachers.values())
 
 
 def _metrics(config: Config) -> tuple[str, ...]:

@@ -130,7 +130,10 @@ def _language_model(name: str) -> dict[str, Any]:
         if name.removesuffix("-hf") in LANGUAGE_MODELS:
             return LANGUAGE_MODELS[name.removesuffix("-hf")]
         known = " and ".join(LANGUAGE_MODELS)
-        raise ModelLoadError(f"{name} is not in the local cache; those whose sizes ship are {known}") from error
+        raise ModelLoadError(
+            f"model.name {name} is not here, and the sizes that ship are those of {known}: plan with one of them, or "
+            "with model.name=tiny"
+        ) from error
     found: dict[str, Any] = AutoConfig.from_pretrained(folder).text_config.to_dict()
     return found
 

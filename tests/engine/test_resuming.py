@@ -10,7 +10,7 @@ import pytest
 from glm_training.checkpoint.manifest import Manifest
 from glm_training.checkpoint.resume import ResumePoint
 from glm_training.engine.errors import TrainingError
-from glm_training.engine.resuming import check_drift, moved_schedules, save_context
+from glm_training.engine.resuming import check_drift, moved_schedules, save_context, weights_digests
 from glm_training.trainers.dmdr_trainer import dynamics
 from tests import dmdr_runs
 from tests.runs import config_of
@@ -104,6 +104,36 @@ def test_data_that_changed_is_named_unless_accepted(tmp_path):
         with pytest.raises(TrainingError, match="other settings or data"):
             check_drift(point, config_of(tmp_path), digests)
         check_drift(point, config_of(tmp_path, "resume.accept=[data]"), digests)
+
+
+def test_weights_that_changed_under_what_was_trained_are_named_unless_accepted(tmp_path):
+    name = "weights of model.name"
+    for saved in ({"0": "a", name: "b"}, {"0": "a"}):  # one of an earlier version, which kept none of them
+        context = save_context(config_of(tmp_path), saved)
+        point = ResumePoint(tmp_path / "step-000001", Manifest(1, (), context, {}))
+        check_drift(point, config_of(tmp_path), {"0": "a", name: "b"})
+        if name in saved:
+            with pytest.raises(TrainingError, match=f"other settings or data:\n  {name}: what is in it changed\n"):
+                check_drift(point, config_of(tmp_path), {"0": "a", name: "c"})
+        check_drift(point, config_of(tmp_path, "resume.accept=[data]"), {"0": "a", name: "c"})
+
+
+def test_weights_are_told_by_what_is_in_their_folders(tmp_path):
+    folder = tmp_path / "expert" / "pipeline" / "transformer"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"weights")
+    keys = [f"model.name={tmp_path}/expert", "training.method=opd", f"opd.teachers.one.model={tmp_path}/expert"]
+    config = config_of(tmp_path, *keys, "opd.teachers.one.prompts_file=prompts.txt")
+    first = weights_digests(config)
+    assert sorted(first) == ["weights of model.name", "weights of opd.teachers.one.model"]
+    (folder / "README.md").write_text("a word on it")
+    (tmp_path / "expert" / "manifest.json").write_text("{}")  # of the checkpoint, not of the pipeline
+    assert weights_digests(config) == first
+    (folder / "model.safetensors").write_bytes(b"others!")
+    assert weights_digests(config).keys() == first.keys() and not set(weights_digests(config).values()) & {
+        *first.values()
+    }
+    assert weights_digests(config_of(tmp_path)) == {}
 
 
 def test_a_run_may_be_made_longer_but_not_otherwise(tmp_path):

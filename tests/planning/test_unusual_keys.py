@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -11,15 +12,20 @@ from torch import nn
 
 from glm_training.cli import main as program
 from glm_training.config import load_config
+from glm_training.engine.families import build_family
 from glm_training.engine.optimizers import build_optimizer
-from glm_training.planning.counting import moment_bytes
+from glm_training.engine.sharding import guidance_bytes
+from glm_training.engine.teachers import build_teachers
+from glm_training.planning.counting import moment_bytes, teacher_bytes
 from glm_training.planning.disk import checkpoints
 from glm_training.planning.memory import Memory
 from glm_training.planning.models import Networks, read_networks
 from glm_training.planning.remedies import remedies
-from glm_training.planning.run import BF16_MOMENTS, read_run
+from glm_training.planning.run import BF16_MOMENTS, GUIDANCE, read_run
 from glm_training.planning.schedule import schedule
-from tests.opd_runs import opd
+from glm_training.utils.distributed import World
+from tests import dmdr_runs
+from tests.opd_runs import opd, write_experts
 from tests.preference_runs import config_of as preference_config
 from tests.runs import config_of
 
@@ -93,6 +99,35 @@ def test_on_policy_distillation_draws_as_many_as_reward_steps_and_decodes_none(n
     assert schedule(config, run).images == 2 * group.size
     names = [phase.name for phase in Memory(run, networks["glm_image"]).phases()]
     assert "rollout: renders" in names and "rollout: decoding" not in names
+
+
+@pytest.mark.parametrize("lora", ["true", "false"], ids=["adapters", "whole"])
+def test_teachers_keep_what_a_plan_says(tmp_path, lora):
+    write_experts(tmp_path)
+    config = config_of(tmp_path, *opd(tmp_path), f"lora.enabled={lora}", "lora.rank=2", "lora.alpha=4")
+    teachers = build_teachers(config, build_family(config, World()), World())
+    run = read_run(config)
+    assert run.teachers == ("adapters", "model")
+    memory = Memory(run, read_networks("glm_image", "tiny-random"))
+    assert all(phase.items["teachers"] == memory.phases()[0].items["teachers"] for phase in memory.phases())
+    planned, kept = 0.0, dict.fromkeys(teachers, 0)
+    for part in config.parts():
+        for name, kind in zip(("first", "second"), run.teachers, strict=True):
+            values = teachers[name][part].args[1].state_dict().values()
+            kept[name] += sum(value.numel() * value.element_size() for value in values)
+            own = teacher_bytes(replace(run, teachers=(kind,)), memory.by_name[part])
+            planned += own
+            if kind == "adapters" or lora == "false":
+                assert own == sum(value.numel() * value.element_size() for value in values)
+    assert memory.phases()[0].items["teachers"] == planned >= sum(kept.values())
+
+
+def test_auto_counts_the_guidance_network_as_a_run_does(tmp_path):
+    config = dmdr_runs.config_of(tmp_path, "model.component=dit", family="glm_image")
+    memory = Memory(read_run(config), read_networks("glm_image", "tiny-random"))
+    loaded = [part for part in memory.parts if part.name != GUIDANCE]
+    own = memory.resident() - sum(memory._frozen_bytes(part) + 16 * part.trained_count for part in loaded)
+    assert own == guidance_bytes(config, build_family(config, World()))
 
 
 def test_supervised_steps_between_those_with_rewards_hold_the_gradients_of_both(networks):

@@ -120,5 +120,8 @@ def test_what_is_not_here_is_named_with_what_to_do():
     config = load_config([str(ROOT / "configs/vgt_tiny_ar_pretrain.yaml")], ["vgt.autoencoder=runs/nowhere"])
     with pytest.raises(ModelLoadError, match="vgt.autoencoder runs/nowhere is not here.*or with vgt.autoencoder=tiny"):
         read_vgt(config)
+    later = load_config([str(ROOT / "configs/vgt_tiny_ar_sft.yaml")], ["vgt.autoencoder=tiny"])
+    with pytest.raises(ModelLoadError, match="model.name runs/.* is not here, .* or with model.name=tiny"):
+        read_vgt(later)
     tiny = load_config([str(ROOT / "configs/vgt_tiny_ar_pretrain.yaml")], ["vgt.autoencoder=tiny"])
     assert set(read_vgt(tiny).parts) == {"generator", "autoencoder"}

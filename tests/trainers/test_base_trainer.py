@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from glm_training.checkpoint.resume import load_checkpoint
 from glm_training.data import StatefulSampler
 from glm_training.engine.errors import TrainingError
+from glm_training.models.glm_image.tiny import build_tiny
 from glm_training.trainers.base_trainer import BaseTrainer
 from glm_training.utils.distributed import World
 from tests.runs import trainer_of
@@ -108,6 +109,18 @@ def test_adapters_alone_are_saved_where_asked(tmp_path):
     saved = tmp_path / "run/checkpoints/step-000001"
     assert (saved / "lora_dit").is_dir() and not (saved / "pipeline").exists()
     assert any((tmp_path / "run/lora/step-000001/dit").iterdir())
+
+
+def test_weights_that_changed_are_noticed_on_resume(tmp_path):
+    build_tiny().save_pretrained(tmp_path / "model")
+    keys = [*DIT, f"model.name={tmp_path}/model", "lora.enabled=true", "checkpoint.save_lora_only=true"]
+    idle(trainer_of(tmp_path, *keys, "training.max_steps=1")).train()
+    other = build_tiny()
+    with torch.no_grad():
+        other.transformer.proj_out.bias.add_(1)
+    other.save_pretrained(tmp_path / "model")
+    with pytest.raises(TrainingError, match="other settings or data:\n  weights of model.name: what is in it changed"):
+        trainer_of(tmp_path, *keys, "training.max_steps=2", "checkpoint.resume_from=latest")
 
 
 def test_images_that_changed_are_noticed_on_resume(tmp_path):

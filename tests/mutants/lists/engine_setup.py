@@ -64,6 +64,11 @@ MUTATIONS = [
         ("seed=config.evaluation.seed", "seed=config.seed", "evaluations draw with the run's seed"),
     ),
     *of(
+        "engine/sharding.py",
+        "engine/test_sharding.py",
+        ('if config.training.method == "dmdr" else 0', "if False else 0", "the guidance network takes no memory"),
+    ),
+    *of(
         "engine/resuming.py",
         ("engine/test_resuming.py", "trainers/test_base_trainer.py::test_images_that_changed_are_noticed_on_resume"),
         ('if "data" not in config.resume.accept:', "if False:", "changed data is not noticed"),
@@ -77,6 +82,8 @@ MUTATIONS = [
         ("adapters of rank {lora.rank}", "adapters", "adapters of another rank go on"),
         ("if saved != wanted:", "if False:", "another optimizer goes on with the moments of the first"),
         ('"data": digests}', '"data": {}}', "checkpoints forget the data"),
+        ("if value not in IN_PACKAGE and place.exists():", "if False:", "other weights under adapters pass"),
+        ("if k in known or not k.startswith(WEIGHTS)}", "}", "checkpoints of earlier versions are refused"),
         ('any(point.path.glob("lora_*"))', "False", "a refused resume does not lead to adapters"),
     ),
     *of(

@@ -73,6 +73,12 @@ MUTATIONS = [
         ("config.draws_in_steps() else None", "config.uses_reward() else None", "distillation draws one sample"),
     ),
     *of(
+        "planning/counting.py",
+        "planning/test_unusual_keys.py",
+        ("4.0 * part.trained_count * len(run.teachers)", "4.0 * part.trained_count", "one teacher alone is counted"),
+        ('part.total if kind == "model" else reached', "reached", "a teacher that is a model keeps a few layers"),
+    ),
+    *of(
         "planning/remedies.py",
         "planning/test_arithmetic.py",
         (

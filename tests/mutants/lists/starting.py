@@ -63,7 +63,7 @@ MUTATIONS = [
         "engine/preparation.py",
         ("e2e/test_fetched_files.py", "engine/test_starting_adapters.py"),
         ("not (findings.errors and scorers_to_fetch(config))", "True", "files are fetched for a run that cannot start"),
-        ("dataset.example_digests() | adapters", "dataset.example_digests()", "a resume from other adapters passes"),
+        ("dataset.example_digests() | started", "dataset.example_digests()", "a resume from other adapters passes"),
     ),
     *of(
         "models/lora.py",

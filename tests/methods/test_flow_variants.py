@@ -108,7 +108,7 @@ def test_flow_dppos_recipe_binds_no_later_than_flow_grpos_clip(tmp_path):
     d / sqrt(D), which is the published clip where d = clip sqrt(D)."""
     said = [f"output_dir={tmp_path}"]
     threshold, clip = (
-        load_config([ROOT / "benchmarks/recipes/tiny_dit.yaml", ROOT / f"configs/recipes/{name}.yaml"], said)
+        load_config([ROOT / "benchmarks/warmth/warmth.yaml", ROOT / f"configs/recipes/{name}.yaml"], said)
         for name in ("flow_dppo", "flow_grpo")
     )
     moved = clip.policy_for("dit").clip_high * math.sqrt(16 * 64 * 64)

@@ -173,7 +173,7 @@ def test_missing_weights_name_the_remedy(metric: str, expected: list[str], monke
 
 def test_hps_without_open_clip_names_the_extra(monkeypatch: pytest.MonkeyPatch, hps_options: HpsV2Options) -> None:
     monkeypatch.setitem(sys.modules, "open_clip", None)
-    with pytest.raises(RewardBackendError, match=r"pip install glm_training\[hps\]"):
+    with pytest.raises(RewardBackendError, match=r"pip install 'glm_training\[hps\]'"):
         RewardCalculator({"hps_v2": 1}, options=RewardOptions(hps_v2=hps_options)).check()
 
 

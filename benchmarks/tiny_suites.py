@@ -1,9 +1,10 @@
-"""GenEval and DPG-Bench of the tiny GLM-Image before and after its AR half is trained on drawn shapes.
+"""GenEval and DPG-Bench of the tiny GLM-Image before and after the quickstart's run.
 
+    python train.py --config configs/quickstart.yaml
     python -m benchmarks.tiny_suites --out benchmarks/results/tiny_suites.json
 
-The classical checker of shapes judges. Both models draw the prompts of data/benchmarks from the same noise; none of
-them is trained on. What is there in --runs, a trained checkpoint or pictures, is not made again.
+The classical checker of shapes judges. Both models draw the prompts of data/benchmarks from the same noise; the run is
+trained on none of them. What is there in --runs is not drawn again.
 """
 
 from __future__ import annotations
@@ -18,10 +19,6 @@ from typing import Any
 
 from benchmarks.quickstart import ROOT, machine
 
-TRAINING = [
-    "model.component=ar", "training.use_reward=false", "training.batch_size=16", "training.ar_learning_rate=3e-4",
-    "training.lr_scheduler=cosine", "training.warmup_steps=20", "evaluation.enabled=false", "logging.log_interval=10",
-]  # fmt: skip
 PROMPTS = "data/benchmarks"
 SUITES = {
     "geneval": ["--prompts", f"{PROMPTS}/geneval_tiny.jsonl", "--detector", "shapes"],
@@ -37,20 +34,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/tiny_suites"))
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--steps", type=int, default=250, help="of training")
+    parser.add_argument("--model", default="runs/quickstart", help="what was trained: a run or a checkpoint")
     args = parser.parse_args()
     runs = args.runs.resolve()
-    checkpoint = runs / f"trained/checkpoints/step-{args.steps:06d}"
-    if not checkpoint.exists():
-        run("examples/tiny_glm_image/make_benchmarks.py", "--pictures", runs / "shapes")
-        data = [f"data.prompts_file={runs}/shapes/prompts.txt", f"data.target_images_dir={runs}/shapes/target_images"]
-        steps = [f"training.max_steps={args.steps}", f"logging.save_interval={args.steps}"]
-        run("train.py", "--config", "configs/quickstart.yaml", *TRAINING, *data, *steps, f"output_dir={runs}/trained")
-    report: dict[str, Any] = {"machine": machine(), "training": TRAINING, "steps": args.steps, "drawing": HOW}
+    report: dict[str, Any] = {"machine": machine(), "drawing": HOW}
     for suite, words in SUITES.items():
         scores = {}
         report[suite] = {}
-        for name, model in (("before", "tiny"), ("after", checkpoint)):
+        for name, model in (("before", "tiny"), ("after", args.model)):
             out = runs / f"{suite}_{name}"
             asked = ["--suite", suite, *words, *HOW, "--model", model, "--out", out]
             run("-m", "glm_training.cli.main", "evaluate", *asked)

@@ -1,10 +1,6 @@
-"""Writes data/benchmarks: prompts of the small world as GenEval and DPG-Bench have theirs.
+"""Writes data/benchmarks: prompts of the small world as GenEval and DPG-Bench have theirs, none of them of data/t2i.
 
-    python examples/tiny_glm_image/make_benchmarks.py
-    python examples/tiny_glm_image/make_benchmarks.py --pictures runs/shapes
-
-The second one writes a data set to train on instead: drawn scenes of shapes that no prompt of a benchmark, of data/t2i
-or of its held-out set asks for.
+python examples/tiny_glm_image/make_benchmarks.py
 """
 
 from __future__ import annotations
@@ -16,20 +12,15 @@ import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from world import COLORS, COUNTS, RELATIONS, SHAPES, Jitter, Scene, all_scenes, draw
+from world import COLORS, COUNTS, RELATIONS, SHAPES, Scene
 
 DATA = Path(__file__).parents[2] / "data"
 FOLDER = DATA / "benchmarks"
 PROMPTS_PER_TAG = 8
-PICTURES = {"relation": 1000, "count": 160, "single": 40}
-"""Pictures to train on, by kind of scene."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=Path, metavar="FOLDER")
-    pictures = parser.parse_args().pictures
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     chosen = random.Random(0)
     taken = {line for name in ("", "held_out/") for line in (DATA / f"t2i/{name}prompts.txt").read_text().splitlines()}
     records: list[dict[str, Any]] = []
@@ -39,26 +30,10 @@ def main() -> None:
             if record["prompt"] not in taken:
                 taken.add(record["prompt"])
                 records.append(record)
-    if pictures is not None:
-        return _write_pictures(pictures, chosen, taken)
     (FOLDER / "dpg_tiny/prompts").mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(record) + "\n" for record in records)
     (FOLDER / "geneval_tiny.jsonl").write_text(lines, encoding="utf-8")
     _write_questions([record["prompt"] for record in records if record["tag"] in ("counting", "position", "colors")])
-
-
-def _write_pictures(folder: Path, chosen: random.Random, taken: set[str]) -> None:
-    """A data set in numbered files."""
-    (folder / "target_images").mkdir(parents=True, exist_ok=True)
-    scenes = []
-    for kind, count in PICTURES.items():
-        free = [scene for scene in all_scenes(False)[kind] if scene.prompt() not in taken]
-        scenes += chosen.choices(free, k=count)
-    chosen.shuffle(scenes)
-    rng = np.random.default_rng(0)
-    for number, scene in enumerate(scenes):
-        draw(scene, Jitter.sample(rng)).save(folder / f"target_images/{number}.png")
-    (folder / "prompts.txt").write_text("\n".join(scene.prompt() for scene in scenes) + "\n", encoding="utf-8")
 
 
 def _write_questions(prompts: list[str]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import encoding, full_width, grpo_step, kill, quickstart, rescoring, tiny_suites, two_revisions
+from benchmarks import encoding, full_width, grpo_step, kill, quickstart, rescoring, two_revisions
 from benchmarks.gpu import full, tiny
 from benchmarks.methods import __main__ as methods
 from glm_training.config import load_config
@@ -22,7 +22,6 @@ def configurations() -> Iterator[tuple[str, list[str], list[str]]]:
     for module in (encoding, grpo_step):
         yield module.__name__, [QUICKSTART], module.OVERRIDES
     yield "kill", [QUICKSTART], list(kill.SMALL)
-    yield "tiny_suites", [QUICKSTART], tiny_suites.TRAINING
     for name, overrides in quickstart.ARMS.items():
         yield f"quickstart {name}", [QUICKSTART], overrides
     for name, (file, overrides) in two_revisions.TASKS.items():

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glm_training.utils.words import counted
+from glm_training.utils.writable import nearest_place
 
 SHOWN_PROBLEMS = 50
 
@@ -42,6 +43,13 @@ class DataError(Exception):
     def __init__(self, problems: Sequence[Problem], heading: str | None = None) -> None:
         self.problems: list[Problem] = list(problems)
         super().__init__(format_problems(self.problems, heading))
+
+
+def correct_path(path: str | Path) -> str:
+    """The remedy for a path at which nothing is, with what is called alike there."""
+    near = nearest_place(path)
+    there = "" if near is None else f", and {near} is there"
+    return f"Correct the path; the current directory is {Path.cwd()}{there}"
 
 
 def format_problems(problems: Sequence[Problem], heading: str | None = None, shown: int = SHOWN_PROBLEMS) -> str:

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from glm_training.data.problems import Problem
-from glm_training.utils.writable import nearest_place
+from glm_training.data.problems import Problem, correct_path
 
 _BOM = b"\xef\xbb\xbf"
 _OTHER_BOMS = {
@@ -88,10 +87,7 @@ def read_text(path: Path) -> TextFile:
     try:
         problem, data = _read_bytes(path)
     except FileNotFoundError:
-        near = nearest_place(path)
-        there = "" if near is None else f", and {near} is there"
-        remedy = f"Correct the path; the current directory is {Path.cwd()}{there}"
-        problem = Problem(path, "there is no such file", remedy)
+        problem = Problem(path, "there is no such file", correct_path(path))
     except (OSError, ValueError) as error:  # ValueError: NUL in the path
         reason = getattr(error, "strerror", None) or str(error)
         problem = Problem(path, f"cannot be read: {reason}", "Correct the path or the file's permissions")

@@ -191,13 +191,8 @@ def _require_same_weights(point: ResumePoint, before: Config, now: Config) -> No
         was, will = _trained(before, part), _trained(now, part)
         if was != will:
             changed.append(f"  of the {part} half {was} were trained, and this run trains {will}")
-    if changed:
-        listed = "\n".join(changed)
-        raise SettingsError(
-            f"{point.path} cannot be continued with other trained weights:\n{listed}\n"
-            "put model.component and lora back; resume.accept cannot allow it. To go on from what was learnt, "
-            f"{_anew(point)}"
-        )
+    what, remedy = "other trained weights", "put model.component and lora back; resume.accept cannot allow it."
+    _refuse_changed(point, what, changed, f"{remedy} To go on from what was learnt,")
 
 
 def _trained(config: Config, part: Part) -> str:
@@ -219,10 +214,14 @@ def _require_same_optimizers(point: ResumePoint, before: Config, now: Config) ->
         saved, wanted = _rule(before, part), _rule(now, part)
         if saved != wanted:
             changed.append(f"  the {part} half was trained with {saved}, and this run asks for {wanted}")
+    remedy = (
+        "put training.optimizer (or optimizer.<half>) back; resume.accept cannot allow it, as what one "
+        "remembers means nothing to the other."
+    )
+    _refuse_changed(point, "another optimizer", changed, f"{remedy} To go on with new moments,")
+
+
+def _refuse_changed(point: ResumePoint, what: str, changed: list[str], remedy: str) -> None:
     if changed:
         listed = "\n".join(changed)
-        raise SettingsError(
-            f"{point.path} cannot be continued with another optimizer:\n{listed}\n"
-            "put training.optimizer (or optimizer.<half>) back; resume.accept cannot allow it, as what one "
-            f"remembers means nothing to the other. To go on with new moments, {_anew(point)}"
-        )
+        raise SettingsError(f"{point.path} cannot be continued with {what}:\n{listed}\n{remedy} {_anew(point)}")

@@ -27,6 +27,7 @@ from glm_training.models.family import Family
 from glm_training.models.lora import reached_layers
 from glm_training.models.weights import in_fp32
 from glm_training.utils.distributed import World, gather_objects
+from glm_training.utils.words import counted
 
 LOWEST_TORCH = (2, 11)
 """Earlier ones gather a recomputed block once more than they let it go, and hang."""
@@ -87,6 +88,34 @@ def strategy_problems(config: Config, processes: int) -> list[str]:
             f"training.offload_between_phases is for one process, and there are {processes}: several need the weights "
             "to stay where they are; remove it"
         )
+    return problems
+
+
+def update_problems(config: Config, processes: int) -> list[str]:
+    """Why `updates_per_rollout` of a run with reward steps does not go with so many processes, a line for each half;
+    nothing for other runs.
+
+    Among several, gradients are exchanged at each update, so that each batch of each process must have rows of all of
+    them; one process may count its accumulation.
+    """
+    if not config.uses_reward():
+        return []
+    group, prompts = config.group(), config.training.batch_size
+    if processes == 1:
+        prompts *= config.training.gradient_accumulation_steps
+    rows = {"ar": ("ar sample", group.plans), "dit": ("dit sample", group.plans * group.renders)}
+    if config.reward.grpo.dit.method == "dgpo":  # the renders of a plan stay together
+        rows["dit"] = ("dit group", group.plans)
+    problems = []
+    for part in config.parts():
+        count = config.policy_for(part).updates_per_rollout
+        what, each = rows[part]
+        if prompts * each % count:
+            problems.append(
+                f"reward.grpo updates_per_rollout {count} does not divide the {counted(prompts * each, what)} that a "
+                f"process draws at once (batch_size x {what.split()[1]}s per prompt; one process may count its "
+                "accumulation)"
+            )
     return problems
 
 

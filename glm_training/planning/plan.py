@@ -10,8 +10,7 @@ from typing import Any
 from glm_training.config import Config
 from glm_training.config.loading.load import changed
 from glm_training.engine.errors import SettingsError
-from glm_training.engine.sharding import strategy_problems
-from glm_training.engine.update_rows import update_problems
+from glm_training.engine.sharding import strategy_problems, update_problems
 from glm_training.planning.disk import Disk, checkpoints
 from glm_training.planning.memory import Memory, Phase
 from glm_training.planning.models import read_networks

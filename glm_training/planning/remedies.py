@@ -8,8 +8,7 @@ from itertools import chain
 
 from glm_training.config import Config, ConfigError
 from glm_training.config.loading.load import changed
-from glm_training.engine.sharding import strategy_problems, unshardable, whole_fits
-from glm_training.engine.update_rows import update_problems
+from glm_training.engine.sharding import strategy_problems, unshardable, update_problems, whole_fits
 from glm_training.planning.memory import Memory
 from glm_training.planning.run import Run, read_run
 

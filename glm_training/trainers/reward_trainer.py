@@ -19,8 +19,8 @@ from glm_training.engine.errors import SettingsError
 from glm_training.engine.figures import Mean
 from glm_training.engine.preparation import Prepared
 from glm_training.engine.residency import Residency, optimizer_of, units_of
+from glm_training.engine.sharding import update_problems
 from glm_training.engine.stopping import Drawn
-from glm_training.engine.update_rows import update_problems
 from glm_training.methods.flow_policy_gradient import FlowPolicyGradient
 from glm_training.models.glm_image.family import GLMImage
 from glm_training.reinforcement import updates

@@ -24,9 +24,8 @@ from glm_training.data.captioned.sniff import (
     walk_below,
 )
 from glm_training.data.paths import PathRefused, local_path
-from glm_training.data.problems import DataError, Problem
+from glm_training.data.problems import DataError, Problem, correct_path
 from glm_training.data.text_lines import UNREAD_IMAGE
-from glm_training.utils.writable import nearest_place
 
 LAYOUTS: tuple[ModuleType, ...] = (folder, records, numbered, tar_set, listing, arrow)
 """Each has NAME, in words; in the order of how common they are."""
@@ -74,10 +73,7 @@ def _open(options: SetOptions, reading: Reading) -> ImageSet:
         if arrow.may_be_hub_id(path):
             return arrow.open_set(options, reading, ())
         pattern = any(mark in str(path) for mark in "{*?")
-        near = nearest_place(path)
-        there = f"Correct the path; the current directory is {Path.cwd()}"
-        there += "" if near is None else f", and {near} is there"
-        hint = "Name the folder, it takes all tars in it" if pattern else there
+        hint = "Name the folder, it takes all tars in it" if pattern else correct_path(path)
         raise DataError([Problem(path, "there is no such file or folder", hint)])
     except PathRefused as refusal:
         raise DataError([Problem(path, refusal.reason, refusal.remedy)]) from refusal

@@ -306,7 +306,7 @@ MUTATIONS = [
         ("if prompt.strip() not in owners", "if False", "prompts without a teacher pass"),
     ),
     *of(
-        "engine/update_rows.py",
+        "engine/sharding.py",
         ("trainers/test_reward_trainer.py", "planning/test_unusual_keys.py"),
         ("if prompts * each % count:", "if count % (prompts * each):", "updates that do not divide the rows"),
     ),

@@ -1,9 +1,10 @@
 """How good, and how fast, is a few-step GLM-Image beside its teacher?
 
-    python train.py --config configs/glm_dit_distill_tiny.yaml training.max_steps=1500
-    python -m benchmarks.glm_distill --student runs/glm_dit_distill_tiny/checkpoints/step-001500/pipeline
+    python train.py --config configs/glm_dit_distill_tiny.yaml training.max_steps=600 \
+        logging.save_interval=100 checkpoint.save_total_limit=null
+    python -m benchmarks.glm_distill --student runs/glm_dit_distill_tiny/checkpoints/step-*/pipeline
 
-Draws the held-out prompts with the teacher at many and at few steps and with the student at few: the same plans (AR
+Draws the held-out prompts with the teacher at many and at few steps and with each student at few: the same plans (AR
 tokens) and the same noise for all, so that only the renderer differs. SSIM with the target image, OCR accuracy of the
 quoted words. `energy_distance`: between the latents of four renders of a plan and four of the teacher's at many steps,
 mean over plans; the teacher's own, with other noise, is the floor. Images per second of the renderer (DiT and VAE) and
@@ -38,7 +39,7 @@ SIDE = 128
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", default="tiny")
-    parser.add_argument("--student", help="pipeline folder; without it the teacher alone is measured")
+    parser.add_argument("--student", type=Path, nargs="*", default=[], help="checkpoints/step-N/pipeline of runs")
     parser.add_argument("--teacher-steps", type=int, default=50)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--guidance", type=float, default=1.5, help="of the teacher")
@@ -51,9 +52,11 @@ def main() -> None:
         f"teacher, {args.teacher_steps} steps": (teacher, args.teacher_steps, args.guidance),
         f"teacher, {args.steps} steps": (teacher, args.steps, args.guidance),
         f"teacher, {args.steps} steps, no guidance": (teacher, args.steps, 1.0),
+        "teacher, 1 step, no guidance": (teacher, 1, 1.0),
     }
-    if args.student:
-        arms[f"student, {args.steps} steps"] = (GLMImage.load(args.student), args.steps, 1.0)
+    for folder in args.student:
+        name = f"student, {args.steps} steps, {folder.resolve().parent.name}"
+        arms[name] = (GLMImage.load(str(folder)), args.steps, 1.0)
     data = held_out(args.prompts)
     report: dict[str, object] = {"machine": machine(), "prompts": len(data), "samples": args.samples}
     plans = Plans(teacher, data)

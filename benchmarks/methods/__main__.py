@@ -41,7 +41,7 @@ TASKS = {
     "credit": ("tree", "flat", "separate", "plans"),
 }
 """Recipes by task, benchmarks/methods/<task>.yaml; of configs/recipes, or of benchmarks/methods where it has one."""
-RATES = {"objects": (1e-4, 2e-4), "words": (3e-5, 1e-4, 3e-4), "credit": (2e-4,)}
+RATES = {"objects": (5e-5, 1e-4, 2e-4), "words": (3e-5, 1e-4, 3e-4), "credit": (2e-4,)}
 OVER_RECIPES = {"objects": ("reward.grpo.ar.updates_per_rollout=6",)}
 """What a task says after the recipe: with the recipes' two updates the clip met one ratio of a thousand."""
 CONTROLLED = ("grpo", "nft", "awm", "flow_grpo_fast")

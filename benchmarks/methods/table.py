@@ -30,14 +30,16 @@ def table(cells: Sequence[dict[str, Any]]) -> str:
     text = ""
     for task in dict.fromkeys(cell["task"] for cell in cells):
         own = [cell for cell in cells if cell["task"] == task]
-        judged = [cell for cell in own if cell["seed"] > 0]
+        searched = [cell for cell in own if cell["seed"] == 0]
+        best = {recipe: _best_rate(found) for recipe, found in _by_recipe(searched)}
+        judged = [cell for cell in own if cell["seed"] > 0 and cell["rate"] == best.get(cell["recipe"], cell["rate"])]
         rows = [_row(recipe, list(found)) for recipe, found in _by_recipe(judged)]
         rows.sort(key=lambda row: -float(row[3].split()[0]))
         text += f"\n**{task}**\n"
         if rows:
             text += f"\n| {' | '.join(HEADS)} |\n" + "|---" * len(HEADS) + "|\n"
             text += "".join(f"| {' | '.join(row)} |\n" for row in rows)
-        text += _search([cell for cell in own if cell["seed"] == 0])
+        text += _search(searched)
     return text
 
 
@@ -105,7 +107,18 @@ def _clipped(cells: Sequence[dict[str, Any]]) -> str:
     """The clipped share of the trained half's ratios over the last steps."""
     courses = [[value for value in cell["steps"]["clip_fraction"] if value is not None] for cell in cells]
     last = [statistics.fmean(course[-ENDS:]) for course in courses if course]
-    return f"{statistics.fmean(last):.0%}" if last else "-"
+    return f"{statistics.fmean(last):.1%}" if last else "-"
+
+
+def _gains(cells: Sequence[dict[str, Any]]) -> dict[float, float]:
+    """The held-out gain by rate, of the cells of a search."""
+    return {cell["rate"]: cell["held_out"]["after"] - cell["held_out"]["before"] for cell in cells}
+
+
+def _best_rate(cells: Sequence[dict[str, Any]]) -> float:
+    """The rate with the largest held-out gain."""
+    gains = _gains(cells)
+    return max(gains, key=gains.__getitem__)
 
 
 def _search(cells: Sequence[dict[str, Any]]) -> str:
@@ -116,8 +129,7 @@ def _search(cells: Sequence[dict[str, Any]]) -> str:
     text = "\nThe search, one seed: held-out gain by rate, the largest in bold.\n\n"
     text += f"| recipe | {' | '.join(f'{rate:g}' for rate in rates)} |\n" + "|---" * (len(rates) + 1) + "|\n"
     for recipe, found in _by_recipe(cells):
-        gains = {cell["rate"]: cell["held_out"]["after"] - cell["held_out"]["before"] for cell in found}
-        best = max(gains, key=gains.__getitem__)
+        gains, best = _gains(found), _best_rate(found)
         shown = {rate: f"**{gain:+.3f}**" if rate == best else f"{gain:+.3f}" for rate, gain in gains.items()}
         text += f"| `{recipe}` | {' | '.join(shown.get(rate, '-') for rate in rates)} |\n"
     return text

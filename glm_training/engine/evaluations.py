@@ -161,7 +161,7 @@ class Evaluations:
             self.after = evaluation
         if drawn and self.world.is_main:
             with beside_training("writing the pictures of samples"):
-                self._write(step, evaluation.images, logger)
+                self._write(step, evaluation, logger)
         if self.world.is_main:
             for line in scores_of(self.subjects(), step, evaluation):
                 self.lines.append(line)
@@ -223,14 +223,15 @@ class Evaluations:
             return drawn[0]
         return combined(groups, [Evaluation({}, images) for images in drawn]).images
 
-    def _write(self, step: int, images: Pictures, logger: RunLogger) -> None:
+    def _write(self, step: int, evaluation: Evaluation, logger: RunLogger) -> None:
+        images = evaluation.images
         prompts = [example.prompt for example in self.held_out.examples[: len(images)]]
         folder = self.samples_dir(step)
         for i, image in enumerate(images):
             save_image(folder / f"{i}.png", image)
-        columns = {f"step {step}": images}
+        columns = {f"step {step}": evaluation}
         if self.before is not None and self.before_step < step and len(self.before.images):
-            columns = {f"step {self.before_step}": self.before.images, **columns}
+            columns = {f"step {self.before_step}": self.before, **columns}
         write_pictures(folder / "grid.png", self.held_out, columns, setup.evaluated(self.config, "prompt"))
         write_prompts(folder, prompts)
         logger.images(step, "samples", images, prompts)
@@ -268,6 +269,7 @@ class Evaluations:
             "step": self.before_step,
             "scores": dict(self.before.scores),
             "judged": dict(self.before.judged),
+            "shown": dict(self.before.shown),
             "images": each(self.before.images, lambda images: images.mul(255).round().to(torch.uint8)),
             "settings": self._settings(),
             "training": self.training.state(),
@@ -285,7 +287,10 @@ class Evaluations:
             )
             return
         self.before = Evaluation(
-            state["scores"], each(state["images"], lambda images: images.float() / 255), state["judged"]
+            state["scores"],
+            each(state["images"], lambda images: images.float() / 255),
+            state["judged"],
+            state.get("shown", {}),  # which older checkpoints lack
         )
         self.before_step = state["step"]
         if "training" in state:  # which older checkpoints lack

@@ -19,7 +19,7 @@ from glm_training.utils.console import Console
 from glm_training.utils.distributed import World
 from glm_training.utils.failures import beside_training
 from glm_training.utils.figure_names import RIGHT, direction, label
-from glm_training.utils.pictures import Pictures, save_grid
+from glm_training.utils.pictures import NO_CAPTION, Caption, Pictures, save_grid
 from glm_training.utils.statistics import Estimate, estimate
 from glm_training.utils.words import counted, number
 
@@ -74,6 +74,8 @@ class TrainResult:
     halted: str | None = None
 
 
+SHOWN_BELOW = 8
+"""Prompts below each other in a picture; more of them stand in parts, side by side."""
 COLUMNS = ("change", "standard error", "")
 
 
@@ -113,7 +115,7 @@ def write_summary(
     if len(before.images) and len(after.images):
         with beside_training("writing the picture of before and after"):
             path = config.output_dir / "samples" / "before_after.png"
-            write_pictures(path, held_out, {earlier: before.images, "after": after.images}, prompts.name)
+            write_pictures(path, held_out, {earlier: before, "after": after}, prompts.name)
             console.line(f"pictures before and after, of {prompts.name}s: {path}")
 
 
@@ -144,16 +146,47 @@ def images_of(held_out: ImageDataset, count: int) -> tuple[list[Tensor], list[Te
     return sources, [batch.targets[0] for batch in batches if batch.targets is not None]
 
 
-def write_pictures(path: Path, held_out: ImageDataset, columns: Mapping[str, Pictures], noun: str) -> None:
+def write_pictures(path: Path, held_out: ImageDataset, columns: Mapping[str, Evaluation], noun: str) -> None:
     """A grid of the first prompts' pictures: a row per prompt, a column per entry of `columns` (by heading), with the
-    source before and the target after them where there is one. `noun`: what a prompt is called, said in the corner."""
-    shown = min(len(images) for images in columns.values())
+    source before and the target after them where there is one; under each picture what it earned. `noun`: what a prompt
+    is called, said in the corner."""
+    shown = min(len(column.images) for column in columns.values())
     sources, targets = images_of(held_out, shown)
-    named: dict[str, Pictures] = {"source": sources, **columns, "target": targets}
-    every = {heading: images for heading, images in named.items() if len(images)}
-    rows = [list(row) for row in zip(*(images[:shown] for images in every.values()), strict=True)]
-    labels = [example.prompt for example in held_out.examples[:shown]]
-    save_grid(path, rows, labels, list(every), counted(shown, noun))
+    bare = [NO_CAPTION] * shown
+    drawn = [(_heading(name, each, shown), each.images, _captions(each, shown)) for name, each in columns.items()]
+    every: list[tuple[str, Pictures, list[Caption]]] = [("source", sources, bare), *drawn, ("target", targets, bare)]
+    there = [column for column in every if len(column[1])]
+    rows = [list(row) for row in zip(*(images[:shown] for _, images, _ in there), strict=True)]
+    captions = [list(row) for row in zip(*(texts for _, _, texts in there), strict=True)]
+    scored = any(caption.text for row in captions for caption in row)
+    save_grid(
+        path,
+        rows,
+        [example.prompt for example in held_out.examples[:shown]],
+        [heading for heading, _, _ in there],
+        counted(shown, noun),
+        captions if scored else (),
+        abreast=max(1, -(-shown // SHOWN_BELOW)),
+    )
+
+
+def _heading(name: str, evaluation: Evaluation, shown: int) -> str:
+    """`name`, and how many of the first `shown` pictures are exactly right, where that is scored."""
+    right = evaluation.shown.get(RIGHT)
+    return name if right is None else f"{name}: {int((right[:shown] == 1).sum())} of {shown} {label(RIGHT)}"
+
+
+def _captions(evaluation: Evaluation, shown: int) -> list[Caption]:
+    """What each of the first `shown` pictures earned; empty where it was not scored."""
+    nothing = torch.full((shown,), torch.nan)
+    totals, right = (evaluation.shown.get(name, nothing)[:shown].tolist() for name in ("total", RIGHT))
+    return [_caption(*scores) for scores in zip(totals, right, strict=True)]
+
+
+def _caption(total: float, right: float) -> Caption:
+    if right == 1:
+        return Caption(label(RIGHT), good=True)
+    return NO_CAPTION if math.isnan(total) else Caption(f"reward {number(total)}")
 
 
 def scores_of(subjects: Subjects, step: int, evaluation: Evaluation) -> list[dict[str, Any]]:

@@ -37,11 +37,13 @@ class EvaluationSettings:
 class Evaluation:
     """`scores`: metric name ("total" and each component) -> [P] means over the samples of a prompt, NaN where the
     metric does not apply. `images` are the first sample of the first p prompts, none where nothing was drawn. `judged`:
-    figures [V] of held-out pairs or targets, by name."""
+    figures [V] of held-out pairs or targets, by name. `shown`: the scores [p] of `images` themselves, by name, empty
+    where they were not scored."""
 
     scores: dict[str, Tensor]
     images: Pictures
     judged: dict[str, Tensor] = field(default_factory=dict)
+    shown: dict[str, Tensor] = field(default_factory=dict)
 
     def means(self) -> dict[str, float]:
         """Mean over prompts, or over what is judged, of each figure that applies anywhere."""
@@ -60,7 +62,11 @@ def combined(groups: Sequence[Sequence[int]], found: Sequence[Evaluation]) -> Ev
     kept: dict[int, Tensor] = {}
     for group, each in zip(groups, found, strict=True):
         kept |= zip(group, each.images, strict=False)
-    return Evaluation(scores, [kept[place] for place in sorted(kept)])
+    shown = {name: torch.full((len(kept),), torch.nan) for each in found for name in each.shown}
+    for group, each in zip(groups, found, strict=True):
+        for name, values in each.shown.items():
+            shown[name][list(group)[: len(values)]] = values
+    return Evaluation(scores, [kept[place] for place in sorted(kept)], shown=shown)
 
 
 @torch.no_grad()
@@ -91,7 +97,7 @@ def evaluate(
     # every process draws equally many, so that all meet in the same places: who has none left repeats the last prompt
     share, kept_share = -(-count // world.world_size), -(-kept // world.world_size)
     mine = [min(world.rank + i * world.world_size, count - 1) for i in range(share)]
-    totals, images = [], []
+    scored_samples, images = [], []
     names: list[str] = []
     for start in range(0, share, prompts_at_once):
         rows = mine[start : start + prompts_at_once]
@@ -108,15 +114,20 @@ def evaluate(
             if also is not None:
                 columns |= also(scored)
         names = list(columns)
-        totals.append(torch.stack([values.view(len(rows), -1) for values in columns.values()], dim=-1).nanmean(dim=1))
+        scored_samples.append(torch.stack([values.view(len(rows), -1) for values in columns.values()], dim=-1))
         images.append(drawn[:: settings.samples][: max(0, kept_share - start)].cpu())
         if on_scored is not None:
             on_scored(min(count, (start + len(rows)) * world.world_size), columns.get("total"))
         if on_step is not None:
             on_step()
-    scores = gather_tensor(world, torch.cat(totals))[_interleaved(count, share, world.world_size)]
+    samples = gather_tensor(world, torch.cat(scored_samples))[_interleaved(count, share, world.world_size)]
     pictures = gather_tensor(world, torch.cat(images))[_interleaved(kept, kept_share, world.world_size)]
-    return Evaluation({name: scores[:, column] for column, name in enumerate(names)}, pictures)
+    scores, shown = samples.nanmean(dim=1), samples[:kept, 0]
+    return Evaluation(
+        {name: scores[:, column] for column, name in enumerate(names)},
+        pictures,
+        shown={name: shown[:, column] for column, name in enumerate(names)},
+    )
 
 
 @torch.no_grad()

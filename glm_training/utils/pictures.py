@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -12,11 +13,23 @@ MARGIN = 8
 LABEL_WIDTH = 220
 FONT_SIZE = 15
 SHEET_CELL, SHEET_LINES = 192, 3
-INK, QUIET, PAPER = (20, 20, 20), (110, 110, 110), (255, 255, 255)
+INK, QUIET, PAPER, GREEN = (20, 20, 20), (110, 110, 110), (255, 255, 255), (0, 110, 40)
+FRAME = 3
 
 
 Pictures = Tensor | list[Tensor]
 """Images [n, 3, H, W] in [0, 1]; a list of [3, H, W] where their sizes differ."""
+
+
+class Caption(NamedTuple):
+    """What stands under a picture; `good`: in green, with a frame around the picture."""
+
+    text: str
+    good: bool = False
+
+
+NO_CAPTION = Caption("")
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def to_pil(image: Tensor | Image.Image) -> Image.Image:
@@ -51,6 +64,8 @@ def save_grid(
     row_labels: Sequence[str],
     column_labels: Sequence[str],
     corner: str = "",
+    captions: Sequence[Sequence[Caption]] = (),
+    abreast: int = 1,
 ) -> None:
     """Write a grid of pictures, with a label beside each row (a prompt, wrapped) and one above each column; `corner`
     says above the rows' labels what they are.
@@ -59,37 +74,79 @@ def save_grid(
         path: the picture to write; folders are made.
         rows: R rows of C images each, ``[3, H, W]`` in [0, 1] or PIL; small ones are enlarged to be seen.
         row_labels: R texts. column_labels: C texts.
+        captions: R rows of C captions, or none at all.
+        abreast: into how many parts the rows are divided that stand side by side; large pictures shrink with it.
 
     Raises:
         ValueError: when the counts do not agree.
     """
-    if len(rows) != len(row_labels) or any(len(row) != len(column_labels) for row in rows):
-        shape = [len(row) for row in rows]
+    if len(rows) != len(row_labels) or any(len(row) != len(column_labels) for row in (*rows, *captions)):
+        shape = [len(row) for row in (*rows, *captions)]
         raise ValueError(f"{len(row_labels)} row and {len(column_labels)} column labels for rows of {shape} images")
-    font = ImageFont.load_default(size=FONT_SIZE)
-    cells = [[_fit(to_pil(image)) for image in row] for row in rows]
+    largest = max(MIN_CELL, MAX_CELL // abreast)
+    cells = [[_fit(to_pil(image), largest) for image in row] for row in rows]
     width = max((cell.width for row in cells for cell in row), default=MIN_CELL)
-    labels = [_wrap(label, font, LABEL_WIDTH) for label in row_labels]
+    font = ImageFont.load_default(size=FONT_SIZE)
     corner = _wrap(corner, font, LABEL_WIDTH)
-    header = max([_text_height(corner), *(_text_height(_wrap(label, font, width)) for label in column_labels)])
-    heights = [
-        max([_text_height(label), *(cell.height for cell in row)]) for row, label in zip(cells, labels, strict=True)
-    ]
+    heads = [_wrap(label, font, width) for label in column_labels]
     beside = LABEL_WIDTH if any(row_labels) else max(round(font.getlength(line)) for line in corner.split("\n"))
+    size = -(-len(rows) // abreast)
+    parts: list[Image.Image] = []
+    for start in range(0, max(len(rows), 1), max(size, 1)):
+        own = slice(start, start + size)
+        labels = [_wrap(label, font, LABEL_WIDTH) for label in row_labels[own]]
+        parts.append(_grid(cells[own], labels, heads, corner, captions[own], (beside, width)))
+    canvas = Image.new("RGB", (sum(part.width for part in parts), max(part.height for part in parts)), PAPER)
+    left = 0
+    for part in parts:
+        canvas.paste(part, (left, 0))
+        left += part.width
+    save_image(path, canvas)
+
+
+def _grid(
+    rows: Sequence[Sequence[Image.Image]],
+    labels: Sequence[str],
+    heads: Sequence[str],
+    corner: str,
+    captions: Sequence[Sequence[Caption]],
+    widths: tuple[int, int],
+) -> Image.Image:
+    """The grid of some rows, all texts wrapped; `widths` of the labels and of a column."""
+    font = ImageFont.load_default(size=FONT_SIZE)
+    beside, width = widths
+    below = _text_height("") if captions else 0
+    heights = [
+        max([_text_height(label), *(cell.height + below for cell in row)])
+        for row, label in zip(rows, labels, strict=True)
+    ]
     left = beside + 2 * MARGIN
-    top = header + 2 * MARGIN
-    size = (left + len(column_labels) * (width + MARGIN), top + sum(height + MARGIN for height in heights))
+    top = max(map(_text_height, (corner, *heads))) + 2 * MARGIN
+    size = (left + len(heads) * (width + MARGIN), top + sum(height + MARGIN for height in heights))
     canvas = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(canvas)
     draw.multiline_text((MARGIN, MARGIN), corner, QUIET, font)
-    for column, label in enumerate(column_labels):
-        draw.multiline_text((left + column * (width + MARGIN), MARGIN), _wrap(label, font, width), INK, font)
-    for row, label, height in zip(cells, labels, heights, strict=True):
+    for column, head in enumerate(heads):
+        draw.multiline_text((left + column * (width + MARGIN), MARGIN), head, INK, font)
+    for place, (row, label, height) in enumerate(zip(rows, labels, heights, strict=True)):
         draw.multiline_text((MARGIN, top), label, INK, font)
         for column, cell in enumerate(row):
-            canvas.paste(cell, (left + column * (width + MARGIN), top))
+            corner_of_cell = (left + column * (width + MARGIN), top)
+            canvas.paste(cell, corner_of_cell)
+            if captions:
+                _write_caption(draw, captions[place][column], cell, corner_of_cell, font)
         top += height + MARGIN
-    save_image(path, canvas)
+    return canvas
+
+
+def _write_caption(
+    draw: ImageDraw.ImageDraw, caption: Caption, cell: Image.Image, corner: tuple[int, int], font: Font
+) -> None:
+    left, top = corner
+    draw.text((left, top + cell.height), caption.text, GREEN if caption.good else QUIET, font)
+    if caption.good:
+        right, bottom = left + cell.width - 1, top + cell.height - 1
+        draw.rectangle((left, top, right, bottom), outline=GREEN, width=FRAME)
 
 
 def save_sheet(path: Path, images: Sequence[Tensor | Image.Image], labels: Sequence[str], columns: int = 6) -> None:
@@ -114,14 +171,14 @@ def save_sheet(path: Path, images: Sequence[Tensor | Image.Image], labels: Seque
     save_image(path, canvas)
 
 
-def _fit(image: Image.Image) -> Image.Image:
-    """Small pictures by a whole factor, so that pixels stay square; large ones down to ``MAX_CELL``."""
+def _fit(image: Image.Image, largest: int = MAX_CELL) -> Image.Image:
+    """Small pictures by a whole factor, so that pixels stay square; large ones down to `largest` pixels."""
     longest = max(image.size)
-    if longest > MAX_CELL:
-        scale = MAX_CELL / longest
+    if longest > largest:
+        scale = largest / longest
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         return image.resize(size, Image.Resampling.LANCZOS)
-    factor = -(-MIN_CELL // longest)
+    factor = max(1, min(-(-MIN_CELL // longest), largest // longest))
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
@@ -129,7 +186,7 @@ def _text_height(text: str) -> int:
     return (text.count("\n") + 1) * (FONT_SIZE + 4)
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+def _wrap(text: str, font: Font, width: int) -> str:
     """Break a text into lines of at most ``width`` pixels, between words where there are any."""
     lines: list[str] = []
     for paragraph in text.splitlines():
@@ -146,7 +203,7 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: 
     return "\n".join(lines)
 
 
-def _pieces(word: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+def _pieces(word: str, font: Font, width: int) -> list[str]:
     """A word too long for a line (or a script without spaces) cut where it overflows."""
     pieces = [""]
     for character in word:

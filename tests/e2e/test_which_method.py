@@ -16,7 +16,10 @@ def test_the_tables_are_of_the_cells():
 
 def cell(rate: float, seed: int, gain: float) -> dict[str, Any]:
     """Of two held-out prompts, one of which gains twice as much as the other."""
-    scores = {"total": [[0.5, 0.5], [0.5 + gain * 2 / 3, 0.5 + gain * 4 / 3]], "exactly_right": [[0.0, 0.0], [0.0, 1.0]]}
+    scores = {
+        "total": [[0.5, 0.5], [0.5 + gain * 2 / 3, 0.5 + gain * 4 / 3]],
+        "exactly_right": [[0.0, 0.0], [0.0, 1.0]],
+    }
     steps = {"reward/total": [0.5, 0.5], "monitor/diversity": [0.2, 0.2], "clip_fraction": [0.002, 0.004]}
     return {
         **{"task": "words", "recipe": "nft", "rate": rate, "seed": seed, "shuffled": False, "minutes": 5.0},

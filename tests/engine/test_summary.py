@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from glm_training.config import Config
-from glm_training.engine.summary import outline, scores_of, summary_row, told, write_summary
+from glm_training.engine.summary import _captions, _heading, outline, scores_of, summary_row, told, write_summary
 from glm_training.engine.validation import Subject
 from glm_training.evaluation.held_out import Evaluation
 from glm_training.utils.console import Console
 from glm_training.utils.distributed import World
+from glm_training.utils.pictures import NO_CAPTION, Caption
 from tests.config.building import build
 
 NO_PICTURES = torch.empty(0, 3, 1, 1)
@@ -114,6 +115,17 @@ def test_scores_and_judgements_are_two_tables_named_for_what_they_are_on():
     assert "held-out prompt" not in text
     assert columns(text)["reward"] == ["reward", "0.600", "0.500", "-0.100", "0.000", "worse"]
     assert columns(text)["ar"] == ["ar", "loss", "0.690", "0.750", "+0.060", "-", "cannot", "be", "told"]
+
+
+def test_under_each_picture_stands_what_it_earned():
+    """Of three pictures the second is exactly right; the third was not scored."""
+    shown = {"total": torch.tensor([0.25, 1.0, NAN]), "exactly_right": torch.tensor([0.0, 1.0, NAN])}
+    evaluation = Evaluation({}, torch.zeros(3, 3, 2, 2), shown=shown)
+    assert _heading("after", evaluation, 3) == "after: 1 of 3 exactly right"
+    assert _captions(evaluation, 3) == [Caption("reward 0.250"), Caption("exactly right", good=True), NO_CAPTION]
+    assert _heading("after", evaluation, 1) == "after: 0 of 1 exactly right"
+    without = Evaluation({}, torch.zeros(2, 3, 2, 2))
+    assert _heading("before", without, 2) == "before" and _captions(without, 2) == [NO_CAPTION] * 2
 
 
 def test_a_metric_that_counts_against_the_total_gets_better_when_it_falls():

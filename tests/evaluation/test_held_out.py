@@ -62,6 +62,8 @@ def test_a_prompts_score_is_the_mean_of_its_samples(at_once):
     assert result.scores["own"].isnan().tolist() == [False, True, False]
     assert result.means() == {"total": pytest.approx(0.605), "own": 1.0}
     assert result.images[:, 0, 0, 0].tolist() == pytest.approx([0.5, 0.6]), "the first sample of the first prompts"
+    assert result.shown["total"].tolist() == pytest.approx([0.5, 0.6]), "what those pictures earned"
+    assert result.shown["own"].isnan().tolist() == [False, True]
     assert [item for call in family.asked for item in call["ids"]] == [5, 6, 7]
 
 
@@ -85,15 +87,21 @@ def test_scores_of_several_processes_come_back_in_the_order_of_the_prompts():
 
 def test_evaluations_of_several_sizes_are_one() -> None:
     """Prompts 0 and 2 of one size, 1 and 3 of another; of the first three the pictures are kept."""
-    first = Evaluation({"total": torch.tensor([1.0, 3.0])}, torch.full((2, 3, 2, 2), 0.1))
+    first, second = (
+        Evaluation({"total": torch.tensor([1.0, 3.0])}, torch.full((2, 3, 2, 2), 0.1)),
+        Evaluation({"total": torch.tensor([2.0, 4.0]), "own": torch.tensor([7.0, 8.0])}, torch.ones(1, 3, 4, 1)),
+    )
     first.images[1] += 0.1
-    second = Evaluation({"total": torch.tensor([2.0, 4.0]), "own": torch.tensor([7.0, 8.0])}, torch.ones(1, 3, 4, 1))
+    first.shown["total"], second.shown["total"] = torch.tensor([0.5, 0.7]), torch.tensor([0.6])
+    second.shown["own"] = torch.tensor([9.0])
     result = combined([[0, 2], [1, 3]], [first, second])
     assert result.scores["total"].tolist() == [1.0, 2.0, 3.0, 4.0]
     assert result.scores["own"].isnan().tolist() == [True, False, True, False] and result.scores["own"][3] == 8
     assert [list(image.shape) for image in result.images] == [[3, 2, 2], [3, 4, 1], [3, 2, 2]]
     assert result.images[2].mean().item() == pytest.approx(0.2)
     assert result.means() == {"total": 2.5, "own": 7.5}
+    assert result.shown["total"].tolist() == pytest.approx([0.5, 0.6, 0.7])
+    assert result.shown["own"].isnan().tolist() == [True, False, True] and result.shown["own"][1] == 9
 
 
 def test_no_picture_need_be_kept() -> None:

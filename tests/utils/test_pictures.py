@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from glm_training.utils import pictures
-from glm_training.utils.pictures import LABEL_WIDTH, save_grid, save_image, to_pil
+from glm_training.utils.pictures import GREEN, LABEL_WIDTH, NO_CAPTION, Caption, save_grid, save_image, to_pil
 
 
 def test_values_are_clamped_and_rounded():
@@ -53,11 +53,51 @@ def test_text_wraps_between_words_and_cuts_what_has_none():
 def test_large_pictures_shrink_and_small_ones_stay_square(tmp_path):
     assert pictures._fit(Image.new("RGB", (1024, 512))).size == (384, 192)
     assert pictures._fit(Image.new("RGB", (32, 16))).size == (160, 80)
+    assert pictures._fit(Image.new("RGB", (128, 128))).size == (256, 256)
+    assert pictures._fit(Image.new("RGB", (128, 128)), 160).size == (128, 128), "not enlarged beyond the largest"
+    assert pictures._fit(Image.new("RGB", (1024, 512)), 160).size == (160, 80)
 
 
 def test_labels_must_fit_the_rows(tmp_path):
     with pytest.raises(ValueError, match=r"1 row and 2 column labels for rows of \[1\] images"):
         save_grid(tmp_path / "g.png", [[torch.zeros(3, 4, 4)]], ["a"], ["b", "c"])
+
+
+def test_captions_stand_below_their_pictures_and_good_ones_are_framed(tmp_path):
+    red = Image.new("RGB", (160, 160), (255, 0, 0))
+    captions = [[Caption("reward 0.5"), Caption("right", good=True)]]
+    save_grid(tmp_path / "bare.png", [[red, red]], ["a"], ["before", "after"])
+    save_grid(tmp_path / "told.png", [[red, red]], ["a"], ["before", "after"], captions=captions)
+    bare, told = (np.asarray(Image.open(tmp_path / name)).astype(int) for name in ("bare.png", "told.png"))
+    assert told.shape[0] == bare.shape[0] + pictures.FONT_SIZE + 4 and told.shape[1] == bare.shape[1]
+    left = LABEL_WIDTH + 2 * pictures.MARGIN
+    top = np.argwhere((bare == (255, 0, 0)).all(-1))[0][0]
+    assert (told[top, left] == (255, 0, 0)).all(), "no frame"
+    second = left + 160 + pictures.MARGIN
+    assert (told[top, second] == GREEN).all() and (told[top + 159, second + 159] == GREEN).all()
+    assert (told[top + pictures.FRAME, second + pictures.FRAME] == (255, 0, 0)).all()
+    below = told[top + 160 :, left:second]
+    assert (below < 200).any() and (below[..., 0] == below[..., 1]).all(), "grey text"
+
+
+def test_rows_stand_in_two_halves_side_by_side(tmp_path):
+    """Three rows: two on the left, the third on the right, each half with the headings."""
+    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+    rows = [[Image.new("RGB", (160, 160), colour)] for colour in colours]
+    for name, abreast in (("one.png", 1), ("two.png", 2)):
+        save_grid(tmp_path / name, rows, ["a", "b", "c"], ["now"], "3 prompts", abreast=abreast)
+    one, two = (np.asarray(Image.open(tmp_path / name)).astype(int) for name in ("one.png", "two.png"))
+    assert two.shape[1] == 2 * one.shape[1] and one.shape[0] - two.shape[0] == 160 + pictures.MARGIN
+    places = [np.argwhere((two == colour).all(-1))[0].tolist() for colour in colours]
+    assert places[0][0] == places[2][0] < places[1][0] and places[0][1] == places[1][1]
+    assert places[2][1] == places[0][1] + one.shape[1]
+    heads = two[: places[0][0]]
+    assert (heads[:, : one.shape[1]] == heads[:, one.shape[1] :]).all()
+
+
+def test_captions_must_fit_the_rows(tmp_path):
+    with pytest.raises(ValueError, match=r"2 column labels for rows of \[2, 1\] images"):
+        save_grid(tmp_path / "g.png", [[Image.new("RGB", (4, 4))] * 2], ["a"], ["b", "c"], captions=[[NO_CAPTION]])
 
 
 def test_rows_without_labels_have_no_room_for_them(tmp_path):

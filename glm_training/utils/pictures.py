@@ -1,6 +1,7 @@
 """Picture files: one image, or a labelled grid of images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -12,6 +13,12 @@ MARGIN = 8
 LABEL_WIDTH = 220
 FONT_SIZE = 15
 SHEET_CELL, SHEET_LINES = 192, 3
+FONTS = (
+    "DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf", "arial.ttf", "Arial.ttf",
+    "Arial Unicode.ttf", "NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "msyh.ttc", "PingFang.ttc",
+)  # fmt: skip
+"""Of Linux, Windows and macOS, for letters that Pillow's own font lacks: it has little beyond ASCII."""
+NO_LETTER = "\uffff"
 INK, QUIET, PAPER = (20, 20, 20), (110, 110, 110), (255, 255, 255)
 
 
@@ -66,7 +73,7 @@ def save_grid(
     if len(rows) != len(row_labels) or any(len(row) != len(column_labels) for row in rows):
         shape = [len(row) for row in rows]
         raise ValueError(f"{len(row_labels)} row and {len(column_labels)} column labels for rows of {shape} images")
-    font = ImageFont.load_default(size=FONT_SIZE)
+    font = font_for([*row_labels, *column_labels, corner])
     cells = [[_fit(to_pil(image)) for image in row] for row in rows]
     width = max((cell.width for row in cells for cell in row), default=MIN_CELL)
     labels = [_wrap(label, font, LABEL_WIDTH) for label in row_labels]
@@ -97,7 +104,7 @@ def save_sheet(path: Path, images: Sequence[Tensor | Image.Image], labels: Seque
     label below it; folders are made. Raises ValueError when the counts do not agree."""
     if len(images) != len(labels):
         raise ValueError(f"{len(labels)} labels for {len(images)} images")
-    font = ImageFont.load_default(size=FONT_SIZE)
+    font = font_for(labels)
     cell, below = SHEET_CELL, _text_height("\n" * (SHEET_LINES - 1))
     step = (cell + MARGIN, cell + below + MARGIN)
     rows = -(-len(images) // columns)
@@ -112,6 +119,28 @@ def save_sheet(path: Path, images: Sequence[Tensor | Image.Image], labels: Seque
         text = "\n".join(lines[:SHEET_LINES]) + ("..." if len(lines) > SHEET_LINES else "")
         draw.multiline_text((left, top + cell), text, INK, font)
     save_image(path, canvas)
+
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+def font_for(texts: Sequence[str]) -> Font:
+    """Pillow's own font; where it lacks letters of the texts, that of this machine's `FONTS` that lacks the fewest."""
+    own = ImageFont.load_default(size=FONT_SIZE)
+    letters = {letter for text in texts for letter in text if letter.isprintable() and not letter.isspace()}
+    if not _lacking(own, letters):
+        return own
+    found: list[Font] = [own]
+    for name in FONTS:
+        with suppress(OSError):  # not on this machine
+            found.append(ImageFont.truetype(name, FONT_SIZE))
+    return min(found, key=lambda font: _lacking(font, letters))
+
+
+def _lacking(font: Font, letters: Iterable[str]) -> int:
+    """How many of some letters a font draws as it draws what is no letter in any."""
+    none = bytes(font.getmask(NO_LETTER))
+    return sum(bytes(font.getmask(letter)) == none for letter in letters)
 
 
 def _fit(image: Image.Image) -> Image.Image:
@@ -129,7 +158,7 @@ def _text_height(text: str) -> int:
     return (text.count("\n") + 1) * (FONT_SIZE + 4)
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+def _wrap(text: str, font: Font, width: int) -> str:
     """Break a text into lines of at most ``width`` pixels, between words where there are any."""
     lines: list[str] = []
     for paragraph in text.splitlines():
@@ -146,7 +175,7 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: 
     return "\n".join(lines)
 
 
-def _pieces(word: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+def _pieces(word: str, font: Font, width: int) -> list[str]:
     """A word too long for a line (or a script without spaces) cut where it overflows."""
     pieces = [""]
     for character in word:

@@ -58,10 +58,13 @@ def test_overrides_may_stand_before_and_after_options(tmp_path, monkeypatch, cap
         ("sample --prompt a --xyz 3", "glm-train sample: error: unrecognized arguments: --xyz 3"),
         (
             "sample --model tiny --promt=x",
-            "unrecognized arguments: --promt; one of the arguments --prompt --prompts is required. Did you mean --prompt?",
+            "unrecognized arguments: --promt; one of the arguments --prompt --prompts is required. Did you mean",
         ),
         ("sample --mod tiny", "glm-train sample: error: one of the arguments --prompt --prompts is required"),
-        ("export runs/x --formt lora", "arguments: --formt; the following arguments are required: --format, --out. Did"),
+        (
+            "export runs/x --formt lora",
+            "arguments: --formt; the following arguments are required: --format, --out. Did",
+        ),
         ("evaluate --suite genevl --out o", "argument --suite: invalid choice: 'genevl' (choose from"),
         ("evaluate --suite geneval", "glm-train evaluate: error: the following arguments are required: --out"),
         ("data .", "`.` is a folder, no YAML file; one of pictures is named in it: `data: {images: .}`"),

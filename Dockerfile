@@ -17,9 +17,9 @@ FROM ghcr.io/astral-sh/uv:${UV} AS uv
 FROM ${BASE}
 ARG PYTHON=3.11.14
 
-# g++: what training.compile and triton call; tesseract: the engine pytesseract of text_accuracy
+# fonts: for letters of prompts on sheets of pictures; g++: what training.compile and triton call; tesseract: the engine pytesseract of text_accuracy
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends ca-certificates g++ git tesseract-ocr \
+    && apt-get install -y --no-install-recommends ca-certificates fonts-dejavu-core g++ git tesseract-ocr \
     && rm -rf /var/lib/apt/lists/*
 
 # a Python of its own, whatever the base has; pip, so that what glm-train doctor says can be typed

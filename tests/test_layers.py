@@ -198,6 +198,20 @@ def test_files_and_functions_stay_short():
                 assert node.end_lineno is not None and node.end_lineno - node.lineno < 60, (path, node.name)
 
 
+def test_the_package_itself_needs_no_torch_but_for_the_reward_classes():
+    code = (
+        "import sys\n"
+        "import glm_training\n"
+        "assert 'torch' not in sys.modules\n"
+        "from glm_training import RewardBatch, RewardCalculator, RewardResult\n"
+        "import glm_training.rewards as rewards\n"
+        "assert RewardCalculator is rewards.RewardCalculator and RewardResult is rewards.RewardResult\n"
+        "assert RewardBatch is rewards.RewardBatch and not hasattr(glm_training, 'RewardCalculater')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("script", ["train.py", "train_ar.py", "train_dit.py"])
 def test_help_needs_no_torch_and_half_a_second(script):
     code = (

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import math
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from glm_training.utils.redaction import redact
 from glm_training.utils.writable import is_too_long
@@ -22,8 +23,16 @@ class Parser(argparse.ArgumentParser):
     """Tells errors in two lines, with the nearest option in the place of all that there are, and repeats no secret of
     the command line in them; so do the parsers of its commands."""
 
+    _given: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._given = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         unknown = message.removeprefix(_UNKNOWN).split() if message.startswith(_UNKNOWN) else []
+        if "required" in message and (unknown := self._misspelt()):  # argparse would tell only what they leave missing
+            message = f"{_UNKNOWN}{' '.join(unknown)}; {message}"
         options = [get_close_matches(word.partition("=")[0], self._option_string_actions, 1) for word in unknown]
         near = "".join(f". Did you mean {option[0]}?" for option in options[:1] if option)
         if unknown and any(action.dest == "overrides" for action in self._actions):
@@ -33,6 +42,11 @@ class Parser(argparse.ArgumentParser):
             close = get_close_matches(wrong[1], re.findall(r"'(\w+)'", message[wrong.end() :]), 1)
             near = f". Did you mean {close[0]}?" if close else ""
         self.exit(2, f"{self.prog}: error: {redact(message)}{near}\n{self.prog} --help lists what there is\n")
+
+    def _misspelt(self) -> list[str]:
+        """Options of the command line that there are none of; argparse takes those that are cut short."""
+        names = (word.partition("=")[0] for word in self._given if word.startswith("--") and word != "--")
+        return [name for name in names if not any(option.startswith(name) for option in self._option_string_actions)]
 
 
 def _as_key(option: str) -> str:

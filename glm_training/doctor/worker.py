@@ -64,9 +64,15 @@ def main() -> None:
             for finding in _check(name)(asked):
                 tell(finding=asdict(finding))
         except Exception as error:  # whatever a broken library raises: finding it is what this is for
-            line = (str(error).strip().splitlines() or [""])[0]
-            tell(finding=asdict(failed(name, f"{type(error).__name__}: {line}", reinstall(), crashed=True)))
+            tell(finding=asdict(failed(name, in_a_line(error), reinstall(), crashed=True)))
         tell(end=name)
+
+
+def in_a_line(error: BaseException) -> str:
+    """What was raised first: libraries wrap what they fail to import in errors that name no cause."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
 
 def _check(name: str) -> Check:

@@ -77,7 +77,7 @@ def export(wanted: Wanted, target: Target, tell: Callable[[str], None]) -> None:
     needed = wanted.bytes_needed() + SLACK_BYTES
     with (
         _written_whole(folder, needed, target.overwrite) as fresh,
-        held(wanted.source, fresh.absolute().parent / "checkpoint") as source,
+        held(wanted.source, fresh.absolute().parent / "checkpoint", needed) as source,
     ):
         wanted = replace(wanted, source=source)
         write(wanted, fresh, public_base(source))

@@ -1,6 +1,7 @@
 """Picture files: one image, or a labelled grid of images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,12 @@ MARGIN = 8
 LABEL_WIDTH = 220
 FONT_SIZE = 15
 SHEET_CELL, SHEET_LINES = 192, 3
+FONTS = (
+    "DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf", "arial.ttf", "Arial.ttf",
+    "Arial Unicode.ttf", "NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "msyh.ttc", "PingFang.ttc",
+)  # fmt: skip
+"""Of Linux, Windows and macOS, for letters that Pillow's own font lacks: it has little beyond ASCII."""
+NO_LETTER = "\uffff"
 INK, QUIET, PAPER, GREEN = (20, 20, 20), (110, 110, 110), (255, 255, 255), (0, 110, 40)
 FRAME = 3
 
@@ -86,7 +93,7 @@ def save_grid(
     largest = max(MIN_CELL, MAX_CELL // abreast)
     cells = [[_fit(to_pil(image), largest) for image in row] for row in rows]
     width = max((cell.width for row in cells for cell in row), default=MIN_CELL)
-    font = ImageFont.load_default(size=FONT_SIZE)
+    font = font_for([*row_labels, *column_labels, corner])
     corner = _wrap(corner, font, LABEL_WIDTH)
     heads = [_wrap(label, font, width) for label in column_labels]
     beside = LABEL_WIDTH if any(row_labels) else max(round(font.getlength(line)) for line in corner.split("\n"))
@@ -95,7 +102,7 @@ def save_grid(
     for start in range(0, max(len(rows), 1), max(size, 1)):
         own = slice(start, start + size)
         labels = [_wrap(label, font, LABEL_WIDTH) for label in row_labels[own]]
-        parts.append(_grid(cells[own], labels, heads, corner, captions[own], (beside, width)))
+        parts.append(_grid(cells[own], labels, heads, corner, captions[own], font, (beside, width)))
     canvas = Image.new("RGB", (sum(part.width for part in parts), max(part.height for part in parts)), PAPER)
     left = 0
     for part in parts:
@@ -110,10 +117,10 @@ def _grid(
     heads: Sequence[str],
     corner: str,
     captions: Sequence[Sequence[Caption]],
+    font: Font,
     widths: tuple[int, int],
 ) -> Image.Image:
     """The grid of some rows, all texts wrapped; `widths` of the labels and of a column."""
-    font = ImageFont.load_default(size=FONT_SIZE)
     beside, width = widths
     below = _text_height("") if captions else 0
     heights = [
@@ -154,7 +161,7 @@ def save_sheet(path: Path, images: Sequence[Tensor | Image.Image], labels: Seque
     label below it; folders are made. Raises ValueError when the counts do not agree."""
     if len(images) != len(labels):
         raise ValueError(f"{len(labels)} labels for {len(images)} images")
-    font = ImageFont.load_default(size=FONT_SIZE)
+    font = font_for(labels)
     cell, below = SHEET_CELL, _text_height("\n" * (SHEET_LINES - 1))
     step = (cell + MARGIN, cell + below + MARGIN)
     rows = -(-len(images) // columns)
@@ -169,6 +176,25 @@ def save_sheet(path: Path, images: Sequence[Tensor | Image.Image], labels: Seque
         text = "\n".join(lines[:SHEET_LINES]) + ("..." if len(lines) > SHEET_LINES else "")
         draw.multiline_text((left, top + cell), text, INK, font)
     save_image(path, canvas)
+
+
+def font_for(texts: Sequence[str]) -> Font:
+    """Pillow's own font; where it lacks letters of the texts, that of this machine's `FONTS` that lacks the fewest."""
+    own = ImageFont.load_default(size=FONT_SIZE)
+    letters = {letter for text in texts for letter in text if letter.isprintable() and not letter.isspace()}
+    if not _lacking(own, letters):
+        return own
+    found: list[Font] = [own]
+    for name in FONTS:
+        with suppress(OSError):  # not on this machine
+            found.append(ImageFont.truetype(name, FONT_SIZE))
+    return min(found, key=lambda font: _lacking(font, letters))
+
+
+def _lacking(font: Font, letters: Iterable[str]) -> int:
+    """How many of some letters a font draws as it draws what is no letter in any."""
+    none = bytes(font.getmask(NO_LETTER))
+    return sum(bytes(font.getmask(letter)) == none for letter in letters)
 
 
 def _fit(image: Image.Image, largest: int = MAX_CELL) -> Image.Image:

@@ -48,7 +48,16 @@ def libraries(extra: str = "") -> Iterator[Library]:
 
 
 def check_requirements() -> None:
-    """Raises ImportError listing every installed library that is missing or too old, with the command that mends it."""
+    """Raises ImportError listing every installed library that is missing or too old, with the command that mends it; or
+    where torchvision is of another build than torch, which other libraries tell in words of their own."""
     problems = [library.problem for library in libraries() if not library.fits]
     if problems:
         raise ImportError("glm_training cannot run here:\n  " + "\n  ".join(problems) + "\nrun: pip install -e .")
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError, OSError) as error:
+        pair = f"torchvision {version('torchvision')} does not load beside torch {version('torch')}"
+        raise ImportError(
+            f"{pair}: {error}\nBoth have to come from one place (of CPU or of CUDA), in versions that belong together. "
+            "Run: pip install --force-reinstall torch torchvision"
+        ) from error

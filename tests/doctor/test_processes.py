@@ -81,6 +81,15 @@ def test_a_library_that_does_not_import_is_told_and_the_process_goes_on(fake_tor
     assert found[0].command[1:5] == ("-m", "pip", "install", "--force-reinstall")
 
 
+def test_of_a_library_that_wraps_what_it_could_not_import_the_cause_is_told(fake_torch) -> None:
+    fake_torch(
+        "try:\n    raise ValueError('operator torchvision::nms does not exist')\n"
+        "except ValueError as error:\n    raise RuntimeError('Failed to import x (look up):') from error\n"
+    )
+    (found,) = look(["GPU"], Asked(), limit=60)
+    assert found.message == "ValueError: operator torchvision::nms does not exist"
+
+
 def test_what_does_not_end_is_stopped_with_all_that_it_started(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(
         "import os, subprocess, time\nchild = subprocess.Popen(['sleep', '600'])\n"

@@ -56,6 +56,15 @@ def test_overrides_may_stand_before_and_after_options(tmp_path, monkeypatch, cap
         ("train --confg x.yaml", "glm-train train: error: unrecognized arguments: --confg. Did you mean --config?"),
         ("doctor --quik=1", "glm-train doctor: error: unrecognized arguments: --quik=1. Did you mean --quick?"),
         ("sample --prompt a --xyz 3", "glm-train sample: error: unrecognized arguments: --xyz 3"),
+        (
+            "sample --model tiny --promt=x",
+            "unrecognized arguments: --promt; one of the arguments --prompt --prompts is required. Did you mean",
+        ),
+        ("sample --mod tiny", "glm-train sample: error: one of the arguments --prompt --prompts is required"),
+        (
+            "export runs/x --formt lora",
+            "arguments: --formt; the following arguments are required: --format, --out. Did",
+        ),
         ("evaluate --suite genevl --out o", "argument --suite: invalid choice: 'genevl' (choose from"),
         ("evaluate --suite geneval", "glm-train evaluate: error: the following arguments are required: --out"),
         ("data .", "`.` is a folder, no YAML file; one of pictures is named in it: `data: {images: .}`"),
@@ -73,7 +82,7 @@ def test_wrong_words_are_told_in_two_lines_with_what_to_do(words, told, monkeypa
     assert run(monkeypatch, *words.split()) == 2
     first, second = capsys.readouterr().err.splitlines()
     assert told in first and second.endswith(" --help lists what there is")
-    assert ("Did you mean" in first) == ("Did you mean" in told)
+    assert ("Did you mean" in first) == ("Did" in told)
 
 
 def test_without_a_command_the_commands_are_listed(monkeypatch, capsys):

@@ -50,6 +50,30 @@ def test_text_wraps_between_words_and_cuts_what_has_none():
     assert "one two" in pictures._wrap("one two three four", font, 100)
 
 
+def test_letters_that_pillows_font_lacks_are_drawn_in_one_that_has_them(tmp_path):
+    own = pictures.font_for(["a sign, 3-0"])
+    assert own.getname() == pictures.ImageFont.load_default(size=15).getname()
+    try:
+        pictures.ImageFont.truetype("DejaVuSans.ttf", 15)
+    except OSError:
+        pytest.skip("DejaVu is not on this machine")
+    words = "é ü ł Жук"
+    font = pictures.font_for(["a sign", words])
+    letters = words.replace(" ", "")
+    assert len({bytes(font.getmask(letter)) for letter in letters + pictures.NO_LETTER}) == len(letters) + 1
+    boxes = Image.new("RGB", (8, 8))
+    for number, label in enumerate(("é", "ü")):
+        pictures.save_sheet(tmp_path / f"{number}.png", [boxes], [label])
+        pictures.save_grid(tmp_path / f"grid{number}.png", [[boxes]], [label], [""])
+    assert (tmp_path / "0.png").read_bytes() != (tmp_path / "1.png").read_bytes()
+    assert (tmp_path / "grid0.png").read_bytes() != (tmp_path / "grid1.png").read_bytes()
+
+
+def test_without_another_font_letters_are_drawn_as_they_can_be(monkeypatch):
+    monkeypatch.setattr(pictures, "FONTS", ("no such font.ttf",))
+    assert pictures.font_for(["é"]).getname() == pictures.ImageFont.load_default(size=15).getname()
+
+
 def test_large_pictures_shrink_and_small_ones_stay_square(tmp_path):
     assert pictures._fit(Image.new("RGB", (1024, 512))).size == (384, 192)
     assert pictures._fit(Image.new("RGB", (32, 16))).size == (160, 80)

@@ -57,6 +57,8 @@ MUTATIONS = [
         "export/holding.py",
         (*RUN, "export/test_holding.py"),
         ("if not (kept.files / MANIFEST).is_file():", "if False:", "a lost checkpoint is told as anything else"),
+        (">= needed + room", ">= room", "a copy takes the room of the export"),
+        ("and in_use(source.run)", "", "a run that has ended is copied"),
         ("kept = replace(source, links=folder)", "pass", "a checkpoint is read where its run deletes it"),
         (".replace(str(folder), str(source.folder))", "", "an error names a place that is gone"),
     ),

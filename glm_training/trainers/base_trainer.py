@@ -33,7 +33,7 @@ from glm_training.engine.run_directory import RunDirectory, held_run_directory
 from glm_training.engine.saving import commit
 from glm_training.engine.sharding import choose
 from glm_training.engine.stopping import Drawn, InFlight, as_failure, ended
-from glm_training.engine.summary import TrainResult, opening_lines
+from glm_training.engine.summary import TrainResult, opening_lines, resumed_line
 from glm_training.engine.validation import Subject
 from glm_training.models.family import Family
 from glm_training.reinforcement.monitors.monitors import Monitors
@@ -301,7 +301,7 @@ class BaseTrainer(ABC):
                 self.console.line(f"passed over {skipped.path.name}: {skipped.reason}")
             self.load(load_checkpoint(point.path, verify=False))
             self.saved = point.path
-            self.console.line(f"resumed from {point.path}, step {self.step} of {self.total_steps}")
+            self.console.line(resumed_line(config, point.path, self.step, self.total_steps))
         opening = opening_lines(config, self.world, len(self.dataset), self.total_steps)
         for line in [*opening, *(f"note: {note}" for note in self.notes)]:
             self.console.line(line)

@@ -74,8 +74,7 @@ class BaseTrainer(ABC):
             self.evaluations.add_scorer("reward.monitors.metrics", prepared.watched.scores)
         watched = None if prepared.watched is None else tuple(prepared.watched.calculators)
         self.monitors = Monitors(config, world, watched)
-        self.signals, self.interval = StopSignals(world), Interval()
-        self.step = 0
+        self.signals, self.interval, self.step = StopSignals(world), Interval(), 0
         self.saved: Path | None = None
         self.directory: RunDirectory | None = None
         self.in_flight = InFlight(config, world, self.parts, self.signals)
@@ -379,6 +378,7 @@ class BaseTrainer(ABC):
                         self.state(),
                         parts=self.parts,
                         directory=self.directory,
+                        best=self.best,
                         exports=self.exports(),
                         digests=self.digests,
                     )

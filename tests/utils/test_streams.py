@@ -107,7 +107,7 @@ def test_a_stream_is_wrapped_once():
 CLOSED = """
 import io, logging, sys
 from glm_training.utils.streams import guard_standard_streams
-real, sys.stderr = sys.stderr, io.StringIO()
+real, sys.stderr = sys.stderr, io.TextIOWrapper(io.BytesIO())
 guard_standard_streams()
 handler = logging.StreamHandler()  # as a library keeps one, bound to what standard error is now
 handler.flush = sys.stderr.flush

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 
 from glm_training.checkpoint import disk
 from glm_training.checkpoint.best import BEST, Best, read_best
-from glm_training.checkpoint.disk_errors import SaveError, naming_disk_errors
+from glm_training.checkpoint.disk_errors import SaveError, naming_disk_errors, remedy_for
 from glm_training.checkpoint.ledger import LEDGER, Ledger, LedgerEntry
 from glm_training.checkpoint.manifest import (
     MANIFEST,
@@ -140,14 +140,17 @@ def save_checkpoint(
 
 def name_best(checkpoints_dir: Path, best: Best | None) -> None:
     """From here on ``best`` names a checkpoint that was committed; with None there is no such file. Called on the main
-    process alone. Raises SaveError and DiskFullError, with ``best`` as it was."""
-    step = 0 if best is None else best.step
-    with naming_disk_errors(step, SLACK_BYTES, False, checkpoints_dir):
+    process alone. Raises SaveError, with ``best`` as it was."""
+    try:
         if best is not None:
             _write_atomically(checkpoints_dir / BEST, best.encoded())
         elif read_best(checkpoints_dir) is not None:
             disk.remove_file(checkpoints_dir / BEST)
             disk.sync_folder(checkpoints_dir)
+    except OSError as error:
+        named = "that none is the best" if best is None else f"the best checkpoint, of step {best.step}"
+        told = f"{checkpoints_dir / BEST}, which tells {named}, cannot be written: {error.strerror or error}"
+        raise SaveError(f"{told}; every checkpoint is untouched. {remedy_for(error.errno)}") from error
 
 
 def begin_run(checkpoints_dir: Path, run: str | None = None) -> str:

@@ -61,11 +61,15 @@ def naming_disk_errors(step: int, needed: int, exports_unknown: bool, folder: Pa
                 f"has {disk.free_bytes(existing)} free; the previous checkpoint is untouched. {REMEDIES[code]}"
             ) from error
         reported = str(error) if code is None else os.strerror(code)
-        remedy = "Mend that" if code is None else REMEDIES.get(code, f"Mend that, or {_MOVE}")
         raise SaveError(
             f"the checkpoint of step {step} cannot be written to {place or folder}: {reported}; the previous "
-            f"checkpoint is untouched. {remedy}; --resume then continues from there"
+            f"checkpoint is untouched. {remedy_for(code)}; --resume then continues from there"
         ) from error
+
+
+def remedy_for(code: int | None) -> str:
+    """What to do about an error of the operating system, as far as its code is known."""
+    return "Mend that" if code is None else REMEDIES.get(code, f"Mend that, or {_MOVE}")
 
 
 def error_code(error: BaseException) -> tuple[int | None, str | None]:

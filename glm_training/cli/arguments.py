@@ -104,11 +104,36 @@ def place(given: str) -> str:
     return given
 
 
-def gather_files(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    """Moves words that are YAML files from the overrides to the files of the configuration, in their order; without any
-    file the parser ends the program."""
+def resuming(words: Sequence[str]) -> list[str]:
+    """The words of a command line with `--resume key=value` as `--resume latest key=value`, and a YAML file behind it
+    likewise: neither is a checkpoint, and each counts where it stands among the others."""
+    found: list[str] = []
+    for word in words:
+        option, _, value = word.partition("=")
+        if _is_resume(option) and _is_no_checkpoint(value):
+            found += [option, "latest", value]
+        else:
+            found += ["latest", word] if found and _is_resume(found[-1]) and _is_no_checkpoint(word) else [word]
+    return found
+
+
+def _is_resume(word: str) -> bool:
+    return len(word) > len("--") and "--resume".startswith(word)  # argparse takes an option's beginning for it
+
+
+def _is_no_checkpoint(word: str) -> bool:
+    return _is_yaml(word) if "=" not in word else not (word.startswith("-") or Path(word).exists())
+
+
+def gather_files(parser: argparse.ArgumentParser, arguments: argparse.Namespace, words: Sequence[str]) -> None:
+    """Moves words that are YAML files from the overrides to the files of the configuration, in the order in which they
+    stand in `words`, the command line; without any file the parser ends the program."""
     files = [word for word in arguments.overrides if _is_file(word)]
-    arguments.config = [*(arguments.config or []), *files]
+
+    def stands(file: str) -> int:
+        return next(at for at, word in enumerate(words) if file in (word, word.partition("=")[2]))
+
+    arguments.config = sorted([*(arguments.config or []), *files], key=stands)
     arguments.overrides = [word for word in arguments.overrides if word not in files]
     if not arguments.config:
         lost = next((word for word in arguments.overrides if "=" not in word), None)
@@ -122,5 +147,8 @@ def gather_files(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
 
 def _is_file(word: str) -> bool:
     """Overrides have an equals sign; a path with one is told by its suffix, if it is there."""
-    named = word.lower().endswith((".yaml", ".yml"))
-    return (named or Path(word).is_file()) if "=" not in word else (named and Path(word).is_file())
+    return (_is_yaml(word) or Path(word).is_file()) if "=" not in word else (_is_yaml(word) and Path(word).is_file())
+
+
+def _is_yaml(word: str) -> bool:
+    return word.lower().endswith((".yaml", ".yml"))

@@ -80,7 +80,7 @@ def main() -> None:
     add_doctor_arguments(parser)
     arguments = parser.parse_intermixed_args()
     if arguments.config or arguments.overrides:
-        gather_files(parser, arguments)
+        gather_files(parser, arguments, sys.argv[1:])
     from glm_training.cli.stopping import stoppable
 
     sys.exit(stoppable(lambda: doctor(arguments)))

@@ -9,7 +9,7 @@ from typing import Any
 
 from glm_training import __version__
 from glm_training.cli import training
-from glm_training.cli.arguments import Parser, gather_files, place, text, whole_number
+from glm_training.cli.arguments import Parser, gather_files, place, resuming, text, whole_number
 from glm_training.cli.doctor import DESCRIPTION as DOCTOR_DESCRIPTION
 from glm_training.cli.doctor import add_doctor_arguments
 from glm_training.cli.drawing_arguments import add_drawing_arguments
@@ -90,16 +90,17 @@ def main() -> None:
     if len(sys.argv) == 1:
         parser.print_help(sys.stderr)
         sys.exit(training.EXIT_CONFIG)
-    arguments, rest = parser.parse_known_args()
+    words = resuming(sys.argv[1:])
+    arguments, rest = parser.parse_known_args(words)
     stray = [word for word in rest if word.startswith("-") or arguments.command not in (*of_files, "doctor")]
     if stray:
         commands.choices[arguments.command].error(f"unrecognized arguments: {' '.join(stray)}")
     if rest:  # overrides after an option that follows other overrides; subparsers cannot mix them by themselves
         arguments.overrides += rest
     if arguments.command in of_files:
-        gather_files(of_files[arguments.command], arguments)
+        gather_files(of_files[arguments.command], arguments, words)
     elif arguments.command == "doctor" and (arguments.config or arguments.overrides):
-        gather_files(doctor, arguments)
+        gather_files(doctor, arguments, words)
     sys.exit(stoppable(lambda: _run(arguments)))
 
 

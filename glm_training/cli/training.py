@@ -8,7 +8,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from glm_training.cli.arguments import Parser, gather_files
+from glm_training.cli.arguments import Parser, gather_files, resuming
 from glm_training.cli.messages import hide_advice_on_cpu_kernels
 from glm_training.utils.redaction import mask_logs_and_tracebacks
 from glm_training.utils.streams import guard_standard_streams
@@ -107,9 +107,6 @@ def run(arguments: argparse.Namespace, *, component: str | None = None) -> int:
 
     overrides = list(arguments.overrides)
     resume, overwrite = arguments.resume, arguments.overwrite
-    if resume is not None and "=" in resume and not os.path.exists(resume):
-        overrides.insert(0, resume)  # `--resume key=value`: the word after it is an override
-        resume = "latest"
     if resume is not None and overwrite:
         return _cannot_start(
             "--resume continues the run that is there, --overwrite sets it aside: give one of the two", EXIT_CONFIG
@@ -184,8 +181,9 @@ def main(component: str | None = None) -> None:
     what = {None: "GLM-Image", "ar": "GLM-Image's AR half", "dit": "GLM-Image's DiT half"}[component]
     parser = Parser(description=f"Post-train {what} as a YAML file says.")
     add_arguments(parser, component=component)
-    arguments = parser.parse_intermixed_args()
-    gather_files(parser, arguments)
+    words = resuming(sys.argv[1:])
+    arguments = parser.parse_intermixed_args(words)
+    gather_files(parser, arguments, words)
     from glm_training.cli.stopping import stoppable
 
     sys.exit(stoppable(lambda: run(arguments, component=component)))

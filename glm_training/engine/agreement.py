@@ -61,11 +61,12 @@ DATA = (
 )
 """Paths of the data: `agree_on_data` compares what is read from them."""
 
+MODELS = ("model.name", "model.taesd", "dmdr.initial_weights", "vgt.autoencoder", "vgt.repa.model")
+"""Keys that name the weights of models; those of teachers and adapters, which have names of their own, come beside."""
+
 FILES = (
-    "model.name",
-    "model.taesd",
+    *MODELS,
     "checkpoint.resume_from",
-    "dmdr.initial_weights",
     "dmdr.reward.clip_h_weights",
     "reward.options.text_accuracy.model_files",
     "reward.options.lpips.backbone_weights",
@@ -75,6 +76,8 @@ FILES = (
     "reward.options.pick_score.model_name",
     "reward.options.pick_score.processor_name",
     "reward.options.hps_v2.weights",
+    "vgt.lpips_weights",
+    "vgt.convnext_weights",
 )
 """Keys that may name a file or folder of each node's own: what is in it is compared. Other values, and hub ids, are
 compared as they are written."""

@@ -11,10 +11,9 @@ from glm_training.checkpoint.commit import checkpoint_name, name_best
 from glm_training.checkpoint.ledger import Ledger
 from glm_training.checkpoint.manifest import MANIFEST
 from glm_training.config import Config
-from glm_training.engine.errors import TrainingError
-from glm_training.engine.stopping import as_failure
 from glm_training.utils.console import Console
 from glm_training.utils.distributed import World, broadcast_object
+from glm_training.utils.failures import beside_training
 from glm_training.utils.metrics_file import METRICS
 from glm_training.utils.step_lines import lines_of
 
@@ -35,6 +34,7 @@ class BestCheckpoint:
         self.active = config.checkpoint.keep_best and config.evaluation.enabled
         self.rewarded = config.uses_reward()
         self.best: Best | None = None
+        self._to_name = False
 
     def improved_by(self, step: int, figures: Mapping[str, float | None]) -> Best | None:
         """The evaluation after `step` steps with these `figures`, as they are logged, if it is the best so far; of
@@ -47,13 +47,13 @@ class BestCheckpoint:
         return broadcast_object(self.world, found)
 
     def name(self, best: Best) -> None:
-        """Its checkpoint was committed: from here on it is the best one. A collective; raises TrainingError on every
-        process, where the file cannot be written."""
-        self._write(best)
-        self.best = best
+        """Its checkpoint was committed: from here on it is the best one. Where the disk does not take the file no run
+        ends: the next save is the first that could remove what it names, and begins with it (`settle`)."""
+        self._decide(best)
 
     def tell(self, console: Console) -> None:
         """Says which it is, if there is one."""
+        self._try_to_settle()
         if self.best is not None:
             console.line(f"best checkpoint: {self.best.told()}: {self.folder / self.best.name}")
 
@@ -65,8 +65,7 @@ class BestCheckpoint:
         """
         if not self.active:
             return
-        self.best = broadcast_object(self.world, self._known(step, since) if self.world.is_main else None)
-        self._write(self.best)
+        self._decide(broadcast_object(self.world, self._known(step, since) if self.world.is_main else None))
 
     def _known(self, step: int, since: int) -> Best | None:
         own = {each for each in Ledger.read(self.folder).lineage(checkpoint_name(step)) if self._is_there(each)}
@@ -82,17 +81,19 @@ class BestCheckpoint:
     def _is_there(self, name: str) -> bool:
         return Path(self.folder, name, MANIFEST).is_file()
 
-    def _write(self, best: Best | None) -> None:
-        failure: TrainingError | None = None
-        if self.world.is_main and read_best(self.folder) != best:
-            try:
-                name_best(self.folder, best)
-            except Exception as error:  # the other processes wait for this one's word, whatever it met
-                failure = as_failure(error)
-        failure = broadcast_object(self.world, failure)
-        if failure is not None:
-            failure.shared = True
-            raise failure
+    def settle(self) -> None:
+        """On the main process, ahead of a save: has `best` name what it could not before. Raises SaveError."""
+        if self._to_name and self.world.is_main and read_best(self.folder) != self.best:
+            name_best(self.folder, self.best)
+        self._to_name = False
+
+    def _decide(self, best: Best | None) -> None:
+        self.best, self._to_name = best, True
+        self._try_to_settle()
+
+    def _try_to_settle(self) -> None:
+        with beside_training("naming the best checkpoint", "the run goes on; the next save tries again"):
+            self.settle()
 
 
 def judged(step: int, figures: Mapping[str, float | None], rewarded: bool) -> Best | None:

@@ -17,7 +17,7 @@ from glm_training.config import Config, ConfigError, config_diff, leaves, resolv
 from glm_training.config.loading.load import config_from_yaml
 from glm_training.config.sections.base import Part
 from glm_training.data import describe_drift
-from glm_training.engine.agreement import contents_digest, refuse, together
+from glm_training.engine.agreement import MODELS, contents_digest, refuse, together
 from glm_training.engine.errors import SettingsError
 from glm_training.models.run_folders import IN_PACKAGE, PIPELINE
 from glm_training.utils.distributed import World, broadcast_object, gather_objects
@@ -31,14 +31,13 @@ LENGTH = ["training.max_steps", "training.num_epochs"]
 WEIGHTS = "weights of "
 """Before the key of a folder or file of weights, among the digests of the data."""
 
-_MODELS = ("model.name", "model.taesd", "dmdr.initial_weights", "vgt.autoencoder", "vgt.repa.model")
 _READ = (*(f"*.{ending}" for ending in ("safetensors", "bin", "pth", "json", "txt")), "*.model")
 
 
 def weights_digests(config: Config) -> dict[str, str]:
     """Digests of what is in the local folders and files that the frozen weights come from, by `WEIGHTS` and key: a
     checkpoint holds what is trained, and adapters on other weights are another model."""
-    named = {key: value for key, value in leaves(config) if key in _MODELS and value is not None}
+    named = {key: value for key, value in leaves(config) if key in MODELS and value is not None}
     named |= {f"opd.teachers.{name}.model": each.model for name, each in config.opd.teachers.items() if each.model}
     found = {}
     for key, value in named.items():

@@ -22,6 +22,7 @@ from glm_training.checkpoint.shards import write_shards
 from glm_training.checkpoint.state_tree import StateTree, encode, local_part
 from glm_training.config import Config
 from glm_training.engine.agreement import together
+from glm_training.engine.best import BestCheckpoint
 from glm_training.engine.errors import NonFiniteError, TrainingError
 from glm_training.engine.parts import Part, as_shown
 from glm_training.engine.resuming import save_context
@@ -93,12 +94,13 @@ def commit(
     *,
     parts: Mapping[str, Part],
     directory: RunDirectory | None,
+    best: BestCheckpoint,
     exports: Mapping[str, Fill],
     digests: dict[str, str],
 ) -> Path | None:
     """`commit_run`, unless something of `state` is not finite, on the main process, to which it gives the folder; or of
     parts that lie in shards, a collective: every process writes its own, the main one all else. `directory` is
-    where it belongs, which is looked at first.
+    where it belongs, which is looked at first, and `best` what must be named before an older checkpoint goes.
 
     Pipeline and adapters of shards are written from copies that are gathered on the main process's CPU.
     """
@@ -106,6 +108,7 @@ def commit(
     def confirm() -> None:
         if directory is not None:
             directory.confirm(config)
+        best.settle()
 
     check, shown = partial(require_finite, step, state, parts), partial(as_shown, parts, "export")
     if not any(isinstance(part.component, FSDPModule) for part in parts.values()):

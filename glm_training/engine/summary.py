@@ -37,6 +37,21 @@ def opening_lines(config: Config, world: World, items: int, steps: int) -> list[
     return lines
 
 
+def resumed_line(config: Config, checkpoint: Path, step: int, steps: int) -> str:
+    """Of a run of `steps` steps that goes on from `checkpoint`, made after `step` of them; where none are left, what
+    to do."""
+    if step < steps:
+        return f"resumed from {checkpoint}, step {step} of {steps}"
+    key = "training.num_epochs" if config.training.max_steps is None else "training.max_steps"
+    past, back = f"all {steps} of its steps", ""
+    if step > steps:
+        past = f"{step} steps, past the {steps} that it is to have ({key})"
+        back = ", and --resume with an earlier checkpoint goes back to it"
+    return (
+        f"resumed from {checkpoint}: the run has {past}, and nothing is left to train. A larger {key} trains on{back}"
+    )
+
+
 def outline(config: Config, world: World, prompts: int, steps: int) -> str:
     """One line on what a run trains: `prompts` (or pairs, or pictures) in the data, `steps` of the whole run."""
     halves = " and ".join({"ar": "AR", "dit": "DiT", "unet": "UNet"}.get(part, part) for part in config.parts())

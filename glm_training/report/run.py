@@ -102,9 +102,10 @@ class Run:
 
     @property
     def total_steps(self) -> int | None:
-        """Steps of the whole run, as its newest session was told; None where that is not known."""
+        """Steps of the whole run, as its newest session was told, or those that it has where it was told fewer; None
+        where that is not known."""
         known = [session.get("total_steps") for session in self.sessions] or [self.setting("training.max_steps")]
-        return known[-1] if isinstance(known[-1], int) else None
+        return max(known[-1], self.step) if isinstance(known[-1], int) else None
 
     @property
     def state(self) -> str:

@@ -33,7 +33,7 @@ from glm_training.engine.run_directory import RunDirectory, held_run_directory
 from glm_training.engine.saving import commit
 from glm_training.engine.sharding import choose
 from glm_training.engine.stopping import Drawn, InFlight, as_failure, ended
-from glm_training.engine.summary import TrainResult, opening_lines
+from glm_training.engine.summary import TrainResult, opening_lines, resumed_line
 from glm_training.engine.validation import Subject
 from glm_training.models.family import Family
 from glm_training.reinforcement.monitors.monitors import Monitors
@@ -74,8 +74,7 @@ class BaseTrainer(ABC):
             self.evaluations.add_scorer("reward.monitors.metrics", prepared.watched.scores)
         watched = None if prepared.watched is None else tuple(prepared.watched.calculators)
         self.monitors = Monitors(config, world, watched)
-        self.signals, self.interval = StopSignals(world), Interval()
-        self.step = 0
+        self.signals, self.interval, self.step = StopSignals(world), Interval(), 0
         self.saved: Path | None = None
         self.directory: RunDirectory | None = None
         self.in_flight = InFlight(config, world, self.parts, self.signals)
@@ -301,7 +300,7 @@ class BaseTrainer(ABC):
                 self.console.line(f"passed over {skipped.path.name}: {skipped.reason}")
             self.load(load_checkpoint(point.path, verify=False))
             self.saved = point.path
-            self.console.line(f"resumed from {point.path}, step {self.step} of {self.total_steps}")
+            self.console.line(resumed_line(config, point.path, self.step, self.total_steps))
         opening = opening_lines(config, self.world, len(self.dataset), self.total_steps)
         for line in [*opening, *(f"note: {note}" for note in self.notes)]:
             self.console.line(line)
@@ -379,6 +378,7 @@ class BaseTrainer(ABC):
                         self.state(),
                         parts=self.parts,
                         directory=self.directory,
+                        best=self.best,
                         exports=self.exports(),
                         digests=self.digests,
                     )

@@ -34,10 +34,11 @@ class SurvivingStream:
             return len(text)
 
     def flush(self) -> None:
-        try:
-            self._stream.flush()
-        except (OSError, ValueError) as error:
-            self._lost(error)
+        with suppress(ValueError):  # closed, and flushed by that: handlers of libraries do it again at exit
+            try:
+                self._stream.flush()
+            except OSError as error:
+                self._lost(error)
 
     def writelines(self, lines: list[str]) -> None:
         for line in lines:

@@ -84,10 +84,7 @@ def test_a_faulty_configuration_exits_2_and_starts_nothing(tmp_path, monkeypatch
     assert validate([str(write_config(tmp_path))], ["training.use_reward=false"], None) == 0
 
 
-def test_what_stands_behind_resume_is_a_checkpoint_or_an_override(tmp_path, monkeypatch):
-    exit_code(tmp_path, monkeypatch, TrainResult(2), resume="training.max_steps=7")
-    (config,) = exit_code.configs
-    assert (config.checkpoint.resume_from, config.training.max_steps) == ("latest", 7)
+def test_what_stands_behind_resume_is_a_checkpoint(tmp_path, monkeypatch):
     exit_code(tmp_path, monkeypatch, TrainResult(2), resume="step-000004")
     assert exit_code.configs[0].checkpoint.resume_from == "step-000004"
     exit_code(tmp_path, monkeypatch, TrainResult(2))

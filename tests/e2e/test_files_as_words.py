@@ -15,7 +15,8 @@ from tests.runs import write_config
 
 def gathered(*words: str, config: list[str] | None = None) -> tuple[list[str], list[str]]:
     arguments = argparse.Namespace(config=config, overrides=list(words))
-    gather_files(argparse.ArgumentParser(), arguments)
+    named = [word for file in config or () for word in ("--config", file)]
+    gather_files(argparse.ArgumentParser(), arguments, [*named, *words])
     return arguments.config, arguments.overrides
 
 
@@ -68,3 +69,58 @@ def test_the_point_to_resume_from_is_a_text(point, tmp_path, monkeypatch):
     with pytest.raises(SystemExit):
         cli.main()
     assert taken[0].checkpoint.resume_from == point
+
+
+ENTRIES = [(["glm-train", "train"], cli.main), (["train.py"], training.main)]
+
+
+@pytest.mark.parametrize(("command", "entry"), ENTRIES, ids=["glm-train", "train.py"])
+@pytest.mark.parametrize(
+    ("words", "resume", "steps"),
+    [
+        (["{file}", "training.max_steps=5", "--resume", "training.max_steps=6", "training.max_steps=7"], "latest", 7),
+        (["training.max_steps=5", "{file}", "--resume", "training.max_steps=6", "seed=4"], "latest", 6),
+        (["{file}", "training.max_steps=5", "--resume=training.max_steps=6"], "latest", 6),
+        (["{file}", "--res", "training.max_steps=6", "training.max_steps=7"], "latest", 7),
+        (["{file}", "training.max_steps=5", "--resume", "auto", "training.max_steps=6"], None, 6),
+        (["{file}", "--resume", "step-1", "training.max_steps=6", "training.max_steps=7"], "step-1", 7),
+        (["--resume", "{file}", "training.max_steps=6"], "latest", 6),
+        (["{file}", "--resume", "{over}", "seed=4"], "latest", 9),
+    ],
+)
+def test_what_comes_later_on_the_command_line_is_taken(command, entry, words, resume, steps, tmp_path, monkeypatch):
+    (tmp_path / "over.yaml").write_text("training: {max_steps: 9}\n")
+    taken = []
+    monkeypatch.setattr(training, "_train", lambda config, **how: taken.append(config) or 0)
+    words = [word.format(file=write_config(tmp_path), over=tmp_path / "over.yaml") for word in words]
+    monkeypatch.setattr(sys, "argv", [*command, *words])
+    with pytest.raises(SystemExit):
+        entry()
+    assert (taken[0].checkpoint.resume_from, taken[0].training.max_steps) == (resume, steps)
+
+
+def test_a_folder_with_an_equals_sign_is_a_point_to_resume_from(tmp_path, monkeypatch):
+    folder = tmp_path / "lr=1e-3"
+    folder.mkdir()
+    taken = []
+    monkeypatch.setattr(training, "_train", lambda config, **how: taken.append(config) or 0)
+    for point in (["--resume", str(folder)], [f"--resume={folder}"]):
+        monkeypatch.setattr(sys, "argv", ["train.py", str(write_config(tmp_path)), *point])
+        with pytest.raises(SystemExit):
+            training.main()
+    assert [config.checkpoint.resume_from for config in taken] == [str(folder)] * 2
+
+
+@pytest.mark.parametrize(("command", "entry"), ENTRIES, ids=["glm-train", "train.py"])
+def test_files_are_laid_over_each_other_in_the_order_of_the_command_line(command, entry, tmp_path, monkeypatch):
+    """Whichever of them stand behind --config."""
+    base, over = str(write_config(tmp_path)), str(tmp_path / "over.yaml")
+    (tmp_path / "over.yaml").write_text("training: {max_steps: 9}\n")
+    taken = []
+    monkeypatch.setattr(training, "_train", lambda config, **how: taken.append(config) or 0)
+    for first, second in ((base, over), (over, base)):
+        for words in ([first, "--config", second], ["--config", first, second], [first, f"--config={second}"]):
+            monkeypatch.setattr(sys, "argv", [*command, *words])
+            with pytest.raises(SystemExit):
+                entry()
+    assert [config.training.max_steps for config in taken] == [9, 9, 9, 2, 2, 2]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from glm_training.config import load_config
 from glm_training.engine import agreement
 from glm_training.engine.agreement import Fact, agree, contents_digest, losses_explained, setting_facts, together
 from glm_training.engine.errors import SettingsError, TrainingError
@@ -17,6 +18,8 @@ from glm_training.models.glm_image.family import GLMImage
 from glm_training.utils.distributed import DistributedError, World, gather_objects, init_world, shutdown
 from tests.runs import config_of
 from tests.utils.test_distributed import LAUNCH_VARIABLES, free_port
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def raised(action) -> Exception | None:
@@ -151,6 +154,29 @@ def test_models_by_language_are_compared_by_content(tmp_path):
     (name,) = first
     assert name == "reward.options.text_accuracy.model_files.ru"
     assert first[name].value == moved[name].value != other[name].value
+
+
+VGT = {
+    "vgt.autoencoder": "vgt_ar_pretrain.yaml",
+    "vgt.repa.model": "vgt_ar_pretrain.yaml",
+    "vgt.lpips_weights": "vgt_ae_stage1.yaml",
+    "vgt.convnext_weights": "vgt_ae_stage1.yaml",
+}
+
+
+@pytest.mark.parametrize("key", VGT)
+def test_weights_of_vgt_are_compared_by_content(tmp_path, key):
+    """Under another path they are the same, and under the same path others."""
+
+    def told(folder: str, content: bytes) -> str:
+        path = tmp_path / folder / "weights.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+        place = path if key.endswith("_weights") else path.parent
+        return setting_facts(load_config(CONFIGS / VGT[key], [f"{key}={place}"]))[key].value
+
+    first, other = told("a", b"1"), told("a", b"2")
+    assert told("b", b"1") == first != other
 
 
 def test_the_digest_of_weights_sees_one_bit():

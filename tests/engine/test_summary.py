@@ -5,13 +5,23 @@ from __future__ import annotations
 import io
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from glm_training.config import Config
-from glm_training.engine.summary import _captions, _heading, outline, scores_of, summary_row, told, write_summary
+from glm_training.engine.summary import (
+    _captions,
+    _heading,
+    outline,
+    resumed_line,
+    scores_of,
+    summary_row,
+    told,
+    write_summary,
+)
 from glm_training.engine.validation import Subject
 from glm_training.evaluation.held_out import Evaluation
 from glm_training.utils.console import Console
@@ -46,6 +56,21 @@ def test_what_is_trained_on_has_its_name(sections: dict[str, Any], said: str) ->
     sizes = {"batch_size": 4, "gradient_accumulation_steps": 2}
     config = build(**sections | {"training": sections.get("training", {}) | sizes}, reward={"grpo": {"num_samples": 4}})
     assert said in outline(config, World(), 27, 9)
+
+
+def test_a_resume_with_nothing_left_to_train_says_what_to_do() -> None:
+    by_steps, by_epochs = (build(training={key: 2}) for key in ("max_steps", "num_epochs"))
+    place = Path("runs/x/checkpoints/step-000004")
+    assert resumed_line(by_steps, place, 4, 9) == f"resumed from {place}, step 4 of 9"
+    assert resumed_line(by_steps, place, 4, 1) == (
+        f"resumed from {place}: the run has 4 steps, past the 1 that it is to have (training.max_steps), and nothing "
+        "is left to train. A larger training.max_steps trains on, and --resume with an earlier checkpoint goes back to "
+        "it"
+    )
+    assert resumed_line(by_epochs, place, 4, 4) == (
+        f"resumed from {place}: the run has all 4 of its steps, and nothing is left to train. A larger "
+        "training.num_epochs trains on"
+    )
 
 
 def test_means_change_and_standard_error_by_hand():

@@ -126,3 +126,8 @@ def test_sessions_say_how_long_the_run_is(tmp_path):
 def test_flattened():
     assert flattened({"a": {"b": 1, "c": {}}, "d": [2]}) == {"a.b": 1, "a.c": {}, "d": [2]}
     assert json.dumps(flattened({})) == "{}"
+
+
+def test_a_run_that_was_made_shorter_than_it_is_has_its_own_steps(tmp_path):
+    run = read_run(write_run(tmp_path / "a", figures=[{"step": 5, "x": 1.0}], total_steps=3))
+    assert (run.step, run.total_steps, run.state) == (5, 5, "finished")

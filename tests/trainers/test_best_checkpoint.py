@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 
+from glm_training.checkpoint import disk
 from glm_training.checkpoint.best import Best, read_best
 from glm_training.checkpoint.commit import checkpoint_name
 from glm_training.checkpoint.manifest import verify_checkpoint
@@ -153,16 +155,53 @@ def test_it_can_be_switched_off(tmp_path, scored):
     assert best_of(tmp_path / "other") is None and kept(tmp_path / "other") == [6]
 
 
-def test_a_disk_that_does_not_take_the_pointer_ends_the_run_as_a_save_does(tmp_path, scored, monkeypatch):
-    run = trainer(tmp_path)
+@pytest.fixture
+def pointer_refused(monkeypatch):
+    """The disk does not take the file `best` so many times."""
+    rename, left = disk.rename, [0]
 
-    def full(folder, best):
-        raise OSError(28, "No space left on device")
+    def full(source: Path, target: Path) -> None:
+        if target.name == "best" and left[0] > 0:
+            left[0] -= 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+        rename(source, target)
 
-    monkeypatch.setattr("glm_training.engine.best.name_best", full)
-    with pytest.raises(TrainingError, match="No space left"):
-        run.train()
+    monkeypatch.setattr(disk, "rename", full)
+    return left
+
+
+def test_a_disk_that_does_not_take_the_pointer_ends_no_run(tmp_path, scored, pointer_refused, monkeypatch, caplog):
+    """Step 2 cannot be named after its evaluation; the save after step 3 names it first, and does not remove it."""
+    run = trainer(tmp_path, "training.max_steps=3")
+    name = run.best.name
+
+    def unnamed(best: Best) -> None:
+        pointer_refused[0] = best.step == 2
+        name(best)
+        assert best_of(tmp_path).step == 1
+
+    monkeypatch.setattr(run.best, "name", unnamed)
+    assert run.train().step == 3
+    assert kept(tmp_path) == [2, 3] and best_of(tmp_path).step == 2
+    told = "naming the best checkpoint failed and the run goes on; the next save tries again: SaveError: "
+    assert caplog.text.count(told) == 1 and "best, which tells the best checkpoint, of step 2, cannot be" in caplog.text
+
+
+def test_a_save_waits_for_the_pointer(tmp_path, scored, pointer_refused):
+    """It would remove what nothing names: it fails, and nothing is removed."""
+    pointer_refused[0] = 99
+    with pytest.raises(TrainingError, match="best checkpoint, of step 1, cannot be written: No space left.* Free some"):
+        trainer(tmp_path).train()
     assert kept(tmp_path) == [1] and best_of(tmp_path) is None
+    pointer_refused[0] = 0
+    trainer(tmp_path, "training.max_steps=1", resume="latest").train()
+    assert best_of(tmp_path).step == 1
+
+
+def test_the_end_of_a_run_tries_once_more(tmp_path, scored, pointer_refused):
+    pointer_refused[0] = 1
+    trainer(tmp_path, "training.max_steps=1").train()
+    assert best_of(tmp_path).step == 1
 
 
 # -- what decides ------------------------------------------------------------------------------------------------------

@@ -102,3 +102,26 @@ def test_a_stream_is_wrapped_once():
     stream = io.StringIO()
     assert surviving(surviving(stream)) is not stream
     assert surviving(surviving(stream))._stream is stream  # type: ignore[attr-defined]
+
+
+CLOSED = """
+import io, logging, sys
+from glm_training.utils.streams import guard_standard_streams
+real, sys.stderr = sys.stderr, io.TextIOWrapper(io.BytesIO())
+guard_standard_streams()
+handler = logging.StreamHandler()  # as a library keeps one, bound to what standard error is now
+handler.flush = sys.stderr.flush
+logging.getLogger("library").addHandler(handler)
+sys.stderr.close()
+sys.stderr = real
+if sys.argv[1:]:
+    handler.stream.write("a line")
+"""
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_a_stream_that_was_closed_has_lost_only_what_is_written_to_it(written):
+    """Python flushes the handlers of libraries as it ends."""
+    command = [sys.executable, "-c", CLOSED, *["write"] * written]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, timeout=60)
+    assert done.returncode == 0 and (b"the run goes on without it" in done.stderr) == written, done.stderr

@@ -191,8 +191,14 @@ MUTATIONS = [
         ("EXIT_MONITOR = 4", "EXIT_MONITOR = 1", "exit code of a monitor"),
         ("EXIT_CONFIG = 2", "EXIT_CONFIG = 1", "exit code of a faulty configuration"),
         ("128 + result.stopped_by", "0", "exit code of a signal"),
-        ('        resume = "latest"\n', "        resume = None\n", "--resume before an override is lost"),
         ('component = "both"', 'component = "ar"', "--train_both trains one half"),
+    ),
+    *of(
+        "cli/arguments.py",
+        ("e2e/test_files_as_words.py",),
+        ('found += [option, "latest", value]', 'found += [option, "latest"]', "--resume=key=value loses the override"),
+        ("found and _is_resume(found[-1])", "False", "--resume takes an override for a checkpoint"),
+        (", key=stands)", ")", "files are laid over each other by name"),
     ),
     *of(
         "cli/drawing_model.py",

@@ -5,6 +5,11 @@ from tests.mutants.catalogue import of
 MUTATIONS = [
     *of(
         "engine/saving.py",
+        "trainers/test_best_checkpoint.py",
+        ("        best.settle()\n", "", "a save may remove the best checkpoint that nothing names"),
+    ),
+    *of(
+        "engine/saving.py",
         "trainers/test_failing_steps.py",
         ("directory.confirm(config)", "pass", "a run directory that is renamed meanwhile is left unsigned"),
     ),

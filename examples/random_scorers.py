@@ -11,8 +11,12 @@ import json
 import sys
 from pathlib import Path
 
-import open_clip
 import torch
+
+try:
+    import open_clip
+except ModuleNotFoundError:
+    sys.exit('this needs the package open_clip, as dmdr does: pip install "glm_training[hps]"')
 
 TOWER = {"layers": 2, "width": 32}
 SHAPE = {

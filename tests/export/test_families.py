@@ -302,6 +302,26 @@ def test_adapters_on_a_model_with_others_merged(adapters, tmp_path):
     told(exported(tmp_path / "run", tmp_path / "other", "lora"), "the run merged other adapters")
 
 
+@pytest.mark.parametrize("form", ["lora", "pipeline"])
+def test_an_ar_half_that_still_writes_the_same_tokens_is_exported(tmp_path, form):
+    keys = [*DRAWN, *LORA, "model.component=ar", "training.max_steps=1", "training.learning_rate=1e-6"]
+    runs.trainer_of(tmp_path, *keys).train()
+    lines = exported(tmp_path / "run", tmp_path / "out", form, merge=form == "pipeline")
+    told(lines, BIT_FOR_BIT, OWN, "are those of tiny-random: the ar has other weights, and writes the same tokens")
+
+
+def test_an_ar_half_that_is_that_of_the_base_is_told(adapters):
+    source = Source.read(adapters)
+    model = source.config.model.model_copy(update={"component": "ar"})
+    source = replace(source, config=source.config.model_copy(update={"model": model}))
+    drawing, base = drawing_of(source), base_model(source, torch.float32)
+    weights, images = fresh._digests(base.module("ar")), drawing.by(base)
+    with pytest.raises(ExportError, match="the training changed nothing"):
+        list(fresh._changed(source, drawing, images, weights))
+    name = next(iter(weights))
+    told(list(fresh._changed(source, drawing, images, weights | {name: "of another"})), "writes the same tokens")
+
+
 def test_a_training_that_changed_nothing_is_told():
     images = torch.rand(2, 3, 8, 8)
     with pytest.raises(ExportError, match="draws what owner/base draws, bit for bit: the training changed nothing"):

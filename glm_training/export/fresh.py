@@ -264,9 +264,8 @@ def difference(images: Tensor, before: Tensor, base: str, *, trained: bool = Fal
     unless the AR half is known to have other weights, which is `trained`."""
     off = (images - before).abs()
     if off.max() == 0 and trained:
-        return (
-            f"its pictures are those of {base}: the ar has other weights, and writes the same tokens for these prompts"
-        )
+        same = "its AR half has other weights, and writes the same tokens for these prompts"
+        return f"its pictures are those of {base}: {same}"
     if off.max() == 0:
         raise ExportError(f"it draws what {base} draws, bit for bit: the training changed nothing")
     mean, most = off.mean().item(), off.max().item()

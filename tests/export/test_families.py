@@ -307,7 +307,7 @@ def test_an_ar_half_that_still_writes_the_same_tokens_is_exported(tmp_path, form
     keys = [*DRAWN, *LORA, "model.component=ar", "training.max_steps=1", "training.learning_rate=1e-6"]
     runs.trainer_of(tmp_path, *keys).train()
     lines = exported(tmp_path / "run", tmp_path / "out", form, merge=form == "pipeline")
-    told(lines, BIT_FOR_BIT, OWN, "are those of tiny-random: the ar has other weights, and writes the same tokens")
+    told(lines, BIT_FOR_BIT, OWN, "are those of tiny-random: its AR half has other weights, and writes the same tokens")
 
 
 def test_an_ar_half_that_is_that_of_the_base_is_told(adapters):

@@ -279,7 +279,8 @@ def spec_for(difference: Estimate) -> str:
     """A format in which a difference of this size, or how sure it is, is seen."""
     wide = 0.0 if difference.low is None or difference.high is None else difference.high - difference.low
     size = max(abs(difference.mean), wide / 2)
-    return ".3f" if size >= 0.01 or size == 0 else ".4f" if size >= 1e-3 else ".5f" if size >= 1e-4 else ".2e"
+    bounds = ((0.01, ".3f"), (1e-3, ".4f"), (1e-4, ".5f"), (1e-5, ".6f"), (1e-6, ".7f"))
+    return ".3f" if size == 0 else next((spec for bound, spec in bounds if size >= bound), ".2e")
 
 
 def _of_two(names: Sequence[str], rows: Sequence[Row], lines: Sequence[str]) -> str:

@@ -153,6 +153,8 @@ def read_run(folder: str | Path) -> Run:
     if not any((path / name).is_file() for name in (METRICS, EVALUATIONS, CONFIG)):
         inside = next((up for up in path.absolute().parents if (up / METRICS).is_file()), None)
         hint = f"the run is {inside}" if inside is not None else f"a run's folder has {METRICS} and {CONFIG}"
+        if (path / "results.json").is_file():
+            hint = "it is what glm-train evaluate wrote, and its figures are in results.json"
         there, near = ("holds no run", None) if path.is_dir() else ("is no folder", nearest_place(path, "runs"))
         raise ReportError(
             f"{folder} {there}: {hint}"

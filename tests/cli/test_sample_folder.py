@@ -341,9 +341,17 @@ def test_a_benchmark_judges_what_was_sampled(tmp_path, calls, sampled, evaluated
             assert drawn == round(shade(json.loads(line)["prompt"], 0, index, sample, 0) * 255)
     results = json.loads((out / "results.json").read_text())
     assert json.dumps(results).count("tiny-random") == 1, "the model stands beside the figures"
+    whole = (samples / "1-1.png").read_bytes()
+    for name in ("0-1.png", "1-1.png"):
+        (samples / name).write_bytes(whole[:60])
+    code, told = evaluated(*words[:-1], tmp_path / "broken")
+    assert code == 2 and f"{samples}: 0-1.png, 1-1.png cannot be read: delete 2 files and run glm-train sample" in told
+    (samples / "0-1.png").write_bytes(whole)
     (samples / "1-1.png").unlink()
-    code, told = evaluated(*words[:-1], tmp_path / "other", "--samples", 2)
-    assert code == 2 and "has 1 picture, wanted 2" in told and "Run glm-train sample again" in told
+    for more in ([], ["--samples", 2]):  # what is listed and gone is not passed over
+        code, told = evaluated(*words[:-1], tmp_path / "other", *more)
+        assert code == 2 and told.count("has 1 picture, wanted 2") == 1 and "Run glm-train sample again" in told
+    assert evaluated(*words[:-1], tmp_path / "one", "--samples", 1)[0] == 0
     sampled("--prompts", prompts, "--samples", 2, "--steps", 3, "--out", samples)
     code, told = evaluated(*words[:-1], tmp_path / "other")
     assert code == 2 and "were not made alike (num_inference_steps differ)" in told

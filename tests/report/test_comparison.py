@@ -32,6 +32,11 @@ def test_the_better_run_by_the_paired_difference(tmp_path):
     assert flipped.startswith("b is better than a: reward 0.650 against 0.450, +0.200 (95 % interval +0.070")
 
 
+def test_a_small_difference_is_seen_in_the_figures_themselves(tmp_path):
+    headline = compare(two(tmp_path, A, [score + 2e-5 for score in A])).headline
+    assert headline.startswith("b is better than a: reward 0.450020 against 0.450000, +0.000020 (95 %")
+
+
 def test_what_cannot_be_told_is_said(tmp_path):
     found = compare(two(tmp_path, A, [0.2, 0.4, 1.0, 0.2]))
     assert found.headline.startswith("It cannot be told whether a or b is better: reward 0.450 against 0.450")

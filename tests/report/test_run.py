@@ -44,6 +44,14 @@ def test_a_folder_that_was_moved_and_lacks_most(tmp_path):
     assert run.problems and run.problems[0].startswith("config.yaml could not be read")
 
 
+def test_an_evaluation_is_told_where_its_figures_are(tmp_path):
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(
+        ReportError, match="holds no run: it is what glm-train evaluate wrote, and its figures are in res"
+    ):
+        read_run(tmp_path)
+
+
 def test_what_is_no_run_is_told_all_at_once_with_the_run_around_it(tmp_path):
     folder = write_run(tmp_path / "a")
     (folder / "checkpoints").mkdir()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from glm_training.data import DataError
 from glm_training.data.pictures.images import decode_image
 from glm_training.evaluation.suites.drawing import tiled
 from glm_training.evaluation.suites.protocol import EvaluationError, Maker, Picture, Record, Suite
@@ -56,40 +57,59 @@ def _record(line: bytes) -> Record | None:
 
 
 def samples_each(folder: Path) -> int:
-    """How many pictures each prompt of the folder has at least."""
-    return min(map(len, _by_prompt(folder).values()), default=0)
+    """How many pictures each prompt of the folder has at least, whether or not all that are listed are still there."""
+    listed: dict[str, set[str]] = {}
+    for record in read_samples(folder):
+        listed.setdefault(record["prompt"], set()).add(record["file"])
+    return min(map(len, listed.values()), default=0)
 
 
 def taking_samples(folder: Path, suite: Suite) -> tuple[Maker, dict[str, Any]]:
     """Who gives the pictures of `suite` out of a folder of samples, and what decides them: the n-th picture of a prompt
     is the n-th that was drawn of it.
 
-    Raises EvaluationError, naming prompts, where some are missing.
+    Raises EvaluationError, naming prompts, where some are missing; the maker, naming all pictures that cannot be read.
     """
     drawn = _by_prompt(folder)
-    problems = []
+    asked: dict[str, int] = {}
     for picture in suite.pictures():
-        there = drawn.get(picture.prompt, [])
-        if len(there) <= max(picture.samples):
-            problems.append(
-                f"{picture.prompt!r} has {counted(len(there), 'picture')}, wanted {max(picture.samples) + 1}"
-            )
+        asked[picture.prompt] = max(asked.get(picture.prompt, 0), max(picture.samples) + 1)
+    settings = _one_setting(folder, asked)
+    problems = [
+        f"{prompt!r} has {counted(len(drawn.get(prompt, [])), 'picture')}, wanted {count}"
+        for prompt, count in asked.items()
+        if len(drawn.get(prompt, [])) < count
+    ]
     if problems:
-        problems = list(dict.fromkeys(problems))
         more = f"\n  and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
         listed = "".join(f"\n  {problem}" for problem in problems[:_NAMED])
         remedy = "Run glm-train sample again, which draws what is missing, or give --samples"
         raise EvaluationError(f"--images {folder} has not all pictures of the benchmark:{listed}{more}\n{remedy}")
 
     def make(pictures: Sequence[Picture]) -> list[Image.Image]:
-        return [tiled([decode_image(drawn[each.prompt][n]) for n in each.samples]) for each in pictures]
+        try:
+            return [tiled([decode_image(drawn[each.prompt][n]) for n in each.samples]) for each in pictures]
+        except DataError as error:
+            broken = _broken(path for prompt, count in asked.items() for path in drawn[prompt][:count])
+            raise EvaluationError(
+                f"--images {folder}: {', '.join(broken)} cannot be read: delete {counted(len(broken), 'file')} and run "
+                "glm-train sample again, which draws what is missing"
+            ) from error
 
-    wanted = {picture.prompt for picture in suite.pictures()}
-    settings = _one_setting(folder, wanted)
     contents = hashlib.sha256()
-    for path in sorted(path for prompt, paths in drawn.items() if prompt in wanted for path in paths):
+    for path in sorted(path for prompt, paths in drawn.items() if prompt in asked for path in paths):
         contents.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return make, {**settings, "samples of": str(folder.resolve()), "contents": contents.hexdigest()[:16]}
+
+
+def _broken(paths: Iterable[Path]) -> list[str]:
+    found = []
+    for path in paths:
+        try:
+            decode_image(path)
+        except DataError:
+            found.append(path.name)
+    return found
 
 
 def _one_setting(folder: Path, prompts: Collection[str]) -> dict[str, Any]:
@@ -104,7 +124,7 @@ def _one_setting(folder: Path, prompts: Collection[str]) -> dict[str, Any]:
                 f"--images {folder}: {records[0]['file']} and {record['file']} were not made alike ({', '.join(names)} "
                 "differ): give each model a folder of its own"
             )
-    return found[0]
+    return found[0] if found else {}
 
 
 def _by_prompt(folder: Path) -> dict[str, list[Path]]:

@@ -5,8 +5,8 @@
 
 A cell is one run of `train.py`, one thread, at most six minutes, and one file of benchmarks/results/methods; cells that
 are there are not run again, so it can be stopped at any time and goes on where it was. First every recipe is tried with
-each of the task's rates (seed 0); then the rate whose held-out gain was largest with five further seeds; last, some
-recipes with shuffled advantages. All draw the same number of pictures a step: they are equal in calls of the reward.
+each of the task's rates (seed 0); then the rate whose held-out gain was largest with five further seeds, some recipes
+with shuffled advantages as well. All draw the same number of pictures a step: they are equal in calls of the reward.
 """
 
 from __future__ import annotations
@@ -109,8 +109,8 @@ def due(tasks: list[str], only: list[str] | None) -> Iterator[Cell]:
     search = [Cell(task, recipe, rate, TUNED_ON) for task, recipe in searched for rate in RATES[task]]
     yield from (cell for cell in search if cell.read() is None)
     rates = [(task, recipe, best_rate(task, recipe)) for task, recipe in recipes]
-    for shuffled in (False, True):
-        for seed in SEEDS:
+    for seed in SEEDS:
+        for shuffled in (False, True):
             for task, recipe, rate in rates:
                 if rate is None or (shuffled and recipe not in CONTROLLED):
                     continue

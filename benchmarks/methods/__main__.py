@@ -3,7 +3,7 @@
     python -m benchmarks.methods [--tasks words objects] [--recipes nft awm] [--minutes 60] [--jobs 2]
     python -m benchmarks.methods --table
 
-A cell is one run of `train.py`, one thread, at most six minutes, and one file of benchmarks/results/methods; cells that
+A cell is one run of `train.py`, one thread, some six minutes, and one file of benchmarks/results/methods; cells that
 are there are not run again, so it can be stopped at any time and goes on where it was. First every recipe is tried with
 each of the task's rates (seed 0); then the rate whose held-out gain was largest with five further seeds, some recipes
 with shuffled advantages as well. All draw the same number of pictures a step: they are equal in calls of the reward.

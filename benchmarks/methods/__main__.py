@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.methods.table import page, table
+from benchmarks.methods.table import best_rate, page, table
 from benchmarks.quickstart import machine
 
 ROOT = Path(__file__).parents[2]
@@ -108,7 +108,7 @@ def due(tasks: list[str], only: list[str] | None) -> Iterator[Cell]:
     searched = [(task, recipe) for task, recipe in recipes if len(RATES[task]) > 1]
     search = [Cell(task, recipe, rate, TUNED_ON) for task, recipe in searched for rate in RATES[task]]
     yield from (cell for cell in search if cell.read() is None)
-    rates = [(task, recipe, best_rate(task, recipe)) for task, recipe in recipes]
+    rates = [(task, recipe, found_rate(task, recipe)) for task, recipe in recipes]
     for seed in SEEDS:
         for shuffled in (False, True):
             for task, recipe, rate in rates:
@@ -119,13 +119,13 @@ def due(tasks: list[str], only: list[str] | None) -> Iterator[Cell]:
                     yield cell
 
 
-def best_rate(task: str, recipe: str) -> float | None:
-    """The rate with the largest held-out gain in the search, or the only one; None until all are there."""
+def found_rate(task: str, recipe: str) -> float | None:
+    """The rate that the search found, or the only one; None until all of the search is there."""
     if len(RATES[task]) == 1:
         return RATES[task][0]
-    found = {rate: Cell(task, recipe, rate, TUNED_ON).read() for rate in RATES[task]}
-    gains = {rate: cell["held_out"]["after"] - cell["held_out"]["before"] for rate, cell in found.items() if cell}
-    return max(gains, key=gains.__getitem__) if len(gains) == len(found) else None
+    cells = [Cell(task, recipe, rate, TUNED_ON).read() for rate in RATES[task]]
+    found = [cell for cell in cells if cell is not None]
+    return best_rate(found) if len(found) == len(cells) else None
 
 
 def train(cell: Cell, data: list[str], runs: Path) -> None:

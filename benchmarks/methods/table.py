@@ -31,7 +31,7 @@ def table(cells: Sequence[dict[str, Any]]) -> str:
     for task in dict.fromkeys(cell["task"] for cell in cells):
         own = [cell for cell in cells if cell["task"] == task]
         searched = [cell for cell in own if cell["seed"] == 0]
-        best = {recipe: _best_rate(found) for recipe, found in _by_recipe(searched)}
+        best = {recipe: best_rate(found) for recipe, found in _by_recipe(searched)}
         judged = [cell for cell in own if cell["seed"] > 0 and cell["rate"] == best.get(cell["recipe"], cell["rate"])]
         rows = [_row(recipe, list(found)) for recipe, found in _by_recipe(judged)]
         rows.sort(key=lambda row: -float(row[3].split()[0]))
@@ -110,15 +110,14 @@ def _clipped(cells: Sequence[dict[str, Any]]) -> str:
     return f"{statistics.fmean(last):.1%}" if last else "-"
 
 
-def _gains(cells: Sequence[dict[str, Any]]) -> dict[float, float]:
-    """The held-out gain by rate, of the cells of a search."""
-    return {cell["rate"]: cell["held_out"]["after"] - cell["held_out"]["before"] for cell in cells}
+def held_out_gain(cell: dict[str, Any]) -> float:
+    """By how much the mean reward of held-out prompts rose."""
+    return float(cell["held_out"]["after"] - cell["held_out"]["before"])
 
 
-def _best_rate(cells: Sequence[dict[str, Any]]) -> float:
-    """The rate with the largest held-out gain."""
-    gains = _gains(cells)
-    return max(gains, key=gains.__getitem__)
+def best_rate(cells: Iterable[dict[str, Any]]) -> float:
+    """The rate of the cells of a search with the largest held-out gain."""
+    return float(max(cells, key=held_out_gain)["rate"])
 
 
 def _search(cells: Sequence[dict[str, Any]]) -> str:
@@ -129,7 +128,7 @@ def _search(cells: Sequence[dict[str, Any]]) -> str:
     text = "\nThe search, one seed: held-out gain by rate, the largest in bold.\n\n"
     text += f"| recipe | {' | '.join(f'{rate:g}' for rate in rates)} |\n" + "|---" * (len(rates) + 1) + "|\n"
     for recipe, found in _by_recipe(cells):
-        gains, best = _gains(found), _best_rate(found)
+        gains, best = {cell["rate"]: held_out_gain(cell) for cell in found}, best_rate(found)
         shown = {rate: f"**{gain:+.3f}**" if rate == best else f"{gain:+.3f}" for rate, gain in gains.items()}
         text += f"| `{recipe}` | {' | '.join(shown.get(rate, '-') for rate in rates)} |\n"
     return text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -53,20 +53,23 @@ class Evaluation:
 
 def combined(groups: Sequence[Sequence[int]], found: Sequence[Evaluation]) -> Evaluation:
     """One evaluation of several, each of the prompts at some places, of which it kept the images of the first ones."""
-    places = torch.tensor([place for group in groups for place in group])
-    names = dict.fromkeys(name for each in found for name in each.scores)
-    scores = {name: torch.full((len(places),), torch.nan) for name in names}
-    for group, each in zip(groups, found, strict=True):
-        for name, values in each.scores.items():
-            scores[name][list(group)] = values
     kept: dict[int, Tensor] = {}
     for group, each in zip(groups, found, strict=True):
         kept |= zip(group, each.images, strict=False)
-    shown = {name: torch.full((len(kept),), torch.nan) for each in found for name in each.shown}
-    for group, each in zip(groups, found, strict=True):
-        for name, values in each.shown.items():
-            shown[name][list(group)[: len(values)]] = values
-    return Evaluation(scores, [kept[place] for place in sorted(kept)], shown=shown)
+    return Evaluation(
+        _placed(groups, [each.scores for each in found], sum(map(len, groups))),
+        [kept[place] for place in sorted(kept)],
+        shown=_placed(groups, [each.shown for each in found], len(kept)),
+    )
+
+
+def _placed(groups: Sequence[Sequence[int]], found: Sequence[Mapping[str, Tensor]], count: int) -> dict[str, Tensor]:
+    """Scores [count] by name, of those of the first places of each group; NaN where a group has none."""
+    placed = {name: torch.full((count,), torch.nan) for scores in found for name in scores}
+    for group, scores in zip(groups, found, strict=True):
+        for name, values in scores.items():
+            placed[name][list(group)[: len(values)]] = values
+    return placed
 
 
 @torch.no_grad()

@@ -6,7 +6,6 @@ JSON file; what was found goes to the file `result` that it names: lines to tell
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import sys
@@ -22,6 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from glm_training.engine.agreement import weights_digest
 from glm_training.export.drawing import Drawing, stock_picture
 from glm_training.export.formats import layers_per_block
 from glm_training.export.lora import DIFFUSERS_FILE, KOHYA_FILE, PREFIX, kohya_name, require_change
@@ -167,7 +167,7 @@ def _draw_whole(source: Source, folder: Path, form: str, drawing: Drawing, expec
     by = "this package" if source.family == "vgt" else "stock classes"
     yield from _compared(images, expected, 0.0, by)
     yield from _stock(pipe, family, drawing, images)
-    weights = _digests(family.module("ar")) if _writes_tokens_alone(source) else {}
+    weights = weights_digest(family.module("ar")) if _writes_tokens_alone(source) else None
     del pipe, family
     yield from _changed(source, drawing, images, weights)
 
@@ -242,20 +242,15 @@ def _writes_tokens_alone(source: Source) -> bool:
     return source.config.parts() == ("ar",)
 
 
-def _digests(module: nn.Module) -> dict[str, str]:
-    weights = module.state_dict()
-    return {name: hashlib.sha256(value.cpu().numpy().tobytes()).hexdigest() for name, value in weights.items()}
-
-
-def _changed(source: Source, drawing: Drawing, images: Tensor, weights: dict[str, str]) -> Iterator[str]:
-    """`weights`: digests of those that were exported, where pictures alone do not tell."""
+def _changed(source: Source, drawing: Drawing, images: Tensor, weights: str | None) -> Iterator[str]:
+    """`weights`: the digest of those that were exported, where pictures alone do not tell."""
     try:
         family = base_model(source, torch.float32)
     except ModelLoadError:
         yield f"not compared with {source.base}, which is not here"
         return
     few_steps_of(source, family)
-    trained = bool(weights) and weights != _digests(family.module("ar"))
+    trained = weights is not None and weights != weights_digest(family.module("ar"))
     yield difference(images, drawing.by(family), source.base, trained=trained)
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from glm_training.engine.agreement import weights_digest
 from glm_training.export import card, fresh, verify
 from glm_training.export.drawing import drawing_of, stock_picture
 from glm_training.export.formats import Wanted
@@ -315,11 +316,10 @@ def test_an_ar_half_that_is_that_of_the_base_is_told(adapters):
     model = source.config.model.model_copy(update={"component": "ar"})
     source = replace(source, config=source.config.model_copy(update={"model": model}))
     drawing, base = drawing_of(source), base_model(source, torch.float32)
-    weights, images = fresh._digests(base.module("ar")), drawing.by(base)
+    weights, images = weights_digest(base.module("ar")), drawing.by(base)
     with pytest.raises(ExportError, match="the training changed nothing"):
         list(fresh._changed(source, drawing, images, weights))
-    name = next(iter(weights))
-    told(list(fresh._changed(source, drawing, images, weights | {name: "of another"})), "writes the same tokens")
+    told(list(fresh._changed(source, drawing, images, "another digest")), "writes the same tokens")
 
 
 def test_a_training_that_changed_nothing_is_told():

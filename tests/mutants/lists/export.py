@@ -43,7 +43,7 @@ MUTATIONS = [
         ("if off > bound:", "if False:", "any picture passes"),
         ("if told.get(what):", "if False:", "a missing weight passes"),
         ("if off.max() == 0:", "if False:", "a training that changed nothing passes"),
-        ("bool(weights) and weights != ", "bool(weights) or ", "an AR half that changed nothing passes"),
+        ("weights is not None and weights != ", "bool(weights) or ", "an AR half that changed nothing passes"),
         ("if off.max() == 0 and trained:", "if False:", "an AR half that writes the same tokens is refused"),
     ),
     *of(

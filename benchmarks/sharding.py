@@ -3,14 +3,17 @@
     python -m benchmarks.sharding --hidden 512 --layers 24 --out benchmarks/results/scaling.json
     python -m benchmarks.sharding --hidden 1024 --layers 24 --steps 3 --arms ddp-2 fsdp-4 \
         --out benchmarks/results/sharding.json
+    python -m benchmarks.sharding --hidden 1024 --layers 24 --steps 3 --arms draw-half draw-block \
+        --out benchmarks/results/gathering.json
 
 Supervised training of the AR half of a random GLM-Image, AdamW, fp32, the same four pictures a step whatever the number
-of processes. Each arm is a run of its own over gloo. Memory: the largest resident size of a process from before the
-model was built to the end, less what it held then; private: the same without pages of mapped files, which processes
-share and the system drops where room is short. Bytes: what all processes of an arm send in a step by their TCP
-connections. processor_seconds_per_step: what all of them compute and send in a step; seconds depend on what else the
-machine does. collectives: the calls that move weights and gradients in a step of one process, and the whole tensors in
-them, from one further step. Prints JSON; exits with 1 where the losses of two arms differ by more than 1e-4.
+of processes. In the arms that draw a step is a rollout instead, two plans on each of four processes, and its "loss" the
+mean log-prob of their tokens. Each arm is a run of its own over gloo. Memory: the largest resident size of a process
+from before the model was built to the end, less what it held then; private: the same without pages of mapped files,
+which processes share and the system drops where room is short. Bytes: what all processes of an arm send in a step by
+their TCP connections. processor_seconds_per_step: what all of them compute and send in a step; seconds depend on what
+else the machine does. collectives: the calls that move weights and gradients in a step of one process, and the whole
+tensors in them, from one further step. Prints JSON; exits with 1 where the losses of two arms differ by more than 1e-4.
 """
 
 from __future__ import annotations
@@ -43,8 +46,10 @@ ARMS = {
     "ddp-4": (4, "ddp", None),
     "fsdp-4": (4, "fsdp", None),
     "hsdp-2x2": (4, "fsdp", 2),
+    "draw-half": (4, "fsdp", None),
+    "draw-block": (4, "fsdp", None),
 }
-"""Name -> processes, strategy, shard size."""
+"""Name -> processes, strategy, shard size. Those that draw gather shards as the end of their name says."""
 
 
 def main() -> None:
@@ -52,7 +57,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=1024)
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS)[:6])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -66,7 +71,7 @@ def main() -> None:
         (folder / "run.yaml").write_text(yaml.safe_dump(tree(folder)), encoding="utf-8")
         report: dict[str, Any] = {"machine": machine(), "trained_parameters": trained, "pictures_per_step": PICTURES}
         for name in args.arms:
-            report[name] = run_arm(folder, args.steps, *ARMS[name])
+            report[name] = run_arm(folder, args.steps, name)
     if {"ddp-2", "fsdp-4"} <= set(args.arms):
         for kind in ("memory", "private"):
             report[f"{kind}_fsdp_4_to_ddp_2"] = round(report["fsdp-4"][kind] / report["ddp-2"][kind], 3)
@@ -102,12 +107,15 @@ def write_data(folder: Path) -> None:
         (folder / f"pictures/{index}.txt").write_text(f"picture number {index}\n")
 
 
-def run_arm(folder: Path, steps: int, processes: int, strategy: str, shard_size: int | None) -> dict[str, Any]:
-    """A run of `processes`: the largest memory of one, seconds and bytes of a step."""
+def run_arm(folder: Path, steps: int, name: str) -> dict[str, Any]:
+    """A run of several processes: the largest memory of one, seconds and bytes of a step."""
+    processes, strategy, shard_size = ARMS[name]
     port = str(20000 + os.getpid() % 20000 + processes)
     shared = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     size = "null" if shard_size is None else str(shard_size)
     keys = [f"distributed.strategy={strategy}", f"distributed.shard_size={size}"]
+    if name.startswith("draw-"):
+        keys += [f"distributed.gather={name.removeprefix('draw-')}"]
     command = [sys.executable, "-m", "benchmarks.sharding", "--steps", str(steps), "--worker", str(folder), *keys]
     started = [
         subprocess.Popen(
@@ -146,16 +154,16 @@ def work(folder: Path, steps: int, overrides: list[str]) -> None:
     world = init_world(True, "gloo")
     overrides = [*overrides, f"training.batch_size={PICTURES // world.world_size}"]
     config = load_config(folder / "run.yaml", overrides)
-    trainer: Any = None
+    draws = config.distributed.gather != "auto"
     reset_peak()
     before, private = peak_resident(), PrivatePeak()
-    trainer = build_trainer(config, world)
+    trainer: Any = build_trainer(config, world)
     trainer.prepare()
     seconds, processor, sent, losses = [], [], [], []
     for _ in range(steps):
         barrier(world)
         started, computed, sent_before = time.perf_counter(), time.process_time(), bytes_sent()
-        losses.append(trainer.training_step()["ar/loss"])
+        losses.append(drawn(trainer) if draws else trainer.training_step()["ar/loss"])
         trainer.step += 1
         processor.append(time.process_time() - computed)
         sent.append(bytes_sent() - sent_before)
@@ -163,7 +171,7 @@ def work(folder: Path, steps: int, overrides: list[str]) -> None:
         seconds.append(time.perf_counter() - started)
     memory, alone = peak_resident() - before, private.beyond()
     with Collectives() as collectives:
-        trainer.training_step()
+        drawn(trainer) if draws else trainer.training_step()
     found = {
         "memory": memory,
         "private": alone,
@@ -176,6 +184,15 @@ def work(folder: Path, steps: int, overrides: list[str]) -> None:
     barrier(world)
     shutdown(world)
     sys.stdout.write(json.dumps(found) + "\n")
+
+
+def drawn(trainer: Any) -> float:
+    """The mean log-prob of two plans that a process writes."""
+    import torch
+
+    prompt = trainer.family.ar.encode_prompts(["a picture"], 64, 64)
+    uniforms = torch.rand(2, prompt.T, generator=torch.Generator().manual_seed(trainer.world.rank))
+    return float(trainer.family.ar.rollout(prompt, 2, uniforms, temperature=1.0, top_p=1.0).log_probs.mean())
 
 
 def tree(folder: Path) -> dict[str, Any]:

@@ -23,7 +23,9 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, Offlo
 
 from glm_training.config import Config
 from glm_training.engine.errors import SettingsError
+from glm_training.engine.gathers import TRAINED, Gather, gathers
 from glm_training.models.family import Family
+from glm_training.models.gathering import Sharing, draw_by_block
 from glm_training.models.lora import reached_layers
 from glm_training.models.weights import in_fp32
 from glm_training.utils.distributed import World, gather_objects
@@ -36,8 +38,6 @@ SHARDABLE = ("adamw", "lion", "muon", "sgd", "adamw_schedule_free")
 """Update rules whose state follows the shards. Adafactor's rows and columns, Prodigy's sums over all weights and
 bitsandbytes' blocks are of whole tensors."""
 
-TRAINED = 16
-"""Bytes of a trained parameter: its weight in fp32, gradient and moments."""
 _SHARE_OF_DEVICE = 0.5
 """Of the memory of a device, what weights, gradients and moments may take without shards: the rest is activations."""
 
@@ -53,9 +53,10 @@ class Strategy:
     reason: str = ""
 
     def told(self) -> list[str]:
-        """A line for the user, where there is something to choose."""
+        """Lines for the user, where there is something to choose."""
         how = "each process holds all (ddp)" if self.shards is None else "the processes hold shards (fsdp)"
-        return [f"{how}: {self.reason}"] if self.reason else []
+        drawing = [] if self.shards is None else [each.told() for each in self.shards.gathers]
+        return [f"{how}: {self.reason}", *drawing] if self.reason else []
 
 
 def check_strategy(config: Config, world: World) -> None:
@@ -76,7 +77,11 @@ def strategy_problems(config: Config, processes: int) -> list[str]:
         )
     if settings.strategy == "fsdp":
         problems += unshardable(config)
-    of_shards = {"shard_size": settings.shard_size is not None, "offload": settings.offload}
+    of_shards = {
+        "shard_size": settings.shard_size is not None,
+        "offload": settings.offload,
+        "gather": settings.gather != "auto",
+    }
     if settings.strategy == "ddp":
         problems += [
             f"distributed.{key} is of shards, and distributed.strategy is ddp: leave it out, or use fsdp"
@@ -159,16 +164,23 @@ def choose(config: Config, family: Family, world: World) -> Strategy:
     if world.world_size == 1:
         return Strategy()
     asked = config.distributed.strategy
+    there = min(gather_objects(world, device_bytes(world)))
     if asked != "auto":
-        return Strategy(Shards(config, world) if asked == "fsdp" else None, "as distributed.strategy says")
-    needed, there = resident_bytes(config, family), min(gather_objects(world, device_bytes(world)))
+        return Strategy(
+            _shards(config, family, world, there) if asked == "fsdp" else None, "as distributed.strategy says"
+        )
+    needed = resident_bytes(config, family)
     told = f"weights, gradients and moments take {needed / 1e9:.1f} of {there / 1e9:.0f} GB on each device"
     if whole_fits(needed, there):
         return Strategy(None, told)
     problems = version_problems() + unshardable(config)
     if problems:
         return Strategy(None, f"{told}, and shards are not to be had: {problems[0]}")
-    return Strategy(Shards(config, world), told)
+    return Strategy(_shards(config, family, world, there), told)
+
+
+def _shards(config: Config, family: Family, world: World, device: float) -> Shards:
+    return Shards(config, world, gathers(config, family, config.distributed.shard_size or world.world_size, device))
 
 
 def whole_fits(resident: float, device: float) -> bool:
@@ -222,8 +234,10 @@ def mesh_of(config: Config, world: World) -> DeviceMesh:
 class Shards:
     """FSDP2 over components, under one configuration."""
 
-    def __init__(self, config: Config, world: World) -> None:
+    def __init__(self, config: Config, world: World, gathers: Iterable[Gather] = ()) -> None:
+        """`gathers`: how halves are gathered while they draw; whole, where nothing is said."""
         self.mesh = mesh_of(config, world)
+        self.gathers, self.device = list(gathers), world.device
         dtype = torch.bfloat16 if config.training.mixed_precision == "bf16" else None
         # inputs keep their dtype: timesteps in bf16 would be other timesteps
         self.precision = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
@@ -256,6 +270,9 @@ class Shards:
             self.shard(family.component(part), family.sharding_units(part), family.frozen())
             if self.mesh.device_type == "cpu":
                 leave_file(family.module(part), family.frozen())
+        for gather in self.gathers:
+            if gather.by_block:
+                draw_by_block(family.component(gather.part), Sharing(self.mesh.get_group("shard"), self.device))
 
 
 def give_back_freed_memory() -> None:

@@ -6,11 +6,11 @@ Everything is arithmetic over counts and sizes (`counting`) and passes (`passes`
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
+from glm_training.engine.gathers import TRAINED, fits_whole
 from glm_training.engine.optimizers import SCHEDULE_FREE
-from glm_training.engine.sharding import TRAINED
 from glm_training.models.family import DECODED_AT_ONCE
 from glm_training.planning.counting import (
     METRIC_PARAMETERS,
@@ -41,6 +41,7 @@ from glm_training.planning.passes import (
     unet_pass,
     vae_decoding,
 )
+from glm_training.planning.phase import Items, Phase
 from glm_training.planning.run import QUANTIZED_BYTES, Half, Run
 
 CONTEXT = 1 << 30
@@ -49,24 +50,7 @@ CONTEXT = 1 << 30
 RESIDENTS = ("ar", "dit", "vae")
 """Parts that take turns on the GPU under `training.offload_between_phases`."""
 
-Items = dict[str, float]
 Sizes = TypeVar("Sizes", ARSizes, DiTSizes, UNetSizes)
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A phase of the run and what lies on a GPU at its peak, by what it is. parts: names of those whose weights do so;
-    moments: of those whose moments do."""
-
-    name: str
-    items: Items
-    parts: tuple[str, ...] = ()
-    moments: tuple[str, ...] = ()
-
-    @property
-    def total(self) -> float:
-        """Bytes."""
-        return sum(self.items.values())
 
 
 class Memory:
@@ -133,6 +117,15 @@ class Memory:
     def resident(self) -> float:
         """Of a process without shards: weights, gradients and moments, as `distributed.strategy: auto` counts them."""
         return sum(map(self._frozen_bytes, self.parts)) + TRAINED * sum(part.trained_count for part in self.parts)
+
+    def drawn_by_block(self, device: float) -> tuple[str, ...]:
+        """Halves that `distributed.gather: auto` gathers block by block while they draw, on devices of so many bytes.
+        GLM-Image alone has the choice, but for DMDR, whose student is called in pieces."""
+        if self.run.strategy != "fsdp" or self.run.family != "glm_image" or self.run.method == "distillation":
+            return ()
+        lying = sum((self._frozen_bytes(part) + TRAINED * part.trained_count) * self.here(part) for part in self.parts)
+        names = [half.name for half in self.run.halves if half.name in ("ar", "dit")]
+        return tuple(name for name in names if not fits_whole(lying, self._half(self.by_name[name]), device))
 
     def _frozen_bytes(self, part: Part) -> float:
         return float(sum(count * size for size, count in self.frozen_sizes(part).items()))
@@ -347,10 +340,16 @@ class Memory:
         return half is not None and half.lora.enabled
 
     def _whole(self, name: str) -> float:
-        """A half of GLM-Image that lies in shards is gathered once and stays whole while it draws."""
-        part, at = self.by_name[name], self.precision(name)
-        if self.run.strategy != "fsdp" or not part.trained:
+        """What a half that lies in shards takes beside them while it draws: all of it, gathered once, or no more than
+        in its passes."""
+        part = self.by_name[name]
+        if self.run.strategy != "fsdp" or not part.trained or name in self.run.by_block:
             return 0.0
+        return self._half(part)
+
+    def _half(self, part: Part) -> float:
+        """A half that is gathered whole."""
+        at = self.precision(part.name)
         return float(part.total * (at.low if at.whole else self.run.dtype))
 
     def _decoding(self, rows: int) -> float:

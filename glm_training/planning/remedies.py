@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 from glm_training.config import Config, ConfigError
 from glm_training.config.loading.load import changed
+from glm_training.engine.gathers import needs_whole
 from glm_training.engine.sharding import strategy_problems, unshardable, update_problems, whole_fits
 from glm_training.planning.memory import Memory
 from glm_training.planning.run import Run, read_run
@@ -15,10 +16,12 @@ from glm_training.planning.run import Run, read_run
 WORTH = 1 << 27
 """Bytes below which a change is not worth its mention."""
 
-SLOWER = ("training.offload_between_phases", "distributed.offload")
+WAITING = "distributed.offload=true"
+
+SLOWER = ("training.offload_between_phases", WAITING, "distributed.gather")
 """Changes that cost much time: they must save a twentieth of the peak."""
 
-NOT_FOR_VGT = ("rollout.vae", "lora.", "model.quantization", "data.image_size")
+NOT_FOR_VGT = ("rollout.vae", "distributed.gather", "lora.", "model.quantization", "data.image_size")
 """Beginnings of changes that VGT does not know: it has no adapters, and its sizes are multiples of another stride."""
 
 
@@ -34,22 +37,29 @@ class Remedy:
 
 def chosen_run(config: Config, gpus: int, memory_of: Callable[[Run], Memory], card: float | None) -> Run:
     """The run of a configuration on GPUs of `card` bytes each: as `engine.sharding.choose`, `auto` comes to FSDP where
-    whole copies do not fit and shards are to be had, else to DDP; without a card, to DDP."""
+    whole copies do not fit and shards are to be had, else to DDP, and as `engine.gathers` to halves that draw whole or
+    block by block; without a card, to DDP and whole halves."""
     run = read_run(config, gpus=gpus)
-    if config.distributed.strategy != "auto" or gpus == 1 or card is None:
+    if card is None or gpus == 1:
         return run
-    if whole_fits(memory_of(run).resident(), card) or unshardable(config):
+    if config.distributed.strategy == "auto" and not (
+        whole_fits(memory_of(run).resident(), card) or unshardable(config)
+    ):
+        run = read_run(config, gpus=gpus, strategy="fsdp")
+    if config.distributed.gather != "auto":
         return run
-    return read_run(config, gpus=gpus, strategy="fsdp")
+    by_block = [part for part in memory_of(run).drawn_by_block(card) if not needs_whole(config, part)]
+    return replace(run, by_block=tuple(by_block))
 
 
 def remedies(config: Config, run: Run, memory_of: Callable[[Run], Memory], card: float) -> list[Remedy]:
     """Changes of `config`, whose run is `run`, one after the other, until the peak is at most `card` bytes; all of
     them where that is not reached. Each is one that the configuration takes beside those before it, and that saves
     memory then, with what `distributed.strategy: auto` comes to under it. Where shards do not fit with any of them,
-    adapters on whole copies in few bits may."""
+    or only where they wait on the CPU, adapters on whole copies in few bits may, which are faster."""
     found = _taken(config, run, memory_of, card, _changes(config, run))
-    if run.strategy != "fsdp" or (found and found[-1].peak <= card):
+    waits = any(each.change == WAITING for each in found)
+    if run.strategy != "fsdp" or (found and found[-1].peak <= card and not waits):
         return found
     whole = _taken(config, run, memory_of, card, chain(_few_bits("distributed.strategy=ddp "), _changes(config, run)))
     return whole if whole and whole[-1].peak <= card else found
@@ -102,12 +112,13 @@ def _changes(config: Config, run: Run) -> Iterator[str]:
     yield "training.mixed_precision=bf16"
     if run.gpus > 1:
         yield "distributed.strategy=fsdp"
+        yield "distributed.gather=block"
     own = [part for part in parts if getattr(config.optimizer, part).name is not None]
     shared = ["training.optimizer=adamw_8bit"] if len(own) < len(parts) else []
     yield " ".join([*shared, *(f"optimizer.{part}.name=adamw_8bit" for part in own)])
     yield "training.offload_between_phases=true"
     if run.gpus > 1:
-        yield "distributed.offload=true"
+        yield WAITING
     whole = [part for part in parts if part in ("ar", "dit", "unet") and not config.lora_for(part).enabled]
     own = [part for part in whole if getattr(config.lora, part).enabled is not None]
     if whole:

@@ -63,10 +63,11 @@ class Run:
     means: whether the mean is, too. guided: in rollout and replay. GLM-Image's guided
     passes are two in a row; SDXL's, one of twice the rows. prompt_tokens and
     glyph_tokens are assumed. shards: GPUs over which FSDP spreads a model, 1 without. waits: what lies in shards does
-    so on the CPU. phased: weights and moments take turns on the GPU. supervises: other steps than those with rewards
-    learn from targets. recrops: pictures are cut and encoded at every step. evaluated: pictures drawn at once to be
-    scored or shown. decodes: whether steps look at the pictures that they draw. spares_vae: whether a VAE that fp16
-    overflows is kept in fp32. teachers: of on-policy distillation, what each of them is."""
+    so on the CPU. by_block: halves in shards that are gathered block by block while they draw. phased: weights and
+    moments take turns on the GPU. supervises: other steps than those with rewards learn from targets.
+    recrops: pictures are cut and encoded at every step. evaluated: pictures drawn at once to be scored or shown.
+    decodes: whether steps look at the pictures that they draw. spares_vae: whether a VAE that fp16 overflows is kept
+    in fp32. teachers: of on-policy distillation, what each of them is."""
 
     family: str
     component: str
@@ -98,6 +99,7 @@ class Run:
     shards: int
     quantization: Quantization
     waits: bool = False
+    by_block: tuple[str, ...] = ()
     phased: bool = False
     supervises: bool = False
     recrops: bool = False
@@ -183,6 +185,7 @@ def read_run(config: Config, *, gpus: int = 1, strategy: str | None = None) -> R
         shards=1 if chosen != "fsdp" else (config.distributed.shard_size or gpus),
         quantization=model.quantization,
         waits=config.distributed.offload and chosen == "fsdp",
+        by_block=tuple(config.parts()) if config.distributed.gather == "block" and chosen == "fsdp" else (),
         phased=config.training.offload_between_phases,
         supervises=config.uses_reward() and config.uses_supervision(),
         recrops=config.crops_at_random(),

@@ -20,6 +20,15 @@ from tests.config.building import build
         ),
         (("rollout.cuda_graph", "model.family"), {"rollout": {"cuda_graph": False}, "model": {"family": "sdxl"}}),
         (("rollout.cuda_graph", "model.device_map"), {"rollout": {"cuda_graph": True}, "model": {"device_map": "cpu"}}),
+        (("distributed.gather", "model.family"), {"distributed": {"gather": "half"}, "model": {"family": "sdxl"}}),
+        (
+            ("distributed.gather", "training.method"),
+            {"distributed": {"gather": "half"}, "training": {"method": "dmdr"}},
+        ),
+        (
+            ("distributed.gather", "rollout.cuda_graph"),
+            {"distributed": {"gather": "block"}, "rollout": {"cuda_graph": True}},
+        ),
     ],
 )
 def test_what_cannot_work_is_refused(keys: tuple[str, ...], sections: dict[str, Any]) -> None:
@@ -33,5 +42,7 @@ def test_what_works_is_not() -> None:
         {"training": {"compile": True}, "model": {"family": "sdxl"}},
         {"model": {"family": "vgt"}},
         {"rollout": {"cuda_graph": "auto"}, "model": {"device_map": "cpu"}},
+        {"rollout": {"cuda_graph": "auto"}, "distributed": {"gather": "block"}},
+        {"rollout": {"cuda_graph": True}, "distributed": {"gather": "half"}},
     ):
         assert not list(speed_issues(build(**sections)))

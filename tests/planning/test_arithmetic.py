@@ -102,8 +102,7 @@ def test_pictures_of_evaluations_are_decoded_in_the_batches_of_the_rollout(plan_
 
 @pytest.mark.parametrize("strategy", ["auto", "fsdp"])
 def test_adapters_on_small_gpus_are_led_from_shards_to_whole_copies_in_few_bits(plan_of, strategy):
-    """Shards of what is frozen are whole while they draw, and quantization does not work on them: no single change
-    leads there."""
+    """Shards would have to wait on the CPU, and quantization does not work on them: no single change leads there."""
     plan = plan_of(I2I, f"distributed.strategy={strategy}", gpus=3, memory=24)
     words = [word for each in plan.remedies for word in each.change.split()]
     assert plan.run.strategy == "fsdp" and "model.quantization=nf4" in words

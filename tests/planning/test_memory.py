@@ -130,6 +130,18 @@ def test_a_half_in_shards_is_whole_while_it_draws(networks, run):
     assert found["rollout: renders"]["activations"] == one["rollout: renders"]["activations"] - 2 * DIT
 
 
+def test_a_half_that_draws_block_by_block_takes_what_its_passes_do(networks, run):
+    one = {each.name: each.items for each in Memory(whole(run), networks).phases()}
+    memory = Memory(replace(whole(run), gpus=8, strategy="fsdp", shards=8, by_block=("ar", "dit")), networks)
+    gathered = memory.state(awake=False)["gathered weights"]
+    found = {each.name: each.items for each in memory.phases()}
+    for name in ("rollout: plans", "rollout: renders"):
+        assert found[name].get("gathered weights", 0.0) == gathered
+    # casts: of the whole DiT's fp32 weights there, here of two blocks and of what lies in none
+    casts = one["rollout: renders"]["activations"] - found["rollout: renders"]["activations"]
+    assert casts == 2 * 28 * DIT_BLOCK
+
+
 def test_a_frozen_base_in_shards_is_gathered_by_two_blocks(networks, run):
     alone = replace(run, component="dit", halves=run.halves[1:], method="supervised")
     memory = Memory(replace(alone, gpus=8, strategy="fsdp", shards=8), networks)

@@ -1,4 +1,4 @@
-"""What keys that change only how fast a run computes ask of the rest of a configuration."""
+"""What keys that change only how a run computes, not what, ask of the rest of a configuration."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def speed_issues(config: Config) -> Iterator[Issue]:
-    """`training.compile` and `rollout.cuda_graph` where they could not work or would do nothing."""
+    """`training.compile`, `rollout.cuda_graph` and `distributed.gather` where they could not work or do nothing."""
     if config.training.compile and config.model.family == "vgt":
         yield Issue(
             ("training.compile", "model.family"),
@@ -30,3 +30,23 @@ def speed_issues(config: Config) -> Iterator[Issue]:
         yield Issue(("rollout.cuda_graph", "model.family"), "only GLM-Image has an AR half.", "Remove it.")
     elif graph is True and config.model.device_map == "cpu":
         yield Issue(("rollout.cuda_graph", "model.device_map"), "the CPU has no CUDA graphs.", "Use `auto`.")
+    yield from _gather(config)
+
+
+def _gather(config: Config) -> Iterator[Issue]:
+    if config.distributed.gather == "auto":
+        return
+    if config.model.family != "glm_image":
+        yield Issue(
+            ("distributed.gather", "model.family"), "shards of other models are gathered whole to draw.", "Remove it."
+        )
+    elif config.training.method == "dmdr":
+        yield Issue(
+            ("distributed.gather", "training.method"), "shards of a student are gathered whole to draw.", "Remove it."
+        )
+    elif config.distributed.gather == "block" and config.rollout.cuda_graph is True:
+        yield Issue(
+            ("distributed.gather", "rollout.cuda_graph"),
+            "a CUDA graph holds no weights that are gathered anew at each token.",
+            "Use `rollout.cuda_graph: auto`, or `distributed.gather: half`.",
+        )

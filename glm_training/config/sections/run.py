@@ -29,6 +29,11 @@ class DistributedConfig(Section):
         description="`fsdp`: processes that share one set of shards, those of a node for instance; each such group is "
         "a replica. Null = all of them.",
     )
+    gather: Literal["auto", "half", "block"] = Field(
+        default="auto",
+        description="`fsdp`: what a half of GLM-Image gathers to draw: `half` = all of it, once; `block` = one block "
+        "at a time, at each token or step, in less memory; `auto` = `half` where a quarter of the device stays free.",
+    )
     offload: bool = Field(default=False, description="`fsdp`: shards and moments wait on the CPU, which is slower.")
     find_unused_parameters: bool = Field(default=False, description="Let DDP look for parameters without gradient.")
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import GlmImageForConditionalGeneration, GlmImageProcessor
 
-from glm_training.models.gathering import gathered
+from glm_training.models.gathering import drawing, gathered
 from glm_training.models.glm_image import vq
 from glm_training.models.glm_image.ar_types import ARPrompt, ARRollout, EncodedSources, Grid, Sources
 from glm_training.models.glm_image.decode import write_tokens
@@ -170,10 +170,11 @@ class ARComponent(nn.Module):
             raise ValueError(f"micro_batch_size must be at least 1, got {micro_batch_size}")
         options: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "do_sample": do_sample}
         written = []
-        with gathered(self):
+        with drawing(self, self.model.model.language_model.layers) as turns:
+            stepping = self.stepper.steps if turns is None else None  # no graph holds what processes exchange
             for part, samples, draws in _batches(prompt, group_size, uniforms, micro_batch_size or rows):
                 sampler = TokenSampler(draws.to(self.device), self.num_codes, **options)
-                write_tokens(self.model, part, samples, sampler, on_step, self.stepper.steps)
+                write_tokens(self.model, part, samples, sampler, on_step, stepping, turns)
                 # here, outside inference mode, `result` makes tensors that a backward pass may keep
                 written.append(sampler.result())
         tokens, log_probs, supports = zip(*written, strict=True)

@@ -26,6 +26,7 @@ from transformers.models.glm_image.modeling_glm_image import (
     GlmImageTextModel,
 )
 
+from glm_training.models.gathering import Turns
 from glm_training.models.glm_image.ar_types import ARPrompt
 from glm_training.models.glm_image.token_sampling import TokenSampler
 from glm_training.models.lora import without_dropout
@@ -142,6 +143,24 @@ class DecoderLayer:
         return hidden + self.after_mlp(self.mlp(self.before_mlp(hidden)))
 
 
+class TurningLayer(DecoderLayer):
+    """A layer in shards, whole while it computes: `turns` are those of the layers, `place` its own among them."""
+
+    def __init__(self, layer: GlmImageTextDecoderLayer, turns: Turns, place: int) -> None:
+        super().__init__(layer)
+        self._turns, self._place = turns, place
+
+    def read_prompts(
+        self, hidden: Tensor, rotary: Rotary, mask: Tensor | None, group_size: int, cache_length: int
+    ) -> Tensor:
+        with self._turns.block(self._place):
+            return super().read_prompts(hidden, rotary, mask, group_size, cache_length)
+
+    def step(self, hidden: Tensor, place: Place) -> Tensor:
+        with self._turns.block(self._place):
+            return super().step(hidden, place)
+
+
 class Decoding:
     """Prompts that were read, and the steps from there: T - 1 of them, the first token is drawn here.
 
@@ -149,7 +168,12 @@ class Decoding:
     """
 
     def __init__(
-        self, model: GlmImageForConditionalGeneration, prompt: ARPrompt, group_size: int, sampler: TokenSampler
+        self,
+        model: GlmImageForConditionalGeneration,
+        prompt: ARPrompt,
+        group_size: int,
+        sampler: TokenSampler,
+        turns: Turns | None = None,
     ) -> None:
         text_model = model.model.language_model
         self.model = model
@@ -157,7 +181,11 @@ class Decoding:
         self.start = prompt.input_ids.shape[1]
         self.steps = prompt.T - 1
         self._embed, self._norm, self._head = text_model.embed_tokens, _norm(text_model.norm), model.lm_head
-        self._layers = [DecoderLayer(cast("GlmImageTextDecoderLayer", layer)) for layer in text_model.layers]
+        layers = [cast("GlmImageTextDecoderLayer", layer) for layer in text_model.layers]
+        self._layers = [
+            DecoderLayer(layer) if turns is None else TurningLayer(layer, turns, place)
+            for place, layer in enumerate(layers)
+        ]
         length = -(-(self.start + self.steps) // CACHE_MULTIPLE) * CACHE_MULTIPLE
         hidden = self._embed(prompt.input_ids)
         self._table = _rotary_table(text_model, hidden, prompt, group_size)
@@ -206,14 +234,15 @@ def write_tokens(
     sampler: TokenSampler,
     on_step: Callable[[int], None] | None = None,
     stepping: Stepping | None = None,
+    turns: Turns | None = None,
 ) -> None:
     """Lets `sampler` draw all T tokens of `group_size` samples for each of the P prompts, prompt-major.
 
     `on_step` is called with the index of each token before it is computed; it may raise to abandon the rollout.
-    `stepping`: see `decode_graph`; without it each step is the host's `Decoding.advance`.
+    `stepping`: see `decode_graph`; without it each step is the host's `Decoding.advance`. `turns`: of layers in shards.
     """
     with torch.inference_mode(), without_dropout(model):
-        decoding = Decoding(model, prompt, group_size, sampler)
+        decoding = Decoding(model, prompt, group_size, sampler, turns)
         with nullcontext(decoding.advance) if stepping is None else stepping(decoding) as advance:
             for step in range(1, prompt.T):
                 if on_step is not None:
@@ -267,6 +296,6 @@ def _norm(norm: nn.Module) -> Callable[[Tensor], Tensor]:
     """`norm` itself, or for the stock class the same in two kernels instead of seven, rounded before the weight too."""
     if type(norm) is not GlmImageRMSNorm:
         return norm
-    weight, eps = cast(Tensor, norm.weight), cast(float, norm.variance_epsilon)
-    size = list(weight.shape)
-    return lambda hidden: weight * torch.rms_norm(hidden, size, None, eps).to(hidden.dtype)
+    size, eps = list(cast(Tensor, norm.weight).shape), cast(float, norm.variance_epsilon)
+    # the weight is looked up at each call: in shards it is another until the layer is gathered
+    return lambda hidden: cast(Tensor, norm.weight) * torch.rms_norm(hidden, size, None, eps).to(hidden.dtype)

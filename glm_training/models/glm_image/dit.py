@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from glm_training.algorithms.flow_sde import Kernel
-from glm_training.models.gathering import gathered
+from glm_training.models.gathering import drawing
 from glm_training.models.glm_image import latents as codec
 from glm_training.models.glm_image import schedule as timing
 from glm_training.models.glm_image.ar_types import EncodedSources, Sources
@@ -341,7 +341,7 @@ class DiTComponent(torch.nn.Module):
         self.transformer.eval()  # LoRA dropout off
         first = settings.sde_indices[0] if branches > 1 else 0
         try:
-            with gathered(self):
+            with drawing(self, self.transformer.transformer_blocks):
                 if branches > 1:
                     noise = self._prefix(noise[::branches], condition, settings, first, rows_at_once, on_step)
                     noise = noise.repeat_interleave(branches, dim=0)

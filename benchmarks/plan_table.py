@@ -38,6 +38,7 @@ ROWS = (
     Row("DiT, full, `adamw_8bit`", "t2i_training", (*WHOLE, "model.component=dit", "training.optimizer=adamw_8bit")),
     Row("both, full, 8 GPUs, DDP", "t2i_training", WHOLE, 8, "ddp"),
     Row("both, full, 8 GPUs, FSDP", "t2i_training", WHOLE, 8, "fsdp"),
+    Row("both, full, 8 GPUs, FSDP, `gather: block`", "t2i_training", (*WHOLE, "distributed.gather=block"), 8, "fsdp"),
     Row("SDXL, LoRA, DPO", "sdxl_dpo_lora"),
     Row("SDXL, full, DPO", "sdxl_dpo_lora", (*WHOLE, "training.optimizer=adamw")),
     Row("SDXL, full, DPO, `adamw_8bit`", "sdxl_dpo_lora", (*WHOLE, "training.optimizer=adamw_8bit")),

@@ -109,7 +109,10 @@ class Turns:
     def of_calls(self) -> Iterator[None]:
         """Inside, a block's `forward`, for which FSDP2 gathers it, is its turn as well."""
         hooks = [
-            cast(nn.Module, block).register_forward_pre_hook(partial(self._called, place), prepend=True)
+            # what processes tell each other is no part of a block that is compiled
+            cast(nn.Module, block).register_forward_pre_hook(
+                torch.compiler.disable(partial(self._called, place)), prepend=True
+            )
             for place, block in enumerate(self.blocks)
         ]
         try:

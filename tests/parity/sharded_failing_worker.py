@@ -30,6 +30,7 @@ from tests.runs import trainer_of
 RUN = ["distributed.strategy=fsdp", "training.batch_size=1", "training.max_steps=3"]
 SUPERVISED = ["training.use_reward=false", "model.component=dit", "logging.save_interval=1"]
 EVALUATED = ["evaluation.enabled=true", "evaluation.num_eval_samples=2", "logging.eval_interval=1"]
+BLOCKS = "distributed.gather=block"
 REWARDED = ["model.component=dit", *EVALUATED]
 CASES: dict[str, list[str]] = {
     "full disk": SUPERVISED,
@@ -37,9 +38,9 @@ CASES: dict[str, list[str]] = {
     "lost": [*SUPERVISED, "checkpoint.save_dir=/proc/self/cwd/lost"],
     "reward": [*REWARDED, "reward.metrics={tests.parity.sharded_failing_worker:Refusing: 1.0}"],
     "data": [*EVALUATED, "model.component=both"],
-    "plans": REWARDED,
+    "plans": [*REWARDED, BLOCKS],
     "plans of an evaluation": REWARDED,
-    "SIGTERM in rollout": REWARDED,
+    "SIGTERM in rollout": [*REWARDED, BLOCKS],
     "SIGTERM in DiT update": REWARDED,
     "SIGTERM in evaluation": REWARDED,
     "SIGTERM in saving": [*REWARDED, "logging.save_interval=1"],

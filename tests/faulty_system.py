@@ -11,7 +11,9 @@ import errno
 import gc
 import io
 import os
+import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -151,9 +153,9 @@ class _Tokenizer:
         return getattr(self._tokenizer, name)
 
 
-def in_child(told: Path, action: Callable[[], int]) -> int:
-    """The exit code of `action` in a fork of this process: 99 for an exception, the negative number for a signal. What
-    it prints goes to the file `told`."""
+def in_child(told: Path, action: Callable[[], int], seconds: float | None = None) -> int | None:
+    """The exit code of `action` in a fork of this process: 99 for an exception, the negative number for a signal; None
+    where it did not end in so many seconds, and was killed. What it prints goes to the file `told`."""
     sys.stdout.flush()
     pid = os.fork()
     if pid == 0:
@@ -171,7 +173,17 @@ def in_child(told: Path, action: Callable[[], int]) -> int:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if seconds is None:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return None
 
 
 def _plain_write(path: Any, data: bytes) -> None:

@@ -4,6 +4,7 @@ mutants). The package itself is let go again, so that each fork reads its own co
 import sys
 
 import onnxruntime  # noqa: F401
+import open_clip  # noqa: F401
 import pytest  # noqa: F401
 import rapidocr.main  # noqa: F401
 

@@ -1,10 +1,8 @@
 """A full save, pipeline and adapters included, disturbed at every change that it makes to the disk; of a run in shards
-too, with what torch.distributed.checkpoint changes there.
+too, with what torch.distributed.checkpoint changes there. A save by two processes: tests/parity/faults.py.
 
-Faults: the process is killed before the change; killed half-way through a write; the disk is full from there on; the
-change fails once with an I/O error (a write half-way through); half of a write to the states is lost, and nobody told.
-After each the run's checkpoint verifies and is byte for byte one that an undisturbed run makes, and nobody has seen a
-traceback; now and then a run goes on from it, to the same weights as the undisturbed one.
+After each fault the run's checkpoint verifies and is byte for byte one that an undisturbed run makes, and nobody has
+seen a traceback; now and then a run goes on from it, to the same weights as the undisturbed one.
 
 The suite tries a few places of each. All of them, with their count:
 
@@ -13,7 +11,6 @@ The suite tries a few places of each. All of them, with their count:
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -28,32 +25,24 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from benchmarks.kill import tensors_digest
-from glm_training.checkpoint.manifest import read_manifest, verify_checkpoint
+from glm_training.checkpoint.manifest import read_manifest
 from glm_training.checkpoint.resume import load_checkpoint, resolve_resume
 from glm_training.engine.errors import TrainingError
 from glm_training.engine.run_directory import held_run_directory
 from glm_training.engine.sharding import Shards, Strategy
 from glm_training.trainers import base_trainer
 from glm_training.trainers.base_trainer import BaseTrainer
-from tests.faulty_system import KILLED, TAKES_SPACE, FaultySystem, in_child
+from tests.faulty_saves import FAULTS, OF_SHARDS, Change, digests, fault, places, step
+from tests.faulty_system import KILLED, FaultySystem, in_child
 from tests.runs import trainer_of
 
-FAULTS = ("kill", "torn write", "ENOSPC", "EIO", "lost write")
 RUNS = {
     "LoRA": ["lora.enabled=true", "lora.rank=2", "checkpoint.save_lora=true", "training.optimizer=adamw"],
     "full": ["model.component=dit"],
-    "shards": [
-        "model.component=dit",
-        "lora.enabled=true",
-        "lora.rank=2",
-        "checkpoint.save_lora_only=true",
-        "training.optimizer=adamw",
-        "training.ema.decay=0.5",
-    ],
+    "shards": OF_SHARDS,
 }
 ALL = os.environ.get("FAULT_SWEEP") == "all"
-PLACES = 5
+PLACES = 3
 """How many places the suite tries of each fault."""
 
 
@@ -66,28 +55,13 @@ class Saving:
     trainer: BaseTrainer
     run: Path
     pristine: Path
-    changes: list[tuple[str, str]]
+    changes: list[Change]
     files: dict[int, dict[str, str]]
 
     def restore(self) -> None:
         """As before the save. Files are linked: a save replaces them, and changes none in place."""
         shutil.rmtree(self.run)
         shutil.copytree(self.pristine, self.run, copy_function=os.link)
-
-
-def step(trainer: BaseTrainer, until: int) -> None:
-    while trainer.step < until:
-        trainer.training_step()
-        trainer.step += 1
-
-
-def digests(checkpoint: Path) -> dict[str, str]:
-    """Of the bytes of each file; of shards those of the tensors, as the order of their notes is left to chance."""
-    files = verify_checkpoint(checkpoint).files
-    shards = [name for name in files if name.startswith("states/") and name.count("/") > 1]
-    return {name: record.sha256 for name, record in files.items()} | {
-        name: tensors_digest(checkpoint / name) for name in shards
-    }
 
 
 def built(kind: str, folder: Path) -> BaseTrainer:
@@ -168,33 +142,9 @@ def gone_on(subject: Saving, trainer: BaseTrainer) -> int:
     return 0
 
 
-def fault(kind: str, at: int) -> Callable[[int, str, str], str | None]:
-    """What becomes of each change when the fault is met at change number `at`."""
-    code = {"ENOSPC": errno.ENOSPC, "EIO": errno.EIO}.get(kind)
-
-    def decide(number: int, change: str, path: str) -> str | None:
-        if number < at or (number > at and kind != "ENOSPC"):
-            return None
-        if change == "write" and number == at and kind != "kill":
-            return "torn"
-        if kind == "lost write":
-            return "lost"
-        if code is None:
-            os._exit(KILLED)
-        if kind == "EIO" or change in TAKES_SPACE | {"torn"}:
-            raise OSError(code, os.strerror(code), path)
-        return None
-
-    return decide
-
-
-def places(changes: list[tuple[str, str]], kind: str) -> list[int]:
+def tried(changes: list[Change], kind: str) -> list[int]:
     """The changes at which a fault is tried."""
-    writes = [(at, path) for at, (change, path) in enumerate(changes) if change == "write"]
-    possible = {
-        "torn write": [at for at, _ in writes],
-        "lost write": [at for at, path in writes if "/states/" in path],
-    }.get(kind, list(range(len(changes))))
+    possible = places(changes, kind)
     if ALL:
         return possible
     spread = len(possible) / PLACES
@@ -205,7 +155,7 @@ def places(changes: list[tuple[str, str]], kind: str) -> list[int]:
 @pytest.mark.parametrize("kind", FAULTS)
 def test_no_fault_takes_the_checkpoint(saving, tmp_path, kind):
     outcomes: Counter[str] = Counter()
-    for place in places(saving.changes, kind):
+    for place in tried(saving.changes, kind):
         saving.restore()
         code = in_child(tmp_path / "told", lambda place=place: saved(saving, tmp_path, fault(kind, place)))
         told = (tmp_path / "told").read_text()

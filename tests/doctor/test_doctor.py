@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,29 +16,47 @@ from glm_training.cli import main
 from glm_training.doctor import examination, trial
 from glm_training.doctor.commands import Asked
 from glm_training.doctor.findings import Finding, failed, ok
+from glm_training.doctor.processes import Ended, environment, run_together
 from tests.runs import write_config
+from tests.warm import Program
+from tests.warm import run as warm_run
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_whole_of_it_on_this_machine_leaves_nothing_behind(tmp_path: Path) -> None:
+@pytest.fixture
+def warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes of a trial are forks that have their libraries; one alone is started as ever."""
+    assert warm_run("-c", "").returncode == 0  # the server of forks has its files where tests have theirs
+
+    def together(
+        command: Sequence[str], changes: Sequence[Mapping[str, str]], limit: float, folder: Path
+    ) -> list[Ended]:
+        if len(changes) == 1:
+            return run_together(command, changes, limit, folder)
+        assert command[:2] == [sys.executable, "-P"]
+        both = [Program(*command[2:], changes=environment(own), directory=folder) for own in changes]
+        ended = [each.ended(limit) for each in both]
+        return [Ended(each.returncode, each.stderr.splitlines()) for each in ended]
+
+    monkeypatch.setattr(trial, "run_together", together)
+
+
+def test_the_whole_of_it_on_this_machine_leaves_nothing_behind(warm, monkeypatch, tmp_path, capsys) -> None:
     places = {name: tmp_path / name for name in ("home", "temporary", "work")}
     for place in places.values():
         place.mkdir()
     changes = {"HOME": str(places["home"]), "TMPDIR": str(places["temporary"]), "CUDA_VISIBLE_DEVICES": ""}
-    words = [sys.executable, "-P", "-m", "glm_training.cli.main", "doctor", "--json", "--time-limit", "900"]
-    environment = {name: value for name, value in os.environ.items() if name not in ("HF_HOME", "TORCH_HOME")}
-    done = subprocess.run(
-        words,
-        cwd=places["work"],
-        env=environment | changes | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=1800,
-    )
-    told = json.loads(done.stdout)
+    for name, value in changes.items():
+        monkeypatch.setenv(name, value)
+    for name in ("HF_HOME", "TORCH_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", None)  # to be found anew
+    monkeypatch.chdir(places["work"])
+    code = run(monkeypatch, "--json", "--time-limit", "900")
+    told = json.loads(capsys.readouterr().out)
     found = {finding["name"]: finding for finding in told["findings"]}
-    assert done.returncode == 0 and told["ok"] is True, done.stdout + done.stderr
+    assert code == 0 and told["ok"] is True, told
     assert found["training step"]["facts"]["seconds"] > 0 and found["two processes"]["status"] == "ok"
     assert {"libraries", "GPU", "OCR", "metrics", "disk for runs", "disk for weights"} <= found.keys()
     assert [path for place in places.values() for path in place.rglob("*")] == []
@@ -113,7 +131,7 @@ def test_a_trial_that_fails_says_what_the_run_said(monkeypatch: pytest.MonkeyPat
     assert found.status == "failed" and "sede" in found.message and "--force-reinstall" in found.command
 
 
-def test_two_processes_that_cannot_meet_are_told_which_variable_is_at_fault(monkeypatch) -> None:
+def test_two_processes_that_cannot_meet_are_told_which_variable_is_at_fault(warm, monkeypatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nowhere0")
     found = trial.two(Asked(), 600, gpus=0)
     assert found.status == "failed" and found.command == ("unset", "GLOO_SOCKET_IFNAME")

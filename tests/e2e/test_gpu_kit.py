@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks.gpu import kit
 from benchmarks.gpu.stages import STAGES, Report, losses_of
-
-ROOT = Path(__file__).parents[2]
+from tests import warm
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """What each stage wrote, each in a process of its own, by stage."""
+    """What each stage wrote, by stage, each in a process of its own: after the first in forks that have libraries."""
     folder = tmp_path_factory.mktemp("gpu")
     asked = ["--device", "cpu", "--small", "--only", "tests,losses,decode", "--minutes", "20", "--patience", "4"]
-    command = [sys.executable, "-m", "benchmarks.gpu.kit", "--out", str(folder), *asked]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    started = kit.run_stage
+
+    def stage(name: str, place: Path, options: list[str], limit: float) -> dict[str, Any]:
+        if name == "tests":
+            return started(name, place, options, limit)
+        done = warm.run("-m", "benchmarks.gpu.stages", name, "--out", str(place), *options)
+        return {"ended": done.stderr if done.returncode else "finished"}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["kit", "--out", str(folder), *asked])
+        patch.setattr(kit, "run_stage", stage)
+        code = kit.main()
     summary = json.loads((folder / "summary.json").read_text())
     assert [end["ended"] for end in summary.values()] == ["finished"] * 3, summary
-    assert done.returncode == 0 and list(summary) == ["tests", "losses", "decode"]
+    assert code == 0 and list(summary) == ["tests", "losses", "decode"]
     return {name: json.loads((folder / f"{name}.json").read_text()) for name in summary}
 
 

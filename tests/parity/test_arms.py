@@ -16,10 +16,10 @@ from tests.parity.arms_worker import ARMS, KINDS, RULES
 RUN: list[Pair] = [
     ("grpo-ar/adam/whole", "hsdp"),
     ("grpo-dit/adam/adapters", "hsdp"),
-    ("grpo-both/sgd/adapters", "hsdp"),
+    ("grpo-both/sgd/adapters", "fsdp"),
     ("sft/adam/whole", "fsdp"),
-    ("dpo/adam/adapters", "fsdp"),
-    ("dpo-sdxl/adam/whole", "hsdp"),
+    ("dpo/adam/adapters", "hsdp"),
+    ("dpo-sdxl/adam/whole", "fsdp"),
     ("dmdr/sgd/whole", "hsdp"),
     ("dmdr-sdxl/adam/adapters", "ddp"),
     ("vgt-autoencoder/adam/whole", "hsdp"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -85,18 +87,33 @@ def two_processes(request, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Callable[[str], tuple]:
+    """Of a case on one process the weights at the start and after two steps, and how it is judged then: what both
+    strategies are held against."""
+    folder = tmp_path_factory.mktemp("alone")
+
+    @cache
+    def trained(case: str) -> tuple:
+        family, overrides = CASES[case]
+        keys = [*overrides, f"dpo.cache_dir={folder}/cache", f"evaluation.eval_pairs={folder}/pairs"]
+        start = weights_of(trainer_of(folder, family, *keys))
+        trainer = stepped(folder, family, "training.batch_size=2", *keys)
+        return start, weights_of(trainer), trainer.validate()
+
+    return trained
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_equal_one_with_the_double_batch(two_processes, case) -> None:
+def test_two_processes_equal_one_with_the_double_batch(two_processes, alone, case) -> None:
     ranks = [torch.load(two_processes / f"{case}-{rank}.pt", weights_only=True) for rank in (0, 1)]
-    family, overrides = CASES[case]
-    own = [f"dpo.cache_dir={two_processes}/alone", f"evaluation.eval_pairs={two_processes}/pairs"]
-    alone = stepped(two_processes, family, "training.batch_size=2", *overrides, *own)
+    family, _ = CASES[case]
+    start, after, held_out = alone(case)
     assert largest_difference(ranks[0]["weights"], ranks[1]["weights"]) == 0.0, "ranks differ"
-    assert largest_difference(ranks[0]["weights"], weights_of(alone)) <= 1e-5
-    start = weights_of(trainer_of(two_processes, family, *overrides, *own))
-    assert largest_difference(start, weights_of(alone)) > 1e-5
+    assert largest_difference(ranks[0]["weights"], after) <= 1e-5
+    assert largest_difference(start, after) > 1e-5
     for rank in ranks:
-        for name, value in alone.validate().items():
+        for name, value in held_out.items():
             if not name.endswith("accuracy"):  # margins of two steps are near 0: their signs are rounding
                 assert rank["held_out"][name] == pytest.approx(value, abs=2e-4), name
     images = 8 if "sft" not in case else 4

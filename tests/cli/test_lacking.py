@@ -10,10 +10,10 @@ import pytest
 
 from tests.warm import ROOT
 
-PROMPTS = "data/benchmarks/text_tiny.jsonl"
+CONFIG, PROMPTS = str(ROOT / "configs/quickstart.yaml"), str(ROOT / "data/benchmarks/text_tiny.jsonl")
 COMMANDS = (
-    ("train", "--config", "configs/quickstart.yaml"),
-    ("validate", "--config", "configs/quickstart.yaml"),
+    ("train", "--config", CONFIG),
+    ("validate", "--config", CONFIG),
     ("sample", "--prompt", "a red circle", "--model", "tiny"),
     ("evaluate", "--suite", "text", "--prompts", PROMPTS, "--model", "tiny", "--out", "text"),
     ("export", "runs/none", "--format", "lora", "--out", "exported"),
@@ -32,7 +32,7 @@ def told(words: tuple[str, ...], before: os.PathLike[str]) -> subprocess.Complet
     """What `glm-train WORDS` says where the packages in `before` stand in front of those that are installed."""
     environment = os.environ | {"PYTHONPATH": f"{before}{os.pathsep}{ROOT}"}
     command = [sys.executable, "-c", MAIN, *words]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    return subprocess.run(command, cwd=before, env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=lambda words: words[0])

@@ -12,7 +12,7 @@ base image and its Ubuntu, that Python, a GPU.
 runs the file in that Debian, as root, by chroot: each instruction in its order, the image's own command, and the run of
 the file's comment, two steps of it. What the Dockerfile asks of elsewhere and is replaced is told. FOLDER is changed;
 what is mounted is gone with each command. --debian-python: of the Debian, where uv cannot reach GitHub; --certificates
-FILE: for a network whose authorities Debian does not know.
+FILE: for a network whose authorities Debian does not know; --env OMP_NUM_THREADS=1: on a machine that has other work.
 """
 
 from __future__ import annotations
@@ -142,13 +142,14 @@ def main() -> int:
     parser.add_argument("--root", type=Path, metavar="FOLDER", help="of a plain Debian to run the file in")
     parser.add_argument("--debian-python", action="store_true", help="not the one that uv downloads")
     parser.add_argument("--certificates", type=Path, metavar="FILE", help="of authorities, for pip and uv")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="what came of --root, as JSON")
+    parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="as of docker run")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="what came of --root, as JSON, after each step")
     arguments = parser.parse_args()
     if arguments.root is None:
         return look_up()
     from tests.image_root import build
 
-    return build(arguments.root.resolve(), arguments.debian_python, arguments.certificates, arguments.out)
+    return build(arguments.root.resolve(), arguments)
 
 
 def look_up() -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import posixpath
 import re
 import shlex
@@ -144,20 +146,20 @@ def places(root: Path, binds: Mapping[str, Path]) -> Iterator[None]:
 @dataclass(frozen=True)
 class Image:
     """The Debian in `root`. always: what is mounted at each command, place -> file here. stages: folder of each stage
-    that RUN mounts from. network: variables for pip and uv."""
+    that RUN mounts from. network: variables for pip and uv. given: those of docker run --env."""
 
     root: Path
     always: Mapping[str, Path]
     stages: Mapping[str, Path]
     network: Mapping[str, str]
+    given: Mapping[str, str]
 
     def run(self, step: Step, words: list[str], *, building: bool = True) -> tuple[int, str]:
         """The return code of a command, and what it printed. Of a RUN its mounts are made."""
         asked = mounts(step.instruction.rest)[0] if step.instruction.word == "RUN" else []
         binds = {**self.always, **dict(map(self._mounted, asked))}
-        variables = dict(step.environment or {})
-        if building:
-            variables = {**(step.arguments or {}), **variables, **self.network}
+        own = step.environment or {}
+        variables = {**(step.arguments or {}), **own, **self.network} if building else {**own, **self.given}
         variables["HOME"] = home(step.user, (self.root / "etc/passwd").read_text(encoding="utf-8"))
         with places(self.root, binds):
             done = subprocess.run(
@@ -191,9 +193,9 @@ class Image:
         return int(told.split()[0])
 
 
-def build(root: Path, debian_python: bool, certificates: Path | None, out: Path | None) -> int:
+def build(root: Path, options: argparse.Namespace) -> int:
     """Runs the Dockerfile in `root` up to the first instruction that fails, then what it says to run; 1 where one
-    failed."""
+    failed. What is known is in `options.out` after each of them."""
     text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
     found = instructions(text)
     versions = arguments(found)
@@ -202,23 +204,33 @@ def build(root: Path, debian_python: bool, certificates: Path | None, out: Path 
         subprocess.run([sys.executable, *install], check=True)
         always = {"/etc/resolv.conf": Path("/etc/resolv.conf")}
         network = dict[str, str]()
-        if certificates is not None:
-            always[AUTHORITIES] = certificates.resolve()
+        if options.certificates is not None:
+            always[AUTHORITIES] = options.certificates.resolve()
             network = dict.fromkeys(("PIP_CERT", "SSL_CERT_FILE"), AUTHORITIES)
-        image = Image(root, always, {"uv": Path(place, "bin")}, network)
-        report: dict[str, Any] = {"machine": machine(), "replaced": replaced(image, versions, debian_python)}
+        given = dict(each.split("=", 1) for each in options.env)
+        image = Image(root, always, {"uv": Path(place, "bin")}, network, given)
+        report: dict[str, Any] = {"machine": machine(), "load_before": round(os.getloadavg()[0], 1)}
+        report |= {"replaced": replaced(image, versions, options.debian_python), "bytes": {"base": image.bytes_used()}}
         for line in report["replaced"]:
             Console().line(f"replaced: {line}")
-        report["bytes"] = {"base": image.bytes_used()}
-        report["steps"] = list(_built(image, steps(found, _given(image, debian_python))))
-        failed = any(each["returned"] for each in report["steps"])
+        report |= {"steps": [], "runs": []}
+        for record in _built(image, steps(found, _given(image, options.debian_python))):
+            report["steps"].append(record)
+            write(report, options.out)
         report["bytes"]["built"] = image.bytes_used()
-        report["runs"] = [] if failed else list(_run(image, text))
-    if out is not None:
-        out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        if not any(each["returned"] for each in report["steps"]):
+            for record in _run(image, text):
+                report["runs"].append(record)
+                write(report, options.out)
     size = {name: f"{count / 1e9:.2f} GB" for name, count in report["bytes"].items()}
     Console().line(f"base {size['base']}, image {size['built']}")
-    return 1 if failed or any(each["returned"] for each in report["runs"]) else 0
+    return 1 if any(each["returned"] for each in report["steps"] + report["runs"]) else 0
+
+
+def write(report: Mapping[str, Any], out: Path | None) -> None:
+    """As JSON, where there is a place for it."""
+    if out is not None:
+        out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def replaced(image: Image, versions: Mapping[str, str], debian_python: bool) -> list[str]:
@@ -232,6 +244,8 @@ def replaced(image: Image, versions: Mapping[str, str], debian_python: bool) -> 
         lines.append(f"Python {versions['PYTHON']} that uv downloads: python3-dev of that Debian")
     if image.network:
         lines.append("authorities for pip and uv: those of this machine's network")
+    if image.given:
+        lines.append("docker run: with --env " + ", ".join(f"{name}={value}" for name, value in image.given.items()))
     return [*lines, "docker run --gpus all: no GPU; volumes: none, the image's own folders"]
 
 

@@ -5,7 +5,8 @@
 Clones this repository as it is committed, installs it into a fresh environment, and takes every step in the clone with
 the commands of that environment, each of which has to come out right: the quickstart (two steps of it), its page in a
 browser, a reward and pictures of one's own, a benchmark, an export, stock diffusers. Prints a table. Needs a network
-for the installation and some 10 GB of disk. tests/e2e/test_newcomer.py walks the same way in the tree that is there.
+for the installation and some 10 GB of disk; with OMP_NUM_THREADS=1 on a machine that has other work.
+tests/e2e/test_newcomer.py walks the same way in the tree that is there.
 """
 
 from __future__ import annotations
@@ -93,6 +94,7 @@ def main() -> None:
         "machine": machine(),
         "python": platform.python_version(),
         "load_before": round(load, 1),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
         "seconds": {name: round(seconds, 1) for name, seconds in spent.items()},
         "whole": round(sum(spent.values()), 1),
     }

@@ -77,7 +77,7 @@ class Stock:
     """The same step by a composer of stock parts."""
 
     def __init__(self, calculator: Any, dataset: Any) -> None:
-        self.pipeline: Any = GlmImagePipeline.from_pretrained(TINY_FOLDER, torch_dtype=torch.float32)
+        self.pipeline: Any = GlmImagePipeline.from_pretrained(TINY_FOLDER, dtype=torch.float32)
         self.pipeline.set_progress_bar_config(disable=True)
         self.calculator, self.dataset, self.taken = calculator, dataset, 0
         self.ar, self.dit = self.pipeline.vision_language_encoder, self.pipeline.transformer

@@ -5,10 +5,19 @@
 asks apt whether it has the packages, has pip resolve the libraries for this Python with what is copied into the image,
 and asks the uv of that version whether it knows the Python. All need a network; nothing stays installed. Not tried: the
 base image and its Ubuntu, that Python, a GPU.
+
+    debootstrap --variant=minbase bookworm FOLDER
+    python -m tests.image --root FOLDER --out benchmarks/results/image.json
+
+runs the file in that Debian, as root, by chroot: each instruction in its order, the image's own command, and the run of
+the file's comment, two steps of it. What the Dockerfile asks of elsewhere and is replaced is told. FOLDER is changed;
+what is mounted is gone with each command. --debian-python: of the Debian, where uv cannot reach GitHub; --certificates
+FILE: for a network whose authorities Debian does not know; --env OMP_NUM_THREADS=1: on a machine that has other work.
 """
 
 from __future__ import annotations
 
+import argparse
 import fnmatch
 import os
 import re
@@ -16,6 +25,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,9 +50,16 @@ def instructions(text: str) -> list[Instruction]:
     return [Instruction(*line.split(maxsplit=1)) for line in joined.splitlines() if line.strip()]
 
 
+def mounts(rest: str) -> tuple[list[dict[str, str]], str]:
+    """The options of each --mount of a RUN line, and what follows."""
+    flags, command = re.fullmatch(r"((?:--mount=\S+\s+)*)(.*)", rest).groups()  # type: ignore[union-attr]  # all fits
+    each = [flag.removeprefix("--mount=").split(",") for flag in flags.split()]
+    return [dict(option.split("=", 1) for option in options) for options in each], command
+
+
 def commands(found: list[Instruction]) -> list[list[str]]:
     """Each command of the RUN lines, in words."""
-    runs = [re.sub(r"^(?:--mount=\S+ )+", "", each.rest) for each in found if each.word == "RUN"]
+    runs = [mounts(each.rest)[1] for each in found if each.word == "RUN"]
     return [shlex.split(part) for run in runs for part in run.split("&&")]
 
 
@@ -90,16 +107,22 @@ def patterns(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
 
 
+def sent(name: str) -> Iterator[Path]:
+    """The files of the repository's file or folder `name` that .dockerignore lets through."""
+    rules = patterns((ROOT / ".dockerignore").read_text(encoding="utf-8"))
+    source = ROOT / name
+    for file in [source] if source.is_file() else sorted(source.rglob("*")):
+        if file.is_file() and is_sent(file.relative_to(ROOT).as_posix(), rules):
+            yield file
+
+
 def fill(folder: Path) -> None:
     """What the image has of the repository, into a folder."""
-    rules = patterns((ROOT / ".dockerignore").read_text(encoding="utf-8"))
     for name in dict.fromkeys(copied(instructions((ROOT / "Dockerfile").read_text(encoding="utf-8")))):
-        source = ROOT / name
-        for file in [source] if source.is_file() else sorted(source.rglob("*")):
-            path = file.relative_to(ROOT).as_posix()
-            if file.is_file() and is_sent(path, rules):
-                (folder / path).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(file, folder / path)
+        for file in sent(name):
+            place = folder / file.relative_to(ROOT)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, place)
 
 
 def uv_knows(version: str, python: str) -> bool:
@@ -115,6 +138,22 @@ def uv_knows(version: str, python: str) -> bool:
 
 def main() -> int:
     """1 where something does not resolve or run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, metavar="FOLDER", help="of a plain Debian to run the file in")
+    parser.add_argument("--debian-python", action="store_true", help="not the one that uv downloads")
+    parser.add_argument("--certificates", type=Path, metavar="FILE", help="of authorities, for pip and uv")
+    parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="as of docker run")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="what came of --root, as JSON, after each step")
+    arguments = parser.parse_args()
+    if arguments.root is None:
+        return look_up()
+    from tests.image_root import build
+
+    return build(arguments.root.resolve(), arguments)
+
+
+def look_up() -> int:
+    """Asks for packages, libraries and the Python; 1 where one is not to be had."""
     found = instructions((ROOT / "Dockerfile").read_text(encoding="utf-8"))
     say, faults = Console().line, 0
     packages = apt_packages(found)

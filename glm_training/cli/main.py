@@ -45,6 +45,8 @@ BESIDE_TRAINING = {
     ),
 }
 """Commands that read a configuration as `train` does: help in the list, and of each."""
+LOADING = ("validate", "sample", "evaluate", "export")
+"""Commands that load a model or a metric, besides `train`: before that, their libraries have to fit."""
 
 
 def main() -> None:
@@ -140,6 +142,10 @@ def _sample_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.command == "train":
         return training.run(arguments)
+    if arguments.command in LOADING:
+        lacking = training.tell_lacking()
+        if lacking is not None:
+            return lacking
     if arguments.command == "validate":
         from glm_training.cli.validate import validate
 

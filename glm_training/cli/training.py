@@ -138,15 +138,23 @@ def _cannot_start(message: str, code: int) -> int:
     return code
 
 
-def _train(config: Config, *, overwrite: bool = False, auto: bool = False) -> int:
-    from glm_training.cli.messages import hide_progress_bars, report_error
+def tell_lacking() -> int | None:
+    """Tells which libraries are missing, too old or of another build; the exit code for that, None where all fit."""
     from glm_training.utils.requirements import check_requirements
 
     try:
         check_requirements()
     except ImportError as error:
         return _cannot_start(str(error), EXIT_FAILED)
+    return None
+
+
+def _train(config: Config, *, overwrite: bool = False, auto: bool = False) -> int:
+    lacking = tell_lacking()
+    if lacking is not None:
+        return lacking
     from glm_training.checkpoint.state_tree import CheckpointError
+    from glm_training.cli.messages import hide_progress_bars, report_error
     from glm_training.engine.errors import USER_ERRORS, DataLostError, NonFiniteError, TrainingError
     from glm_training.rewards import RewardError
     from glm_training.trainers.run import run_training

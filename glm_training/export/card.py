@@ -142,14 +142,14 @@ def use_lines(wanted: Wanted, place: str) -> list[str]:
     stock, base = STOCK[source.family], public_base(source) or Path(source.base).name
     chosen = None if wanted.format == "lora" else wanted.dtype  # of adapters it says nothing of the model
     own = source.config.model.torch_dtype if chosen is None else str(chosen).removeprefix("torch.")
-    dtype = f"torch_dtype=torch.{own}"
+    dtype = f"dtype=torch.{own}"
     heads, lines, given = ["import torch", f"from diffusers import {stock}"], list[str](), ""
     if wanted.format == "safetensors":
         for part in parts:
-            library, key = ("transformers", f"dtype=torch.{own}") if part == "ar" else ("diffusers", dtype)
+            library = "transformers" if part == "ar" else "diffusers"
             heads.append(f"from {library} import {CLASSES[part]}")
             folder = folder_of(part)
-            lines.append(f'{folder} = {CLASSES[part]}.from_pretrained("{place}", subfolder="{folder}", {key})')
+            lines.append(f'{folder} = {CLASSES[part]}.from_pretrained("{place}", subfolder="{folder}", {dtype})')
             given += f"{folder}={folder}, "
     model = place if wanted.format == "pipeline" else base
     lines.append(f'pipe = {stock}.from_pretrained("{model}", {given}{dtype})')

@@ -101,8 +101,7 @@ def reload_part(folder: Path, dtype: torch.dtype | None = None) -> nn.Module:
             return VGT_CLASSES[kind].from_pretrained(folder, dtype=dtype)
         library, name = ("diffusers", config["_class_name"]) if "_class_name" in config else ("transformers", None)
         stock = getattr(importlib.import_module(library), name or config["architectures"][0])
-        options = {"torch_dtype" if library == "diffusers" else "dtype": dtype, "use_safetensors": True}
-        model, told = stock.from_pretrained(str(folder), output_loading_info=True, **options)
+        model, told = stock.from_pretrained(str(folder), output_loading_info=True, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         raise ExportError(f"{folder.name} cannot be loaded again: {error}") from error
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -202,7 +201,7 @@ def load_pipeline(kind: str, folder: Path) -> tuple[Any, Family]:
     if kind == "vgt":
         return None, VGT.load(str(folder))
     stock: Any = GlmImagePipeline if kind == "glm_image" else StableDiffusionXLPipeline
-    pipe = stock.from_pretrained(str(folder), torch_dtype=torch.float32, use_safetensors=True)
+    pipe = stock.from_pretrained(str(folder), dtype=torch.float32, use_safetensors=True)
     family: Family = GLMImage.from_pipeline(pipe) if kind == "glm_image" else SDXL.from_pipeline(pipe)
     few = read_few_steps(folder)
     if few is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 
 import torch
@@ -26,7 +27,9 @@ def test_the_lines(tmp_path):
     code = code.replace("torch.bfloat16", "torch.float32").replace("exports/t2i", str(tmp_path / "out"))
     code = code.replace("zai-org/GLM-Image", str(tmp_path / "base"))
     found: dict[str, object] = {}
-    exec(code, found)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*torch_dtype")
+        exec(code, found)
     loaded = GLMImage.from_pipeline(found["pipe"])  # type: ignore[arg-type]
     for part in family.components:
         layers = {name: module for name, module in loaded.module(part).named_modules() if hasattr(module, "lora_A")}

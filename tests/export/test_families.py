@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -240,7 +241,9 @@ def pipe_of_the_card(out: Path, base: Path) -> Any:
     (code,) = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), flags=re.DOTALL)
     assert "glm_training" not in code
     found: dict[str, Any] = {}
-    exec(code.replace("FOLDER", str(out)).replace('"tiny-random"', f'"{base}"'), found)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*torch_dtype")  # the word of before, which diffusers warns of
+        exec(code.replace("FOLDER", str(out)).replace('"tiny-random"', f'"{base}"'), found)
     return found["pipe"]
 
 

@@ -20,7 +20,7 @@ def test_it_takes_at_most_20_megabytes():
 
 
 def test_the_stock_pipeline_loads_it_and_draws():
-    pipeline = GlmImagePipeline.from_pretrained(TINY_FOLDER, torch_dtype=torch.float32)
+    pipeline = GlmImagePipeline.from_pretrained(TINY_FOLDER, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
     image = pipeline(

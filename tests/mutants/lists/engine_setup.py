@@ -64,6 +64,13 @@ MUTATIONS = [
         ("seed=config.evaluation.seed", "seed=config.seed", "evaluations draw with the run's seed"),
     ),
     *of(
+        "engine/gathers.py",
+        ("engine/test_gathers.py",),
+        ("return lying + half <=", "return half <=", "what lies on a device leaves all of it free"),
+        ("else 1 / shards", "else 1.0", "a process holds all shards"),
+        ("not whole, size, told", "whole, size, told", "a half that does not fit is gathered whole"),
+    ),
+    *of(
         "engine/sharding.py",
         "engine/test_sharding.py",
         ('if config.training.method == "dmdr" else 0', "if False else 0", "the guidance network takes no memory"),

@@ -8,7 +8,7 @@
 #     glm_training train --config configs/quickstart.yaml
 #
 # The libraries are those of requirements.txt, which CI tested with this Python. What was tried of this file without
-# Docker, and how: python -m tests.image
+# Docker, and how: python -m tests.image --help, and what came of it: docs/compatibility.md
 ARG BASE=nvidia/cuda:13.0.1-runtime-ubuntu24.04
 ARG UV=0.13.0
 

@@ -22,6 +22,7 @@ from glm_training.data import DataError
 from glm_training.engine.agreement import losses_explained
 from glm_training.engine.errors import DataLostError, NonFiniteError, ScoringError, TrainingError, UnforeseenError
 from glm_training.engine.parts import Part
+from glm_training.models.gathering import OtherFailed
 from glm_training.rewards import RewardError, ScoringStopped
 from glm_training.utils.distributed import World
 from glm_training.utils.failures import beside_training
@@ -92,7 +93,7 @@ class InFlight:
                 yield
         except StopRequested:
             raise
-        except ScoringStopped as stop:
+        except (ScoringStopped, OtherFailed) as stop:  # what failed elsewhere is told by who failed
             self._signals.poll()
             raise StopRequested from stop
         except Exception as error:  # whatever ends a step: the processes agree on it, or one waits for the others

@@ -3,9 +3,10 @@ it many times in a row."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import partial
 from typing import Any, cast
 from weakref import WeakKeyDictionary, WeakSet
@@ -14,6 +15,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
+
+
+class OtherFailed(Exception):
+    """Another of the processes that share the shards of a half has failed while they draw."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,9 @@ def gathered(root: nn.Module, without: nn.Module | None = None) -> Iterator[None
     finally:
         for module in modules:
             _whole.discard(module)  # type: ignore[arg-type]
-            module.set_reshard_after_forward(module is not root, recurse=False)
+            module.set_reshard_after_forward(True, recurse=False)  # one that failed in its `forward` would stay whole
             module.reshard()
+            module.set_reshard_after_forward(module is not root, recurse=False)
 
 
 def draw_by_block(root: nn.Module, sharing: Sharing) -> None:
@@ -79,21 +85,46 @@ def drawing(root: nn.Module, blocks: nn.ModuleList) -> Iterator[Turns | None]:
         try:
             with turns.of_calls():
                 yield turns
-        finally:
-            turns.end()
+        except BaseException:
+            turns.break_off()
+            raise
+        turns.end()
+
+
+class Word(IntEnum):
+    """What a process tells those that it shares shards with; of several the highest counts."""
+
+    DONE = 0
+    CHECKS = 1
+    PASSES = 2
+    FAILED = 3
 
 
 class Turns:
     """Blocks that are called in their order, pass after pass, and gathered one at a time by all processes together.
 
-    Processes may make different numbers of passes, and one may give up within a pass: each joins in what the others
-    gather until all have come to `end`. Before each pass they count those that make one.
+    Before each pass they tell each other who makes one. They may make different numbers of passes: who makes none joins
+    in what the others gather, until all have come to `end`. Of one that fails the others hear before their next pass or
+    check, and draw no further: each could otherwise wait for the other in another place.
     """
 
     def __init__(self, blocks: Iterable[nn.Module], sharing: Sharing) -> None:
         self.blocks = [cast(FSDPModule, block) for block in blocks]
         self.sharing = sharing
         self._next = 0  # the block that is due
+        self._failed = False  # one of the processes has
+
+    def asking(self, on_step: Callable[[int], None] | None) -> Callable[[int], None] | None:
+        """`on_step` when no process makes a pass and none has failed: in it all of a run may wait for each other."""
+        if on_step is None:
+            return None
+
+        def asked(step: int) -> None:
+            while self._go_on(Word.CHECKS) is Word.PASSES:
+                self._join(0)
+            on_step(step)
+
+        return asked
 
     @contextmanager
     def block(self, place: int) -> Iterator[None]:
@@ -122,13 +153,20 @@ class Turns:
                 hook.remove()
 
     def end(self) -> None:
-        """This process makes no more passes; returns when none does."""
+        """This process makes no more passes; returns when none does, or one has failed."""
+        while (word := self._tell(Word.DONE)) in (Word.PASSES, Word.CHECKS):
+            if word is Word.PASSES:
+                self._join(0)
+
+    def break_off(self) -> None:
+        """This process has failed; gathers what the others still do in their pass, and tells them."""
         for block in self.blocks:  # one that failed is whole, and would be gathered no more
             block.reshard()
+        if self._failed:
+            return
         if self._next:
             self._join(self._next)
-        while self._making(False):
-            self._join(0)
+        self._tell(Word.FAILED)
 
     def _called(self, place: int, block: nn.Module, inputs: Any) -> None:
         self._come(place)
@@ -137,7 +175,7 @@ class Turns:
         if place != self._next:
             raise RuntimeError(f"block {place} was called where block {self._next} is due, for which others wait")
         if place == 0:
-            self._making(True)
+            self._go_on(Word.PASSES)
         self._next = (place + 1) % len(self.blocks)
 
     def _join(self, start: int) -> None:
@@ -145,8 +183,16 @@ class Turns:
             block.unshard()
             block.reshard()
 
-    def _making(self, makes: bool) -> bool:
-        """Whether any process makes another pass. One that does makes it in any case, and does not wait to hear."""
-        count = torch.tensor(int(makes), device=self.sharing.device)
-        dist.all_reduce(count, group=self.sharing.group)
-        return makes or bool(count)
+    def _go_on(self, word: Word) -> Word:
+        """Tells the others so, and gives what counts; OtherFailed where one of them has failed."""
+        counts = self._tell(word)
+        if counts is Word.FAILED:
+            self._failed = True
+            raise OtherFailed
+        return counts
+
+    def _tell(self, word: Word) -> Word:
+        """What counts of the words of all."""
+        told = torch.tensor(int(word), device=self.sharing.device)
+        dist.all_reduce(told, dist.ReduceOp.MAX, group=self.sharing.group)
+        return Word(int(told))

@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from glm_training.engine.families import build_family
 from glm_training.models.family import Family
+from glm_training.models.gathering import OtherFailed
 from glm_training.utils.distributed import World, barrier, init_world, shutdown
 from tests.runs import config_of, trainer_of, weights_of
 
@@ -28,6 +29,10 @@ RUN = [
 ]
 SIZES = {0: (64, 96), 1: (32, 64)}
 """Height and width of what each process draws: 6 and 2 tokens in a large grid."""
+
+
+BROKEN = {"between passes": (1, None), "in the first block": (1, 0), "in the last block": (0, -1)}
+"""The process that breaks off, and the block in which it does."""
 
 
 class GivenUp(Exception):
@@ -84,14 +89,14 @@ def broken(block: nn.Module) -> Iterator[None]:
 
 def compared(folder: Path, world: World) -> dict[str, dict[str, dict[str, Tensor]]]:
     """What each process draws in shards, with the blocks that lay whole before each step, and from a whole model; and
-    what process 0 draws while the other breaks off."""
+    how both end when one breaks off, with what they draw after it."""
     keys = ["training.batch_size=1", f"output_dir={folder}/none"]
     sharded = trainer_of(folder, *BLOCKS, *keys, world=world).family
     alone = build_family(config_of(folder, *keys), World())
     seen: list[int] = []
 
     def give_up(step: int) -> None:
-        if world.rank and step == 1:
+        if step == 1:
             raise GivenUp
 
     found = {}
@@ -100,19 +105,17 @@ def compared(folder: Path, world: World) -> dict[str, dict[str, dict[str, Tensor
             "shards": draw(sharded, world.rank, lambda step, half=half: seen.append(whole_blocks(sharded, half))),
             "whole": draw(alone, world.rank),
         }
-        for how, block, on_step in (
-            ("between passes", None, give_up),
-            ("in the first block", 0, None),
-            ("in the last block", -1, None),
-        ):
+        for how, (breaks, block) in BROKEN.items():
             try:
-                if block is None or not world.rank:
-                    found[half][how] = draw(sharded, world.rank, on_step)
+                if block is None or world.rank != breaks:
+                    found[half][how] = draw(sharded, world.rank, give_up if world.rank == breaks else None)
                 else:
                     with broken(layers(sharded)[half][block]):
                         draw(sharded, world.rank)
-            except GivenUp:
-                found[half][how] = {"gave up": torch.tensor(whole_blocks(sharded, half))}
+            except (GivenUp, OtherFailed) as error:
+                ended = {"gave up": isinstance(error, GivenUp), "whole blocks": whole_blocks(sharded, half)}
+                found[half][how] = {name: torch.tensor(value) for name, value in ended.items()}
+            found[half][f"after {how}"] = draw(sharded, world.rank)
         found[half]["after"] = {"whole blocks": torch.tensor([whole_blocks(sharded, half), *seen])}
         seen.clear()
         barrier(world)

@@ -21,6 +21,7 @@ from glm_training.data.problems import DataError
 from glm_training.engine.agreement import losses_explained
 from glm_training.engine.errors import TrainingError
 from glm_training.models.glm_image.ar import ARComponent
+from glm_training.models.glm_image.decode import DecoderLayer
 from glm_training.rewards import RewardCalculator
 from glm_training.trainers.base_trainer import BaseTrainer
 from glm_training.utils.distributed import DistributedError, World, barrier, init_world
@@ -40,6 +41,7 @@ CASES: dict[str, list[str]] = {
     "data": [*EVALUATED, "model.component=both"],
     "plans": [*REWARDED, BLOCKS],
     "plans of an evaluation": REWARDED,
+    "token": [*EVALUATED, "model.component=both", BLOCKS],
     "SIGTERM in rollout": [*REWARDED, BLOCKS],
     "SIGTERM in DiT update": REWARDED,
     "SIGTERM in evaluation": REWARDED,
@@ -50,7 +52,8 @@ CASES: dict[str, list[str]] = {
 }
 """What happens on process 1 in the second step: the disk is full while it writes its shard; its folder of checkpoints
 is another one than that of process 0, from the start, or from then on; its reward raises; an image has gone; what
-writes its plans fails, in a step or in the evaluation before it; a stop signal comes in a phase; a weight of its shard
+writes its plans fails, in a step or in the evaluation before it, or within a token of a half whose blocks are gathered
+one at a time; a stop signal comes in a phase; a weight of its shard
 is NaN as it saves. The last two end it: a second stop signal while it writes its shard,
 and no memory for the weights that are gathered."""
 
@@ -75,7 +78,7 @@ FIRST_STEP = 2 + 4
 def arranged(case: str, trainer: BaseTrainer, world: World) -> Iterator[None]:
     """Inside, the case happens in the second step of process 1."""
     phase, write, whole, rollout = trainer.phase, disk.write, DTensor.full_tensor, ARComponent.rollout
-    batch, inside, now = trainer.dataset.batch, False, ""
+    batch, inside, now, token = trainer.dataset.batch, False, "", DecoderLayer.step
 
     @contextmanager
     def watched(name) -> Iterator[None]:
@@ -117,12 +120,19 @@ def arranged(case: str, trainer: BaseTrainer, world: World) -> Iterator[None]:
                 raise RuntimeError("no plans")
         return plans
 
+    def stepped(*args):
+        if case == "token" and now == "rollout" and world.rank == 1 and trainer.step == 1:
+            raise RuntimeError("no token")
+        return token(*args)
+
     trainer.phase, disk.write, DTensor.full_tensor = watched, written, gathered  # type: ignore[method-assign, assignment]
     trainer.dataset.batch, ARComponent.rollout = read, planned  # type: ignore[method-assign, assignment]
+    DecoderLayer.step = stepped  # type: ignore[method-assign]
     try:
         yield
     finally:
         disk.write, DTensor.full_tensor, ARComponent.rollout = write, whole, rollout  # type: ignore[method-assign]
+        DecoderLayer.step = token  # type: ignore[method-assign]
 
 
 def told_by(world: World, action: Callable[[], object]) -> str:

@@ -20,6 +20,7 @@ EXPECTED = {
     "data": ("DataLostError: 1.png has gone", 1),
     "plans": ("UnforeseenError: RuntimeError: no plans", 1),
     "plans of an evaluation": ("UnforeseenError: RuntimeError: no plans", 1),
+    "token": ("UnforeseenError: RuntimeError: no token", 1),
     "weights": (
         "TrainingError: looking for weights that are not finite failed on rank 1: NonFiniteError: after step 2",
         1,

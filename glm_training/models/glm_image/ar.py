@@ -172,6 +172,7 @@ class ARComponent(nn.Module):
         written = []
         with drawing(self, self.model.model.language_model.layers) as turns:
             stepping = self.stepper.steps if turns is None else None  # no graph holds what processes exchange
+            on_step = on_step if turns is None else turns.asking(on_step)
             for part, samples, draws in _batches(prompt, group_size, uniforms, micro_batch_size or rows):
                 sampler = TokenSampler(draws.to(self.device), self.num_codes, **options)
                 write_tokens(self.model, part, samples, sampler, on_step, stepping, turns)

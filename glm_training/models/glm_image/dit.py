@@ -250,9 +250,8 @@ class DiTComponent(torch.nn.Module):
             kv_caches=reference,
             return_dict=False,
         )
-        return (
-            velocity.float().clone()
-        )  # no view: FSDP's hook on what a module returns would be lost with a change of it
+        # no view: FSDP's hook on what a module returns would be lost with a change of it
+        return velocity.float().clone()
 
     def _key_mask(self, condition: DiTCondition, dropped: Tensor, reference: Reference | None) -> Tensor | None:
         """``[B, reference + text + image]`` bool, or None when every key counts (then attention is the stock one's)."""
@@ -341,7 +340,8 @@ class DiTComponent(torch.nn.Module):
         self.transformer.eval()  # LoRA dropout off
         first = settings.sde_indices[0] if branches > 1 else 0
         try:
-            with drawing(self, self.transformer.transformer_blocks):
+            with drawing(self, self.transformer.transformer_blocks) as turns:
+                on_step = on_step if turns is None else turns.asking(on_step)
                 if branches > 1:
                     noise = self._prefix(noise[::branches], condition, settings, first, rows_at_once, on_step)
                     noise = noise.repeat_interleave(branches, dim=0)

@@ -54,8 +54,9 @@ def gathers(config: Config, family: Family, shards: int, device: float) -> list[
             found.append(Gather(part, asked == "block", size, "as distributed.gather says"))
             continue
         told = f"beside {lying / 1e9:.1f} GB of weights, gradients and moments, on a device of {device / 1e9:.0f}"
-        whole = fits_whole(lying, size, device) or needs_whole(config, part)
-        found.append(Gather(part, not whole, size, told))
+        fits = fits_whole(lying, size, device)
+        whole = fits or needs_whole(config, part)
+        found.append(Gather(part, not whole, size, told if fits or not whole else "as rollout.cuda_graph needs"))
     return found
 
 

@@ -79,6 +79,7 @@ def test_a_graph_needs_weights_that_stay(tmp_path):
     config = config_of(tmp_path, FSDP, "rollout.cuda_graph=true")
     found = gathers(config, build_family(config, World()), 2, 1.0)
     assert {each.part: each.by_block for each in found} == {"ar": False, "dit": True}
+    assert found[0].told().endswith(": as rollout.cuda_graph needs") and "beside" in found[1].told()
 
 
 def test_a_student_has_no_choice(tmp_path):

@@ -89,7 +89,7 @@ def broken(block: nn.Module) -> Iterator[None]:
 
 def compared(folder: Path, world: World) -> dict[str, dict[str, dict[str, Tensor]]]:
     """What each process draws in shards, with the blocks that lay whole before each step, and from a whole model; and
-    how both end when one breaks off, with what they draw after it."""
+    how both end when one breaks off, and what they draw after all that."""
     keys = ["training.batch_size=1", f"output_dir={folder}/none"]
     sharded = trainer_of(folder, *BLOCKS, *keys, world=world).family
     alone = build_family(config_of(folder, *keys), World())
@@ -115,7 +115,7 @@ def compared(folder: Path, world: World) -> dict[str, dict[str, dict[str, Tensor
             except (GivenUp, OtherFailed) as error:
                 ended = {"gave up": isinstance(error, GivenUp), "whole blocks": whole_blocks(sharded, half)}
                 found[half][how] = {name: torch.tensor(value) for name, value in ended.items()}
-            found[half][f"after {how}"] = draw(sharded, world.rank)
+        found[half]["again"] = draw(sharded, world.rank)
         found[half]["after"] = {"whole blocks": torch.tensor([whole_blocks(sharded, half), *seen])}
         seen.clear()
         barrier(world)

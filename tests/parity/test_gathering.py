@@ -49,7 +49,7 @@ def test_all_end_where_one_breaks_off_and_can_draw_again(runs, half, how):
             assert found[how] == {"gave up": torch.tensor(rank == breaks), "whole blocks": torch.tensor(0)}
         else:  # a check waits for those that make passes and have none, to their end
             assert all(torch.equal(found[how][name], value) for name, value in found["whole"].items())
-        assert all(torch.equal(found[f"after {how}"][name], value) for name, value in found["whole"].items())
+        assert all(torch.equal(found["again"][name], value) for name, value in found["whole"].items())
 
 
 def test_a_run_is_the_same_to_the_bit(runs):

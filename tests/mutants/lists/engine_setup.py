@@ -68,7 +68,7 @@ MUTATIONS = [
         ("engine/test_gathers.py",),
         ("return lying + half <=", "return half <=", "what lies on a device leaves all of it free"),
         ("else 1 / shards", "else 1.0", "a process holds all shards"),
-        ("not whole, size, told", "whole, size, told", "a half that does not fit is gathered whole"),
+        ("Gather(part, not whole, size", "Gather(part, whole, size", "a half that does not fit is gathered whole"),
     ),
     *of(
         "engine/sharding.py",

@@ -3,7 +3,7 @@
     python -m benchmarks.sharding --hidden 512 --layers 24 --out benchmarks/results/scaling.json
     python -m benchmarks.sharding --hidden 1024 --layers 24 --steps 3 --arms ddp-2 fsdp-4 \
         --out benchmarks/results/sharding.json
-    python -m benchmarks.sharding --hidden 1024 --layers 24 --steps 3 --arms draw-half draw-block \
+    python -m benchmarks.sharding --hidden 1024 --layers 12 --steps 2 --arms draw-half draw-block \
         --out benchmarks/results/gathering.json
 
 Supervised training of the AR half of a random GLM-Image, AdamW, fp32, the same four pictures a step whatever the number
@@ -187,10 +187,10 @@ def work(folder: Path, steps: int, overrides: list[str]) -> None:
 
 
 def drawn(trainer: Any) -> float:
-    """The mean log-prob of two plans that a process writes."""
+    """The mean log-prob of two plans of an edit, without a preview, that a process writes."""
     import torch
 
-    prompt = trainer.family.ar.encode_prompts(["a picture"], 64, 64)
+    prompt = trainer.family.ar.encode_prompts(["a picture"], 64, 64, torch.zeros(1, 3, 64, 64))
     uniforms = torch.rand(2, prompt.T, generator=torch.Generator().manual_seed(trainer.world.rank))
     return float(trainer.family.ar.rollout(prompt, 2, uniforms, temperature=1.0, top_p=1.0).log_probs.mean())
 

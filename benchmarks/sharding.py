@@ -57,7 +57,9 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=1024)
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS)[:6])
+    parser.add_argument(
+        "--arms", nargs="+", choices=tuple(ARMS), default=[name for name in ARMS if not name.startswith("draw-")]
+    )
     parser.add_argument("--out", type=Path)
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()

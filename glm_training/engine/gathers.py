@@ -41,12 +41,17 @@ def needs_whole(config: Config, part: str) -> bool:
     return part == "ar" and config.rollout.cuda_graph is True
 
 
+def may_choose(config: Config) -> bool:
+    """Whether there is a choice: other families and DMDR's student, whose networks are called in pieces, have none."""
+    return config.model.family == "glm_image" and config.training.method != "dmdr"
+
+
 def gathers(config: Config, family: Family, shards: int, device: float) -> list[Gather]:
-    """Of each half of GLM-Image that will lie in so many shards on devices of so many bytes; other families and DMDR's
-    student, whose networks are called in pieces, have no choice."""
-    if config.model.family != "glm_image" or config.training.method == "dmdr":
+    """Of each half that will lie in so many shards on devices of so many bytes, where there is a choice."""
+    if not may_choose(config):
         return []
-    asked, lying = config.distributed.gather, lying_bytes(config, family, shards)
+    share = 0.0 if config.distributed.offload else 1 / shards
+    asked, lying = config.distributed.gather, lying_bytes(config, family, share)
     found = []
     for part in config.parts():
         size = whole_bytes(config, family, part)
@@ -60,14 +65,14 @@ def gathers(config: Config, family: Family, shards: int, device: float) -> list[
     return found
 
 
-def lying_bytes(config: Config, family: Family, shards: int) -> float:
-    """What a process holds all the time of the model, of which the halves that are trained lie in so many shards."""
+def lying_bytes(config: Config, family: Family, share: float) -> float:
+    """What a process holds all the time of the model, and of the gradients and moments of what is trained; of the
+    halves that are trained its `share` alone."""
     spread = {id(p) for part in config.parts() for p in _spread(family, part)}
     trained = {id(p) for part in config.parts() for p in family.trainable(part).values()}
     parameters = {id(p): p for name in family.components for p in family.component(name).parameters()}
-    on_device = 0.0 if config.distributed.offload else 1 / shards
     return sum(
-        p.numel() * (TRAINED if key in trained else p.element_size()) * (on_device if key in spread else 1.0)
+        p.numel() * (TRAINED if key in trained else p.element_size()) * (share if key in spread else 1.0)
         for key, p in parameters.items()
     )
 

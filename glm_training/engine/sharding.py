@@ -23,7 +23,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, Offlo
 
 from glm_training.config import Config
 from glm_training.engine.errors import SettingsError
-from glm_training.engine.gathers import TRAINED, Gather, gathers
+from glm_training.engine.gathers import TRAINED, Gather, gathers, lying_bytes
 from glm_training.models.family import Family
 from glm_training.models.gathering import Sharing, draw_by_block
 from glm_training.models.lora import reached_layers
@@ -197,10 +197,9 @@ def may_shard(config: Config, world: World) -> bool:
 def resident_bytes(config: Config, family: Family) -> int:
     """What a process holds of the model without shards, and of the gradients and moments of what is trained; of DMDR
     with the guidance network, which is made later."""
-    parameters = {id(p): p for name in family.components for p in family.component(name).parameters()}
-    trained = {id(p) for part in config.parts() for p in family.trainable(part).values()}
-    model = sum(p.numel() * (TRAINED if key in trained else p.element_size()) for key, p in parameters.items())
-    return model + (guidance_bytes(config, family) if config.training.method == "dmdr" else 0)
+    return int(lying_bytes(config, family, 1.0)) + (
+        guidance_bytes(config, family) if config.training.method == "dmdr" else 0
+    )
 
 
 def guidance_bytes(config: Config, family: Family) -> int:

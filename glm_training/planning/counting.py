@@ -1,4 +1,5 @@
-"""Parameters of a model by part, trained and frozen, with the shapes that an update rule keeps its moments for."""
+"""What memory is counted by: parameters of a model by part, trained and frozen, with the shapes that an update rule
+keeps its moments for; and phases of a run."""
 
 from __future__ import annotations
 
@@ -17,6 +18,8 @@ from glm_training.planning.passes import ARSizes, DiTSizes, Resnet, Transformer,
 from glm_training.planning.run import BF16_MOMENTS, GUIDANCE, Half, Run
 
 Shapes = dict[str, tuple[int, ...]]
+Items = dict[str, float]
+"""Bytes by what they are."""
 
 EIGHT_BIT_FROM = 4096
 """bitsandbytes keeps the moments of smaller tensors in fp32."""
@@ -64,6 +67,22 @@ class Part:
     def count(self) -> int:
         """Parameters of the part, its adapters among them."""
         return self.frozen + self.trained_count
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A phase of the run and what lies on a GPU at its peak, by what it is. parts: names of those whose weights do so;
+    moments: of those whose moments do."""
+
+    name: str
+    items: Items
+    parts: tuple[str, ...] = ()
+    moments: tuple[str, ...] = ()
+
+    @property
+    def total(self) -> float:
+        """Bytes."""
+        return sum(self.items.values())
 
 
 def count_parts(networks: Networks, run: Run) -> list[Part]:

@@ -14,7 +14,9 @@ from glm_training.engine.optimizers import SCHEDULE_FREE
 from glm_training.models.family import DECODED_AT_ONCE
 from glm_training.planning.counting import (
     METRIC_PARAMETERS,
+    Items,
     Part,
+    Phase,
     ar_sizes,
     count_parts,
     dit_sizes,
@@ -41,7 +43,6 @@ from glm_training.planning.passes import (
     unet_pass,
     vae_decoding,
 )
-from glm_training.planning.phase import Items, Phase
 from glm_training.planning.run import QUANTIZED_BYTES, Half, Run
 
 CONTEXT = 1 << 30
@@ -116,16 +117,18 @@ class Memory:
 
     def resident(self) -> float:
         """Of a process without shards: weights, gradients and moments, as `distributed.strategy: auto` counts them."""
-        return sum(map(self._frozen_bytes, self.parts)) + TRAINED * sum(part.trained_count for part in self.parts)
+        return sum(map(self._lasting, self.parts))
 
     def drawn_by_block(self, device: float) -> tuple[str, ...]:
-        """Halves that `distributed.gather: auto` gathers block by block while they draw, on devices of so many bytes.
-        GLM-Image alone has the choice, but for DMDR, whose student is called in pieces."""
-        if self.run.strategy != "fsdp" or self.run.family != "glm_image" or self.run.method == "distillation":
-            return ()
-        lying = sum((self._frozen_bytes(part) + TRAINED * part.trained_count) * self.here(part) for part in self.parts)
-        names = [half.name for half in self.run.halves if half.name in ("ar", "dit")]
-        return tuple(name for name in names if not fits_whole(lying, self._half(self.by_name[name]), device))
+        """Halves in shards that `distributed.gather: auto` gathers block by block while they draw, on devices of so
+        many bytes."""
+        lying = sum(self._lasting(part) * self.here(part) for part in self.parts)
+        halves = {half.name: self._half(self.by_name[half.name]) for half in self.run.halves}
+        return tuple(name for name, size in halves.items() if not fits_whole(lying, size, device))
+
+    def _lasting(self, part: Part) -> float:
+        """Weights, gradients and moments of a part, whole."""
+        return self._frozen_bytes(part) + TRAINED * part.trained_count
 
     def _frozen_bytes(self, part: Part) -> float:
         return float(sum(count * size for size, count in self.frozen_sizes(part).items()))

@@ -6,9 +6,8 @@ import textwrap
 from collections import Counter
 from collections.abc import Sequence
 
-from glm_training.planning.counting import TAKEN_WHOLE, Part, moment_bytes
+from glm_training.planning.counting import TAKEN_WHOLE, Part, Phase, moment_bytes
 from glm_training.planning.passes import WIDE
-from glm_training.planning.phase import Phase
 from glm_training.planning.plan import Plan
 from glm_training.utils.words import counted
 

@@ -11,10 +11,10 @@ from glm_training.config import Config
 from glm_training.config.loading.load import changed
 from glm_training.engine.errors import SettingsError
 from glm_training.engine.sharding import strategy_problems, update_problems
+from glm_training.planning.counting import Phase
 from glm_training.planning.disk import Disk, checkpoints
 from glm_training.planning.memory import Memory
 from glm_training.planning.models import read_networks
-from glm_training.planning.phase import Phase
 from glm_training.planning.remedies import Remedy, chosen_run, remedies
 from glm_training.planning.run import Run
 from glm_training.planning.schedule import Schedule, schedule

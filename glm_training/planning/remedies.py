@@ -8,7 +8,7 @@ from itertools import chain
 
 from glm_training.config import Config, ConfigError
 from glm_training.config.loading.load import changed
-from glm_training.engine.gathers import needs_whole
+from glm_training.engine.gathers import may_choose, needs_whole
 from glm_training.engine.sharding import strategy_problems, unshardable, update_problems, whole_fits
 from glm_training.planning.memory import Memory
 from glm_training.planning.run import Run, read_run
@@ -46,7 +46,7 @@ def chosen_run(config: Config, gpus: int, memory_of: Callable[[Run], Memory], ca
         whole_fits(memory_of(run).resident(), card) or unshardable(config)
     ):
         run = read_run(config, gpus=gpus, strategy="fsdp")
-    if config.distributed.gather != "auto":
+    if config.distributed.gather != "auto" or run.strategy != "fsdp" or not may_choose(config):
         return run
     by_block = [part for part in memory_of(run).drawn_by_block(card) if not needs_whole(config, part)]
     return replace(run, by_block=tuple(by_block))

@@ -28,11 +28,10 @@ from glm_training.models.vgt.generator import Generator, GeneratorConfig, RepaCo
 from glm_training.models.vgt.published import LANGUAGE_MODELS, published_config
 from glm_training.models.vgt.sequence import Prompts
 from glm_training.models.vgt.tiny_generator import tiny_generator, tiny_random_generator, tiny_tokenizer
-from glm_training.planning.counting import Part, Shapes, sizes_of, step_bytes
+from glm_training.planning.counting import Items, Part, Phase, Shapes, sizes_of, step_bytes
 from glm_training.planning.memory import Memory
 from glm_training.planning.models import Networks
 from glm_training.planning.passes import WIDE
-from glm_training.planning.phase import Items, Phase
 from glm_training.planning.run import Run, read_run
 from glm_training.planning.tracing import faking, most_held, with_tensors
 from glm_training.utils.writable import expanded

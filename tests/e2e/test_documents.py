@@ -57,6 +57,7 @@ ELSEWHERE = {
     "docker": "tests/e2e/test_image.py",
     "ruff": "tests/test_quality.py",
     "tensorboard": "a server",
+    "python -m tests.newcomer": "minutes, and a network; its steps are those of tests/e2e/test_newcomer.py",
     "python -m tests.mutants.run": "hours; tests/mutants/test_catalogue.py says that all of them apply",
     "python -m benchmarks.": "minutes to hours; what it measured is on the page, or in the file that it names",
     "python benchmarks/": "the same",

@@ -1,5 +1,5 @@
 """A newcomer's way from the first run to a picture of the exported model, as commands in processes of their own, timed:
-the steps of `python -m benchmarks.newcomer`, which clones and installs first, in this tree and environment."""
+the steps of `python -m tests.newcomer`, which clones and installs first, in this tree and environment."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.newcomer import table, walk
+from tests.newcomer import table, walk
 from tests.warm import Program
 
 ROOT = Path(__file__).parents[2]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from glm_training.cli import main as program
+from glm_training.planning.counting import Phase
 from glm_training.planning.page import COLUMNS, _phases
-from glm_training.planning.phase import Phase
 from tests.runs import write_config
 
 ROOT = Path(__file__).parents[2]
